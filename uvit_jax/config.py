@@ -1,0 +1,91 @@
+"""Configurations become frozen dataclasses here, and nothing unknown gets through.
+
+A config is nested mappings (an `ml_collections.ConfigDict`, or the JSON of a workdir); the code
+below it works with keyword-only frozen dataclasses. `parse` is the only way from one to the other.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from uvit_jax.errors import UvitError, nearest
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
+    """Builds the frozen dataclass `cls` from a mapping.
+
+    Args:
+      cls: a dataclass; fields that are dataclasses themselves are parsed recursively, lists become
+        tuples, and ints are accepted where floats are expected.
+      config: a mapping (or ConfigDict) with the fields of `cls`; fields with defaults may be absent.
+      where: the dotted path of `config`, for error messages.
+
+    Raises:
+      UvitError: on an unknown or missing key, or a value of the wrong type, naming its path.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key in config:
+        if key not in fields:
+            raise UvitError(f"{where}.{key} is not a known key{nearest(key, fields)}")
+        values[key] = _coerce(hints[key], config[key], f"{where}.{key}")
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise UvitError(f"{where}.{name} is missing")
+    try:
+        return cls(**values)
+    except UvitError as error:
+        # A class checks its own values and does not know where in the config it stands.
+        message = str(error)
+        raise UvitError(message if where in message else f"{where}: {message}") from None
+
+
+def to_dict(config: Any) -> Any:
+    """The mapping that `parse` turns back into `config` (dataclasses to dicts, recursively)."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {k: to_dict(v) for k, v in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(v) for v in config]
+    return config
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        rest = [o for o in options if o is not type(None)]
+        return _coerce(rest[0], value, where) if len(rest) == 1 else value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise UvitError(f"{where} must be a group of keys, got {value!r}")
+        return parse(hint, value, where)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, tuple | list):
+            raise UvitError(f"{where} must be a list, got {value!r}")
+        inner = typing.get_args(hint)
+        kind = inner[0] if inner else Any
+        return tuple(_coerce(kind, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and (
+        not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+    ):
+        raise UvitError(f"{where} must be {_ARTICLE[hint]}, got {value!r}")
+    return value
+
+
+_ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}

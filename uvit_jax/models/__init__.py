@@ -1,0 +1,1 @@
+"""Networks: blocks, the backbone that stacks them, and presets of the published models."""

@@ -1,0 +1,117 @@
+"""What a model is made of, as static configuration: a sequence of segments and a backbone."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from uvit_jax.config import parse
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.parallel import attention
+from uvit_jax.tokens.layout import Layout
+from uvit_jax.tokens.segment import Segment
+
+SKIPS = ("concat", "none")
+MODULATIONS = ("none", "adaln", "adaln_zero")
+REMATS = ("none", "dots", "full")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """A stack of transformer blocks. The defaults are U-ViT's.
+
+    Attributes:
+      width: D. depth: number of blocks, of which half are before and half after `mid_block`.
+      num_heads: H; the head size is D / H.
+      mlp_ratio: hidden width of the MLPs, in units of D.
+      mid_block: one block more, between the halves (U-ViT's "depth 12" is 6 + 1 + 6 blocks).
+      skip: `concat` merges each block of the first half into its partner in the second; `none`.
+      norm_affine, norm_eps: of every LayerNorm.
+      activation: `gelu` (exact) or `gelu_tanh`.
+      qkv_bias: whether queries, keys and values have a bias.
+      modulation: `none`, `adaln` (shift and scale) or `adaln_zero` (and gates, all starting at 0)
+        by the segments that enter by `adaln`.
+      attention: a name in `parallel.attention.IMPLEMENTATIONS`.
+      scan: run the blocks with `jax.lax.scan`; False is a Python loop, for debugging.
+      unroll: blocks a scan's iteration.
+      remat: what the backward pass recomputes: `none` keeps every activation, `dots` keeps the
+        results of matrix products, `full` keeps only the blocks' inputs.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    mid_block: bool = True
+    skip: str = "concat"
+    norm_affine: bool = True
+    norm_eps: float = 1e-5
+    activation: str = "gelu"
+    qkv_bias: bool = False
+    modulation: str = "none"
+    attention: str = "xla"
+    scan: bool = True
+    unroll: int = 1
+    remat: str = "none"
+
+    def __post_init__(self):
+        for key, known in (
+            ("skip", SKIPS),
+            ("modulation", MODULATIONS),
+            ("remat", REMATS),
+            ("activation", ("gelu", "gelu_tanh")),
+        ):
+            value = getattr(self, key)
+            if value not in known:
+                raise UvitError(f"unknown {key} {value!r}{nearest(value, known)}")
+        attention.check(self.attention)
+        if min(self.width, self.depth, self.num_heads, self.unroll) < 1:
+            raise UvitError("width, depth, num_heads and unroll must be at least 1")
+        if self.width % self.num_heads:
+            raise UvitError(f"width={self.width} is not divisible by num_heads={self.num_heads}")
+        if self.skip != "none" and self.depth % 2:
+            raise UvitError(f"long skips pair the blocks: depth={self.depth} must be even")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A model: `segments` by name, in the order of `sequence`, and a backbone.
+
+    `sequence` is apart from `segments` so that an order survives JSON, and so that the command line
+    can drop a segment: `--config.model.sequence="('time', 'image')"`.
+
+    Attributes:
+      dtype: of the computation, `float32` or `bfloat16`. Parameters are float32 always, and so are
+        softmaxes, the norms' statistics and the outputs.
+    """
+
+    sequence: tuple[str, ...]
+    segments: Mapping[str, Segment]
+    backbone: BackboneConfig
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise UvitError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}")
+
+    def layout(self) -> Layout:
+        """The layout that these segments make; raises UvitError if they make none."""
+        return Layout(self.segments[name] for name in self.sequence)
+
+
+def parse_model(config: Mapping[str, Any], where: str = "config.model") -> ModelConfig:
+    """Builds a `ModelConfig` from a mapping; raises UvitError naming the key that is wrong."""
+    if isinstance(config, ModelConfig):
+        return config
+    config = dict(config)
+    given = config.get("segments", {})
+    config["segments"] = {
+        name: parse(Segment, {"name": name, **dict(given[name])}, f"{where}.segments.{name}")
+        for name in given
+    }
+    model = parse(ModelConfig, config, where)
+    for name in model.sequence:
+        if name not in model.segments:
+            hint = nearest(name, model.segments)
+            raise UvitError(f"{where}.sequence names {name!r}, which is no segment{hint}")
+    return model

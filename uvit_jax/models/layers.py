@@ -1,0 +1,135 @@
+"""The transformer block: attention and an MLP, pre-norm, optionally modulated by adaLN.
+
+One class serves U-ViT (affine norms, a skip merged in before the block) and DiT (norms without
+parameters, shift, scale and gate from a conditioning vector).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uvit_jax.models.config import BackboneConfig
+from uvit_jax.parallel.attention import attention
+from uvit_jax.tokens.modalities import normal
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, (B, N, D) → (B, N, D). Heads are an axis of the parameters."""
+
+    def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
+        D, H = config.width, config.num_heads
+        options = dict(dtype=dtype, kernel_init=normal, rngs=rngs)
+        self.implementation = config.attention
+        self.qkv = nnx.LinearGeneral(D, (3, H, D // H), use_bias=config.qkv_bias, **options)
+        self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
+
+    def __call__(self, x_BND: jax.Array, mask_NN: jax.Array | None) -> jax.Array:
+        qkv_BN3HK = self.qkv(x_BND)
+        q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
+        return self.out(attention(q, k, v, mask_NM=mask_NN, implementation=self.implementation))
+
+
+class MLP(nnx.Module):
+    """Linear, GELU, Linear, on each token by itself."""
+
+    def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
+        D, hidden = config.width, int(config.width * config.mlp_ratio)
+        options = dict(dtype=dtype, kernel_init=normal, rngs=rngs)
+        self.activation = config.activation
+        self.fc1 = nnx.Linear(D, hidden, **options)
+        self.fc2 = nnx.Linear(hidden, D, **options)
+
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x_BND)))
+
+
+class Modulation(nnx.Module):
+    """adaLN's SiLU and Linear: a conditioning vector (B, D) → `count` vectors (B, 1, D)."""
+
+    def __init__(
+        self, config: BackboneConfig, count: int, *, dtype: Any, rngs: nnx.Rngs
+    ):
+        zero = config.modulation == "adaln_zero"
+        self.count = count
+        self.linear = nnx.Linear(
+            config.width,
+            count * config.width,
+            dtype=dtype,
+            kernel_init=nnx.initializers.zeros if zero else normal,
+            rngs=rngs,
+        )
+
+    def __call__(self, c_BD: jax.Array) -> list[jax.Array]:
+        return jnp.split(self.linear(nnx.silu(c_BD))[:, None], self.count, axis=-1)
+
+
+def layer_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm as the backbone wants it; its statistics are float32 in any precision."""
+    affine = config.norm_affine
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=config.norm_eps,
+        use_bias=affine,
+        use_scale=affine,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Block(nnx.Module):
+    """x + gate·attention(norm(x)), then x + gate·mlp(norm(x)).
+
+    Args:
+      config: the backbone's.
+      merge_skip: whether the block first merges a long skip: x = Linear(2D → D)([x, skip]).
+    """
+
+    def __init__(
+        self, config: BackboneConfig, *, merge_skip: bool = False, dtype: Any, rngs: nnx.Rngs
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        D = config.width
+        self.skip = nnx.Linear(2 * D, D, kernel_init=normal, **options) if merge_skip else None
+        self.norm1 = layer_norm(config, **options)
+        self.attention = Attention(config, **options)
+        self.norm2 = layer_norm(config, **options)
+        self.mlp = MLP(config, **options)
+        self.modulation_kind = config.modulation
+        count = {"none": 0, "adaln": 4, "adaln_zero": 6}[config.modulation]
+        self.modulation = Modulation(config, count, **options) if count else None
+
+    def __call__(
+        self,
+        x_BND: jax.Array,
+        *,
+        skip_BND: jax.Array | None = None,
+        c_BD: jax.Array | None = None,
+        mask_NN: jax.Array | None = None,
+    ) -> jax.Array:
+        if self.skip is not None:
+            x_BND = self.skip(jnp.concatenate([x_BND, skip_BND], axis=-1))
+        if self.modulation is None:
+            x_BND = x_BND + self.attention(self.norm1(x_BND), mask_NN)
+            return x_BND + self.mlp(self.norm2(x_BND))
+        if self.modulation_kind == "adaln_zero":
+            shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c_BD)
+        else:
+            shift1, scale1, shift2, scale2 = self.modulation(c_BD)
+            gate1 = gate2 = 1
+        h_BND = modulate(self.norm1(x_BND), shift1, scale1)
+        x_BND = x_BND + gate1 * self.attention(h_BND, mask_NN)
+        h_BND = modulate(self.norm2(x_BND), shift2, scale2)
+        return x_BND + gate2 * self.mlp(h_BND)
+
+
+def modulate(x_BND: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array) -> jax.Array:
+    """adaLN's x·(1 + scale) + shift."""
+    return x_BND * (1 + scale_B1D) + shift_B1D

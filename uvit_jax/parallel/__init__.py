@@ -1,0 +1,1 @@
+"""Meshes, shardings and attention: how a program is spread over devices."""

@@ -1,0 +1,68 @@
+"""A segment: one entry of the token sequence, as static configuration.
+
+Time, a class label, a caption, a reference picture, the picture to be made: each is a `Segment`.
+What a modality means for arrays is in `modalities.py`; how segments stand together, and what may
+see what, is in `layout.py`.
+"""
+
+import dataclasses
+
+ROLES = ("noisy", "clean", "condition")
+ENTRIES = ("token", "adaln", "cross")
+POSITIONS = ("learned", "sincos2d", "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One segment of a layout. Fields that its modality does not use keep their defaults.
+
+    Attributes:
+      name: its key in `inputs`, `times` and `outputs`.
+      modality: a name in `modalities.MODALITIES`: time, label, text, features, image.
+      role: `noisy` (has its own timestep and an output head), `clean` (data at t = 0: references,
+        given frames) or `condition`.
+      enter: `token` (stands in the sequence), `adaln` (summed into the modulation vector) or
+        `cross` (attended to from outside the sequence).
+      shape: of one example: image (H, W, C); features (N, F); text (T,); label and time ().
+      patch_size: side of an image patch, in pixels.
+      num_classes: size of a label's vocabulary, without the null class.
+      null: whether a label has a null class (index num_classes), for classifier-free guidance.
+      vocab_size: number of token ids of a text; id 0 is padding and the null text.
+      of: for a time segment, the key in `times` that it shows to the network.
+      time: for a noisy segment, its key in `times`; empty means its own name. Two noisy segments
+        with one key share one timestep.
+      sinusoid_size: for a time segment, size of the sinusoid; 0 means the model's width.
+      mlp_ratio: for a time segment, 0 leaves the sinusoid raw (U-ViT); r > 0 sends it through
+        Linear(r·D), SiLU, Linear(D).
+      final_conv: for a noisy image, a 3×3 convolution after the linear projection.
+      positions: `learned` (one vector a token), `sincos2d` (fixed, images only) or `none`.
+      like: the segment whose embedding and positions this one reuses (references of one kind).
+      subject: subject slot, -1 for none; a learned vector a slot is added.
+      view: view slot, -1 for none; a learned vector a view is added.
+      sees: the segments that these tokens may attend to, besides themselves; empty means all.
+    """
+
+    name: str = ""
+    modality: str
+    role: str = "condition"
+    enter: str = "token"
+    shape: tuple[int, ...] = ()
+    patch_size: int = 1
+    num_classes: int = 0
+    null: bool = True
+    vocab_size: int = 0
+    of: str = ""
+    time: str = ""
+    sinusoid_size: int = 0
+    mlp_ratio: float = 0.0
+    final_conv: bool = True
+    positions: str = "learned"
+    like: str = ""
+    subject: int = -1
+    view: int = -1
+    sees: tuple[str, ...] = ()
+
+    @property
+    def time_key(self) -> str:
+        """The key in `times` of this noisy segment."""
+        return self.time or self.name

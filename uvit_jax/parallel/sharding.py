@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -55,20 +56,26 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def constrain_tokens(x_BND: jax.Array) -> jax.Array:
-    """Keeps activations (B, N, D) spread over the batch (and context) axes of the ambient mesh.
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps an array (B, ...) spread over the batch axes of the ambient mesh (`jax.set_mesh`).
 
-    Without a mesh (`jax.set_mesh`), or where the axes do not divide the array, it does nothing.
+    Without a mesh, or where its axes do not divide the batch, it does nothing.
     """
+    return _constrain(x, (BATCH_AXES,))
+
+
+def constrain_tokens(x_BND: jax.Array) -> jax.Array:
+    """Keeps activations (B, N, D) spread over the batch and context axes of the ambient mesh."""
+    return _constrain(x_BND, (BATCH_AXES, "context"))
+
+
+def _constrain(x: jax.Array, names: tuple[Any, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return x_BND
-    batch = mesh.shape[BATCH_AXES[0]] * mesh.shape[BATCH_AXES[1]]
-    return jax.lax.with_sharding_constraint(
-        x_BND,
-        P(
-            BATCH_AXES if x_BND.shape[0] % batch == 0 else None,
-            "context" if x_BND.shape[1] % mesh.shape["context"] == 0 else None,
-            None,
-        ),
-    )
+        return x
+    fitting = []
+    for name, size in zip(names, x.shape, strict=False):
+        axes = name if isinstance(name, tuple) else (name,)
+        parts = int(np.prod([mesh.shape[a] for a in axes]))
+        fitting.append(name if size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, P(*fitting))

@@ -1,0 +1,68 @@
+"""Emoji from their names, on a laptop.
+
+    python -m experiments.train --config=configs/quickstart.py
+"""
+
+from ml_collections import ConfigDict
+
+from uvit_jax.models import uvit
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.data = dict(
+        name="emoji",
+        image_size=32,
+        keep_vendors=("twemoji", "noto"),
+        keep_groups=("smileys-emotion",),
+        text=True,
+        text_length=12,
+    )
+    config.model = uvit.preset(
+        "S",
+        (32, 32, 3),
+        patch_size=4,
+        text_length=12,
+        vocab_size=2048,
+        width=192,
+        depth=6,
+        num_heads=6,
+    )
+    config.diffusion = dict(
+        schedule=dict(name="rectified_flow"), prediction="velocity", time_sampling="logit_normal"
+    )
+    config.optimizer = dict(
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+    config.train = dict(
+        steps=700,
+        batch_size=32,
+        ema_decay=0.99,
+        drop={"text": 0.1},
+        checkpoint_every=200,
+        log_every=10,
+        sample_every=200,
+    )
+    config.sample = dict(
+        sampler=dict(name="heun", steps=12),
+        guidance_scale=1.0,
+        count=16,
+        prompts=(
+            "grinning face, twemoji",
+            "red heart, twemoji",
+            "smiling face with sunglasses, twemoji",
+            "cat face, twemoji",
+            "angry face, noto",
+            "face with tears of joy, noto",
+            "skull, noto",
+            "monkey face, noto",
+        ),
+    )
+    return config

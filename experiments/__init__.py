@@ -1,0 +1,1 @@
+"""Command lines: thin, each a module to run with `python -m experiments.NAME`."""

@@ -1,0 +1,133 @@
+"""What all command lines share: `--config`, `--config.KEY=VALUE`, `--json`, and errors as sentences.
+
+A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict` (or takes
+the text after a colon: `--config=configs/x.py:text`). The keys that it leaves out have the defaults
+of the classes in `uvit_jax.training.config`, and any key can be overridden, left out or not.
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uvit_jax.errors import UvitError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are `UvitError`s, and that knows `--config.KEY=VALUE`."""
+
+    def __init__(self, description: str, *, config: bool = True):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self._config = config
+        if config:
+            self.add_argument("--config", metavar="FILE", required=True, help="a file of configs/")
+            self.epilog = (
+                "Any key of the config can be overridden: --config.train.steps=100, "
+                "--config.model.backbone.depth=6.\nThe keys and their meanings are the fields of "
+                "uvit_jax.training.config.RunConfig and of the classes it names."
+            )
+        self.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+
+    def error(self, message: str):
+        raise UvitError(f"{message} (see --help)")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments, with `overrides` {dotted key: value} if the parser takes a config.
+
+        Raises:
+          UvitError: on an unknown flag.
+        """
+        args, rest = self.parse_known_args(argv)
+        args.overrides = {}
+        while rest:
+            flag, given, value = rest.pop(0).partition("=")
+            if not (self._config and flag.startswith("--config.")):
+                known = [option for action in self._actions for option in action.option_strings]
+                raise UvitError(f"unknown flag {flag!r}{nearest(flag, known)} (see --help)")
+            if not given:
+                if not rest:
+                    raise UvitError(f"{flag} needs a value: {flag}=VALUE")
+                value = rest.pop(0)
+            args.overrides[flag.removeprefix("--config.")] = _literal(value)
+        return args
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The config file's nested dicts with the overrides put in.
+
+    Raises:
+      UvitError: if the file is missing or broken, or an override goes through what is no group.
+    """
+    name, _, argument = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        known = [str(p) for p in sorted(Path("configs").glob("*.py"))]
+        raise UvitError(f"config file {name!r} does not exist{nearest(name, known)}")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+    except UvitError:
+        raise
+    except Exception as error:
+        raise UvitError(f"config file {name}: {type(error).__name__}: {error}") from error
+    config = _plain(config)
+    for key, value in overrides.items():
+        *groups, last = key.split(".")
+        target = config
+        for depth, group in enumerate(groups):
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise UvitError(f"config.{'.'.join(groups[: depth + 1])} is no group of keys")
+        target[last] = value
+    return config
+
+
+def _plain(config: Any) -> Any:
+    if hasattr(config, "to_dict"):
+        config = config.to_dict()
+    if isinstance(config, Mapping):
+        return {key: _plain(value) for key, value in config.items()}
+    return config
+
+
+def config_name(spec: str) -> str:
+    """A config's short name, for the default workdir: `configs/quickstart.py` → `quickstart`."""
+    name, _, argument = spec.partition(":")
+    return "_".join(filter(None, [Path(name).stem, argument.replace("/", "_")]))
+
+
+def write_json(path: str | None, results: Any) -> None:
+    """Writes `results` to the file that `--json` named, if any."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def run(main: Callable[[Sequence[str] | None], int]) -> None:
+    """Runs a command's `main(argv) → exit status`; a `UvitError` is one line and status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("uvit_jax").setLevel(logging.INFO)
+    try:
+        status = main(None)
+    except UvitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

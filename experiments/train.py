@@ -1,0 +1,55 @@
+"""Trains the model of a config, or goes on training it.
+
+    python -m experiments.train --config=configs/quickstart.py
+    python -m experiments.train --config=configs/uvit_l.py --workdir=/data/uvit_l
+
+The same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save one first.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from experiments import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="the run's folder; default workdirs/<name of the config>"
+    )
+    parser.add_argument(
+        "--distributed",
+        metavar="SPEC",
+        default="",
+        help="several processes as one: 'auto' on TPU pods and SLURM, or ADDRESS:PORT,COUNT,INDEX",
+    )
+    args = parser.parse(argv)
+
+    from uvit_jax.parallel import distributed
+    from uvit_jax.training.config import parse_run
+
+    run = parse_run(cli.read_config(args.config, args.overrides))
+    distributed.initialize(args.distributed)
+
+    import jax
+
+    from uvit_jax.config import to_dict
+    from uvit_jax.training.loop import train
+
+    workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
+    raw = json.loads(json.dumps(to_dict(run)))
+    summary = train(run, raw, workdir)
+    if jax.process_index() == 0:
+        cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})
+        if summary.stopped:
+            print(f"stopped at step {summary.step}, saved; the same command goes on from there")
+        else:
+            print(f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s")
+            print(f"samples: {summary.samples}")
+    return 143 if summary.stopped else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Pictures, labels and captions as numpy batches: `pipeline.dataset` and `pipeline.batches`."""

@@ -1,0 +1,101 @@
+"""`DataConfig`: which pictures, at which size, with which labels and texts. Imports nothing heavy."""
+
+import dataclasses
+
+from uvit_jax.errors import UvitError, nearest
+
+EMOJI_LABELS = ("group", "vendor", "subgroup")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """A data set and what is made of its pictures.
+
+    Attributes:
+      name: "emoji" (embedded), "folder" (of pictures), or the name of a TFDS data set such as
+        "cifar10" or "imagenet2012", with or without "tfds:" before it.
+      path: the folder, for "folder".
+      data_dir: where TFDS keeps prepared data sets; "" is its default.
+      split: "train", "test", or a TFDS split such as "train[:10%]".
+      image_size: side in pixels. The short side is resized to it and the centre is cut out; 0
+        keeps the pictures as they are, which have to be of one size then.
+      channels: 3, or 1 for grey.
+      flip: mirror each training picture with probability 1/2.
+      background: a colour name or "#rrggbb", put behind transparent pictures.
+      labels: "" for none; "group", "vendor" or "subgroup" for emoji; "label" for the sub-folders of
+        a folder; the name of a ClassLabel feature, mostly "label", for TFDS.
+      text: whether to yield captions as token ids.
+      text_length: tokens in a caption, padding included.
+      vocabulary: a file with a tokenizer's JSON; "" derives the known words from the captions (or
+        the class names) of an emoji set or a folder, and from the class names of a TFDS set.
+      keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
+        keeps all. The labels are concepts, such as "grinning face".
+      workers: threads that prepare batches; 0 prepares them in the caller's thread.
+      processes: processes that do so instead, each with its own threads, where decoding is the
+        bottleneck (large pictures and many cores); 0 for none.
+
+    Raises:
+      UvitError: on an impossible value, naming the key.
+    """
+
+    name: str = "emoji"
+    path: str = ""
+    data_dir: str = ""
+    split: str = "train"
+    image_size: int = 0
+    channels: int = 3
+    flip: bool = False
+    background: str = "white"
+    labels: str = ""
+    text: bool = False
+    text_length: int = 16
+    vocabulary: str = ""
+    keep_vendors: tuple[str, ...] = ()
+    keep_groups: tuple[str, ...] = ()
+    keep_subgroups: tuple[str, ...] = ()
+    keep_labels: tuple[str, ...] = ()
+    workers: int = 2
+    processes: int = 0
+
+    def __post_init__(self):
+        if not self.name:
+            raise UvitError("name is empty; known: 'emoji', 'folder', or a TFDS name")
+        if (self.name == "folder") != bool(self.path):
+            raise UvitError(f"path goes with name 'folder' only, got {self.name!r}, {self.path!r}")
+        for key in ("image_size", "workers", "processes"):
+            if getattr(self, key) < 0:
+                raise UvitError(f"{key} must not be negative, got {getattr(self, key)}")
+        if self.channels not in (1, 3):
+            raise UvitError(f"channels must be 1 or 3, got {self.channels}")
+        if self.text and self.text_length < 1:
+            raise UvitError(f"text_length must be at least 1, got {self.text_length}")
+        if self.name == "emoji":
+            if self.labels not in ("", *EMOJI_LABELS):
+                raise UvitError(
+                    f"labels {self.labels!r} is unknown for emoji{nearest(self.labels, EMOJI_LABELS)}"
+                )
+        else:
+            for key in ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels"):
+                if getattr(self, key):
+                    raise UvitError(f"{key} filters emoji only, and name is {self.name!r}")
+        if self.name == "folder" and self.labels not in ("", "label"):
+            raise UvitError(f"labels of a folder is '' or 'label', got {self.labels!r}")
+        if self.name == "folder" and self.split != "train":
+            raise UvitError(f"a folder has the one split 'train', got {self.split!r}")
+        colour(self.background)
+
+
+def colour(name: str) -> tuple[int, int, int]:
+    """A colour name or "#rrggbb" as red, green, blue in 0 to 255.
+
+    Raises:
+      UvitError: if it is neither.
+    """
+    from PIL import ImageColor
+
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError:
+        raise UvitError(
+            f"background {name!r} is no colour; use a name such as 'white', or '#rrggbb'"
+        ) from None

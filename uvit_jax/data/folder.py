@@ -1,0 +1,111 @@
+"""A folder of PNG, JPEG or WebP pictures as a data source; its sub-folders are the classes."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from uvit_jax.data.config import DataConfig
+from uvit_jax.errors import UvitError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class FolderSource:
+    """Random access to the pictures below `config.path`, sorted by path.
+
+    A picture's caption is the text of the file of the same name with the suffix `.txt`, or else
+    the name of its sub-folder. Names that begin with a dot are left out.
+
+    `source[i]` is a dict: `image` (encoded bytes), `name` (path below the folder), `label` (the
+    index of its sub-folder in `class_names`, if labels are on), `captions` (one text, if text is
+    on).
+
+    Raises:
+      UvitError: if the folder is missing or empty, a picture cannot be opened, a picture lacks the
+        sub-folder or the caption that the config asks for.
+    """
+
+    def __init__(self, config: DataConfig):
+        self.root = Path(config.path).expanduser()
+        if not self.root.is_dir():
+            raise UvitError(f"the folder {self.root} does not exist")
+        self.files = sorted(
+            Path(folder, name).relative_to(self.root)
+            for folder, _, names in os.walk(self.root, followlinks=True)
+            for name in names
+            if name.lower().endswith(SUFFIXES)
+        )
+        self.files = [f for f in self.files if not any(part.startswith(".") for part in f.parts)]
+        if not self.files:
+            raise UvitError(f"the folder {self.root} holds no picture ({', '.join(SUFFIXES)})")
+        self.native_shape = self._check()
+        self.class_names: tuple[str, ...] = ()
+        self._labels = self.captions = None
+        if config.labels:
+            self._require(lambda f: len(f.parts) > 1, "is in no sub-folder, and labels are on")
+            self.class_names = tuple(sorted({f.parts[0] for f in self.files}))
+            self._labels = [self.class_names.index(f.parts[0]) for f in self.files]
+        if config.text:
+            self._require(
+                lambda f: (self.root / f).with_suffix(".txt").is_file() or len(f.parts) > 1,
+                "has neither a caption file (.txt) nor a sub-folder, and text is on",
+            )
+            self.captions = [self._caption(f) for f in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict:
+        file = self.root / self.files[index]
+        try:
+            record = {"image": file.read_bytes(), "name": str(file)}
+        except OSError as error:
+            raise UvitError(f"cannot read the picture {file}: {error.strerror}") from error
+        if self._labels is not None:
+            record["label"] = self._labels[index]
+        if self.captions is not None:
+            record["captions"] = (self.captions[index],)
+        return record
+
+    def _check(self) -> tuple[int, int] | None:
+        """Opens every file; returns their common height and width, or None if they differ."""
+
+        def check(file: Path):
+            try:
+                with Image.open(self.root / file) as image:
+                    width, height = image.size
+                    if image.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
+                        width, height = height, width
+                    image.verify()
+                return height, width
+            except Exception as error:  # Pillow's readers raise a dozen kinds
+                return UvitError(f"{self.root / file} ({error})")
+
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(check, self.files))
+        broken = [str(result) for result in results if isinstance(result, UvitError)]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            raise UvitError(
+                f"a picture cannot be opened: {broken[0]}{more}; replace or remove what is broken"
+            )
+        return results[0] if len(set(results)) == 1 else None
+
+    def _require(self, holds, complaint: str) -> None:
+        missing = [f for f in self.files if not holds(f)]
+        if missing:
+            raise UvitError(
+                f"{self.root / missing[0]} {complaint} "
+                f"({len(missing)} of {len(self.files)} pictures)"
+            )
+
+    def _caption(self, file: Path) -> str:
+        beside = (self.root / file).with_suffix(".txt")
+        if not beside.is_file():
+            return file.parts[0]
+        try:
+            return beside.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UvitError(f"cannot read the caption {beside}: {error}") from error

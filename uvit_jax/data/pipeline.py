@@ -1,0 +1,345 @@
+"""From a `DataConfig` to batches of numpy arrays, the same global batches on any number of hosts.
+
+    data = dataset(config)                               # random access, classes, tokenizer
+    for batch in batches(data, batch_size=64, seed=0):   # {"image", "index", ["label", "text"]}
+
+Row r of the global batch k is a pure function of (seed, k * batch_size + r): which record it is,
+and whether it is mirrored. Hosts only divide the rows among themselves. The state of the iterator
+is therefore one number, the batches taken so far, and it can be restored on another host count.
+"""
+
+import functools
+import math
+import sys
+
+import grain
+import numpy as np
+from absl import flags
+
+from uvit_jax.data import images
+from uvit_jax.data.config import DataConfig, colour
+from uvit_jax.data.folder import FolderSource
+from uvit_jax.data.tfds_source import EmojiSource, TfdsSource
+from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.errors import UvitError
+
+__all__ = ["Batches", "DataConfig", "Dataset", "batches", "dataset"]
+
+CACHE_BYTES = 256 * 2**20
+"""Data sets whose decoded pictures are smaller than this are decoded once and kept in memory."""
+
+
+class Dataset:
+    """A data set, opened. Made by `dataset`; safe to share between threads.
+
+    Attributes:
+      config: what it was made from.
+      source: random access to records, with `len`. A record is a dict: `image` (encoded bytes),
+        `name`, and where they apply `label` (int), `captions` (texts), and the source's own.
+      class_names: the classes in the order of their labels; empty if labels are off.
+      tokenizer: a `Tokenizer`, or None if text is off.
+      image_shape: (H, W, C) of what `decode` makes.
+    """
+
+    def __init__(self, config: DataConfig, source, tokenizer: Tokenizer | None):
+        self.config, self.source, self.tokenizer = config, source, tokenizer
+        self.class_names: tuple[str, ...] = source.class_names
+        shape = (config.image_size,) * 2 if config.image_size else source.native_shape
+        if shape is None:
+            raise UvitError("the pictures differ in size: set image_size to a number of pixels")
+        self.image_shape = (*shape, config.channels)
+        self._background = colour(config.background)
+        self._start_cache()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def decode(self, record: dict) -> dict[str, np.ndarray]:
+        """What the network sees of a record, without augmentation.
+
+        Returns:
+          `image` float32 (H, W, C) in [-1, 1]; `label` int32 () if labels are on; `text` int32
+          (text_length,) if text is on: the first caption, cut where it is too long.
+
+        Raises:
+          UvitError: if the picture is broken, naming it.
+        """
+        row = self._row(self._pixels(record), record.get("label"), record.get("captions"))
+        return {**row, "image": to_float(row["image"])}
+
+    def row(self, index: int, number: int = 0) -> dict[str, np.ndarray]:
+        """Record `index` as `decode` would give it, but with `image` still uint8.
+
+        Of several captions, it is the one of this number (modulo their count).
+        """
+        if self._kept is None:
+            record = self.source[index]
+            pixels, label, captions = (
+                self._pixels(record),
+                record.get("label"),
+                record.get("captions"),
+            )
+        elif self._notes[index] is None:
+            record = self.source[index]
+            self._kept[index] = pixels = self._pixels(record)
+            label, captions = record.get("label"), record.get("captions")
+            # Written last: it tells other threads that the pixels are there.
+            self._notes[index] = (label, captions)
+        else:
+            pixels, (label, captions) = self._kept[index], self._notes[index]
+        return self._row(pixels, label, captions, number)
+
+    def _pixels(self, record: dict) -> np.ndarray:
+        pixels = images.decode(
+            record["image"],
+            record["name"],
+            size=self.config.image_size,
+            channels=self.config.channels,
+            background=self._background,
+        )
+        if pixels.shape != self.image_shape:  # the size in a folder or in TFDS was a promise
+            raise UvitError(
+                f"the picture {record['name']} is {pixels.shape}, not {self.image_shape}; "
+                f"set image_size"
+            )
+        return pixels
+
+    def _row(self, pixels, label, captions, number: int = 0) -> dict[str, np.ndarray]:
+        row = {"image": pixels}
+        if self.config.labels:
+            row["label"] = np.int32(label)
+        if self.tokenizer is not None:
+            row["text"] = self._encode(captions[number % len(captions)] if captions else "")
+        return row
+
+    def _start_cache(self) -> None:
+        count, size = len(self.source), math.prod(self.image_shape)
+        small = count * size <= CACHE_BYTES
+        # Pages of `empty` cost nothing before they are written.
+        self._kept = np.empty((count, *self.image_shape), np.uint8) if small else None
+        self._notes = [None] * count if small else None
+        if self.tokenizer is not None:
+            encode = functools.partial(
+                self.tokenizer.encode, length=self.config.text_length, truncate=True
+            )
+            self._encode = functools.lru_cache(2**16)(encode)
+
+    def __getstate__(self) -> dict:
+        # For grain's worker processes, each of which starts with an empty cache.
+        return {k: v for k, v in vars(self).items() if k not in ("_kept", "_notes", "_encode")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._start_cache()
+
+
+def dataset(config: DataConfig) -> Dataset:
+    """Opens a data set. The embedded emoji are prepared on first use; nothing is ever downloaded.
+
+    Raises:
+      UvitError: if the data set is unknown, not prepared, empty or broken, or lacks what the config
+        asks for.
+    """
+    kinds = {"emoji": EmojiSource, "folder": FolderSource}
+    source = kinds.get(config.name, TfdsSource)(config)
+    tokenizer = None
+    if config.text:
+        tokenizer = _vocabulary(config.vocabulary) or Tokenizer.from_captions(source.captions or ())
+        # Known captions are checked here; those of a large TFDS set are cut where they are too long.
+        for caption in source.captions or ():
+            try:
+                tokenizer.encode(caption, config.text_length)
+            except UvitError as error:
+                raise UvitError(f"text_length {config.text_length} is too small: {error}") from None
+    return Dataset(config, source, tokenizer)
+
+
+def batches(
+    data: DataConfig | Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    train: bool = True,
+    start: int = 0,
+) -> "Batches":
+    """This host's rows of the global batches.
+
+    Args:
+      data: a config, or what `dataset` made of it (which opens and caches only once).
+      batch_size: B, rows of the global batch, over all hosts.
+      seed: decides order and augmentation; not negative.
+      process_index: p; this host yields the rows [p*B/P, (p+1)*B/P) of every global batch.
+      process_count: P.
+      train: True for endless batches, a new order every epoch, across whose ends batches run, with
+        augmentation. False for one pass in the source's order without augmentation; the last batch
+        is filled up with the first records, whose `index` is -1.
+      start: the first batch to yield: the training step, when one batch is taken a step.
+
+    Returns:
+      An iterator with `get_state()` and `set_state(state)`. The state is `{"next_index": k}`, with k
+      the batches taken so far, whatever the number of hosts. An item is a dict of numpy arrays,
+      b = B/P: `image` float32 (b, H, W, C) in [-1, 1]; `index` int64 (b,), the record's index in
+      `source`; `label` int32 (b,) if labels are on; `text` int32 (b, text_length) if text is on.
+
+    Raises:
+      UvitError: if B is not a multiple of P, or an argument is impossible; from `next`, if a
+        picture is broken.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise UvitError(
+            f"batch_size {batch_size} cannot be divided among {process_count} hosts; "
+            f"make it a multiple of {process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise UvitError(f"process_index {process_index} is not in [0, {process_count})")
+    if seed < 0:
+        raise UvitError(f"the data seed must not be negative, got {seed}")
+    if isinstance(data, DataConfig):
+        data = dataset(data)
+    rows = _Rows(data, batch_size // process_count, batch_size, process_index, seed, train)
+    if train:
+        count = sys.maxsize // batch_size - 1
+    else:
+        count = math.ceil(len(data) / batch_size)
+    positions = grain.MapDataset.range(count * rows.host_batch)
+    steps = positions.map(rows).batch(rows.host_batch, batch_fn=_stack)
+    return Batches(steps, data.config, start)
+
+
+class Batches(grain.DatasetIterator):
+    """The iterator of `batches`. Its state is `{"next_index": batches taken so far}`."""
+
+    def __init__(self, steps: grain.MapDataset, config: DataConfig, start: int = 0):
+        super().__init__()
+        self._steps, self._config, self._iterator = steps, config, None
+        self.set_state({"next_index": start})
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self._assert_not_closed()
+        if self._iterator is None:
+            self._iterator = self._iterate()
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            ours = _ours(error)
+            if ours is error or ours is None:
+                raise
+            raise ours from None
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continues with batch number `state["next_index"]`.
+
+        Raises:
+          UvitError: if the state is not of this form.
+        """
+        try:
+            step = int(state["next_index"])
+        except (TypeError, KeyError, ValueError):
+            raise UvitError(f"the state of a data iterator is no {state!r}") from None
+        if not 0 <= step <= len(self._steps):
+            raise UvitError(f"there is no batch number {step}; there are {len(self._steps)}")
+        self._stop()
+        self._next = step
+
+    def close(self) -> None:
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _iterate(self) -> grain.DatasetIterator:
+        # Sliced rather than positioned: the position within grain's iterators depends on how many
+        # workers there are, and ours must not.
+        threads = self._config.workers
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        steps = self._steps[self._next :].to_iter_dataset(options)
+        if self._config.processes:
+            # Grain reads absl flags in its workers, and only absl's own `app.run` parses them.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            steps = steps.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._config.processes)
+            )
+        return iter(steps)
+
+
+class _Rows:
+    """Position among this host's rows -> one row, as a picklable function."""
+
+    def __init__(self, data: Dataset, host_batch, batch_size, process_index, seed, train):
+        self.data, self.host_batch, self.batch_size = data, host_batch, batch_size
+        self.first, self.train = process_index * host_batch, train
+        # Two unrelated streams from one seed; grain adds the epoch's number to the seed it is given.
+        order_seed, self.key = map(int, np.random.SeedSequence(seed).generate_state(2, np.uint64))
+        records = grain.MapDataset.range(len(data))
+        self.order = records.shuffle(seed=order_seed % 2**32).repeat() if train else records
+
+    def __call__(self, position: int) -> dict[str, np.ndarray]:
+        batch, row = divmod(int(position), self.host_batch)
+        position = batch * self.batch_size + self.first + row  # among the rows of all hosts
+        if not self.train:
+            index = position % len(self.data)
+            padding = position >= len(self.data)
+            return {**self.data.row(index), "index": np.int64(-1 if padding else index)}
+        index = int(self.order[position])
+        chance = _mix(self.key, position)
+        example = self.data.row(index, number=chance % 2**32)
+        if self.data.config.flip and chance >> 63:
+            example["image"] = example["image"][:, ::-1]
+        return {**example, "index": np.int64(index)}
+
+
+def _mix(key: int, position: int) -> int:
+    """64 random bits for a position: splitmix64 (Steele et al. 2014), a generator with an index."""
+    mask = 2**64 - 1
+    z = (key + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+    return z ^ z >> 31
+
+
+def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return {**batch, "image": to_float(batch["image"])}
+
+
+def to_float(pixels: np.ndarray) -> np.ndarray:
+    """uint8 0 to 255 as float32 -1 to 1, both ends exact."""
+    values = pixels.astype(np.float32)
+    values /= 127.5
+    values -= 1
+    return values
+
+
+def _ours(error: BaseException) -> UvitError | None:
+    """The UvitError behind what grain raised from a worker, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UvitError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _vocabulary(path: str) -> Tokenizer | None:
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return Tokenizer.from_json(file.read())
+    except OSError as error:
+        raise UvitError(f"cannot read the vocabulary {path}: {error.strerror}") from None

@@ -1,0 +1,152 @@
+"""Text as token ids: whole words where they are known, raw bytes where they are not.
+
+Ids: 0 is padding, 1 to 256 are the bytes 0 to 255 of UTF-8, 257 and up are the known words. A word
+is what stands between spaces and closing punctuation, and `,.;:!?)` are words themselves. Nothing
+is ever lost or unknown: `decode(encode(text, length)) == normalise(text)`.
+
+The null text of classifier-free guidance is the empty one, which is all padding.
+"""
+
+import collections
+import json
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from uvit_jax.errors import UvitError
+
+PADDING = 0
+_FIRST_WORD = 257
+_CLOSING = ",.;:!?)"
+# A piece carries the space before it, if any; " " alone remains where two punctuations meet.
+_PIECE = re.compile(rf" ?[^ {re.escape(_CLOSING)}]+|[{re.escape(_CLOSING)}]| ")
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, none at the ends; what UTF-8 cannot hold becomes `?`."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.lower().split())
+
+
+class Tokenizer:
+    """Encodes and decodes with a fixed vocabulary of known words.
+
+    Args:
+      words: the known words; word number i has id 257 + i. A word has no spaces, is lower-case, and
+        is either one of `,.;:!?)` or free of them.
+
+    Raises:
+      UvitError: if a word could never be met in a normalised text, or comes twice.
+    """
+
+    def __init__(self, words: tuple[str, ...] = ()):
+        for word in words:
+            if _pieces("a" + _piece(word)) != [" a", _piece(word)]:
+                raise UvitError(f"{word!r} cannot be a word of a tokenizer: it is never one piece")
+        self.words = tuple(words)
+        self._ids = {_piece(word): _FIRST_WORD + i for i, word in enumerate(words)}
+        if len(self._ids) != len(words):
+            twice = collections.Counter(words).most_common(1)[0][0]
+            raise UvitError(f"the word {twice!r} comes twice in the tokenizer")
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, padding and bytes included."""
+        return _FIRST_WORD + len(self.words)
+
+    def encode(self, text: str, length: int, *, truncate: bool = False) -> np.ndarray:
+        """The ids of `text`, padded with zeros: int32 (length,), values in [0, vocab_size).
+
+        Raises:
+          UvitError: if the text needs more than `length` tokens, unless `truncate`, which drops
+            the rest.
+        """
+        ids = []
+        for piece in _pieces(text):
+            known = self._ids.get(piece)
+            ids.extend([known] if known else (byte + 1 for byte in piece.encode("utf-8")))
+        if ids and ids[0] == 1 + ord(" "):
+            del ids[0]  # the space put before the first word, when that went to bytes
+        if len(ids) > length and not truncate:
+            raise UvitError(
+                f"the text {_shorten(text)!r} has {len(ids)} tokens and the limit is {length}; "
+                f"shorten it (words not in the vocabulary count one token a byte)"
+            )
+        row = np.full((length,), PADDING, np.int32)
+        row[: min(len(ids), length)] = ids[:length]
+        return row
+
+    def decode(self, ids) -> str:
+        """The text of a row of ids; padding is skipped.
+
+        Raises:
+          UvitError: on an id outside the vocabulary.
+        """
+        pieces = []
+        for token in map(int, ids):
+            if not 0 <= token < self.vocab_size:
+                raise UvitError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+            if token >= _FIRST_WORD:
+                pieces.append(_piece(self.words[token - _FIRST_WORD]).encode("utf-8"))
+            elif token != PADDING:
+                pieces.append(bytes([token - 1]))
+        # Truncation can cut a character in two.
+        return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
+
+    @staticmethod
+    def null(length: int) -> np.ndarray:
+        """The null text, for classifier-free guidance: int32 zeros (length,)."""
+        return np.full((length,), PADDING, np.int32)
+
+    def to_json(self) -> str:
+        return json.dumps({"words": self.words}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The inverse of `to_json`.
+
+        Raises:
+          UvitError: if `text` is not what `to_json` writes.
+        """
+        try:
+            words = json.loads(text)["words"]
+            if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise UvitError('a tokenizer is JSON of the form {"words": ["a", "b"]}') from None
+        return cls(tuple(words))
+
+    @classmethod
+    def from_captions(cls, captions: Iterable[str], max_words: int = 4096) -> "Tokenizer":
+        """The `max_words` most frequent words of the captions; ties go alphabetically."""
+        counts = collections.Counter()
+        for caption in captions:
+            # Only what `encode` would take for a word: bytes can spell the rest.
+            counts.update(
+                piece.strip(" ")
+                for piece in _pieces(caption)
+                if piece != " " and piece == _piece(piece.strip(" "))
+            )
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls(tuple(ranked[:max_words]))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Tokenizer) and self.words == other.words
+
+    def __hash__(self) -> int:
+        return hash(self.words)
+
+
+def _pieces(text: str) -> list[str]:
+    text = normalise(text)
+    # The space put before makes the first word look like every other word.
+    return _PIECE.findall(" " + text) if text else []
+
+
+def _piece(word: str) -> str:
+    return word if word in _CLOSING else " " + word
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,55 @@
+"""What a run's labels and texts mean: class names and a tokenizer, saved in its workdir.
+
+With it, a trained model is sampled by name and prompt without its data set at hand.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.errors import UvitError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """classes: names by class index, empty if unknown. tokenizer: of texts, None if there are none."""
+
+    classes: tuple[str, ...] = ()
+    tokenizer: Tokenizer | None = None
+
+    def class_id(self, wanted: Any, num_classes: int) -> int:
+        """The index of a class given by name or number; UvitError if there is none such."""
+        text = str(wanted)
+        if text in self.classes:
+            return self.classes.index(text)
+        if text.isdigit() and int(text) < num_classes:
+            return int(text)
+        hint = nearest(text, self.classes) if self.classes else f"; known: 0 to {num_classes - 1}"
+        raise UvitError(f"label {text!r} is no class of this model{hint}")
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number if it has none."""
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+    def encode(self, prompt: str, length: int) -> np.ndarray:
+        """Token ids of a prompt, int32 (length,); UvitError if it is too long."""
+        if self.tokenizer is None:
+            raise UvitError("this model has no tokenizer, so a prompt means nothing to it")
+        return self.tokenizer.encode(prompt, length)
+
+    def to_json(self) -> str:
+        """The inverse of `from_json`."""
+        tokenizer = None if self.tokenizer is None else json.loads(self.tokenizer.to_json())
+        return json.dumps({"classes": list(self.classes), "tokenizer": tokenizer}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        """Reads what `to_json` wrote."""
+        data = json.loads(text)
+        tokenizer = data["tokenizer"]
+        if tokenizer is not None:
+            tokenizer = Tokenizer.from_json(json.dumps(tokenizer))
+        return cls(tuple(data["classes"]), tokenizer)

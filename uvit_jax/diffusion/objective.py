@@ -1,0 +1,210 @@
+"""The training objective, as two pure functions: `corrupt` the whole batch, then take the `loss`.
+
+Split so that a trainer can cut what `corrupt` returned into microbatches (every leaf has the
+leading axis B) and accumulate gradients over exactly the noise that the full batch would have seen.
+
+Each noisy segment has its own time, drawn independently, unless `times_of` lets it share another's;
+the loss is the sum over segments of the mean squared errors (UniDiffuser: Bao et al. 2023, eq. 5).
+
+Randomness is plain `jax.random` on global shapes, so it does not depend on sharding. The key of a
+segment is `fold_in(key, crc32(name))`: adding or reordering segments changes nobody else's noise.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvit_jax.diffusion import process
+from uvit_jax.diffusion.schedule import ScheduleConfig, make
+from uvit_jax.errors import UvitError, nearest
+
+Arrays = dict[str, jax.Array]
+
+_TIME_SAMPLINGS = ("uniform", "logit_normal", "discrete")
+_WEIGHTINGS = ("uniform", "snr", "min_snr", "truncated_snr", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the network is asked to predict, at which times, and what counts how much.
+
+    Attributes:
+      schedule: the noise schedule, shared by all noisy segments.
+      prediction: `eps`, `x0`, `v`, `velocity` or `score` (see process.py).
+      time_sampling: how t is drawn. None stands for `discrete` on schedules that have steps and
+        `uniform` on the others, as published.
+        `uniform`: t = warp(u), u ~ U[0, 1) (U-ViT on continuous schedules).
+        `logit_normal`: t = warp(sigmoid(z)), z ~ N(logit_mean, logit_std^2) (Esser et al. 2024,
+        eq. 19).
+        `discrete`: t = n/T, n ~ U{1, ..., T}; the schedule must have steps (DDPM; U-ViT-H; DiT).
+      logit_mean, logit_std: of `logit_normal`.
+      weighting: the weight of each example's error. `uniform` is 1 on the error of the prediction
+        itself. The others are defined by the weight they give to the error of x0, and amount to one
+        loss whatever is predicted:
+        `snr`: snr, that is 1 on eps.
+        `min_snr`: min(snr, gamma) (Hang et al. 2023).
+        `truncated_snr`: max(snr, 1) (Salimans & Ho 2022).
+        `sigmoid`: snr sigmoid(bias - log snr) (Hoogeboom et al. 2024).
+      gamma: of `min_snr`.
+      bias: of `sigmoid`.
+      times_of: {segment: segment whose time it shares}, as {"clip_image": "image"}.
+
+    Raises:
+      UvitError: for an unknown name or an impossible value.
+    """
+
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    prediction: str = "eps"
+    time_sampling: str | None = None
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    weighting: str = "uniform"
+    gamma: float = 5.0
+    bias: float = 0.0
+    times_of: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        process.check_prediction(self.prediction)
+        object.__setattr__(self, "times_of", dict(self.times_of.items()))
+        steps = make(self.schedule).discrete_steps
+        if self.time_sampling is None:
+            object.__setattr__(self, "time_sampling", "discrete" if steps else "uniform")
+        for key, known in (("time_sampling", _TIME_SAMPLINGS), ("weighting", _WEIGHTINGS)):
+            value = getattr(self, key)
+            if value not in known:
+                raise UvitError(f"{key} {value!r} is not known{nearest(value, known)}")
+        if self.time_sampling == "discrete" and steps is None:
+            raise UvitError(
+                f"time_sampling 'discrete' needs a schedule with steps, 'sd' or 'ddpm_linear', not "
+                f"{self.schedule.name!r}"
+            )
+        if self.logit_std <= 0 or self.gamma <= 0:
+            raise UvitError("logit_std and gamma must be positive")
+        for name, owner in self.times_of.items():
+            if owner in self.times_of:
+                raise UvitError(f"times_of.{name} is {owner!r}, which has no time of its own")
+
+
+class Corrupted(NamedTuple):
+    """A batch at its noise levels. Dicts by noisy segment; every leaf has the leading axis B.
+
+    Attributes:
+      noisy: x_t, like the clean segments, float32.
+      times: t in [0, 1], (B,).
+      network_times: what the network is told for t, (B,).
+      targets: what the network should return, like the clean segments, float32.
+      weights: of each example's squared error, (B,).
+    """
+
+    noisy: Arrays
+    times: Arrays
+    network_times: Arrays
+    targets: Arrays
+    weights: Arrays
+
+
+def corrupt(key: jax.Array, clean: Arrays, config: ObjectiveConfig) -> Corrupted:
+    """Draws times and noise for a whole batch and applies them.
+
+    Args:
+      key: one PRNG key for the batch.
+      clean: data by noisy segment, leaves (B, ...) of any float type.
+      config: the objective.
+
+    Raises:
+      UvitError: if `times_of` names a segment that `clean` does not have.
+    """
+    schedule = make(config.schedule)
+    for name, owner in config.times_of.items():
+        for segment in (name, owner):
+            if segment not in clean:
+                hint = nearest(segment, clean)
+                raise UvitError(f"times_of names {segment!r}, which is no noisy segment{hint}")
+    batch = next(iter(clean.values())).shape[0]
+    times, eps = {}, {}
+    for name, x0 in clean.items():
+        owner = config.times_of.get(name, name)
+        times[name] = _draw_times(_key(key, owner, 0), batch, config)
+        eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
+    return Corrupted(
+        noisy=process.add_noise(schedule, clean, eps, times),
+        times=times,
+        network_times={name: schedule.network_time(t) for name, t in times.items()},
+        targets=process.combine(config.prediction, schedule, clean, eps, times),
+        weights={name: weight(t, config) for name, t in times.items()},
+    )
+
+
+def loss(outputs: Arrays, corrupted: Corrupted) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The sum over segments of the weighted mean squared error, in float32.
+
+    Args:
+      outputs: the network's, by segment, shaped like `corrupted.targets`.
+      corrupted: what `corrupt` returned, or the same slice of each of its leaves. The mean of the
+        losses of equal slices is the loss of the whole.
+
+    Returns:
+      (loss (), metrics), metrics a flat dict of scalars: `loss/<segment>` is that segment's part of
+      the loss and `mse/<segment>` its error without weights.
+
+    Raises:
+      UvitError: if an output is missing or has another shape than its target.
+    """
+    metrics = {}
+    for name, target in corrupted.targets.items():
+        if name not in outputs:
+            hint = nearest(name, outputs)
+            raise UvitError(f"the network returned nothing for the segment {name!r}{hint}")
+        output = jnp.asarray(outputs[name])
+        if output.shape != target.shape:
+            raise UvitError(
+                f"the network returned {output.shape} for the segment {name!r} of {target.shape}"
+            )
+        error = jnp.square(output.astype(target.dtype) - target)
+        error_B = error.reshape(error.shape[0], -1).mean(axis=1)
+        metrics[f"loss/{name}"] = jnp.mean(corrupted.weights[name] * error_B)
+        metrics[f"mse/{name}"] = jnp.mean(error_B)
+    total = sum(metrics[f"loss/{name}"] for name in corrupted.targets)
+    return total, metrics
+
+
+def weight(t: jax.Array, config: ObjectiveConfig) -> jax.Array:
+    """The weight of the prediction's squared error at times t (B,), float32, finite at both ends.
+
+    An error in x0 is one of d / sigma times that size in a prediction of determinant d (see
+    process.py), so that a weight w on x0's squared error becomes w sigma^2 / d^2.
+    """
+    if config.weighting == "uniform":
+        return jnp.ones_like(t)
+    schedule = make(config.schedule)
+    alpha2, sigma2 = jnp.square(schedule.alpha(t)), jnp.square(schedule.sigma(t))
+    on_x0_times_sigma2 = {
+        "snr": lambda: alpha2,
+        "min_snr": lambda: jnp.minimum(alpha2, config.gamma * sigma2),
+        "truncated_snr": lambda: jnp.maximum(alpha2, sigma2),
+        "sigmoid": lambda: alpha2 * jax.nn.sigmoid(config.bias - schedule.log_snr(t)),
+    }[config.weighting]()
+    return on_x0_times_sigma2 / jnp.square(process.determinant(config.prediction, schedule, t))
+
+
+def _draw_times(key: jax.Array, batch: int, config: ObjectiveConfig) -> jax.Array:
+    """Times (B,) in [0, 1], float32."""
+    schedule = make(config.schedule)
+    if config.time_sampling == "discrete":
+        steps = schedule.discrete_steps
+        return jax.random.randint(key, (batch,), 1, steps + 1) / jnp.float32(steps)
+    if config.time_sampling == "uniform":
+        return schedule.warp(jax.random.uniform(key, (batch,), jnp.float32))
+    normal = jax.random.normal(key, (batch,), jnp.float32)
+    return schedule.warp(jax.nn.sigmoid(config.logit_mean + config.logit_std * normal))
+
+
+def _key(key: jax.Array, segment: str, purpose: int) -> jax.Array:
+    """The key of a segment's times (purpose 0) or noise (1)."""
+    named = jax.random.fold_in(key, np.uint32(zlib.crc32(segment.encode())))
+    return jax.random.fold_in(named, purpose)

@@ -1,0 +1,261 @@
+"""Noise schedules: how much data and how much noise there is at time t.
+
+Everywhere in this package t lies in [0, 1], t = 0 is data, t = 1 is noise, and
+
+    x_t = alpha(t) x0 + sigma(t) eps,        eps ~ N(0, I).
+
+A `Schedule` only knows these two functions and what follows from them; it knows no data and no
+network, except for the number by which a network of that family is told the time
+(`network_time`). Make one from a `ScheduleConfig` with `make`.
+
+Every method is elementwise and has two faces. Given a `jax.Array` (or a tracer) it computes with
+`jax.numpy` in that array's precision, float32 at least. Given anything else (numpy, a Python float)
+it computes with numpy in float64: the samplers take their coefficients from there.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from uvit_jax.diffusion.schedule_base import TINY, Schedule, enter
+from uvit_jax.errors import UvitError, nearest
+
+_STEPS = 1000  # of the published discrete schedules
+_BETAS = {"vp_linear": (0.1, 20.0), "sd": (0.00085, 0.012), "ddpm_linear": (1e-4, 0.02)}
+_TIME_SCALES = {"vp_linear": 999.0, "cosine": 999.0, "rectified_flow": 1000.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Which schedule, and its few numbers; None stands for the published value.
+
+    Attributes:
+      name: one of
+        `vp_linear`: the VP-SDE with beta(t) linear (Song et al. 2021, eq. 32; U-ViT on pixels).
+        `sd`: Stable Diffusion's 1000 discrete steps, sqrt(beta) linear (U-ViT-H, UniDiffuser).
+        `ddpm_linear`: DDPM's 1000 discrete steps, beta linear (Ho et al. 2020; DiT).
+        `cosine`: alpha = cos (Nichol & Dhariwal 2021, eq. 17), in continuous time.
+        `rectified_flow`: alpha = 1 - t, sigma = t (Liu et al. 2022; Stable Diffusion 3).
+      beta_min, beta_max: of `vp_linear`, `sd`, `ddpm_linear`.
+      time_scale: what t is multiplied with before a network of a continuous schedule sees it.
+      shift: of `rectified_flow`: uniform times u become shift u / (1 + (shift - 1) u), in training
+        and in the samplers' uniform spacing (Esser et al. 2024, eq. 23). 1 leaves them alone.
+
+    Raises:
+      UvitError: for an unknown name, or a number that this schedule does not have or cannot use.
+    """
+
+    name: str = "vp_linear"
+    beta_min: float | None = None
+    beta_max: float | None = None
+    time_scale: float | None = None
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in _CLASSES:
+            raise UvitError(f"name {self.name!r} is no schedule{nearest(self.name, _CLASSES)}")
+        betas = (self.beta_min, self.beta_max)
+        if self.name not in _BETAS and betas != (None, None):
+            raise UvitError(f"beta_min and beta_max mean nothing to the schedule {self.name!r}")
+        if self.name not in _TIME_SCALES and self.time_scale is not None:
+            raise UvitError(f"time_scale is fixed for the discrete schedule {self.name!r}; drop it")
+        if self.name != "rectified_flow" and self.shift != 1.0:
+            raise UvitError(f"shift belongs to 'rectified_flow', not to {self.name!r}")
+        if self.shift <= 0:
+            raise UvitError(f"shift must be positive, got {self.shift}")
+        if self.name in _BETAS:
+            low, high = self.betas
+            limit = math.inf if self.name == "vp_linear" else 1.0
+            if not 0 < low <= high < limit:
+                raise UvitError(f"beta_min {low} and beta_max {high} must satisfy 0 < min <= max")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """(beta_min, beta_max) with the published values filled in."""
+        low, high = _BETAS[self.name]
+        return (
+            low if self.beta_min is None else self.beta_min,
+            high if self.beta_max is None else self.beta_max,
+        )
+
+
+@functools.lru_cache
+def make(config: ScheduleConfig) -> Schedule:
+    """The schedule that `config` describes; equal configs give the same object."""
+    schedule = _CLASSES[config.name](config)
+    if config.name in _TIME_SCALES:
+        scale = config.time_scale
+        schedule.time_scale = _TIME_SCALES[config.name] if scale is None else scale
+    return schedule
+
+
+class _VPLinear(Schedule):
+    def log_alpha(self, t):
+        _, t = enter(t)
+        low, high = self.config.betas
+        return -t * (0.25 * (high - low) * t + 0.5 * low)
+
+    def d_log_alpha_dt(self, t):
+        _, t = enter(t)
+        low, high = self.config.betas
+        return -0.5 * (low + (high - low) * t)
+
+    def inverse_half_log_snr(self, lam):
+        # -2 log alpha = softplus(-2 lambda) = (high - low)/2 t^2 + low t, without cancellation.
+        xp, lam = enter(lam)
+        low, high = self.config.betas
+        integral = xp.logaddexp(0.0, -2 * lam)
+        return 2 * integral / (low + xp.sqrt(low**2 + 2 * (high - low) * integral))
+
+
+class _Discrete(Schedule):
+    """log alpha is given at t = n/1000 and linear in between; alpha(0) = 1.
+
+    The network sees n (`sd`) or n - 1 (`ddpm_linear`); between the steps, fractions thereof. Below
+    t = 1/1000 the schedule is an extrapolation that no network was trained on, so t_min = 1/1000.
+    """
+
+    discrete_steps = _STEPS
+    t_min = 1 / _STEPS
+
+    def __init__(self, config: ScheduleConfig):
+        super().__init__(config)
+        low, high = config.betas
+        if config.name == "sd":
+            betas = np.linspace(low**0.5, high**0.5, _STEPS, dtype=np.float64) ** 2
+        else:
+            betas = np.linspace(low, high, _STEPS, dtype=np.float64)
+        self._offset = 0 if config.name == "sd" else 1
+        self._table = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+        self._slope = np.diff(self._table)
+
+    def log_alpha(self, t):
+        xp, t = enter(t)
+        n = t * _STEPS
+        below = xp.clip(xp.floor(n), 0, _STEPS - 1).astype(np.int32)
+        table, slope = xp.asarray(self._table, t.dtype), xp.asarray(self._slope, t.dtype)
+        return table[below] + (n - below) * slope[below]
+
+    def d_log_alpha_dt(self, t):
+        # At a step itself the slope of the interval below it, that is with the step's own beta.
+        xp, t = enter(t)
+        above = xp.clip(xp.ceil(t * _STEPS - 1e-3), 1, _STEPS).astype(np.int32)
+        return xp.asarray(self._slope * _STEPS, t.dtype)[above - 1]
+
+    def inverse_half_log_snr(self, lam):
+        xp, lam = enter(lam)
+        log_alpha = -0.5 * xp.logaddexp(0.0, -2 * lam)
+        ascending = xp.asarray(self._table[::-1], lam.dtype)
+        times = xp.asarray(np.arange(_STEPS, -1, -1) / _STEPS, lam.dtype)
+        return xp.interp(log_alpha, ascending, times)
+
+    def network_time(self, t):
+        # n/1000 * 1000 is not always n in floating point; what is a step shall stay one.
+        xp, t = enter(t)
+        n = t * _STEPS
+        whole = xp.round(n)
+        n = xp.where(xp.abs(n - whole) < 1e-3, whole, n)
+        return xp.maximum(n - self._offset, 0.0)
+
+
+class _Cosine(Schedule):
+    """alpha(t) = cos(a(t)) / cos(a(0)), a(t) = pi/2 (c t + s)/(1 + s), s = 0.008.
+
+    The clipping: Nichol & Dhariwal cut beta at 0.999, which with 1000 steps touches only the last
+    and leaves alpha(1)^2 = 0.001 alpha(0.999)^2. Here time is compressed by c = 1 - 3.2e-5 so that
+    alpha(1) = 5e-5 has that same value: nothing is cut, and log-SNR stays strictly monotone. As
+    1 / alpha(1) is still a wild amplification, samplers start at t_max = 0.9946 (DPM-Solver's T).
+    """
+
+    t_max = 0.9946
+    _S = 0.008
+    _A0 = math.pi / 2 * _S / (1 + _S)
+    _END = math.asin(0.001**0.5 * math.sin(math.pi / 2 * 0.001 / (1 + _S)))  # pi/2 - a(1)
+    _RATE = math.pi / 2 - _END - _A0
+
+    def _angles(self, t):
+        """a(t) - a(0), a(t) + a(0) and pi/2 - a(t), each without cancellation."""
+        _, t = enter(t)
+        return self._RATE * t, self._RATE * t + 2 * self._A0, self._END + self._RATE * (1 - t)
+
+    def log_alpha(self, t):
+        xp, t = enter(t)
+        return xp.log(xp.sin(self._angles(t)[2])) - math.log(math.cos(self._A0))
+
+    def sigma(self, t):
+        # 1 - cos^2 a / cos^2 a0 = sin(a - a0) sin(a + a0) / cos^2 a0
+        xp, t = enter(t)
+        difference, total, _ = self._angles(t)
+        return xp.sqrt(xp.sin(difference) * xp.sin(total)) / math.cos(self._A0)
+
+    def d_log_alpha_dt(self, t):
+        xp, t = enter(t)
+        return -self._RATE / xp.tan(self._angles(t)[2])
+
+    def inverse_half_log_snr(self, lam):
+        xp, lam = enter(lam)
+        cos0, sin0 = math.cos(self._A0), math.sin(self._A0)
+        alpha = xp.exp(-0.5 * xp.logaddexp(0.0, -2 * lam))
+        variance = xp.exp(-xp.logaddexp(0.0, 2 * lam))
+        cos, sin = alpha * cos0, xp.sqrt(sin0**2 + cos0**2 * variance)
+        sin_difference = variance * cos0**2 / (sin * cos0 + cos * sin0)
+        return xp.arctan2(sin_difference, cos * cos0 + sin * sin0) / self._RATE
+
+
+class _RectifiedFlow(Schedule):
+    t_min, t_max = 0.0, 1.0
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        return 1e-3, 1 - 1e-3
+
+    def alpha(self, t):
+        return 1 - enter(t)[1]
+
+    def log_alpha(self, t):
+        xp, t = enter(t)
+        with np.errstate(divide="ignore"):
+            return xp.log1p(-t)
+
+    def sigma(self, t):
+        return enter(t)[1]
+
+    def d_log_alpha_dt(self, t):
+        xp, t = enter(t)
+        return -1 / xp.maximum(1 - t, TINY)
+
+    def d_alpha_dt(self, t):
+        xp, t = enter(t)
+        return -xp.ones_like(t)
+
+    def d_sigma_dt(self, t):
+        xp, t = enter(t)
+        return xp.ones_like(t)
+
+    def g2(self, t):
+        xp, t = enter(t)
+        return 2 * t / xp.maximum(1 - t, TINY)
+
+    def inverse_half_log_snr(self, lam):
+        xp, lam = enter(lam)
+        return xp.exp(-xp.logaddexp(0.0, lam))
+
+    def warp(self, u):
+        _, u = enter(u)
+        shift = self.config.shift
+        return shift * u / (1 + (shift - 1) * u)
+
+    def unwarp(self, t):
+        _, t = enter(t)
+        return t / (self.config.shift - (self.config.shift - 1) * t)
+
+
+_CLASSES = {
+    "vp_linear": _VPLinear,
+    "sd": _Discrete,
+    "ddpm_linear": _Discrete,
+    "cosine": _Cosine,
+    "rectified_flow": _RectifiedFlow,
+}

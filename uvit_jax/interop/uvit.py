@@ -1,0 +1,144 @@
+"""The official U-ViT checkpoints: their keys, and the model that a file's shapes describe.
+
+A checkpoint is a flat state dict (`nnet_ema.pth`): 164 tensors for S, 213 for M, 261 for L, 355 for
+H, 166 for the text-to-image S.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import mapping
+from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform
+from uvit_jax.models.config import BackboneConfig, ModelConfig
+from uvit_jax.models.uvit import SIZES, preset
+from uvit_jax.tokens.layout import Layout
+
+ROW = Transform(lambda a: a[0], lambda a: a[None])  # (1, n, D) ↔ (n, D)
+
+
+def recognises(tensors: Tensors) -> bool:
+    """Whether these look like a U-ViT's tensors."""
+    return {"pos_embed", "mid_block.norm1.weight", "decoder_pred.weight"} <= set(tensors)
+
+
+def entries(config: ModelConfig) -> Iterator[Entry]:
+    """Every tensor of the official checkpoint of a model like `config`."""
+    layout = config.layout()
+    yield from _outside(layout)
+    half = config.backbone.depth // 2
+    for i in range(half):
+        yield from _block(f"in_blocks.{i}", "backbone/in_blocks", i, config.backbone)
+    yield from _block("mid_block", "backbone/mid_block", None, config.backbone)
+    for i in range(half):
+        # Ours stands in the order of the blocks whose skips it takes.
+        layer = half - 1 - i
+        yield from _block(f"out_blocks.{i}", "backbone/out_blocks", layer, config.backbone)
+        yield from _linear(
+            f"out_blocks.{i}.skip_linear", "backbone/out_blocks/skip", LINEAR, layer
+        )
+
+
+def _outside(layout: Layout) -> Iterator[Entry]:
+    for segment in layout.tokens:
+        rows = layout.slices[segment.name]
+        yield Entry("pos_embed", f"embed/positions/{segment.name}", ROW, rows=rows)
+        path = f"embed/segments/{segment.name}"
+        if segment.modality == "image":
+            conv = mapping.patches(segment.patch_size, segment.shape[-1])
+            yield from _linear("patch_embed.proj", f"{path}/proj", conv)
+            head = f"heads/segments/{segment.name}"
+            yield from _linear("decoder_pred", f"{head}/proj", LINEAR)
+            if segment.final_conv:
+                yield from _linear("final_layer", f"{head}/conv", CONV)
+        elif segment.modality == "label":
+            yield Entry("label_emb.weight", f"{path}/table/embedding")
+        elif segment.modality == "features":
+            yield from _linear("context_embed", f"{path}/proj", LINEAR)
+        elif segment.modality == "time" and segment.mlp_ratio:
+            yield from _linear("time_embed.0", f"{path}/fc1", LINEAR)
+            yield from _linear("time_embed.2", f"{path}/fc2", LINEAR)
+    yield from _norm("norm", "backbone/norm")
+
+
+def _linear(
+    key: str, path: str, transform: Transform, layer: int | None = None
+) -> Iterator[Entry]:
+    yield Entry(f"{key}.weight", f"{path}/kernel", transform, layer)
+    yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
+
+
+def _norm(key: str, path: str, layer: int | None = None) -> Iterator[Entry]:
+    yield Entry(f"{key}.weight", f"{path}/scale", layer=layer)
+    yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
+
+
+def _block(key: str, path: str, layer: int | None, backbone: BackboneConfig) -> Iterator[Entry]:
+    yield from _norm(f"{key}.norm1", f"{path}/norm1", layer)
+    yield from _norm(f"{key}.norm2", f"{path}/norm2", layer)
+    qkv = mapping.qkv_kernel(backbone.num_heads)
+    yield Entry(f"{key}.attn.qkv.weight", f"{path}/attention/qkv/kernel", qkv, layer)
+    if backbone.qkv_bias:
+        qkv_bias = mapping.qkv_bias(backbone.num_heads)
+        yield Entry(f"{key}.attn.qkv.bias", f"{path}/attention/qkv/bias", qkv_bias, layer)
+    out = mapping.heads_out(backbone.num_heads)
+    yield from _linear(f"{key}.attn.proj", f"{path}/attention/out", out, layer)
+    yield from _linear(f"{key}.mlp.fc1", f"{path}/mlp/fc1", LINEAR, layer)
+    yield from _linear(f"{key}.mlp.fc2", f"{path}/mlp/fc2", LINEAR, layer)
+
+
+def describe(
+    tensors: Tensors, where: str, *, num_heads: int | None = None, num_classes: int | None = None
+) -> dict[str, Any]:
+    """The model config that a checkpoint's shapes describe.
+
+    Args:
+      num_heads: shapes do not tell it; None looks the size up among the published ones.
+      num_classes: shapes do not tell whether the label table's last row is the null class. None
+        takes it to be so for 1001 rows (ImageNet with guidance), and for no other number.
+
+    Raises:
+      UvitError: if the size is not a published one and `num_heads` is not given, or if the number
+        of positions makes no square picture.
+    """
+    _, num_tokens, width = tensors["pos_embed"].shape
+    halves = {k.split(".")[1] for k in tensors if k.startswith("in_blocks.")}
+    depth = 2 * len(halves)
+    _, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+    size = next((s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)), None)
+    if num_heads is None:
+        if size is None:
+            raise UvitError(
+                f"{where}: width {width} and depth {depth} are no published U-ViT, and shapes do "
+                "not tell the number of heads; give num_heads="
+            )
+        num_heads = SIZES[size][2]
+    label = tensors.get("label_emb.weight")
+    rows = label.shape[0] if label is not None else 0
+    if num_classes is None:
+        num_classes = 1000 if rows == 1001 else rows
+    if rows - num_classes not in (0, 1):
+        raise UvitError(f"{where}: the label table has {rows} rows, not {num_classes} or one more")
+    context = tensors.get("context_embed.weight")
+    # 77 is the length of a CLIP text, the only text that the official models know.
+    extras = 1 + (label is not None) + (77 if context is not None else 0)
+    side = round(max(num_tokens - extras, 0) ** 0.5)
+    if side < 1 or side * side != num_tokens - extras:
+        raise UvitError(
+            f"{where}: {num_tokens} positions less {extras} for other tokens are no square picture"
+        )
+    return preset(
+        size or "S",
+        (side * patch_size, side * patch_size, channels),
+        patch_size=patch_size,
+        num_classes=num_classes,
+        null=rows > num_classes,
+        text_shape=(77, context.shape[1]) if context is not None else None,
+        final_conv="final_layer.weight" in tensors,
+        time_mlp="time_embed.0.weight" in tensors,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=tensors["mid_block.mlp.fc1.weight"].shape[0] / width,
+        qkv_bias="mid_block.attn.qkv.bias" in tensors,
+    )

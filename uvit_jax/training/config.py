@@ -1,0 +1,146 @@
+"""A run's configuration: every group of keys that `--config` files set, as frozen dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from uvit_jax.config import parse
+from uvit_jax.data.pipeline import DataConfig
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.config import ModelConfig, parse_model
+from uvit_jax.parallel.mesh import MeshConfig
+from uvit_jax.sampling import SampleConfig
+
+LEARNING_RATES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW after a linear warm-up.
+
+    Attributes:
+      learning_rate: the peak. schedule: after the warm-up `constant`, or `cosine` down to 0 at
+        `config.train.steps`.
+      warmup_steps: of linear growth from 0. b1, b2, eps: Adam's. weight_decay: decoupled, on every
+        parameter, as the published U-ViTs in effect have it.
+      clip_norm: the gradient's global norm is cut to it; 0 is no clipping.
+    """
+
+    learning_rate: float = 2e-4
+    schedule: str = "constant"
+    warmup_steps: int = 2500
+    b1: float = 0.99
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.03
+    clip_norm: float = 0.0
+
+    def __post_init__(self):
+        if self.schedule not in LEARNING_RATES:
+            hint = nearest(self.schedule, LEARNING_RATES)
+            raise UvitError(f"unknown schedule {self.schedule!r}{hint}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+      steps: optimizer steps. batch_size: examples a step, over all devices and hosts.
+      accumulate: microbatches a step; the gradient is that of the whole batch.
+      ema_decay: of the averaged parameters, per step. Early on the decay is (1 + step) / (10 +
+        step) if that is less, so that a short run's average forgets its start.
+      drop: for each condition, the share of examples that see its null value instead (for
+        classifier-free guidance), independently.
+      checkpoint_every, keep_checkpoints: in steps; how many of the newest to keep.
+      log_every, sample_every: in steps; 0 never samples.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    log_every: int = 10
+    sample_every: int = 0
+
+    def __post_init__(self):
+        for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.log_every < 1 or self.sample_every < 0:
+            raise UvitError("log_every must be at least 1, sample_every at least 0")
+        if not 0 <= self.ema_decay < 1:
+            raise UvitError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All of a run. See each group's class for its keys."""
+
+    model: ModelConfig
+    data: DataConfig
+    diffusion: ObjectiveConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+
+# What may change when a run is resumed: nothing that a loss depends on.
+FREE_KEYS = (
+    "train.steps",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.sample_every",
+    "train.accumulate",
+    "sample",
+    "mesh",
+    "data.data_dir",
+    "data.path",
+    "data.workers",
+)
+
+
+def parse_run(config: Mapping[str, Any]) -> RunConfig:
+    """Builds a `RunConfig` from nested mappings.
+
+    Raises:
+      UvitError: on an unknown or missing key or an impossible value, naming the key; also when the
+        parts do not fit each other.
+    """
+    config = dict(config)
+    if "model" in config:
+        config["model"] = parse_model(config["model"])
+    run = parse(RunConfig, config)
+    layout = run.model.layout()
+    for name, share in run.train.drop.items():
+        if name not in layout.by_name:
+            hint = nearest(name, [s.name for s in layout.segments])
+            raise UvitError(f"config.train.drop.{name} is no segment of the model{hint}")
+        if not 0 <= share <= 1:
+            raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
+        layout.null(name, 1)
+    shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
+    diffusion = dataclasses.replace(run.diffusion, times_of=shared)
+    return dataclasses.replace(run, diffusion=diffusion)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two configs (as JSON) differ, without those that may."""
+    changed = []
+    for key in sorted({*old, *new}):
+        path = f"{prefix}{key}"
+        if path in FREE_KEYS:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed += changed_keys(a, b, f"{path}.")
+        elif a != b:
+            changed.append(path)
+    return changed

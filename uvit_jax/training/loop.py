@@ -1,0 +1,275 @@
+"""The loop around the pure step: data in, checkpoints, metrics and pictures out.
+
+Everything that touches the world outside the program is here; what is learned is decided in
+`step.py`. A run that is killed and started again goes on as if nothing had happened.
+"""
+
+import collections
+import dataclasses
+import logging
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from uvit_jax import images
+from uvit_jax.data import pipeline
+from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.errors import UvitError
+from uvit_jax.models.model import Model, build
+from uvit_jax.parallel.distributed import StopSignal
+from uvit_jax.parallel.mesh import check_batch, make_mesh
+from uvit_jax.parallel.sharding import BATCH
+from uvit_jax.sampling import conditions_for, make_sampler
+from uvit_jax.training.checkpoint import Checkpointer
+from uvit_jax.training.config import RunConfig
+from uvit_jax.training.metrics import MetricsWriter
+from uvit_jax.training.state import TrainState, init_state, make_optimizer
+from uvit_jax.training.step import make_step
+from uvit_jax.training.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run came to: the last step, its loss, whether it was asked to stop before the end,
+    the seconds it took, and the last grid of samples."""
+
+    step: int
+    loss: float
+    stopped: bool
+    seconds: float
+    samples: str
+
+
+def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Summary:
+    """Trains until `run.train.steps`, going on from the newest whole checkpoint in `workdir`.
+
+    Args:
+      run: the parsed config. raw: the same as plain JSON, to be kept in the workdir.
+      workdir: a new or empty folder, or one that the same config has made.
+
+    Returns:
+      A `Summary`. `stopped` is True if SIGTERM or SIGINT came; a checkpoint was saved then.
+
+    Raises:
+      UvitError: if the config, the data, the mesh and the workdir do not fit each other, or the loss
+        is not finite (the last good checkpoint stays). Nothing was overwritten.
+    """
+    began = time.perf_counter()
+    folder = Workdir(workdir)
+    folder.check(raw)
+    mesh = make_mesh(run.mesh)
+    check_batch(mesh, run.train.batch_size, run.train.accumulate)
+    model = build(run.model)
+    dataset = pipeline.dataset(run.data)
+    check_data(model, dataset)
+    vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer)
+    # Prompts and labels that cannot be drawn are better known now than at the first grid.
+    draw = _Sampler(model, run, vocabulary, mesh, folder)
+    main = jax.process_index() == 0
+    if main:
+        folder.create(raw, vocabulary)
+
+    optimizer, learning_rate = make_optimizer(run.optimizer, run.train)
+    with jax.set_mesh(mesh):
+        state, where = init_state(model, optimizer, jax.random.key(run.seed), mesh)
+        checkpointer = Checkpointer(folder.path, run.train.keep_checkpoints)
+        restored = checkpointer.restore(state, where)
+        position = 0
+        if restored is not None:
+            state, position = restored
+        start = int(state.step)
+        if main:
+            logger.info(
+                "%s on %d %s device(s), %s at step %d",
+                model,
+                mesh.size,
+                mesh.devices.flat[0].platform,
+                "starting" if restored is None else "resuming",
+                start,
+            )
+        step_function = jax.jit(
+            make_step(model, run, optimizer, learning_rate),
+            in_shardings=(where, NamedSharding(mesh, BATCH)),
+            out_shardings=(where, None),
+            donate_argnums=0,
+        )
+        batches = _Batches(run, model, dataset, mesh, position)
+        writer = None
+        if main:
+            writer = MetricsWriter(
+                folder.metrics,
+                start=start,
+                steps=run.train.steps,
+                batch_size=run.train.batch_size,
+            )
+        try:
+            with StopSignal() as stop:
+                state, loss, stopped = _loop(
+                    run, state, step_function, batches, checkpointer, writer, draw, stop
+                )
+        finally:
+            checkpointer.close()
+            if writer is not None:
+                writer.close()
+        step = int(state.step)
+        if not stopped and (draw.last is None or draw.last_step != step):
+            draw(state.ema, step)
+    return Summary(step, loss, stopped, time.perf_counter() - began, str(draw.last or ""))
+
+
+def check_data(model: Model, dataset: pipeline.Dataset) -> None:
+    """Raises UvitError if a data set does not give what a model's segments need."""
+    for segment in model.layout.inputs:
+        where = f"segment {segment.name!r}"
+        if segment.modality == "image" and segment.shape != tuple(dataset.image_shape):
+            raise UvitError(
+                f"{where} wants pictures of {segment.shape}, the data are {dataset.image_shape}; "
+                "set config.data.image_size or the segment's shape"
+            )
+        if segment.modality == "label":
+            if not dataset.num_classes:
+                raise UvitError(f"{where}: the data have no labels; set config.data.labels")
+            if dataset.num_classes > segment.num_classes:
+                raise UvitError(
+                    f"{where} has num_classes={segment.num_classes}, "
+                    f"the data have {dataset.num_classes} classes"
+                )
+        if segment.modality == "text":
+            if dataset.tokenizer is None:
+                raise UvitError(f"{where}: the data have no text; set config.data.text=True")
+            if dataset.tokenizer.vocab_size > segment.vocab_size:
+                raise UvitError(
+                    f"{where} has vocab_size={segment.vocab_size}, "
+                    f"the data's tokenizer has {dataset.tokenizer.vocab_size}"
+                )
+
+
+def _loop(
+    run: RunConfig,
+    state: TrainState,
+    step_function: Any,
+    batches: "_Batches",
+    checkpointer: Checkpointer,
+    writer: MetricsWriter | None,
+    draw: "_Sampler",
+    stop: StopSignal,
+) -> tuple[TrainState, float, bool]:
+    """Runs the steps. A step's numbers are looked at only once the next one is under way, so that
+    the devices never wait for the host; what is saved has been looked at first."""
+    train = run.train
+    pending: collections.deque = collections.deque()
+    loss = math.nan
+
+    def look(keep: int) -> None:
+        """Looks at all but the `keep` newest steps' numbers."""
+        nonlocal loss
+        while len(pending) > keep:
+            step, metrics, indices = pending.popleft()
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            loss = values["loss"]
+            if not (math.isfinite(loss) and math.isfinite(values["grad_norm"])):
+                raise UvitError(
+                    f"the loss of step {step} is {loss} and its gradient's norm "
+                    f"{values['grad_norm']}; the batch held the records {indices}. The last good "
+                    "checkpoint is kept; lower config.optimizer.learning_rate or set "
+                    "config.optimizer.clip_norm"
+                )
+            if writer is not None:
+                writer.advance(step)
+                if step % train.log_every == 0 or step in (1, train.steps):
+                    writer.write(step, values)
+
+    start = int(state.step)
+    for step in range(start + 1, train.steps + 1):
+        batch, indices = next(batches)
+        state, metrics = step_function(state, batch)
+        pending.append((step, metrics, indices))
+        look(keep=0 if step == start + 1 else 1)
+        stopping = stop.requested(step)
+        last = step == train.steps
+        sampling = bool(train.sample_every) and step % train.sample_every == 0
+        if stopping or last or step % train.checkpoint_every == 0:
+            look(keep=0)
+            checkpointer.save(state, batches.position)
+        if stopping and not last:
+            return state, loss, True
+        if sampling or last:
+            look(keep=0)
+            draw(state.ema, step)
+        if writer is not None and (sampling or step == start + 1):
+            writer.pause()
+    look(keep=0)
+    return state, loss, False
+
+
+class _Batches:
+    """Global batches of the model's inputs on the devices, and where in the data they stand."""
+
+    def __init__(
+        self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
+    ):
+        self._names = [s.name for s in model.layout.inputs]
+        self._sharding = NamedSharding(mesh, BATCH)
+        self._iterator = pipeline.batches(
+            dataset,
+            batch_size=run.train.batch_size,
+            seed=run.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start=position,
+        )
+        self.position = position
+
+    def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
+        local = next(self._iterator)
+        self.position += 1
+        missing = [name for name in self._names if name not in local]
+        if missing:
+            raise UvitError(
+                f"the data bring no {missing[0]!r}, which the model needs; they bring "
+                f"{', '.join(sorted(local))}"
+            )
+        batch = {
+            name: jax.make_array_from_process_local_data(self._sharding, local[name])
+            for name in self._names
+        }
+        return batch, np.asarray(local["index"]).tolist()
+
+
+class _Sampler:
+    """Draws the run's grid of samples into `samples/`, with the same noise every time."""
+
+    def __init__(
+        self, model: Model, run: RunConfig, vocabulary: Vocabulary, mesh: Mesh, folder: Workdir
+    ):
+        self._run, self._mesh, self._folder = run, mesh, folder
+        self._conditions, self._captions = conditions_for(model, vocabulary, run.sample)
+        self._names = [s.name for s in model.layout.noisy if s.modality == "image"]
+        self._draw = jax.jit(
+            make_sampler(model, run.diffusion, run.sample),
+            out_shardings=NamedSharding(mesh, jax.sharding.PartitionSpec()),
+        )
+        self.last, self.last_step = None, -1
+
+    def __call__(self, params: Any, step: int) -> None:
+        key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
+        samples = jax.device_get(self._draw(params, key, self._conditions))
+        self.last_step = step
+        if jax.process_index() != 0:
+            return
+        for name in self._names:
+            pictures = samples[name]
+            if pictures.shape[-1] not in (1, 3):
+                np.save(self._folder.samples / f"{step:08d}_{name}.npy", pictures)
+                continue
+            sheet = images.grid(pictures, captions=self._captions)
+            suffix = "" if len(self._names) == 1 else f"_{name}"
+            self.last = self._folder.samples / f"{step:08d}{suffix}.png"
+            images.save_png(sheet, self.last)

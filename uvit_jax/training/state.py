@@ -1,0 +1,67 @@
+"""The state of a run: one pytree with everything that a step changes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from uvit_jax.models.model import Model
+from uvit_jax.parallel.sharding import shardings
+from uvit_jax.training.config import OptimizerConfig, TrainConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """step: int32 (), optimizer steps done. params, ema: parameters and their average.
+    opt_state: optax's. key: the PRNG key that every step's randomness is folded from."""
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def make_optimizer(
+    config: OptimizerConfig, train: TrainConfig
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW with clipping, and its learning rate as a function of the step."""
+    rate = config.learning_rate
+    after = optax.constant_schedule(rate)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, max(1, train.steps - config.warmup_steps))
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
+    schedule = optax.join_schedules([warmup, after], [config.warmup_steps])
+    adamw = optax.adamw(
+        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+    )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adamw), schedule
+
+
+def init_state(
+    model: Model, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """A fresh state, born sharded over `mesh`, so that no device ever holds the whole of it.
+
+    Returns:
+      (state, its shardings).
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        params = model.init(init_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.init(params),
+            key=run_key,
+        )
+
+    where = shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=where)(key), where

@@ -1,0 +1,95 @@
+"""The train step: a pure function of a state and a batch.
+
+    state, metrics = step(state, batch)
+
+Noise, times and dropped conditions are drawn for the whole batch from `fold_in(state.key,
+state.step)`: neither sharding nor gradient accumulation nor a restart changes them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uvit_jax.diffusion import objective
+from uvit_jax.models.model import Model
+from uvit_jax.training.config import RunConfig
+from uvit_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_step(
+    model: Model,
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step for a model, to be jitted. A batch holds every input of the model by name.
+
+    The metrics are float32 scalars: loss, the gradient's norm, the learning rate, and each noisy
+    segment's part of the loss.
+    """
+    layout = model.layout
+    noisy = [s.name for s in layout.noisy]
+    accumulate = config.train.accumulate
+
+    def drop(key: jax.Array, batch: Batch) -> Batch:
+        conditions = {s.name: batch[s.name] for s in layout.inputs if s.name not in noisy}
+        for i, (name, share) in enumerate(sorted(config.train.drop.items())):
+            value = conditions[name]
+            dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])
+            dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
+            conditions[name] = jnp.where(dropped, layout.null(name, value.shape[0]), value)
+        return conditions
+
+    def loss(params, conditions: Batch, corrupted: objective.Corrupted):
+        times = {key: corrupted.network_times[key] for key in layout.time_keys}
+        outputs = model.apply(params, {**conditions, **corrupted.noisy}, times)
+        return objective.loss(outputs, corrupted)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def mean_gradient(params, *examples):
+        if accumulate == 1:
+            return gradient(params, *examples)
+
+        # Microbatch i takes every accumulate-th example, so each device keeps to its own.
+        def cut(a: jax.Array) -> jax.Array:
+            return jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0)
+
+        def body(total, micro):
+            return jax.tree.map(jnp.add, total, gradient(params, *micro)), None
+
+        shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[:1], examples))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        total, _ = jax.lax.scan(body, zeros, jax.tree.map(cut, examples))
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        corrupted = objective.corrupt(
+            noise_key, {name: batch[name] for name in noisy}, config.diffusion
+        )
+        (value, metrics), grads = mean_gradient(state.params, drop(drop_key, batch), corrupted)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        new = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            ema=optax.incremental_update(params, state.ema, 1 - decay),
+            opt_state=opt_state,
+        )
+        metrics |= {
+            "loss": value,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+        }
+        return new, metrics
+
+    return step

@@ -1,0 +1,71 @@
+"""A run's folder: `config.json`, `vocabulary.json`, `checkpoints/`, `metrics.jsonl`, `samples/`.
+
+Opening a folder that belongs to another run, or to no run, changes nothing in it and raises.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.errors import UvitError
+from uvit_jax.training.config import changed_keys
+
+
+class Workdir:
+    """The files of a run at `path`."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.vocabulary = self.path / "vocabulary.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples"
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises UvitError if the folder is not this run's, or not a new one."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UvitError(f"workdir {self.path} is a file; give a folder")
+        if not self.config.exists():
+            if self.path.exists() and any(self.path.iterdir()):
+                raise UvitError(
+                    f"workdir {self.path} is not empty and holds no run (no config.json); "
+                    "give a new folder with --workdir"
+                )
+            return
+        old = self.read_config()
+        changed = changed_keys(old, json.loads(json.dumps(config)))
+        if (
+            old["optimizer"].get("schedule") == "cosine"
+            and old["train"]["steps"] != config["train"]["steps"]
+        ):
+            changed.append("train.steps (the cosine schedule depends on it)")
+        if changed:
+            raise UvitError(
+                f"workdir {self.path} belongs to a run of another config; it differs in "
+                f"{', '.join(changed)}. Nothing was changed; give another --workdir"
+            )
+
+    def read_config(self) -> dict[str, Any]:
+        """The config of the run in this folder; UvitError if there is none or it is damaged."""
+        if not self.config.is_file():
+            raise UvitError(f"{self.path} is no workdir: it has no config.json")
+        try:
+            return json.loads(self.config.read_text())
+        except json.JSONDecodeError as error:
+            raise UvitError(f"{self.config} is damaged: {error}") from None
+
+    def create(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+        """Makes the folder, or brings the config of a checked one up to date."""
+        self.samples.mkdir(parents=True, exist_ok=True)
+        write_text(self.vocabulary, vocabulary.to_json())
+        write_text(self.config, json.dumps(config, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

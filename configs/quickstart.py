@@ -1,6 +1,6 @@
 """Emoji from their names, on a laptop.
 
-    python -m experiments.train --config=configs/quickstart.py
+python -m experiments.train --config=configs/quickstart.py
 """
 
 from ml_collections import ConfigDict

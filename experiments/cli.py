@@ -1,4 +1,4 @@
-"""What all command lines share: `--config`, `--config.KEY=VALUE`, `--json`, and errors as sentences.
+"""What all command lines share: `--config`, `--config.KEY=VALUE`, `--json`, errors as sentences.
 
 A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict` (or takes
 the text after a colon: `--config=configs/x.py:text`). The keys that it leaves out have the defaults

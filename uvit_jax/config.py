@@ -19,7 +19,7 @@ def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     """Builds the frozen dataclass `cls` from a mapping.
 
     Args:
-      cls: a dataclass; fields that are dataclasses themselves are parsed recursively, lists become
+      cls: a dataclass; fields that are dataclasses are parsed recursively, lists become
         tuples, and ints are accepted where floats are expected.
       config: a mapping (or ConfigDict) with the fields of `cls`; fields with defaults may be absent.
       where: the dotted path of `config`, for error messages.

@@ -1,7 +1,7 @@
-"""From a model to pictures: the network, its guidance and a sampler joined into one jitted function.
+"""From a model to pictures: network, guidance and sampler joined into one function to be jitted.
 
-    draw = make_sampler(model, diffusion, sample)
-    images = draw(params, key, conditions)["image"]
+draw = make_sampler(model, diffusion, sample)
+images = draw(params, key, conditions)["image"]
 """
 
 import dataclasses
@@ -136,7 +136,9 @@ def conditions_for(
             prompts = [given[i % len(given)] for i in range(count)]
             ids = [vocabulary.encode(p, segment.shape[0]) for p in prompts]
             conditions[segment.name] = np.stack(ids)
-            captions = [" ".join(filter(None, pair)) for pair in zip(captions, prompts, strict=True)]
+            captions = [
+                " ".join(filter(None, pair)) for pair in zip(captions, prompts, strict=True)
+            ]
         else:
             raise UvitError(
                 f"segment {segment.name!r} ({segment.modality}) cannot be given by a flag; "

@@ -1,4 +1,4 @@
-"""`DataConfig`: which pictures, at which size, with which labels and texts. Imports nothing heavy."""
+"""`DataConfig`: which pictures, at which size, with which labels and texts."""
 
 import dataclasses
 
@@ -71,9 +71,8 @@ class DataConfig:
             raise UvitError(f"text_length must be at least 1, got {self.text_length}")
         if self.name == "emoji":
             if self.labels not in ("", *EMOJI_LABELS):
-                raise UvitError(
-                    f"labels {self.labels!r} is unknown for emoji{nearest(self.labels, EMOJI_LABELS)}"
-                )
+                hint = nearest(self.labels, EMOJI_LABELS)
+                raise UvitError(f"labels {self.labels!r} is unknown for emoji{hint}")
         else:
             for key in ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels"):
                 if getattr(self, key):

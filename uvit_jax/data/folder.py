@@ -40,7 +40,8 @@ class FolderSource:
         self.files = [f for f in self.files if not any(part.startswith(".") for part in f.parts)]
         if not self.files:
             raise UvitError(f"the folder {self.root} holds no picture ({', '.join(SUFFIXES)})")
-        self.native_shape = self._check()
+        self._check()
+        self.native_shape = None if config.image_size else self._common_shape()
         self.class_names: tuple[str, ...] = ()
         self._labels = self.captions = None
         if config.labels:
@@ -69,29 +70,32 @@ class FolderSource:
             record["captions"] = (self.captions[index],)
         return record
 
-    def _check(self) -> tuple[int, int] | None:
-        """Opens every file; returns their common height and width, or None if they differ."""
+    def _check(self) -> None:
+        """Opens every file: headers, and for PNG every checksum."""
 
-        def check(file: Path):
+        def complaint(file: Path) -> str | None:
             try:
                 with Image.open(self.root / file) as image:
-                    width, height = image.size
-                    if image.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
-                        width, height = height, width
                     image.verify()
-                return height, width
             except Exception as error:  # Pillow's readers raise a dozen kinds
-                return UvitError(f"{self.root / file} ({error})")
+                return f"{self.root / file} ({error})"
 
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(check, self.files))
-        broken = [str(result) for result in results if isinstance(result, UvitError)]
+            broken = [text for text in pool.map(complaint, self.files) if text]
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise UvitError(
                 f"a picture cannot be opened: {broken[0]}{more}; replace or remove what is broken"
             )
-        return results[0] if len(set(results)) == 1 else None
+
+    def _common_shape(self) -> tuple[int, int] | None:
+        """The height and width of all pictures, after EXIF orientation, or None if they differ."""
+        shapes = set()
+        for file in self.files:
+            with Image.open(self.root / file) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5
+                shapes.add(image.size if turned else image.size[::-1])
+        return shapes.pop() if len(shapes) == 1 else None
 
     def _require(self, holds, complaint: str) -> None:
         missing = [f for f in self.files if not holds(f)]

@@ -1,4 +1,4 @@
-"""Encoded pictures to uint8 arrays: every PIL mode, alpha, orientation, size. No randomness here."""
+"""Encoded pictures to arrays: every PIL mode, alpha, orientation, size. No randomness here."""
 
 import io
 
@@ -63,8 +63,16 @@ def composite(pixels: np.ndarray, background: tuple[int, int, int]) -> np.ndarra
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
+def to_float(pixels: np.ndarray) -> np.ndarray:
+    """uint8 0 to 255 as float32 -1 to 1, both ends exact."""
+    values = pixels.astype(np.float32)
+    values /= 127.5
+    values -= 1
+    return values
+
+
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the short side to `size` and cuts the centre out: halvings by 2x2 means, then bicubic.
+    """Short side to `size`, centre cut out: halvings by 2x2 means, then bicubic.
 
     This is the cropping of ADM (Dhariwal & Nichol 2021), which ImageNet results are measured with.
     """

@@ -8,13 +8,13 @@ and whether it is mirrored. Hosts only divide the rows among themselves. The sta
 is therefore one number, the batches taken so far, and it can be restored on another host count.
 """
 
+from __future__ import annotations
+
 import functools
 import math
-import sys
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
-from absl import flags
 
 from uvit_jax.data import images
 from uvit_jax.data.config import DataConfig, colour
@@ -23,7 +23,8 @@ from uvit_jax.data.tfds_source import EmojiSource, TfdsSource
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
 
-__all__ = ["Batches", "DataConfig", "Dataset", "batches", "dataset"]
+if TYPE_CHECKING:
+    from uvit_jax.data.iterator import Batches
 
 CACHE_BYTES = 256 * 2**20
 """Data sets whose decoded pictures are smaller than this are decoded once and kept in memory."""
@@ -69,28 +70,23 @@ class Dataset:
           UvitError: if the picture is broken, naming it.
         """
         row = self._row(self._pixels(record), record.get("label"), record.get("captions"))
-        return {**row, "image": to_float(row["image"])}
+        return {**row, "image": images.to_float(row["image"])}
 
     def row(self, index: int, number: int = 0) -> dict[str, np.ndarray]:
         """Record `index` as `decode` would give it, but with `image` still uint8.
 
         Of several captions, it is the one of this number (modulo their count).
         """
-        if self._kept is None:
-            record = self.source[index]
-            pixels, label, captions = (
-                self._pixels(record),
-                record.get("label"),
-                record.get("captions"),
-            )
-        elif self._notes[index] is None:
-            record = self.source[index]
-            self._kept[index] = pixels = self._pixels(record)
-            label, captions = record.get("label"), record.get("captions")
-            # Written last: it tells other threads that the pixels are there.
-            self._notes[index] = (label, captions)
-        else:
+        if self._kept is not None and self._notes[index] is not None:
             pixels, (label, captions) = self._kept[index], self._notes[index]
+        else:
+            record = self.source[index]
+            pixels = self._pixels(record)
+            label, captions = record.get("label"), record.get("captions")
+            if self._kept is not None:
+                self._kept[index] = pixels
+                # Written last: it tells other threads that the pixels are there.
+                self._notes[index] = (label, captions)
         return self._row(pixels, label, captions, number)
 
     def _pixels(self, record: dict) -> np.ndarray:
@@ -149,7 +145,7 @@ def dataset(config: DataConfig) -> Dataset:
     tokenizer = None
     if config.text:
         tokenizer = _vocabulary(config.vocabulary) or Tokenizer.from_captions(source.captions or ())
-        # Known captions are checked here; those of a large TFDS set are cut where they are too long.
+        # Known captions are checked here; those of a large TFDS set are cut where too long.
         for caption in source.captions or ():
             try:
                 tokenizer.encode(caption, config.text_length)
@@ -167,7 +163,7 @@ def batches(
     process_count: int = 1,
     train: bool = True,
     start: int = 0,
-) -> "Batches":
+) -> Batches:
     """This host's rows of the global batches.
 
     Args:
@@ -182,10 +178,11 @@ def batches(
       start: the first batch to yield: the training step, when one batch is taken a step.
 
     Returns:
-      An iterator with `get_state()` and `set_state(state)`. The state is `{"next_index": k}`, with k
-      the batches taken so far, whatever the number of hosts. An item is a dict of numpy arrays,
-      b = B/P: `image` float32 (b, H, W, C) in [-1, 1]; `index` int64 (b,), the record's index in
-      `source`; `label` int32 (b,) if labels are on; `text` int32 (b, text_length) if text is on.
+      An iterator with `get_state()`, `set_state(state)` and `close()`. The state is
+      `{"next_index": k}`, with k the batches taken so far, whatever the number of hosts. An item
+      is a dict of numpy arrays, b = B/P: `image` float32 (b, H, W, C) in [-1, 1]; `index` int64
+      (b,), the record's index in `source`; `label` int32 (b,) if labels are on; `text` int32
+      (b, text_length) if text is on.
 
     Raises:
       UvitError: if B is not a multiple of P, or an argument is impossible; from `next`, if a
@@ -200,139 +197,19 @@ def batches(
         raise UvitError(f"process_index {process_index} is not in [0, {process_count})")
     if seed < 0:
         raise UvitError(f"the data seed must not be negative, got {seed}")
+    from uvit_jax.data.iterator import Batches, Rows  # grain takes a second to import
+
     if isinstance(data, DataConfig):
         data = dataset(data)
-    rows = _Rows(data, batch_size // process_count, batch_size, process_index, seed, train)
-    if train:
-        count = sys.maxsize // batch_size - 1
-    else:
-        count = math.ceil(len(data) / batch_size)
-    positions = grain.MapDataset.range(count * rows.host_batch)
-    steps = positions.map(rows).batch(rows.host_batch, batch_fn=_stack)
-    return Batches(steps, data.config, start)
-
-
-class Batches(grain.DatasetIterator):
-    """The iterator of `batches`. Its state is `{"next_index": batches taken so far}`."""
-
-    def __init__(self, steps: grain.MapDataset, config: DataConfig, start: int = 0):
-        super().__init__()
-        self._steps, self._config, self._iterator = steps, config, None
-        self.set_state({"next_index": start})
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        self._assert_not_closed()
-        if self._iterator is None:
-            self._iterator = self._iterate()
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            raise
-        except Exception as error:
-            ours = _ours(error)
-            if ours is error or ours is None:
-                raise
-            raise ours from None
-        self._next += 1
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        return {"next_index": self._next}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Continues with batch number `state["next_index"]`.
-
-        Raises:
-          UvitError: if the state is not of this form.
-        """
-        try:
-            step = int(state["next_index"])
-        except (TypeError, KeyError, ValueError):
-            raise UvitError(f"the state of a data iterator is no {state!r}") from None
-        if not 0 <= step <= len(self._steps):
-            raise UvitError(f"there is no batch number {step}; there are {len(self._steps)}")
-        self._stop()
-        self._next = step
-
-    def close(self) -> None:
-        self._stop()
-        super().close()
-
-    def _stop(self) -> None:
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
-
-    def _iterate(self) -> grain.DatasetIterator:
-        # Sliced rather than positioned: the position within grain's iterators depends on how many
-        # workers there are, and ours must not.
-        threads = self._config.workers
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        steps = self._steps[self._next :].to_iter_dataset(options)
-        if self._config.processes:
-            # Grain reads absl flags in its workers, and only absl's own `app.run` parses them.
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-            steps = steps.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._config.processes)
-            )
-        return iter(steps)
-
-
-class _Rows:
-    """Position among this host's rows -> one row, as a picklable function."""
-
-    def __init__(self, data: Dataset, host_batch, batch_size, process_index, seed, train):
-        self.data, self.host_batch, self.batch_size = data, host_batch, batch_size
-        self.first, self.train = process_index * host_batch, train
-        # Two unrelated streams from one seed; grain adds the epoch's number to the seed it is given.
-        order_seed, self.key = map(int, np.random.SeedSequence(seed).generate_state(2, np.uint64))
-        records = grain.MapDataset.range(len(data))
-        self.order = records.shuffle(seed=order_seed % 2**32).repeat() if train else records
-
-    def __call__(self, position: int) -> dict[str, np.ndarray]:
-        batch, row = divmod(int(position), self.host_batch)
-        position = batch * self.batch_size + self.first + row  # among the rows of all hosts
-        if not self.train:
-            index = position % len(self.data)
-            padding = position >= len(self.data)
-            return {**self.data.row(index), "index": np.int64(-1 if padding else index)}
-        index = int(self.order[position])
-        chance = _mix(self.key, position)
-        example = self.data.row(index, number=chance % 2**32)
-        if self.data.config.flip and chance >> 63:
-            example["image"] = example["image"][:, ::-1]
-        return {**example, "index": np.int64(index)}
-
-
-def _mix(key: int, position: int) -> int:
-    """64 random bits for a position: splitmix64 (Steele et al. 2014), a generator with an index."""
-    mask = 2**64 - 1
-    z = (key + (position + 1) * 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
-    return z ^ z >> 31
-
-
-def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return {**batch, "image": to_float(batch["image"])}
-
-
-def to_float(pixels: np.ndarray) -> np.ndarray:
-    """uint8 0 to 255 as float32 -1 to 1, both ends exact."""
-    values = pixels.astype(np.float32)
-    values /= 127.5
-    values -= 1
-    return values
-
-
-def _ours(error: BaseException) -> UvitError | None:
-    """The UvitError behind what grain raised from a worker, if there is one."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UvitError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
+    rows = Rows(
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        train=train,
+    )
+    return Batches(rows, start=start)
 
 
 def _vocabulary(path: str) -> Tokenizer | None:

@@ -33,6 +33,7 @@ class EmojiSource:
         everything = emoji.index()
         self.captions = [record["caption"] for record in everything]
         kept = {record["key"]: record for record in _filter(everything, config)}
+        self.class_names: tuple[str, ...] = ()
         if config.labels:
             names = {record[config.labels] for record in kept.values()}
             known = {"vendor": emoji.VENDORS, "group": emoji.GROUPS}

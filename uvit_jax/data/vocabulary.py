@@ -15,7 +15,7 @@ from uvit_jax.errors import UvitError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """classes: names by class index, empty if unknown. tokenizer: of texts, None if there are none."""
+    """classes: names by class index, empty if unknown. tokenizer: of texts, None if none."""
 
     classes: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None

@@ -52,7 +52,7 @@ class SamplerConfig:
         `time_quadratic`: uniform in sqrt(t); `log_snr`: uniform in log-SNR; `respaced`: `steps` of
         the T discrete steps, first and last included, evenly spread and rounded (ADM's rule), then
         t = 0 (ddpm, ddim and euler only). Default: `respaced` for ddpm and ddim on discrete
-        schedules, `log_snr` for dpm_solver, else `time`.
+        schedules (unless t_start or t_end is given), `log_snr` for dpm_solver, else `time`.
       t_start, t_end: from where to where. Default: the schedule's t_max and t_min, except that ddpm
         and ddim end at 0 (but not with `log_snr`), and euler_maruyama not below 1e-3.
       eta: of ddim; 0 is deterministic, 1 is ddpm with the small variance.

@@ -106,7 +106,8 @@ def sample(
                 )
             else:
                 new = _sum([(1.0, new), (row["noise"], z)])
-        past = (at[form], *past)[:depth]
+        now = jax.tree.map(lambda p: p.astype(dtype), at[form])
+        past = (now, *past)[:depth]
         base = (
             new if single else jax.tree.map(lambda n, o: jnp.where(row["ends_step"], n, o), new, x)
         )

@@ -39,7 +39,8 @@ class ScheduleConfig:
         `cosine`: alpha = cos (Nichol & Dhariwal 2021, eq. 17), in continuous time.
         `rectified_flow`: alpha = 1 - t, sigma = t (Liu et al. 2022; Stable Diffusion 3).
       beta_min, beta_max: of `vp_linear`, `sd`, `ddpm_linear`.
-      time_scale: what t is multiplied with before a network of a continuous schedule sees it.
+      time_scale: what t is multiplied with before a network of a continuous schedule sees it; by
+        default 1000 for `rectified_flow` and U-ViT's 999 for the other two.
       shift: of `rectified_flow`: uniform times u become shift u / (1 + (shift - 1) u), in training
         and in the samplers' uniform spacing (Esser et al. 2024, eq. 23). 1 leaves them alone.
 

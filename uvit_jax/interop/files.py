@@ -43,9 +43,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise UvitError(
-            f"reading {path} needs PyTorch: pip install 'uvit-jax[interop]'"
-        ) from None
+        raise UvitError(f"reading {path} needs PyTorch: pip install 'uvit-jax[interop]'") from None
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the damage provokes

@@ -4,6 +4,7 @@ A family lists `Entry`s; `imported` and `exported` walk the list in one directio
 that what can be read can be written, bit for bit, and a key without a place is an error.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -27,7 +28,9 @@ class Transform:
 
 SAME = Transform(lambda a: a, lambda a: a)
 LINEAR = Transform(np.transpose, np.transpose)  # (out, in) ↔ (in, out)
-CONV = Transform(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
+CONV = Transform(
+    lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
+)  # OIHW ↔ HWIO
 
 
 def patches(patch_size: int, channels: int) -> Transform:
@@ -104,10 +107,8 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
         target = target if entry.layer is None else target[entry.layer]
         value = np.asarray(tensors[entry.key], np.float32)
         value = value if entry.rows is None else value[:, entry.rows]
-        try:
+        with contextlib.suppress(ValueError):  # a shape that will be named below
             value = entry.transform.ours(value)
-        except ValueError:
-            pass  # the shape says it below
         if value.shape != target.shape:
             raise UvitError(
                 f"{where}: {entry.key} has shape {tuple(tensors[entry.key].shape)}, "

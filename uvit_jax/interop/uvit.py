@@ -34,9 +34,7 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
         # Ours stands in the order of the blocks whose skips it takes.
         layer = half - 1 - i
         yield from _block(f"out_blocks.{i}", "backbone/out_blocks", layer, config.backbone)
-        yield from _linear(
-            f"out_blocks.{i}.skip_linear", "backbone/out_blocks/skip", LINEAR, layer
-        )
+        yield from _linear(f"out_blocks.{i}.skip_linear", "backbone/out_blocks/skip", LINEAR, layer)
 
 
 def _outside(layout: Layout) -> Iterator[Entry]:
@@ -61,9 +59,7 @@ def _outside(layout: Layout) -> Iterator[Entry]:
     yield from _norm("norm", "backbone/norm")
 
 
-def _linear(
-    key: str, path: str, transform: Transform, layer: int | None = None
-) -> Iterator[Entry]:
+def _linear(key: str, path: str, transform: Transform, layer: int | None = None) -> Iterator[Entry]:
     yield Entry(f"{key}.weight", f"{path}/kernel", transform, layer)
     yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
 

@@ -54,9 +54,7 @@ class MLP(nnx.Module):
 class Modulation(nnx.Module):
     """adaLN's SiLU and Linear: a conditioning vector (B, D) → `count` vectors (B, 1, D)."""
 
-    def __init__(
-        self, config: BackboneConfig, count: int, *, dtype: Any, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: BackboneConfig, count: int, *, dtype: Any, rngs: nnx.Rngs):
         zero = config.modulation == "adaln_zero"
         self.count = count
         self.linear = nnx.Linear(

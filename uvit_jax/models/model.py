@@ -101,8 +101,10 @@ class Model:
         ):
             for name in given:
                 if name not in shapes:
-                    raise UvitError(f"{kind} has {name!r}, which is no segment of the model"
-                                    f"{nearest(name, shapes)}")
+                    raise UvitError(
+                        f"{kind} has {name!r}, which is no segment of the model"
+                        f"{nearest(name, shapes)}"
+                    )
             for name, shape in shapes.items():
                 if name not in given:
                     raise UvitError(f"{kind} lacks {name!r}, shape (B, *{shape})")

@@ -37,7 +37,9 @@ def attention(
     check(implementation)
     if implementation == "cudnn":
         mask = None if mask_NM is None else mask_NM[None, None]
-        return jax.nn.dot_product_attention(q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn"
+        )
     scale = q_BNHK.shape[-1] ** -0.5
     logits_BHNM = jnp.einsum(
         "bnhk,bmhk->bhnm", q_BNHK * scale, k_BMHK, preferred_element_type=jnp.float32

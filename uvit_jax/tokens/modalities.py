@@ -2,7 +2,7 @@
 
 A modality is an NNX module with three static methods that the layout asks (`check`, `num_tokens`,
 `null`), a `__call__` that embeds a batch, and, if it can be noisy, a module that reads tokens back
-(`Head`). A new kind of condition is a new class here, entered in `MODALITIES`; nothing else changes.
+(`Head`). A new kind of condition is a new class here, entered in `MODALITIES`, nothing else.
 """
 
 from typing import Any
@@ -139,9 +139,7 @@ class Features(nnx.Module):
     """Vectors of a frozen encoder (CLIP text, CLIP image, …): (B, N, F) → (B, N, D)."""
 
     def __init__(self, segment: Segment, width: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.proj = nnx.Linear(
-            segment.shape[-1], width, dtype=dtype, kernel_init=normal, rngs=rngs
-        )
+        self.proj = nnx.Linear(segment.shape[-1], width, dtype=dtype, kernel_init=normal, rngs=rngs)
 
     @staticmethod
     def check(segment: Segment) -> str | None:
@@ -165,9 +163,7 @@ class Features(nnx.Module):
     class Head(nnx.Module):
         """(B, N, D) → (B, N, F)."""
 
-        def __init__(
-            self, segment: Segment, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs
-        ):
+        def __init__(self, segment: Segment, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs):
             init = nnx.initializers.zeros if zero else normal
             self.proj = nnx.Linear(
                 width, segment.shape[-1], dtype=dtype, kernel_init=init, rngs=rngs
@@ -219,9 +215,7 @@ class Image(nnx.Module):
     class Head(nnx.Module):
         """(B, HW/p², D) → (B, H, W, C), through an optional 3×3 convolution."""
 
-        def __init__(
-            self, segment: Segment, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs
-        ):
+        def __init__(self, segment: Segment, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs):
             height, width_px, channels = segment.shape
             p = self.patch_size = segment.patch_size
             self.grid = (height // p, width_px // p)

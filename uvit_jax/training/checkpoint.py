@@ -114,7 +114,9 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
         raise UvitError(f"{path} is no workdir: it has no config.json")
     from uvit_jax.models.config import parse_model
 
-    model = build(parse_model(json.loads(config_path.read_text())["model"], f"{config_path}: model"))
+    model = build(
+        parse_model(json.loads(config_path.read_text())["model"], f"{config_path}: model")
+    )
     folder = path / "checkpoints"
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
     if step is not None:

@@ -4,11 +4,12 @@ Any number of processes may do so at once: each prepares a private copy beside t
 renames it there; the first one wins and the others throw their copy away.
 """
 
+import contextlib
+import io
+import logging
 import os
 import tempfile
 from pathlib import Path
-
-from absl import logging
 
 from uvit_jax.errors import UvitError
 
@@ -37,8 +38,8 @@ def builder(data_dir: str = ""):
         _prepare(Builder, final)
     except OSError as error:
         raise UvitError(
-            f"cannot prepare the emoji set in {final}: {error}; "
-            f"set data_dir to a folder that can be written"
+            f"cannot prepare the emoji set in {final}: {error}; remove what is there, "
+            f"or set data_dir to a folder that can be written"
         ) from error
     return Builder(data_dir=data_dir or None, file_format="array_record")
 
@@ -53,7 +54,10 @@ def _prepare(cls, final: Path) -> None:
         copy = cls(data_dir=private, file_format="array_record")
         tfds.display_progress_bar(False)  # its bars outlive the seconds that this takes
         try:
-            copy.download_and_prepare()
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # it speaks of a download, there is none
+                copy.download_and_prepare()
         finally:
             tfds.display_progress_bar(True)
         final.parent.mkdir(exist_ok=True)

@@ -1,0 +1,204 @@
+"""The embedded set is what its documentation says, and prepares itself safely."""
+
+import collections
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from importlib import resources
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uvit_jax.data import emoji
+from uvit_jax.data.images import composite
+from uvit_jax.data.pipeline import DataConfig, batches, dataset
+from uvit_jax.errors import UvitError
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Image.Image]:
+    archive = zipfile.ZipFile(resources.files(emoji) / "pictures.zip")
+    assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+    return {
+        name.removesuffix(".webp"): Image.open(io.BytesIO(archive.read(name)))
+        for name in archive.namelist()
+    }
+
+
+def test_the_zip_is_the_one_this_version_was_made_of():
+    from uvit_jax.data.emoji.emoji_dataset_builder import PICTURES_SHA256
+
+    data = (resources.files(emoji) / "pictures.zip").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == PICTURES_SHA256
+    assert len(data) < 16e6
+
+
+def test_counts_vendors_and_groups():
+    index = emoji.index()
+    counts = collections.Counter(record["vendor"] for record in index)
+    assert counts == {"noto": 1644, "twemoji": 1644, "fluent_flat": 1587, "fluent_3d": 1599}
+    assert tuple(dict.fromkeys(record["vendor"] for record in index)) == emoji.VENDORS
+    assert {record["group"] for record in index} == set(emoji.GROUPS)
+    concepts = {(record["code"], record["label"]) for record in index}
+    assert len(concepts) == len({c for c, _ in concepts}) == len({label for _, label in concepts})
+
+
+def test_index_and_zip_agree(pictures):
+    index = emoji.index()
+    assert [record["key"] for record in index] == list(pictures)
+    assert all(record["key"] == f"{record['vendor']}/{record['code']}" for record in index)
+    assert all(record["caption"] == record["caption"].lower() for record in index)
+
+
+def test_pictures_are_64_square_with_clean_edges(pictures):
+    for key, picture in pictures.items():
+        assert picture.format == "WEBP" and picture.size == (64, 64), key
+        pixels = np.asarray(picture.convert("RGBA"))
+        assert pixels[..., 3].max() > 127, key
+        assert not pixels[pixels[..., 3] == 0].any(), key
+
+
+def test_splits_share_no_concept_and_no_picture(pictures):
+    sides = collections.defaultdict(set)
+    for record in emoji.index():
+        sides[record["code"]].add(record["split"])
+        pixels = np.asarray(pictures[record["key"]].convert("RGBA"))
+        for shown in (pixels, pixels[:, ::-1]):
+            over_white = composite(shown, (255, 255, 255))
+            sides[hashlib.sha256(over_white.tobytes()).digest()].add(record["split"])
+    assert all(len(splits) == 1 for splits in sides.values())
+    shares = collections.Counter(r["split"] for r in emoji.index())
+    assert 0.03 < shares["test"] / (shares["test"] + shares["train"]) < 0.07
+    groups = {record["group"] for record in emoji.index() if record["split"] == "test"}
+    assert groups == set(emoji.GROUPS)
+
+
+def test_captions_are_known_words_in_every_subset(data_dir):
+    full = dataset(DataConfig(data_dir=data_dir, text=True))
+    for record in emoji.index():
+        ids = full.tokenizer.encode(record["caption"], full.config.text_length)
+        assert (ids[ids > 0] >= 257).all()
+    part = dataset(
+        DataConfig(data_dir=data_dir, text=True, split="test", keep_groups=("food-drink",))
+    )
+    assert part.tokenizer == full.tokenizer
+
+
+def test_records_are_the_pictures(data_dir, pictures):
+    entries = {record["key"]: record for record in emoji.index()}
+    total = 0
+    for split in ("train", "test"):
+        data = dataset(DataConfig(data_dir=data_dir, labels="vendor", split=split))
+        assert data.class_names == emoji.VENDORS and data.image_shape == (64, 64, 3)
+        total += len(data)
+        for i in range(0, len(data), 50):
+            record = data.source[i]
+            entry = entries[record["key"]]
+            assert entry["split"] == split and record["captions"] == (entry["caption"],)
+            assert emoji.VENDORS[record["label"]] == entry["vendor"] == record["vendor"]
+            pixels = np.asarray(pictures[record["key"]].convert("RGBA"))
+            over_white = composite(pixels, (255, 255, 255)).astype(np.float32) / 127.5 - 1
+            assert (data.decode(record)["image"] == over_white).all()
+    assert total == len(entries)
+
+
+def test_filters_and_compact_classes(data_dir):
+    keep = {
+        "keep_groups": ("food-drink", "animals-nature"),
+        "keep_vendors": ("fluent_3d", "noto"),
+    }
+    sizes, names = 0, set()
+    for split in ("train", "test"):
+        data = dataset(DataConfig(data_dir=data_dir, split=split, labels="group", **keep))
+        assert data.class_names == ("animals-nature", "food-drink")
+        names.add(
+            dataset(
+                DataConfig(data_dir=data_dir, split=split, labels="subgroup", **keep)
+            ).class_names
+        )
+        for i in range(len(data)):
+            record = data.source[i]
+            assert record["vendor"] in keep["keep_vendors"]
+            assert data.class_names[record["label"]] == record["group"]
+        sizes += len(data)
+    wanted = [
+        r
+        for r in emoji.index()
+        if r["vendor"] in keep["keep_vendors"] and r["group"] in keep["keep_groups"]
+    ]
+    assert sizes == len(wanted)
+    assert names == {tuple(sorted({r["subgroup"] for r in wanted}))}
+    one = dataset(DataConfig(data_dir=data_dir, keep_labels=("red heart",)))
+    assert {one.source[i]["concept"] for i in range(len(one))} == {"red heart"}
+
+
+def test_filters_say_what_is_unknown(data_dir):
+    for key, value, hint in (
+        ("keep_vendors", "notto", "did you mean 'noto'"),
+        ("keep_groups", "foods-drink", "did you mean 'food-drink'"),
+        ("keep_labels", "grining face", "did you mean 'grinning face'"),
+        ("keep_labels", "zzzzzz", "'zzzzzz' is unknown"),
+    ):
+        with pytest.raises(UvitError, match=f"{key}: .*{hint}"):
+            dataset(DataConfig(data_dir=data_dir, **{key: (value,)}))
+    with pytest.raises(UvitError, match="no emoji of the split 'test' passes"):
+        held_in = next(r["label"] for r in emoji.index() if r["split"] == "train")
+        dataset(DataConfig(data_dir=data_dir, split="test", keep_labels=(held_in,)))
+    with pytest.raises(UvitError, match=r"split 'val' of emoji, which has train, test"):
+        dataset(DataConfig(data_dir=data_dir, split="val"))
+
+
+def test_background_and_grey(data_dir):
+    dark = dataset(DataConfig(data_dir=data_dir, background="#102030", image_size=32, channels=1))
+    batch = next(batches(dark, batch_size=16, seed=0))
+    assert batch["image"].shape == (16, 32, 32, 1)
+    coloured = dataset(DataConfig(data_dir=data_dir, background="#102030"))
+    corners = [coloured.decode(coloured.source[i])["image"][0, 0] for i in range(200)]
+    behind = np.array([0x10, 0x20, 0x30], np.float32) / 127.5 - 1
+    assert sum((corner == behind).all() for corner in corners) > 100
+
+
+def test_two_processes_prepare_at_once(tmp_path):
+    code = (
+        "import sys; from uvit_jax.data.emoji.preparation import builder; "
+        "print(len(builder(sys.argv[1]).as_data_source(split='train')))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=-1, stderr=-1, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert [out.strip() for out, _ in outputs] == ["6149", "6149"]
+    assert [path.name for path in tmp_path.iterdir()] == ["emoji"]
+    assert len(list((tmp_path / "emoji").iterdir())) == 1
+
+
+def test_a_failed_preparation_leaves_nothing_and_says_why(tmp_path, monkeypatch):
+    from uvit_jax.data.emoji import preparation
+
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(
+        UvitError, match=r"cannot prepare the emoji set .* or set data_dir to a folder"
+    ):
+        preparation.builder(str(file))
+    with pytest.raises(UvitError, match="on the local disk"):
+        preparation.builder("gs://bucket/data")
+    # As if the machine had stopped while someone copied the set here by hand.
+    (tmp_path / "emoji" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "emoji" / "1.0.0" / "part").write_text("")
+    few = [record for split in ("train", "test") for record in _some(split, 20)]
+    monkeypatch.setattr(emoji, "index", lambda: few)
+    with pytest.raises(UvitError, match=r"cannot prepare the emoji set .* remove what is there"):
+        preparation.builder(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["emoji", "file"]
+
+
+def _some(split: str, count: int) -> list[dict]:
+    return [record for record in emoji.index() if record["split"] == split][:count]

@@ -1,0 +1,49 @@
+"""Runs command lines in processes of their own, as users do, with any number of fake devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY = "tests/configs/tiny.py"
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a fresh process with so many CPU devices."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+
+
+def start(module: str, *args: object, devices: int = 1) -> subprocess.Popen:
+    """`python -m module args…`, started."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, args)],
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of a started process."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def train(workdir: Path, *args: object, devices: int = 1) -> dict[int, float]:
+    """Trains the tiny config to its end and returns the loss at every step."""
+    args = (f"--config={TINY}", f"--workdir={workdir}", *args)
+    status, out, err = finish(start("experiments.train", *args, devices=devices))
+    assert status == 0, err + out
+    return losses(workdir)
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Every step's loss in a workdir, at full precision."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["step"] for row in rows}) == len(rows)
+    return {row["step"]: row["loss"] for row in rows}

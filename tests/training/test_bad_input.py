@@ -1,0 +1,135 @@
+"""What a user can get wrong: one line that helps, status 2, and nothing overwritten."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import cli, train
+from tests.running import ROOT, TINY, finish, start
+from uvit_jax.errors import UvitError
+
+
+def run(*args, config=str(ROOT / TINY)):
+    return train.main([f"--config={config}", *map(str, args)])
+
+
+CASES = {
+    "unknown config": (["--config=configs/quikstart.py"], r"quikstart.py.*did you mean"),
+    "unknown key": (["--config.train.stpes=3"], r"config\.train\.stpes.*did you mean 'steps'"),
+    "unknown group": (["--config.trian.steps=3"], r"config\.trian.*did you mean 'train'"),
+    "key of the model": (
+        ["--config.model.backbone.heads=3"],
+        r"model\.backbone\.heads is not a known key; did you mean 'num_heads'",
+    ),
+    "type": (["--config.train.steps=many"], r"config\.train\.steps must be a whole number"),
+    "value": (["--config.train.steps=0"], r"config\.train: steps must be at least 1"),
+    "unknown flag": (["--workdri=x"], r"--workdri.*did you mean '--workdir'"),
+    "prediction": (["--config.diffusion.prediction=epsilon"], r"config\.diffusion.*epsilon"),
+    "heads": (["--config.model.backbone.num_heads=3"], r"width=32 is not divisible"),
+    "patch": (["--config.model.segments.image.patch_size=5"], r"'image'.*patch_size=5"),
+    "sequence": (["--config.model.sequence=('label', 'image')"], r"no time segment"),
+    "mesh": (["--config.mesh.fsdp=3"], r"config\.mesh .*does not fit 1 devices"),
+    "accumulate": (["--config.train.accumulate=5"], r"batch_size=16 is not divisible"),
+    "picture size": (["--config.data.image_size=32"], r"segment 'image' wants"),
+    "classes": (["--config.model.segments.label.num_classes=3"], r"num_classes=3, the data have"),
+    "no labels": (["--config.data.labels=''"], r"set config\.data\.labels"),
+    "missing set": (
+        [
+            "--config.data.name=cifar10",
+            "--config.data.keep_vendors=()",
+            "--config.data.keep_groups=()",
+            "--config.data.labels=label",
+        ],
+        r"cifar10.*(tfds build|prepare)",
+    ),
+    "drop": (["--config.train.drop.lable=0.1"], r"drop\.lable.*did you mean 'label'"),
+    "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody' is no class"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_nothing_written(case, tmp_path):
+    args, pattern = CASES[case]
+    workdir = tmp_path / "run"
+    if "missing set" in case:
+        args = [*args, f"--config.data.data_dir={tmp_path}"]
+    with pytest.raises(UvitError, match=pattern) as caught:
+        run(f"--workdir={workdir}", *args)
+    assert "\n" not in str(caught.value)
+    assert not workdir.exists()
+
+
+def test_the_command_line_prints_one_line_and_status_2(tmp_path):
+    args = (f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.train.stpes=3")
+    status, out, err = finish(start("experiments.train", *args))
+    assert status == 2 and not out
+    assert err.startswith("error: config.train.stpes") and err.count("\n") == 1
+
+
+def test_workdir_of_another_config_is_left_alone(tmp_path):
+    workdir = tmp_path / "run"
+    run(f"--workdir={workdir}", "--config.train.steps=1")
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    with pytest.raises(UvitError, match=r"another config; it differs in .*optimizer\.b1.*seed"):
+        run(f"--workdir={workdir}", "--config.seed=1", "--config.optimizer.b1=0.5")
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(UvitError, match="not empty and holds no run"):
+        run(f"--workdir={tmp_path}")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def folder_args(path):
+    return [
+        "--config.data.name=folder",
+        f"--config.data.path={path}",
+        "--config.data.keep_vendors=()",
+        "--config.data.keep_groups=()",
+        "--config.data.labels=label",
+    ]
+
+
+def test_a_broken_picture_is_named(tmp_path):
+    pictures = tmp_path / "pictures"
+    for name in ("a", "b"):
+        (pictures / name).mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(pictures / name / "good.png")
+    broken = pictures / "b" / "broken.png"
+    broken.write_bytes((pictures / "a" / "good.png").read_bytes()[:100])
+    with pytest.raises(UvitError, match=r"b/broken\.png"):
+        run(f"--workdir={tmp_path / 'run'}", *folder_args(pictures))
+    assert not (tmp_path / "run").exists()
+    broken.unlink()
+    assert (
+        run(f"--workdir={tmp_path / 'run'}", "--config.train.steps=1", *folder_args(pictures)) == 0
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_records(tmp_path):
+    workdir = tmp_path / "run"
+    run(f"--workdir={workdir}", "--config.optimizer.learning_rate=1e30", "--config.train.steps=1")
+    args = ["--config.optimizer.learning_rate=1e30", "--config.train.checkpoint_every=1"]
+    with pytest.raises(
+        UvitError, match=r"loss of step (\d+) is .*records \[\d+, .*checkpoint is kept"
+    ):
+        run(f"--workdir={workdir}", *args)
+    saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    rows = [json.loads(r) for r in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert saved and max(saved) <= max(row["step"] for row in rows)
+
+
+def test_overrides_reach_every_key():
+    config = cli.read_config(str(ROOT / TINY), {"mesh.fsdp": 2, "sample.sampler.steps": 7})
+    from uvit_jax.training.config import parse_run
+
+    parsed = parse_run(config)
+    assert parsed.mesh.fsdp == 2 and parsed.sample.sampler.steps == 7
+    with pytest.raises(UvitError, match=r"config\.seed is no group"):
+        cli.read_config(str(ROOT / TINY), {"seed": 1, "seed.x": 2})

@@ -21,7 +21,7 @@ def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     Args:
       cls: a dataclass; fields that are dataclasses are parsed recursively, lists become
         tuples, and ints are accepted where floats are expected.
-      config: a mapping (or ConfigDict) with the fields of `cls`; fields with defaults may be absent.
+      config: a mapping (or ConfigDict) of the fields of `cls`; those with defaults may be absent.
       where: the dotted path of `config`, for error messages.
 
     Raises:

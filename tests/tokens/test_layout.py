@@ -104,7 +104,8 @@ def references(**kwargs):
     """Two references that see only themselves, two subjects' first views, beside the target."""
     first = image(name="ref0", role="clean", like="image", subject=0, view=0, sees=("ref0",))
     second = image(name="ref1", role="clean", like="image", subject=1, view=0, sees=("ref1",))
-    return build(first, second, time(), image(**kwargs))
+    # Through a time token that saw them, the references would reach the target by a detour.
+    return build(first, second, time(sees=("image",)), image(**kwargs))
 
 
 def test_visibility_is_what_reaches_the_output():

@@ -58,8 +58,8 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
       A `Summary`. `stopped` is True if SIGTERM or SIGINT came; a checkpoint was saved then.
 
     Raises:
-      UvitError: if the config, the data, the mesh and the workdir do not fit each other (nothing was
-        overwritten), or the loss is not finite (the last good checkpoint stays).
+      UvitError: if the config, the data, the mesh and the workdir do not fit each other (nothing
+        was overwritten), or the loss is not finite (the last good checkpoint stays).
     """
     began = time.perf_counter()
     folder = Workdir(workdir)

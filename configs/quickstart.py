@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.data = dict(
         name="emoji",
         image_size=32,
-        keep_vendors=("twemoji", "noto"),
+        keep_vendors=("twemoji",),
         keep_groups=("smileys-emotion",),
         text=True,
         text_length=12,
@@ -28,9 +28,10 @@ def get_config() -> ConfigDict:
         width=192,
         depth=6,
         num_heads=6,
+        unroll=3,
     )
     config.diffusion = dict(
-        schedule=dict(name="rectified_flow"), prediction="velocity", time_sampling="logit_normal"
+        schedule=dict(name="rectified_flow"), prediction="x0", time_sampling="logit_normal"
     )
     config.optimizer = dict(
         learning_rate=1e-3,
@@ -51,7 +52,7 @@ def get_config() -> ConfigDict:
         sample_every=200,
     )
     config.sample = dict(
-        sampler=dict(name="heun", steps=12),
+        sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
         guidance_scale=1.0,
         count=16,
         prompts=(
@@ -59,10 +60,10 @@ def get_config() -> ConfigDict:
             "red heart, twemoji",
             "smiling face with sunglasses, twemoji",
             "cat face, twemoji",
-            "angry face, noto",
-            "face with tears of joy, noto",
-            "skull, noto",
-            "monkey face, noto",
+            "angry face, twemoji",
+            "face with tears of joy, twemoji",
+            "skull, twemoji",
+            "monkey face, twemoji",
         ),
     )
     return config

@@ -23,7 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, *, config: bool = True):
         super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         self._config = config
         if config:
@@ -123,6 +125,7 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command's `main(argv) → exit status`; a `UvitError` is one line and status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax think aloud there
     try:
         status = main(None)
     except UvitError as error:

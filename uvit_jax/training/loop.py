@@ -27,7 +27,7 @@ from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.sampling import conditions_for, make_sampler
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.config import RunConfig
-from uvit_jax.training.metrics import MetricsWriter
+from uvit_jax.training.metrics import MetricsWriter, read_metrics
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
 from uvit_jax.training.step import make_step
 from uvit_jax.training.workdir import Workdir
@@ -119,6 +119,9 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
             if writer is not None:
                 writer.close()
         step = int(state.step)
+        if start >= run.train.steps and main:  # there was nothing left to do
+            rows = read_metrics(folder.metrics)
+            loss = rows[-1]["loss"] if rows else loss
         if not stopped and (draw.last is None or draw.last_step != step):
             draw(state.ema, step)
     return Summary(step, loss, stopped, time.perf_counter() - began, str(draw.last or ""))

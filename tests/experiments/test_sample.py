@@ -1,0 +1,76 @@
+"""`experiments.sample` on a run of seconds."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import uvit_jax
+from experiments import sample, train
+from tests.running import ROOT, TINY
+from uvit_jax.errors import UvitError
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    train.main([f"--config={ROOT / TINY}", f"--workdir={path}", "--config.train.steps=6"])
+    return path
+
+
+def draw(workdir, tmp_path, *args):
+    out = tmp_path / "out.png"
+    sample.main([f"--workdir={workdir}", f"--out={out}", *map(str, args)])
+    return np.load(out.with_suffix(".npz")), Image.open(out)
+
+
+def test_a_grid_and_its_arrays(workdir, tmp_path):
+    results = tmp_path / "results.json"
+    arrays, grid = draw(workdir, tmp_path, "--count=5", "--steps=2", f"--json={results}")
+    assert arrays["image"].shape == (5, 16, 16, 3) and np.isfinite(arrays["image"]).all()
+    assert grid.width > 3 * 96 and grid.mode == "RGB"
+    told = json.loads(results.read_text())
+    assert told["count"] == 5 and told["sampler"]["steps"] == 2 and len(told["captions"]) == 5
+
+
+def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
+    def images(*args):
+        return draw(workdir, tmp_path, "--count=4", "--sampler=ddim", "--steps=3", *args)[0]["image"]
+
+    base = images()
+    assert np.array_equal(base, images())
+    for change in ("--seed=1", "--guidance=3", "--steps=5", "--step=5", "--raw", "--label=cat-face"):
+        assert not np.array_equal(base, images(change)), change
+    # A label by name and by its number are one thing.
+    vocabulary = json.loads((workdir / "vocabulary.json").read_text())
+    number = vocabulary["classes"].index("cat-face")
+    assert np.array_equal(images("--label=cat-face"), images(f"--label={number}"))
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--prompt=cat"], "no text segment"),
+        (["--label=dog-face"], "'dog-face' is no class.*did you mean"),
+        (["--label=9999"], "is no class"),
+        (["--step=3"], "has no checkpoint 3"),
+        (["--sampler=dpm"], "did you mean"),
+        (["--count=0"], "count must be at least 1"),
+        (["--batch_size=0"], "batch_size must be at least 1"),
+        (["--sampels=3"], "unknown flag '--sampels'; did you mean '--sampler'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence(workdir, tmp_path, args, message):
+    with pytest.raises(UvitError, match=message):
+        draw(workdir, tmp_path, *args)
+
+
+def test_load_gives_the_average_or_the_raw_parameters(workdir):
+    model, average = uvit_jax.load(workdir)
+    _, raw = uvit_jax.load(workdir, ema=False)
+    _, older = uvit_jax.load(workdir, step=5)
+    kernels = [p["backbone"]["mid_block"]["mlp"]["fc1"]["kernel"] for p in (average, raw, older)]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    assert kernels[0].shape == (32, 128) and model.layout.num_tokens == 18

@@ -28,13 +28,18 @@ def get_config() -> ConfigDict:
         width=192,
         depth=6,
         num_heads=6,
+        init="xavier",
         unroll=3,
     )
+    config.model["segments"]["image"]["positions"] = "sincos2d"
     config.diffusion = dict(
-        schedule=dict(name="rectified_flow"), prediction="x0", time_sampling="logit_normal"
+        schedule=dict(name="rectified_flow"),
+        prediction="x0",
+        time_sampling="logit_normal",
+        logit_mean=0.5,
     )
     config.optimizer = dict(
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         schedule="cosine",
         warmup_steps=50,
         b1=0.9,
@@ -43,27 +48,38 @@ def get_config() -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = dict(
-        steps=700,
-        batch_size=32,
+        steps=1200,
+        batch_size=16,
         ema_decay=0.99,
         drop={"text": 0.1},
-        checkpoint_every=200,
+        checkpoint_every=250,
         log_every=10,
-        sample_every=200,
+        sample_every=250,
     )
     config.sample = dict(
         sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
         guidance_scale=1.0,
         count=16,
-        prompts=(
-            "grinning face, twemoji",
-            "red heart, twemoji",
-            "smiling face with sunglasses, twemoji",
-            "cat face, twemoji",
-            "angry face, twemoji",
-            "face with tears of joy, twemoji",
-            "skull, twemoji",
-            "monkey face, twemoji",
+        prompts=tuple(
+            f"{name}, twemoji"
+            for name in (
+                "grinning face",
+                "smiling face with sunglasses",
+                "red heart",
+                "face with tears of joy",
+                "skull",
+                "alien",
+                "pile of poo",
+                "pouting cat",
+                "smiling face with heart-eyes",
+                "angry face with horns",
+                "clown face",
+                "see-no-evil monkey",
+                "broken heart",
+                "star-struck",
+                "robot",
+                "crying face",
+            )
         ),
     )
     return config

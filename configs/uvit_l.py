@@ -1,13 +1,16 @@
 """U-ViT-L/2 on ImageNet 256×256 latents (Bao et al. 2023, table 1: FID 3.40; 286.76M parameters).
 
+    tfds build imagenet2012 --file_format=array_record
+    python -m experiments.encode_latents --data.name=imagenet2012 --data.image_size=256 \\
+        --data.labels=label --autoencoder=vae.safetensors --mirror --out=latents/imagenet256
     python -m experiments.train --config=configs/uvit_l.py --workdir=/data/uvit_l
 
 The published recipe: VP-SDE, eps prediction, AdamW 2e-4, 300k steps of 1024, labels dropped in 15%
 of the examples, DPM-Solver with 50 evaluations and guidance 0.4.
 
-It needs the latents of Stable Diffusion's autoencoder, 32×32×4, as the data set
-`imagenet256_latents`. The command that makes them is still to come, so today this run stops at once
-and says that the data are missing; the model, its recipe and its sampler are as they will be.
+The data are the latents of Stable Diffusion's autoencoder, 32×32×4, of every picture and its mirror
+image, encoded once (42 GB in float16) and sampled anew at every step. `vae.safetensors` is that
+autoencoder's file, `diffusion_pytorch_model.safetensors` in the `vae` folder of Stable Diffusion.
 
 Cost: 76.5 GMAC a forward pass, 1.4e20 FLOPs in all.
 """
@@ -21,7 +24,7 @@ def get_config() -> ConfigDict:
     """The config of this run."""
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(name="imagenet256_latents", labels="label")
+    config.data = dict(name="latents", path="latents/imagenet256", labels="label", flip=True)
     config.model = uvit.preset("L", (32, 32, 4), patch_size=2, num_classes=1000)
     config.model["dtype"] = "bfloat16"
     config.model["backbone"]["remat"] = "full"

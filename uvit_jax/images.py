@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Float (…, H, W, C) in [-1, 1] → uint8, values outside clipped, NaN black."""
-    scaled = (np.nan_to_num(np.asarray(images, np.float32), nan=-1.0) + 1) * 127.5
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
+    finite = np.clip(np.nan_to_num(np.asarray(images, np.float32), nan=-1.0), -1, 1)
+    return np.round((finite + 1) * 127.5).astype(np.uint8)
 
 
 def grid(

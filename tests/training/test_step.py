@@ -81,7 +81,7 @@ def test_the_learning_rate_warms_up_and_decays():
 
 
 def test_training_lowers_the_loss_of_a_fixed_problem():
-    *_, state, batch, step = setup()
+    *_, state, batch, step = setup(**{"optimizer.learning_rate": 1e-2})
     batch = jax.tree.map(lambda a: a[:1].repeat(16, axis=0), batch)
     losses = []
     for _ in range(150):

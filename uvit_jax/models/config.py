@@ -12,6 +12,7 @@ from uvit_jax.tokens.segment import Segment
 
 SKIPS = ("concat", "none")
 MODULATIONS = ("none", "adaln", "adaln_zero")
+INITS = ("normal", "xavier")
 REMATS = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16")
 
@@ -29,6 +30,8 @@ class BackboneConfig:
       norm_affine, norm_eps: of every LayerNorm.
       activation: `gelu` (exact) or `gelu_tanh`.
       qkv_bias: whether queries, keys and values have a bias.
+      init: of the blocks' matrices: `normal` with standard deviation 0.02 (U-ViT), or `xavier`
+        uniform, which is larger for narrow models (DiT).
       modulation: `none`, `adaln` (shift and scale) or `adaln_zero` (and gates, all starting at 0)
         by the segments that enter by `adaln`.
       attention: a name in `parallel.attention.IMPLEMENTATIONS`.
@@ -48,6 +51,7 @@ class BackboneConfig:
     norm_eps: float = 1e-5
     activation: str = "gelu"
     qkv_bias: bool = False
+    init: str = "normal"
     modulation: str = "none"
     attention: str = "xla"
     scan: bool = True
@@ -59,6 +63,7 @@ class BackboneConfig:
             ("skip", SKIPS),
             ("modulation", MODULATIONS),
             ("remat", REMATS),
+            ("init", INITS),
             ("activation", ("gelu", "gelu_tanh")),
         ):
             value = getattr(self, key)

@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
+INITS = {"normal": normal, "xavier": nnx.initializers.xavier_uniform()}
 
 
 class Attention(nnx.Module):
@@ -26,7 +27,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
-        options = dict(dtype=dtype, kernel_init=normal, rngs=rngs)
+        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
         self.implementation = config.attention
         self.qkv = nnx.LinearGeneral(D, (3, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
@@ -42,7 +43,7 @@ class MLP(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, hidden = config.width, int(config.width * config.mlp_ratio)
-        options = dict(dtype=dtype, kernel_init=normal, rngs=rngs)
+        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
         self.activation = config.activation
         self.fc1 = nnx.Linear(D, hidden, **options)
         self.fc2 = nnx.Linear(hidden, D, **options)
@@ -61,7 +62,7 @@ class Modulation(nnx.Module):
             config.width,
             count * config.width,
             dtype=dtype,
-            kernel_init=nnx.initializers.zeros if zero else normal,
+            kernel_init=nnx.initializers.zeros if zero else INITS[config.init],
             rngs=rngs,
         )
 
@@ -95,7 +96,8 @@ class Block(nnx.Module):
     ):
         options = dict(dtype=dtype, rngs=rngs)
         D = config.width
-        self.skip = nnx.Linear(2 * D, D, kernel_init=normal, **options) if merge_skip else None
+        init = INITS[config.init]
+        self.skip = nnx.Linear(2 * D, D, kernel_init=init, **options) if merge_skip else None
         self.norm1 = layer_norm(config, **options)
         self.attention = Attention(config, **options)
         self.norm2 = layer_norm(config, **options)

@@ -4,12 +4,17 @@ A checkpoint holds the train state and the data's position, in batches, so that 
 sees the examples it would have seen, also on another number of hosts.
 """
 
-import contextlib
+import functools
+import gc
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from uvit_jax.errors import UvitError
+from uvit_jax.models.config import parse_model
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.training.state import TrainState
 
@@ -64,12 +70,9 @@ class Checkpointer:
         broken: list[tuple[int, Exception | None]] = []
         for checkpoint in reversed(self._orbax.checkpoints):
             items = dict(state=_as_dict(abstract), data=None)
-            problem, loaded = None, None
-            with _quiet():
-                try:
-                    loaded = self._orbax.load_checkpointables(checkpoint.step, items)
-                except Exception as error:  # whatever the damage provokes
-                    problem = error
+            loaded, problem = _attempt(
+                functools.partial(self._orbax.load_checkpointables, checkpoint.step, items)
+            )
             if _all_processes(problem is None):
                 for step, reason in broken:
                     self._put_aside(step, reason, checkpoint.step)
@@ -112,8 +115,6 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     config_path = path / "config.json"
     if not config_path.is_file():
         raise UvitError(f"{path} is no workdir: it has no config.json")
-    from uvit_jax.models.config import parse_model
-
     model = build(
         parse_model(json.loads(config_path.read_text())["model"], f"{config_path}: model")
     )
@@ -129,18 +130,19 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cpu), model.abstract_params
     )
     for candidate in steps:
-        folder_step = os.fspath((folder / str(candidate)).absolute())
-        with _quiet():
-            try:
-                stored = ocp.checkpointables_metadata(folder_step).metadata["state"]
-                partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {name: abstract}
-                loaded = ocp.load_checkpointables(folder_step, dict(state=partial))
-                return model, jax.tree.map(np.asarray, loaded["state"][name])
-            except Exception as error:
-                problem = error
-        if step is not None:
-            break
-        logger.warning("checkpoint %d cannot be read (%s)", candidate, _first_line(problem))
+        where = os.fspath((folder / str(candidate)).absolute())
+
+        def load_one(where: str = where) -> Params:
+            stored = ocp.checkpointables_metadata(where).metadata["state"]
+            partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {name: abstract}
+            loaded = ocp.load_checkpointables(where, dict(state=partial))
+            return jax.tree.map(np.asarray, loaded["state"][name])
+
+        params, problem = _attempt(load_one)
+        if problem is None:
+            return model, params
+        if step is None:
+            logger.warning("checkpoint %d cannot be read (%s)", candidate, _first_line(problem))
     if not steps:
         raise UvitError(f"{folder} holds no checkpoint yet")
     raise UvitError(f"no checkpoint in {folder} can be read: {_first_line(problem)}")
@@ -165,15 +167,28 @@ def _first_line(problem: Exception | None) -> str:
     return text.splitlines()[0][:200]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax tells of a broken file in pages of logs; the caller tells it in a sentence."""
+def _attempt(load: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """(what `load` returns, None), or (None, what went wrong).
+
+    Orbax tells of a broken file in pages of logs, and in tracebacks from threads that it leaves
+    behind; the caller tells it in a sentence, so all that is kept from the screen.
+    """
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl", "orbax")]
     levels = [each.level for each in loggers]
+    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook)
     for each in loggers:
         each.setLevel(logging.CRITICAL)
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                return load(), None
+            except Exception as error:  # whatever the damage provokes
+                problem = error
+            time.sleep(0.5)  # what is left behind complains a moment later
+            gc.collect()
+            return None, problem
     finally:
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)

@@ -83,8 +83,8 @@ class RunConfig:
 
     model: ModelConfig
     data: DataConfig
-    diffusion: ObjectiveConfig
     train: TrainConfig
+    diffusion: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()

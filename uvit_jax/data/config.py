@@ -12,18 +12,21 @@ class DataConfig:
     """A data set and what is made of its pictures.
 
     Attributes:
-      name: "emoji" (embedded), "folder" (of pictures), or the name of a TFDS data set such as
-        "cifar10" or "imagenet2012", with or without "tfds:" before it.
-      path: the folder, for "folder".
+      name: "emoji" (embedded), "folder" (of pictures), "latents" (that `experiments.encode_latents`
+        has made), or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or
+        without "tfds:" before it.
+      path: the folder, for "folder" and "latents".
       data_dir: where TFDS keeps prepared data sets; "" is its default.
       split: "train", "test", or a TFDS split such as "train[:10%]".
       image_size: side in pixels. The short side is resized to it and the centre is cut out; 0
         keeps the pictures as they are, which have to be of one size then.
       channels: 3, or 1 for grey.
-      flip: mirror each training picture with probability 1/2.
+      flip: mirror each training picture with probability 1/2. For latents: take the encoding of
+        the mirrored picture, which `--mirror` has stored.
       background: a colour name or "#rrggbb", put behind transparent pictures.
       labels: "" for none; "group", "vendor" or "subgroup" for emoji; "label" for the sub-folders of
-        a folder; the name of a ClassLabel feature, mostly "label", for TFDS.
+        a folder; the name of a ClassLabel feature, mostly "label", for TFDS; for latents "label",
+        whatever the labels were when they were made.
       text: whether to yield captions as token ids.
       text_length: tokens in a caption, padding included.
       vocabulary: a file with a tokenizer's JSON; "" derives the known words from the captions (or
@@ -59,9 +62,11 @@ class DataConfig:
 
     def __post_init__(self):
         if not self.name:
-            raise UvitError("name is empty; known: 'emoji', 'folder', or a TFDS name")
-        if (self.name == "folder") != bool(self.path):
-            raise UvitError(f"path goes with name 'folder' only, got {self.name!r}, {self.path!r}")
+            raise UvitError("name is empty; known: 'emoji', 'folder', 'latents', or a TFDS name")
+        if (self.name in ("folder", "latents")) != bool(self.path):
+            raise UvitError(
+                f"path goes with name 'folder' or 'latents' only, got {self.name!r}, {self.path!r}"
+            )
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must not be negative, got {getattr(self, key)}")
@@ -77,10 +82,14 @@ class DataConfig:
             for key in ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels"):
                 if getattr(self, key):
                     raise UvitError(f"{key} filters emoji only, and name is {self.name!r}")
-        if self.name == "folder" and self.labels not in ("", "label"):
+        if self.path and self.labels not in ("", "label"):
             raise UvitError(f"labels of a folder is '' or 'label', got {self.labels!r}")
-        if self.name == "folder" and self.split != "train":
+        if self.path and self.split != "train":
             raise UvitError(f"a folder has the one split 'train', got {self.split!r}")
+        if self.name == "latents" and self.image_size:
+            raise UvitError(
+                f"image_size of latents was settled when they were made, got {self.image_size}"
+            )
         colour(self.background)
 
 

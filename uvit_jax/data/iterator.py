@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import grain
 import numpy as np
 
-from uvit_jax.data.images import to_float
 from uvit_jax.errors import UvitError
 
 if TYPE_CHECKING:
@@ -20,10 +19,10 @@ class Batches(grain.DatasetIterator):
 
     def __init__(self, rows: Rows, *, start: int = 0):
         super().__init__()
-        data, size = rows.data, rows.host_batch
+        data = rows.data
         # 2**32 steps are as good as endless.
         count = 2**32 if rows.train else math.ceil(len(data) / rows.batch_size)
-        self._steps = grain.MapDataset.range(count * size).map(rows).batch(size, batch_fn=_stack)
+        self._steps = grain.MapDataset.range(count).map(rows)
         self._config, self._iterator = data.config, None
         self.set_state({"next_index": start})
 
@@ -89,7 +88,7 @@ class Batches(grain.DatasetIterator):
 
 
 class Rows:
-    """Position among this host's rows -> one row, as a picklable function."""
+    """Number of a batch -> this host's rows of it, as a picklable function."""
 
     def __init__(
         self,
@@ -109,19 +108,17 @@ class Rows:
         records = grain.MapDataset.range(len(data))
         self.order = records.shuffle(seed=order_seed % 2**32).repeat() if train else records
 
-    def __call__(self, position: int) -> dict[str, np.ndarray]:
-        batch, row = divmod(int(position), self.host_batch)
-        position = batch * self.batch_size + self.first + row  # among the rows of all hosts
-        if not self.train:
-            index = position % len(self.data)
-            padding = position >= len(self.data)
-            return {**self.data.row(index), "index": np.int64(-1 if padding else index)}
-        index = int(self.order[position])
-        chance = _mix(self.key, position)
-        example = self.data.row(index, number=chance % 2**32)
-        if self.data.config.flip and chance >> 63:
-            example["image"] = example["image"][:, ::-1]
-        return {**example, "index": np.int64(index)}
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        first = int(number) * self.batch_size + self.first  # among the rows of all hosts
+        positions = range(first, first + self.host_batch)
+        if self.train:
+            indices = [int(self.order[p]) for p in positions]
+            batch = self.data.batch(indices, [_mix(self.key, p) for p in positions])
+        else:
+            count = len(self.data)
+            batch = self.data.batch([p % count for p in positions])
+            indices = [p if p < count else -1 for p in positions]
+        return {**batch, "index": np.array(indices, np.int64)}
 
 
 def _mix(key: int, position: int) -> int:
@@ -131,11 +128,6 @@ def _mix(key: int, position: int) -> int:
     z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
     return z ^ z >> 31
-
-
-def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return {**batch, "image": to_float(batch["image"])}
 
 
 def _ours(error: BaseException) -> UvitError | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ from uvit_jax.errors import UvitError
 
 if TYPE_CHECKING:
     from uvit_jax.data.iterator import Batches
+    from uvit_jax.data.latents import LatentData
 
 CACHE_BYTES = 256 * 2**20
 """Data sets whose decoded pictures are smaller than this are decoded once and kept in memory."""
@@ -89,6 +91,25 @@ class Dataset:
                 self._notes[index] = (label, captions)
         return self._row(pixels, label, captions, number)
 
+    def batch(
+        self, indices: Sequence[int], chances: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The records `indices` as a batch, `image` float32 (B, H, W, C) in [-1, 1].
+
+        Args:
+          indices: B of them. chances: 64 random bits a row, which decide on mirroring and on one of
+            several captions; None for no augmentation.
+        """
+        if chances is None:
+            rows = [self.row(index) for index in indices]
+        else:
+            rows = [self.row(i, number=c % 2**32) for i, c in zip(indices, chances, strict=True)]
+            for row, chance in zip(rows, chances, strict=True):
+                if self.config.flip and chance >> 63:
+                    row["image"] = row["image"][:, ::-1]
+        batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        return {**batch, "image": images.to_float(batch["image"])}
+
     def _pixels(self, record: dict) -> np.ndarray:
         pixels = images.decode(
             record["image"],
@@ -133,13 +154,17 @@ class Dataset:
         self._start_cache()
 
 
-def dataset(config: DataConfig) -> Dataset:
+def dataset(config: DataConfig) -> Dataset | LatentData:
     """Opens a data set. The embedded emoji are prepared on first use; nothing is ever downloaded.
 
     Raises:
       UvitError: if the data set is unknown, not prepared, empty or broken, or lacks what the config
         asks for.
     """
+    if config.name == "latents":
+        from uvit_jax.data.latents import LatentData
+
+        return LatentData(config, _vocabulary(config.vocabulary))
     kinds = {"emoji": EmojiSource, "folder": FolderSource}
     source = kinds.get(config.name, TfdsSource)(config)
     tokenizer = None
@@ -155,7 +180,7 @@ def dataset(config: DataConfig) -> Dataset:
 
 
 def batches(
-    data: DataConfig | Dataset,
+    data: DataConfig | Dataset | LatentData,
     *,
     batch_size: int,
     seed: int,
@@ -180,9 +205,9 @@ def batches(
     Returns:
       An iterator with `get_state()`, `set_state(state)` and `close()`. The state is
       `{"next_index": k}`, with k the batches taken so far, whatever the number of hosts. An item
-      is a dict of numpy arrays, b = B/P: `image` float32 (b, H, W, C) in [-1, 1]; `index` int64
-      (b,), the record's index in `source`; `label` int32 (b,) if labels are on; `text` int32
-      (b, text_length) if text is on.
+      is a dict of numpy arrays, b = B/P: `image` float32 (b, H, W, C), in [-1, 1] unless they are
+      latents; `index` int64 (b,), the record's index in `source`; `label` int32 (b,) if labels are
+      on; `text` int32 (b, text_length) if text is on.
 
     Raises:
       UvitError: if B is not a multiple of P, or an argument is impossible; from `next`, if a

@@ -164,15 +164,9 @@ def _builder(name: str, data_dir: str):
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (ValueError, ImportError) as error:
-        known = ["emoji", "folder", *tfds.list_builders(with_community_datasets=False)]
+        known = ["emoji", "folder", "latents", *tfds.list_builders(with_community_datasets=False)]
         if name.split("/")[0].split(":")[0] in known:
             raise UvitError(f"cannot open the data set {name!r}: {error}") from error
-        if name.endswith("_latents"):
-            raise UvitError(
-                f"the latents {name!r} are missing: they are a data set's pictures encoded by an "
-                "autoencoder, and the command that encodes them is not part of this version yet; "
-                "configs/cifar10_uvit_s.py trains on pixels"
-            ) from None
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise UvitError(f"the data set {name!r} is unknown{nearest(name, close)}") from None
     if not builder.is_prepared():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except ImportError:
         raise UvitError(f"reading {path} needs PyTorch: pip install 'uvit-jax[interop]'") from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files of before PyTorch 1.6 are no zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises whatever the damage provokes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UvitError(f"{path} cannot be read as weights only: {reason}") from None

@@ -122,7 +122,7 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
         if start >= run.train.steps and main:  # there was nothing left to do
             rows = read_metrics(folder.metrics)
             loss = rows[-1]["loss"] if rows else loss
-        if not stopped and (draw.last is None or draw.last_step != step):
+        if not stopped and draw.last_step != step:
             draw(state.ema, step)
     return Summary(step, loss, stopped, time.perf_counter() - began, str(draw.last or ""))
 

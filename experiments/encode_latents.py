@@ -1,0 +1,172 @@
+"""Encodes a data set's pictures with a KL autoencoder, once, for training on their latents.
+
+    python -m experiments.encode_latents --data.name=imagenet2012 --data.image_size=256 \\
+        --data.labels=label --autoencoder=vae.safetensors --mirror --out=latents/imagenet256
+    python -m experiments.train --config=configs/uvit_l.py
+
+The autoencoder is Stable Diffusion's, as diffusers or CompVis name its tensors, alone or in a whole
+checkpoint. What is stored are the moments, from which training draws a fresh sample at every step.
+
+The same command again goes on where it was stopped. Several hosts share the work if each is given
+its own --part=0/4, 1/4, … and the same folder, or by --distributed=auto on a TPU pod.
+"""
+
+import argparse
+import ast
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+from uvit_jax.config import parse
+from uvit_jax.data.config import DataConfig
+from uvit_jax.errors import UvitError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    args = _parse(argv)
+
+    from uvit_jax.parallel import distributed
+
+    distributed.initialize(args.distributed)
+
+    import jax
+
+    from uvit_jax.data import pipeline
+    from uvit_jax.data.encoding import encode_dataset, source_config
+    from uvit_jax.data.latent_shards import INDEX, LatentIndex
+    from uvit_jax.interop.autoencoder import load_autoencoder, resolve
+    from uvit_jax.models.autoencoder import SCALE
+
+    file, settings = resolve(args.autoencoder)
+    autoencoder, params = load_autoencoder(
+        args.autoencoder, num_groups=args.num_groups, dtype=args.precision
+    )
+    data = pipeline.dataset(args.data)
+    scale = args.scale if args.scale is not None else settings.get("scaling_factor", SCALE)
+    index = dict(
+        shape=autoencoder.latent_shape(data.image_shape),
+        count=len(data),
+        shard_size=args.shard_size,
+        mirrored=args.mirror,
+        dtype=args.dtype,
+        scale=scale,
+        labels=bool(args.data.labels),
+        captions=args.data.text,
+        class_names=data.class_names,
+        words=None if data.tokenizer is None else data.tokenizer.words,
+        source=source_config(data),
+        autoencoder={
+            "file": file.name,
+            "sha256": _sha256(file),
+            "config": dataclasses.asdict(autoencoder.config),
+        },
+    )
+    index = parse(LatentIndex, index, "encode_latents")
+    part, parts = args.part or (jax.process_index(), jax.process_count())
+    began = time.perf_counter()
+    written = encode_dataset(
+        args.out,
+        index,
+        data,
+        _encoder(autoencoder, params, args.batch_size),
+        batch_size=args.batch_size,
+        part=part,
+        parts=parts,
+        workers=args.data.workers,
+    )
+    seconds = time.perf_counter() - began
+    finished = (args.out / INDEX).is_file()
+    results = {"out": str(args.out), "count": len(data), "shards": index.num_shards}
+    results |= {"written": written, "seconds": seconds, "finished": finished}
+    cli.write_json(args.json, results)
+    rest = "" if finished else "; the other parts are still at work, or to be started"
+    print(f"{args.out}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__, config=False)
+    parser.add_argument(
+        "--autoencoder", metavar="FILE", required=True, help="its weights, or diffusers' folder"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="of the latents")
+    parser.add_argument("--mirror", action="store_true", help="encode mirrored pictures as well")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of what is stored"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the computation; bfloat16 is faster on accelerators and a little less exact",
+    )
+    parser.add_argument(
+        "--scale", type=float, help="of the latents; default the folder's, or 0.18215"
+    )
+    parser.add_argument("--num_groups", type=int, help="of the GroupNorms; default as published")
+    parser.add_argument("--shard_size", type=int, default=4096, help="examples a shard")
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures at once, on each host")
+    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
+    parser.add_argument(
+        "--distributed", metavar="SPEC", default="", help="as of experiments.train, for --part"
+    )
+    group = parser.add_argument_group(
+        "the pictures", "the fields of uvit_jax.data.config.DataConfig, which explains them"
+    )
+    names = [field.name for field in dataclasses.fields(DataConfig)]
+    for name in names:
+        group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS)
+    args = parser.parse(argv)
+    given = {n: getattr(args, f"data.{n}") for n in names if hasattr(args, f"data.{n}")}
+    args.data = parse(DataConfig, {n: _literal(v) for n, v in given.items()}, "data")
+    if args.data.name == "latents":
+        raise UvitError("--data.name=latents: these are encoded already; name the pictures")
+    if args.data.flip:
+        raise UvitError("--data.flip would mirror at random; --mirror stores both")
+    args.part = _part(args.part) if args.part else None
+    return args
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UvitError(f"--part={text!r} must be I/N with I from 0 to N - 1, such as 0/4")
+    return int(index), int(count)
+
+
+def _encoder(autoencoder, params, batch_size: int):
+    """`encode`, compiled, with each batch spread over this host's devices."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = jax.local_devices()
+    if batch_size < 1 or batch_size % len(devices):
+        raise UvitError(f"--batch_size={batch_size} is no multiple of {len(devices)} devices")
+    mesh = Mesh(np.array(devices), ("data",))
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    encode = jax.jit(autoencoder.encode, in_shardings=(whole, rows), out_shardings=rows)
+    params = jax.device_put(params, whole)
+    return lambda images: jax.device_get(encode(params, images))
+
+
+def _sha256(file: Path) -> str:
+    import hashlib
+
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,281 @@
+"""Measures how good a trained model's samples are, or any pictures.
+
+    python -m experiments.evaluate --workdir=workdirs/quickstart --count=1000
+    python -m experiments.evaluate --workdir=DIR --count=50000 --reference=cifar10_train.npz \\
+        --encoder=inception --weights=pt_inception-2015-12-05-6726825d.pth
+    python -m experiments.evaluate --images=FOLDER_OR_NPZ --reference=FOLDER_OR_NPZ
+
+Samples are drawn with the labels or captions of the run's data, by the run's own sampler, steps and
+guidance unless flags say otherwise. A figure is called after its encoder: only Inception with the
+official weights makes an FID, and the published ones are of 50000 samples (30000 for COCO). The
+figures, with all that they depend on, are added to the workdir's evaluation.jsonl.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    args = _arguments(argv)
+
+    from uvit_jax.parallel import distributed
+
+    distributed.initialize(args.distributed)
+
+    import jax
+
+    from uvit_jax.evaluation import frechet, report
+    from uvit_jax.evaluation.encoders import encoder
+    from uvit_jax.evaluation.pictures import check_batch_size
+    from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+
+    began = time.perf_counter()
+    mesh = make_mesh(MeshConfig(fsdp=args.fsdp))
+    check_batch_size(mesh, args.batch_size)
+    run = _Run(args) if args.workdir else None
+    # The cheap and the likely mistakes first: the reference before hours of sampling.
+    encode = encoder(args.encoder, args.weights, mesh)
+    samples, told = run.samples(mesh) if run and not args.images else _given(args, mesh)
+    reference, reference_told = _reference(args, run, encode, mesh)
+    features = report.encode(encode, samples, keep=args.features, seed=args.seed)
+    figures = report.figures(encode, features, reference)
+
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "figures": figures,
+        "encoder": {
+            "name": encode.name,
+            "version": encode.version,
+            "weights_sha256": encode.weights_sha256,
+            "official": encode.official,
+        },
+        "samples": {"count": samples.count, **told},
+        "reference": {"count": reference.statistics.count, **reference_told},
+        "compared": report.compared(features, reference),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    if jax.process_index() == 0:
+        if args.write_reference:
+            frechet.write_statistics(args.write_reference, reference.statistics)
+        if run:
+            with (run.folder.path / "evaluation.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        cli.write_json(args.json, row)
+        against = f"{reference_told['source']} ({reference.statistics.count or 'count unknown'})"
+        print(f"{encode.title}: {samples.count} pictures of {samples.name} against {against}")
+        for name, value in figures.items():
+            print(f"{name} {value:.6g}")
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__, config=False)
+    what = parser.add_argument_group("what is measured")
+    what.add_argument("--workdir", metavar="DIR", help="of experiments.train")
+    what.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    what.add_argument(
+        "--raw", action="store_true", default=None, help="the raw parameters, not their average"
+    )
+    what.add_argument(
+        "--images", metavar="PATH", help="instead of samples, a folder's or an npz's pictures"
+    )
+    what.add_argument("--image_size", type=int, default=0, help="resize a folder's pictures")
+    what.add_argument("--count", type=int, help="how many; default 10000, or all of --images")
+    how = parser.add_argument_group("against what, and by which encoder")
+    how.add_argument(
+        "--reference",
+        metavar="PATH",
+        default="data",
+        help="'data' (the run's own, the default), an npz of statistics (mu, sigma) or of "
+        "pictures, or a folder of pictures",
+    )
+    how.add_argument("--split", help="of the run's data, for reference and conditions")
+    how.add_argument("--encoder", default="efficientnet_lite0", help="or inception, …")
+    how.add_argument("--weights", metavar="FILE", help="of the encoder")
+    how.add_argument(
+        "--features", type=int, default=10_000, help="compared for precision and recall"
+    )
+    how.add_argument(
+        "--write_reference", metavar="FILE", help="keep the reference's statistics as an npz"
+    )
+    drawing = parser.add_argument_group("how samples are drawn")
+    drawing.add_argument("--batch_size", type=int, default=64, help="at once; default 64")
+    drawing.add_argument("--sampler", help="ddpm, ddim, dpm_solver, dpm_solver_pp, heun, …")
+    drawing.add_argument("--steps", type=int, help="of the sampler")
+    drawing.add_argument("--guidance", type=float, help="s in cond + s (cond - uncond)")
+    drawing.add_argument("--seed", type=int, default=0)
+    drawing.add_argument("--fsdp", type=int, default=1, help="shard parameters over so many")
+    drawing.add_argument("--distributed", metavar="SPEC", default="", help="as experiments.train")
+    args = parser.parse(argv)
+
+    from uvit_jax.errors import UvitError
+
+    if not (args.workdir or args.images):
+        raise UvitError("give --workdir=DIR to measure a run, or --images=PATH to measure pictures")
+    if args.images:
+        drawn = ("step", "raw", "sampler", "steps", "guidance")
+        given = [f"--{name}" for name in drawn if getattr(args, name) is not None]
+        if given:
+            raise UvitError(f"{given[0]} tells how to draw samples, and --images are drawn already")
+        if args.reference == "data" and not args.workdir:
+            raise UvitError("--images needs a --reference, or a --workdir whose data are it")
+    if args.count is not None and args.count < 2:
+        raise UvitError(f"--count must be at least 2, got {args.count}")
+    if args.features < 4:
+        raise UvitError(f"--features must be at least 4, got {args.features}")
+    if args.seed < 0:
+        raise UvitError(f"--seed must not be negative, got {args.seed}")
+    return args
+
+
+class _Run:
+    """The run of a workdir: its model, its data, its sampler."""
+
+    def __init__(self, args: argparse.Namespace):
+        from uvit_jax.training.config import parse_run
+        from uvit_jax.training.workdir import Workdir
+
+        self.args = args
+        self.folder = Workdir(args.workdir)
+        self.config = parse_run(self.folder.read_config())
+        self._dataset = None
+
+    @property
+    def data_name(self) -> str:
+        """Its data set and split, for people."""
+        return f"{self.config.data.name}/{self.args.split or self.config.data.split}"
+
+    def dataset(self) -> Any:
+        """The run's data, opened once, of the split that `--split` names."""
+        from uvit_jax.data import pipeline
+
+        if self._dataset is None:
+            split = self.args.split or self.config.data.split
+            config = dataclasses.replace(self.config.data, split=split)
+            self._dataset = pipeline.dataset(config)
+        return self._dataset
+
+    def samples(self, mesh: Any) -> tuple[Any, dict[str, Any]]:
+        """The samples to come, and all that they depend on."""
+        from uvit_jax.data.vocabulary import Vocabulary
+        from uvit_jax.evaluation import pictures, report
+
+        args, count = self.args, self.args.count or 10_000
+        step, model, params = self._load()
+        pictures.picture_segment(model)
+        sample = self._sample_config(count)
+        conditional = any(s.role != "noisy" for s in model.layout.inputs)
+        vocabulary = Vocabulary.from_json(self.folder.vocabulary.read_text())
+        data = self.dataset() if conditional else None
+        conditions = pictures.conditions_like(model, data, vocabulary, count, args.seed)
+        told = {
+            "source": str(self.folder.path),
+            "step": step,
+            "ema": not args.raw,
+            "params_sha256": report.params_sha256(params),
+            "conditions": self.data_name if conditional else None,
+            "sampler": dataclasses.asdict(sample.sampler),
+            "guidance_scale": sample.guidance_scale,
+            "guidance_interval": list(sample.guidance_interval),
+            "clip": sample.clip,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+        }
+        drawn = pictures.drawn(
+            model,
+            params,
+            self.config.diffusion,
+            sample,
+            conditions,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            mesh=mesh,
+            name=f"{self.folder.path} at step {step}",
+        )
+        return drawn, told
+
+    def _sample_config(self, count: int) -> Any:
+        args, sample = self.args, self.config.sample
+        sampler = sample.sampler
+        if args.sampler and args.sampler != sampler.name:
+            # The old sampler's other settings may mean nothing to the new one.
+            sampler = type(sampler)(name=args.sampler, steps=sampler.steps)
+        if args.steps is not None:
+            sampler = dataclasses.replace(sampler, steps=args.steps)
+        scale = sample.guidance_scale if args.guidance is None else args.guidance
+        return dataclasses.replace(
+            sample, sampler=sampler, guidance_scale=scale, count=count, labels=(), prompts=()
+        )
+
+    def _load(self) -> tuple[int, Any, Any]:
+        """(step, model, parameters) of the checkpoint asked for, or of the newest whole one."""
+        from uvit_jax import load
+        from uvit_jax.errors import UvitError
+
+        names = [p.name for p in (self.folder.path / "checkpoints").glob("*")]
+        steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        if self.args.step is not None:
+            steps = [self.args.step]
+        for step in steps:
+            try:
+                return step, *load(self.folder.path, step=step, ema=not self.args.raw)
+            except UvitError:
+                if step == steps[-1]:
+                    raise
+        raise UvitError(f"{self.folder.path / 'checkpoints'} holds no checkpoint yet")
+
+
+def _given(args: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any]]:
+    """The pictures of `--images`."""
+    from uvit_jax.evaluation.pictures import of_file
+
+    found = of_file(
+        Path(args.images), args.batch_size, mesh, image_size=args.image_size, count=args.count
+    )
+    return found, {"source": args.images, "image_size": args.image_size}
+
+
+def _reference(
+    args: argparse.Namespace, run: _Run | None, encode: Any, mesh: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The reference's features, and where they are from."""
+    from uvit_jax.errors import UvitError
+    from uvit_jax.evaluation import pictures, report
+    from uvit_jax.evaluation.frechet import read_statistics
+    from uvit_jax.evaluation.weights import npz_names, sha256
+
+    told: dict[str, Any] = {"source": args.reference}
+    path = Path(args.reference)
+    if args.reference == "data":
+        told["source"] = run.data_name
+        found = pictures.of_dataset(run.dataset(), args.batch_size, mesh, run.data_name)
+    elif path.suffix == ".npz" and {"mu", "sigma"} <= npz_names(path):
+        statistics = read_statistics(path)
+        if statistics.mean.size != encode.size:
+            raise UvitError(
+                f"{path} are statistics of {statistics.mean.size} features, and {encode.name} has "
+                f"{encode.size}; take the encoder that they were made with"
+            )
+        if statistics.encoder and statistics.encoder != encode.version:
+            raise UvitError(
+                f"{path} was made with the encoder {statistics.encoder}, not {encode.version}"
+            )
+        return report.Features(statistics), {**told, "sha256": sha256(path)}
+    else:
+        found = pictures.of_file(path, args.batch_size, mesh, image_size=args.image_size)
+        if path.is_file():
+            told["sha256"] = sha256(path)
+    return report.encode(encode, found, keep=args.features, seed=args.seed), told
+
+
+if __name__ == "__main__":
+    cli.run(main)

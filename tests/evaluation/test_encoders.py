@@ -1,0 +1,114 @@
+"""The registry, what encoders take, and that a mesh changes nothing."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.evaluation.frozen import pictures
+from tests.running import ROOT, environment
+from uvit_jax.errors import UvitError
+from uvit_jax.evaluation import layers
+from uvit_jax.evaluation.encoders import ENCODERS, encoder
+from uvit_jax.evaluation.frechet import Moments
+from uvit_jax.evaluation.report import Features, figures
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return encoder("pixels")
+
+
+def test_bytes_and_floats_are_one_picture(pixels):
+    images = pictures(3, 20)
+    floats = images.astype(np.float32) / 127.5 - 1
+    expected = np.asarray(pixels.features(images)["pool"])
+    assert expected.shape == (3, pixels.size) and expected.dtype == np.float32
+    for same in (floats, floats + 0.001, floats.astype(np.float64)):  # rounded, as files are
+        assert np.array_equal(pixels.features(same)["pool"], expected)
+    assert not np.array_equal(pixels.features(floats + 0.01)["pool"], expected)
+    assert np.array_equal(
+        pixels.features(floats * 9)["pool"], pixels.features(np.clip(floats * 9, -1, 1))["pool"]
+    )
+
+
+def test_one_colour_stands_for_three(pixels):
+    grey = pictures(2, 20)[..., :1]
+    expected = pixels.features(np.repeat(grey, 3, axis=-1))["pool"]
+    assert np.array_equal(pixels.features(grey)["pool"], expected)
+
+
+def test_pictures_of_another_kind_are_refused(pixels):
+    for bad, message in (
+        (np.zeros((2, 8, 8, 4), np.uint8), r"\(B, H, W, 1 or 3\)"),
+        (np.zeros((8, 8, 3), np.uint8), r"\(B, H, W, 1 or 3\)"),
+        (np.zeros((2, 8, 8, 3), np.int32), "uint8 or floats"),
+    ):
+        with pytest.raises(UvitError, match=message):
+            pixels.features(bad)
+    with pytest.raises(UvitError, match="did you mean 'inception'"):
+        encoder("incepton")
+    with pytest.raises(UvitError, match="no weights to load"):
+        encoder("pixels", "weights.npz")
+
+
+@pytest.mark.parametrize("method", ["half_pixel", "legacy", "antialias"])
+def test_resizing_keeps_constants_and_interpolates_ramps(method):
+    flat = np.full((1, 7, 7, 1), 3.0, np.float32)
+    for size in (3, 7, 16):
+        assert np.allclose(layers.resize(flat, size, method), 3)
+    ramp = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None], (1, 8, 8, 1))
+    inner = np.asarray(layers.resize(ramp, 16, method))[0, 2:-2, 0, 0]
+    assert np.allclose(np.diff(inner), 0.5)
+    assert np.isclose(inner[0], 1.0 if method == "legacy" else 0.75)
+
+
+def test_antialiased_shrinking_sees_every_pixel():
+    point = np.zeros((1, 16, 16, 1), np.float32)
+    point[0, 5, 6] = 1
+    shrunk = np.asarray(layers.resize(point, 4, "antialias"))
+    assert shrunk.sum() == pytest.approx(1 / 16, rel=0.05)
+    expected = jax.image.resize(point, (1, 4, 4, 1), "bilinear", antialias=True)
+    assert np.allclose(shrunk, expected, atol=1e-6)
+
+
+def test_only_the_official_inception_makes_an_fid(pixels):
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    features = Features(Moments.of(x).statistics(), x, x)
+
+    class Named:
+        def __init__(self, name, official):
+            self.name, self.official = name, official
+
+    assert {"fid", "kid", "inception_score"} <= set(
+        figures(Named("inception", True), features, features)
+    )
+    for name in ENCODERS:
+        found = figures(Named(name, False), features, features)
+        assert not {"fid", "kid", "inception_score", "inception_precision"} & set(found)
+        prefix = f"unofficial_{name}" if "inception" in name else name
+        assert found[f"{prefix}_frechet_distance"] < 1e-9
+        assert found[f"{prefix}_precision"] == found[f"{prefix}_recall"] == 1
+    assert not pixels.official and pixels.version.startswith("pixels-8antialias-")
+
+
+MESH = """
+import json, jax, numpy as np
+from tests.evaluation.frozen import pictures
+from uvit_jax.evaluation.encoders import encoder
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+encode = encoder("pixels", mesh=make_mesh(MeshConfig(fsdp=2)))
+print(json.dumps(np.asarray(encode.features(pictures(6, 20))["pool"]).tolist()))
+"""
+
+
+def test_a_mesh_changes_nothing(pixels):
+    command = [sys.executable, "-c", MESH]
+    found = subprocess.run(
+        command, cwd=ROOT, env=environment(4), capture_output=True, text=True, check=True
+    )
+    expected = pixels.features(pictures(6, 20))["pool"]  # 6 pictures do not divide by 4
+    np.testing.assert_allclose(json.loads(found.stdout), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,151 @@
+"""The command that encodes: killed and started again, or divided, it makes the same files."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from experiments import encode_latents
+from tests import running
+from tests.autoencoders import randomised
+from uvit_jax.data import pipeline
+from uvit_jax.data.config import DataConfig
+from uvit_jax.data.latent_shards import INDEX, PLAN
+from uvit_jax.errors import UvitError
+from uvit_jax.interop.autoencoder import export_autoencoder
+from uvit_jax.models.autoencoder import build_autoencoder, encode_in_batches
+
+COUNT, SHARD, SHARDS = 49, 2, 25
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return randomised(build_autoencoder(dict(widths=(8, 8), num_blocks=1, num_groups=4)))
+
+
+@pytest.fixture(scope="module")
+def flags(autoencoder, tmp_path_factory) -> list[str]:
+    """Of a folder of 49 pictures of 8×8 pixels in two classes, and of a small autoencoder."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        name = folder / "ab"[i % 2] / f"{i:02}.png"
+        name.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(name)
+        name.with_suffix(".txt").write_text(f"number {i}")
+    weights = folder.parent / f"{folder.name}.safetensors"
+    safetensors.numpy.save_file(export_autoencoder(*autoencoder), weights)
+    return [
+        f"--autoencoder={weights}",
+        "--num_groups=4",
+        f"--data.path={folder}",
+        "--data.name=folder",
+        "--data.labels=label",
+        "--data.text=True",
+        f"--shard_size={SHARD}",
+        f"--batch_size={jax.local_device_count()}",
+        "--mirror",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory) -> Path:
+    """What one undisturbed run makes."""
+    folder = tmp_path_factory.mktemp("whole") / "latents"
+    results = folder.parent / "results.json"
+    assert encode_latents.main([*flags, f"--out={folder}", f"--json={results}"]) == 0
+    told = json.loads(results.read_text())
+    assert told["finished"] and told["written"] == told["shards"] == SHARDS
+    assert told["count"] == COUNT
+    return folder
+
+
+def assert_same_folder(left: Path, right: Path):
+    files = [sorted(p.name for p in folder.iterdir()) for folder in (left, right)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+
+
+def test_every_record_is_the_encoding_of_its_picture(whole, flags, autoencoder):
+    data = pipeline.dataset(
+        DataConfig(name="latents", path=str(whole), labels="label", text=True, flip=True)
+    )
+    folder = next(f for f in flags if f.startswith("--data.path=")).partition("=")[2]
+    pictures = pipeline.dataset(DataConfig(name="folder", path=folder, labels="label", text=True))
+    assert len(data) == len(pictures) == COUNT and data.image_shape == (4, 4, 4)
+    assert data.class_names == pictures.class_names and data.tokenizer == pictures.tokenizer
+    images = np.stack([pictures.decode(pictures.source[i])["image"] for i in range(COUNT)])
+    for key, shown in (("moments", images), ("mirrored", images[:, :, ::-1])):
+        wanted = encode_in_batches(*autoencoder, shown)
+        got = np.stack([data.source[i][key] for i in range(COUNT)])
+        assert np.abs(got - wanted).max() < 1e-3 * np.abs(wanted).max()
+    for i in range(COUNT):
+        record, picture = data.source[i], pictures.source[i]
+        assert record["label"] == picture["label"]
+        assert record["captions"] == picture["captions"]
+
+
+def test_killed_at_a_random_moment_and_started_again(whole, flags, tmp_path):
+    folder, moment = tmp_path / "latents", random.SystemRandom().randint(0, 15)
+    process = running.start(
+        "experiments.encode_latents",
+        *flags,
+        f"--out={folder}",
+        devices=jax.local_device_count(),
+    )
+    finished = 0
+    while process.poll() is None and finished < moment + 1:
+        time.sleep(0.0005)
+        finished = len(list(folder.glob("latents-*")))
+    process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+    assert (folder / PLAN).exists() and not (folder / INDEX).exists(), f"moment {moment}"
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("latents-*")}
+    assert moment < len(kept) < SHARDS
+    assert encode_latents.main([*flags, f"--out={folder}"]) == 0
+    assert all(p.stat().st_mtime_ns == written for p, written in kept.items())
+    assert_same_folder(whole, folder)
+
+
+def test_two_hosts_make_what_one_makes(whole, flags, tmp_path):
+    folder = tmp_path / "latents"
+    encode_latents.main([*flags, f"--out={folder}", "--part=1/2"])
+    assert len(list(folder.glob("latents-*"))) == SHARDS // 2
+    assert not (folder / INDEX).exists()
+    encode_latents.main([*flags, f"--out={folder}", "--part=0/2"])
+    assert_same_folder(whole, folder)
+
+
+def test_a_finished_folder_is_left_as_it_is(whole, flags, capsys):
+    assert encode_latents.main([*flags, f"--out={whole}"]) == 0
+    assert f"wrote 0 of {SHARDS} shards" in capsys.readouterr().out
+    with pytest.raises(UvitError, match=r"another encoding \(scale differ; scale was 0.18215 and"):
+        encode_latents.main([*flags, f"--out={whole}", "--scale=0.2301"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--part=2/2", "--part='2/2' must be I/N"),
+        ("--data.name=latents", "these are encoded already"),
+        ("--data.flip=True", "--mirror stores both"),
+        ("--data.sice=3", "unknown flag '--data.sice'; did you mean '--data"),
+        ("--data.image_size=7", "sides that 2 divides, not 7×7"),
+        ("--batch_size=0", "--batch_size=0 is no multiple"),
+        ("--shard_size=0", "count and shard_size at least 1"),
+        ("--autoencoder=nothing.safetensors", "nothing.safetensors does not exist"),
+    ],
+)
+def test_bad_flags_are_told(flags, tmp_path, flag, says):
+    with pytest.raises(UvitError, match=says):
+        encode_latents.main([*flags, f"--out={tmp_path / 'latents'}", flag])
+    assert not (tmp_path / "latents").exists()

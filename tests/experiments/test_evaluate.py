@@ -1,0 +1,147 @@
+"""`experiments.evaluate` on a run of seconds, with an encoder of nothing but pixels."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import uvit_jax
+from experiments import evaluate, sample, train
+from tests.running import ROOT, TINY, finish, start
+from uvit_jax.errors import UvitError
+from uvit_jax.evaluation.frechet import read_statistics
+
+QUICK = ("--encoder=pixels", "--count=20", "--batch_size=8", "--steps=2")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    train.main([f"--config={ROOT / TINY}", f"--workdir={path}", "--config.train.steps=6"])
+    return path
+
+
+def measure(tmp_path, *args):
+    results = tmp_path / "results.json"
+    assert evaluate.main([f"--json={results}", *map(str, args)]) == 0
+    return json.loads(results.read_text())
+
+
+@pytest.fixture(scope="module")
+def row(workdir, tmp_path_factory):
+    """Samples of the workdir against its data."""
+    return measure(tmp_path_factory.mktemp("row"), f"--workdir={workdir}", *QUICK)
+
+
+def test_a_figure_carries_all_that_it_depends_on(workdir, row):
+    names = ("frechet_distance", "precision", "recall", "kernel_distance")
+    assert {f"pixels_{name}" for name in names} <= set(row["figures"])
+    assert all(np.isfinite(value) for value in row["figures"].values())
+    assert row["figures"]["pixels_frechet_distance"] > 0
+    told = row["samples"]
+    assert (told["count"], told["step"], told["ema"], told["seed"]) == (20, 6, True, 0)
+    assert told["sampler"]["name"] == "dpm_solver" and told["sampler"]["steps"] == 2
+    assert told["guidance_scale"] == 1 and len(told["params_sha256"]) == 64
+    assert row["encoder"]["name"] == "pixels" and not row["encoder"]["official"]
+    assert row["reference"]["source"] == "emoji/train" and row["reference"]["count"] > 100
+    lines = (workdir / "evaluation.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == row
+
+
+def test_what_changes_the_samples_changes_the_figures_and_is_told(workdir, row, tmp_path):
+    base = (f"--workdir={workdir}", *QUICK)
+    again = measure(tmp_path, *base)
+    assert again["figures"] == row["figures"]
+    for change in ("--seed=1", "--guidance=0", "--step=5", "--raw"):
+        found = measure(tmp_path, *base, change)
+        assert found["figures"] != row["figures"], change
+        assert found["samples"] != row["samples"], change
+    assert found["samples"]["params_sha256"] != row["samples"]["params_sha256"]
+
+
+def test_a_mesh_gives_the_figures_of_one_device(workdir, row, tmp_path):
+    results = tmp_path / "results.json"
+    args = (f"--workdir={workdir}", *QUICK, "--fsdp=2", f"--json={results}")
+    status, out, err = finish(start("experiments.evaluate", *args, devices=4))
+    assert status == 0, err
+    found = json.loads(results.read_text())["figures"]
+    assert found == pytest.approx(row["figures"], rel=1e-3)
+    assert "pixels_frechet_distance" in out
+
+
+def test_statistics_kept_once_are_a_reference(workdir, row, tmp_path):
+    kept = tmp_path / "reference.npz"
+    base = (f"--workdir={workdir}", *QUICK)
+    measure(tmp_path, *base, f"--write_reference={kept}")
+    assert read_statistics(kept).count == row["reference"]["count"]
+    found = measure(tmp_path, *base, f"--reference={kept}")
+    key = "pixels_frechet_distance"
+    assert found["figures"] == {key: pytest.approx(row["figures"][key], rel=1e-9)}
+    assert len(found["reference"]["sha256"]) == 64 and found["compared"] == 0
+
+
+def test_pictures_of_others_are_measured_alike(workdir, tmp_path):
+    out = tmp_path / "drawn.png"
+    sample.main([f"--workdir={workdir}", "--count=12", f"--out={out}"])
+    drawn = out.with_suffix(".npz")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    floats = np.load(drawn)["image"]
+    for i, pixels in enumerate(np.clip(np.round((floats + 1) * 127.5), 0, 255).astype(np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    base = ("--encoder=pixels", "--batch_size=8", f"--workdir={workdir}")
+    arrays = measure(tmp_path, *base, f"--images={drawn}")
+    files = measure(tmp_path, *base, f"--images={folder}")
+    assert arrays["figures"] == pytest.approx(files["figures"], rel=1e-6)
+    assert arrays["samples"]["count"] == files["samples"]["count"] == 12
+    # No run is needed for two sets of pictures; the same set twice is no distance apart.
+    same = measure(tmp_path, "--encoder=pixels", f"--images={drawn}", f"--reference={folder}")
+    assert same["figures"]["pixels_frechet_distance"] < 1e-9
+    assert same["figures"]["pixels_recall"] == 1
+
+
+def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
+    def told(message, *args):
+        with pytest.raises(UvitError, match=message):
+            evaluate.main(["--encoder=pixels", *map(str, args)])
+
+    run = f"--workdir={workdir}"
+    small = tmp_path / "small.npz"
+    np.savez(small, mu=np.zeros(5), sigma=np.eye(5))
+    unit = tmp_path / "unit.npz"
+    np.savez(unit, arr_0=np.random.default_rng(0).uniform(size=(9, 8, 8, 3)))
+    broken = tmp_path / "broken.npz"
+    np.savez(broken, arr_0=np.full((9, 8, 8, 3), np.nan, np.float32))
+    told("give --workdir", "--count=9")
+    told("needs a --reference", f"--images={unit}")
+    told("--steps tells how to draw", f"--images={unit}", run, "--steps=3")
+    told(r"lie in \[-1, 1\]", f"--images={unit}", run)
+    told("picture 0 of .*broken.npz holds NaN", f"--images={broken}", run)
+    told("statistics of 5 features, and pixels has 64", run, f"--reference={small}", "--count=4")
+    told("does not exist", run, "--reference=nowhere.npz", "--count=4")
+    told("expected a folder of pictures", run, "--reference=nowhere", "--count=4")
+    told("has no checkpoint 3", run, "--step=3", "--count=4")
+    told("did you mean 'pixels'", run, "--encoder=pixel")
+    told("count must be at least 2", run, "--count=1")
+    told("batch_size=0 must be a positive", run, "--batch_size=0")
+    told("is no workdir", f"--workdir={tmp_path}")
+    told("did you mean '--guidance'", run, "--guidence=3")
+    told("'dpn' is not known", run, "--sampler=dpn", "--count=4")
+
+
+def test_diverged_parameters_are_told(workdir, tmp_path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("evaluation.jsonl"))
+    real = uvit_jax.load
+
+    def diverged(*args, **kwargs):
+        model, params = real(*args, **kwargs)
+        return model, jax.tree.map(lambda a: a * np.nan, params)
+
+    monkeypatch.setattr("uvit_jax.api.load", diverged)
+    with pytest.raises(UvitError, match=r"picture 0 of .* at step 6 holds NaN"):
+        evaluate.main([f"--workdir={copy}", *QUICK])
+    assert not (copy / "evaluation.jsonl").exists()

@@ -36,11 +36,13 @@ def test_a_grid_and_its_arrays(workdir, tmp_path):
 
 def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
     def images(*args):
-        return draw(workdir, tmp_path, "--count=4", "--sampler=ddim", "--steps=3", *args)[0]["image"]
+        few = ("--count=4", "--sampler=ddim", "--steps=3")
+        return draw(workdir, tmp_path, *few, *args)[0]["image"]
 
     base = images()
     assert np.array_equal(base, images())
-    for change in ("--seed=1", "--guidance=3", "--steps=5", "--step=5", "--raw", "--label=cat-face"):
+    changes = ("--seed=1", "--guidance=3", "--steps=5", "--step=5", "--raw", "--label=cat-face")
+    for change in changes:
         assert not np.array_equal(base, images(change)), change
     # A label by name and by its number are one thing.
     vocabulary = json.loads((workdir / "vocabulary.json").read_text())

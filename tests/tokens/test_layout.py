@@ -96,8 +96,6 @@ def test_ways_in_that_the_backbone_lacks():
         build(time(enter="adaln"), image())
     with pytest.raises(UvitError, match="no segment enters by 'adaln'"):
         build(time(), image(), modulation="adaln_zero")
-    with pytest.raises(UvitError, match="no backbone has cross-attention"):
-        build(time(), image(), Segment(name="l", modality="label", num_classes=2, enter="cross"))
 
 
 def references(**kwargs):

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import files, mapping, uvit
+from uvit_jax.interop import dit, files, mapping, uvit
 from uvit_jax.models.config import parse_model
 from uvit_jax.models.model import Model, Params, build
 
-FAMILIES = (uvit,)
+FAMILIES = (uvit, dit)
 
 
 def load(
@@ -18,16 +18,17 @@ def load(
     ema: bool = True,
     num_heads: int | None = None,
     num_classes: int | None = None,
+    image_size: int | None = None,
 ) -> tuple[Model, Params]:
     """Loads a model.
 
     Args:
       path: a workdir of `experiments.train`; a `.safetensors` file, our own or with official
-        names; or an official PyTorch file (`.pth`, needs the extra `interop`).
+        or diffusers' names; or an official PyTorch file (`.pth`, needs the extra `interop`).
       step: of a workdir, which checkpoint; None for the newest that is whole.
       ema: of a workdir, the averaged parameters (as one samples) or the raw ones.
-      num_heads, num_classes: of an official file, what its shapes do not tell; None is right for
-        the published models.
+      num_heads, num_classes, image_size: of an official file, what its shapes do not tell; None is
+        right for the published models, except that a DiT for 512×512 has image_size=64 (latents).
 
     Returns:
       `(model, params)`, params float32.
@@ -46,8 +47,13 @@ def load(
         return own
     for family in FAMILIES:
         if family.recognises(tensors):
+            tensors = family.normalised(tensors)
             config = family.describe(
-                tensors, str(path), num_heads=num_heads, num_classes=num_classes
+                tensors,
+                str(path),
+                num_heads=num_heads,
+                num_classes=num_classes,
+                image_size=image_size,
             )
             model = build(parse_model(config, where=str(path)))
             entries = family.entries(model.config)

@@ -22,6 +22,11 @@ def recognises(tensors: Tensors) -> bool:
     return {"pos_embed", "mid_block.norm1.weight", "decoder_pred.weight"} <= set(tensors)
 
 
+def normalised(tensors: Tensors) -> Tensors:
+    """The tensors under the names that `entries` lists: those of the file."""
+    return tensors
+
+
 def entries(config: ModelConfig) -> Iterator[Entry]:
     """Every tensor of the official checkpoint of a model like `config`."""
     layout = config.layout()
@@ -84,7 +89,12 @@ def _block(key: str, path: str, layer: int | None, backbone: BackboneConfig) -> 
 
 
 def describe(
-    tensors: Tensors, where: str, *, num_heads: int | None = None, num_classes: int | None = None
+    tensors: Tensors,
+    where: str,
+    *,
+    num_heads: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """The model config that a checkpoint's shapes describe.
 
@@ -92,6 +102,7 @@ def describe(
       num_heads: shapes do not tell it; None looks the size up among the published ones.
       num_classes: shapes do not tell whether the label table's last row is the null class. None
         takes it to be so for 1001 rows (ImageNet with guidance), and for no other number.
+      image_size: the positions tell it; given, it must agree.
 
     Raises:
       UvitError: if the size is not a published one and `num_heads` is not given, or if the number
@@ -123,6 +134,8 @@ def describe(
         raise UvitError(
             f"{where}: {num_tokens} positions less {extras} for other tokens are no square picture"
         )
+    if image_size not in (None, side * patch_size):
+        raise UvitError(f"{where} is a model of {side * patch_size} pixels, not {image_size}")
     return preset(
         size or "S",
         (side * patch_size, side * patch_size, channels),

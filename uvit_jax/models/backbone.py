@@ -26,18 +26,14 @@ POLICIES = {
 
 
 class Backbone(nnx.Module):
-    """Tokens (B, N, D) and a modulation vector (B, D) or None → tokens (B, N, D), normalised.
+    """Tokens (B, N, D), and a modulation vector (B, D) and a context (B, M, D) where the layout has
+    them, → tokens (B, N, D), normalised.
 
     Raises:
       UvitError: if the layout asks for a way in that the backbone lacks.
     """
 
     def __init__(self, config: BackboneConfig, layout: Layout, *, dtype: Any, rngs: nnx.Rngs):
-        if layout.cross:
-            raise UvitError(
-                f"segment {layout.cross[0].name!r} enters by 'cross', and no backbone has "
-                "cross-attention yet; use enter='token'"
-            )
         if layout.adaln and config.modulation == "none":
             raise UvitError(
                 f"segment {layout.adaln[0].name!r} enters by 'adaln', but backbone.modulation is "
@@ -51,23 +47,31 @@ class Backbone(nnx.Module):
         self.mask_NN = layout.visibility()
 
         def stack(count: int, **kwargs) -> Block:
-            make = nnx.vmap(lambda r: Block(config, dtype=dtype, rngs=r, **kwargs))
+            make = nnx.vmap(lambda r: Block(config, cross=cross, dtype=dtype, rngs=r, **kwargs))
             return make(rngs.split(count))
+
+        cross = bool(layout.cross)
 
         half = config.depth // 2
         if config.skip == "none":
             self.blocks = stack(config.depth + config.mid_block)
         else:
             self.in_blocks = stack(half)
-            self.mid_block = Block(config, dtype=dtype, rngs=rngs) if config.mid_block else None
+            middle = config.mid_block
+            self.mid_block = Block(config, cross=cross, dtype=dtype, rngs=rngs) if middle else None
             self.out_blocks = stack(half, merge_skip=True)
         self.norm = layer_norm(config, dtype=dtype, rngs=rngs)
         modulated = config.modulation != "none"
         self.modulation = Modulation(config, 2, dtype=dtype, rngs=rngs) if modulated else None
 
-    def __call__(self, x_BND: jax.Array, c_BD: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x_BND: jax.Array,
+        c_BD: jax.Array | None = None,
+        context_BMD: jax.Array | None = None,
+    ) -> jax.Array:
         mask_NN = None if self.mask_NN is None else jnp.asarray(self.mask_NN)
-        context = dict(c_BD=c_BD, mask_NN=mask_NN)
+        context = dict(c_BD=c_BD, context_BMD=context_BMD, mask_NN=mask_NN)
         x_BND = constrain_tokens(x_BND)
         if self.config.skip == "none":
             x_BND, _ = self._run(self.blocks, x_BND, context)

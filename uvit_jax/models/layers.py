@@ -38,6 +38,23 @@ class Attention(nnx.Module):
         return self.out(attention(q, k, v, mask_NM=mask_NN, implementation=self.implementation))
 
 
+class CrossAttention(nnx.Module):
+    """Attention of tokens (B, N, D) to a context (B, M, D) outside their sequence."""
+
+    def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
+        D, H = config.width, config.num_heads
+        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
+        self.implementation = config.attention
+        self.q = nnx.LinearGeneral(D, (H, D // H), use_bias=config.qkv_bias, **options)
+        self.kv = nnx.LinearGeneral(D, (2, H, D // H), use_bias=config.qkv_bias, **options)
+        self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
+
+    def __call__(self, x_BND: jax.Array, context_BMD: jax.Array) -> jax.Array:
+        kv_BM2HK = self.kv(context_BMD)
+        k, v = kv_BM2HK[:, :, 0], kv_BM2HK[:, :, 1]
+        return self.out(attention(self.q(x_BND), k, v, implementation=self.implementation))
+
+
 class MLP(nnx.Module):
     """Linear, GELU, Linear, on each token by itself."""
 
@@ -88,11 +105,18 @@ class Block(nnx.Module):
 
     Args:
       config: the backbone's.
+      cross: whether x + cross_attention(norm(x)) stands between the two.
       merge_skip: whether the block first merges a long skip: x = Linear(2D → D)([x, skip]).
     """
 
     def __init__(
-        self, config: BackboneConfig, *, merge_skip: bool = False, dtype: Any, rngs: nnx.Rngs
+        self,
+        config: BackboneConfig,
+        *,
+        cross: bool = False,
+        merge_skip: bool = False,
+        dtype: Any,
+        rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
         D = config.width
@@ -100,9 +124,10 @@ class Block(nnx.Module):
         self.skip = nnx.Linear(2 * D, D, kernel_init=init, **options) if merge_skip else None
         self.norm1 = layer_norm(config, **options)
         self.attention = Attention(config, **options)
+        self.norm_cross = layer_norm(config, **options) if cross else None
+        self.cross = CrossAttention(config, **options) if cross else None
         self.norm2 = layer_norm(config, **options)
         self.mlp = MLP(config, **options)
-        self.modulation_kind = config.modulation
         count = {"none": 0, "adaln": 4, "adaln_zero": 6}[config.modulation]
         self.modulation = Modulation(config, count, **options) if count else None
 
@@ -112,24 +137,32 @@ class Block(nnx.Module):
         *,
         skip_BND: jax.Array | None = None,
         c_BD: jax.Array | None = None,
+        context_BMD: jax.Array | None = None,
         mask_NN: jax.Array | None = None,
     ) -> jax.Array:
         if self.skip is not None:
             x_BND = self.skip(jnp.concatenate([x_BND, skip_BND], axis=-1))
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(c_BD)
+        h_BND = self.attention(modulate(self.norm1(x_BND), shift1, scale1), mask_NN)
+        x_BND = x_BND + (h_BND if gate1 is None else gate1 * h_BND)
+        if self.cross is not None:
+            x_BND = x_BND + self.cross(self.norm_cross(x_BND), context_BMD)
+        h_BND = self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
+        return x_BND + (h_BND if gate2 is None else gate2 * h_BND)
+
+    def _modulations(self, c_BD: jax.Array | None) -> list[jax.Array | None]:
+        """Shift, scale and gate of the attention, then of the MLP; None where there is none."""
         if self.modulation is None:
-            x_BND = x_BND + self.attention(self.norm1(x_BND), mask_NN)
-            return x_BND + self.mlp(self.norm2(x_BND))
-        if self.modulation_kind == "adaln_zero":
-            shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c_BD)
-        else:
-            shift1, scale1, shift2, scale2 = self.modulation(c_BD)
-            gate1 = gate2 = 1
-        h_BND = modulate(self.norm1(x_BND), shift1, scale1)
-        x_BND = x_BND + gate1 * self.attention(h_BND, mask_NN)
-        h_BND = modulate(self.norm2(x_BND), shift2, scale2)
-        return x_BND + gate2 * self.mlp(h_BND)
+            return [None] * 6
+        parts = self.modulation(c_BD)
+        if len(parts) == 6:
+            return parts
+        shift1, scale1, shift2, scale2 = parts
+        return [shift1, scale1, None, shift2, scale2, None]
 
 
-def modulate(x_BND: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array) -> jax.Array:
-    """adaLN's x·(1 + scale) + shift."""
-    return x_BND * (1 + scale_B1D) + shift_B1D
+def modulate(
+    x_BND: jax.Array, shift_B1D: jax.Array | None, scale_B1D: jax.Array | None
+) -> jax.Array:
+    """adaLN's x·(1 + scale) + shift; x itself where there is nothing to modulate by."""
+    return x_BND if scale_B1D is None else x_BND * (1 + scale_B1D) + shift_B1D

@@ -1,7 +1,7 @@
 """A layout's parameters: data in as tokens and a modulation vector, tokens out as predictions."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,17 @@ from uvit_jax.tokens.modalities import MODALITIES, normal
 from uvit_jax.tokens.segment import Segment
 
 
+class Embedded(NamedTuple):
+    """What enters the backbone: tokens (B, N, D), and, where the layout has segments that enter so,
+    a modulation vector (B, D) and a context for cross-attention (B, M, D)."""
+
+    tokens_BND: jax.Array
+    modulation_BD: jax.Array | None
+    context_BMD: jax.Array | None
+
+
 class Embed(nnx.Module):
-    """Everything that enters: `(inputs, times) → (tokens (B, N, D), modulation (B, D) or None)`.
+    """Everything that enters, each way: `(inputs, times) → Embedded`.
 
     Its parameters are `segments/<name>/…` (what a modality needs), `positions/<name>` (n, D), and,
     where segments name slots, `subjects` (S, D) and `views` (V, D).
@@ -32,7 +41,7 @@ class Embed(nnx.Module):
             {
                 s.name: nnx.Param(normal(rngs.params(), (layout.count(s), width)))
                 for s in own
-                if s.enter == "token" and s.positions == "learned"
+                if s.enter != "adaln" and s.positions == "learned"
             }
         )
         for table, slot in (("subjects", "subject"), ("views", "view")):
@@ -42,18 +51,20 @@ class Embed(nnx.Module):
 
     def __call__(
         self, inputs: Mapping[str, jax.Array], times: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> "Embedded":
         def embedded(segment: Segment) -> jax.Array:
             data = times[segment.of] if segment.modality == "time" else inputs[segment.name]
             return self.segments[self.layout.source(segment).name](data).astype(self.dtype)
 
-        tokens_BND = jnp.concatenate(
-            [embedded(s) + self._offset(s) for s in self.layout.tokens], axis=1
+        def sequence(segments: tuple[Segment, ...]) -> jax.Array:
+            return jnp.concatenate([embedded(s) + self._offset(s) for s in segments], axis=1)
+
+        adaln, cross = self.layout.adaln, self.layout.cross
+        return Embedded(
+            tokens_BND=sequence(self.layout.tokens),
+            modulation_BD=sum(embedded(s)[:, 0] for s in adaln) if adaln else None,
+            context_BMD=sequence(cross) if cross else None,
         )
-        modulation_BD = None
-        if self.layout.adaln:
-            modulation_BD = sum(embedded(s)[:, 0] for s in self.layout.adaln)
-        return tokens_BND, modulation_BD
 
     def _offset(self, segment: Segment) -> jax.Array:
         """What position, subject slot and view slot add to a segment's tokens: (n, D) or (1, D)."""

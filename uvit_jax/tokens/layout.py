@@ -14,7 +14,7 @@ import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.tokens.modalities import MODALITIES
-from uvit_jax.tokens.segment import ENTRIES, POSITIONS, ROLES, Segment
+from uvit_jax.tokens.segment import ENTRIES, PATCH_INITS, POSITIONS, ROLES, Segment
 
 
 class Layout:
@@ -124,6 +124,7 @@ class Layout:
             (segment.role, ROLES, "role"),
             (segment.enter, ENTRIES, "enter"),
             (segment.positions, POSITIONS, "positions"),
+            (segment.patch_init, PATCH_INITS, "patch_init"),
         ):
             if value not in known:
                 raise UvitError(f"{where}: unknown {key} {value!r}{nearest(value, known)}")

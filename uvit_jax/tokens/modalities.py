@@ -87,7 +87,7 @@ class Label(nnx.Module):
             segment.num_classes + segment.null,
             width,
             dtype=dtype,
-            embedding_init=nnx.initializers.normal(1.0 if segment.enter == "token" else 0.02),
+            embedding_init=nnx.initializers.normal(segment.init_std),
             rngs=rngs,
         )
 
@@ -181,14 +181,11 @@ class Image(nnx.Module):
         self.dtype = dtype
         fan_in = segment.patch_size**2 * segment.shape[-1]
         # A convolution whose kernel is its stride is a product of patches with one matrix.
-        self.proj = nnx.Linear(
-            fan_in,
-            width,
-            dtype=dtype,
-            kernel_init=torch_uniform(fan_in),
-            bias_init=torch_uniform(fan_in),
-            rngs=rngs,
-        )
+        kernel_init = bias_init = torch_uniform(fan_in)
+        if segment.patch_init == "xavier":
+            kernel_init, bias_init = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
+        options = dict(dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
+        self.proj = nnx.Linear(fan_in, width, **options)
 
     @staticmethod
     def check(segment: Segment) -> str | None:
@@ -213,10 +210,11 @@ class Image(nnx.Module):
         return self.proj(patchify(image_BHWC.astype(self.dtype), self.patch_size))
 
     class Head(nnx.Module):
-        """(B, HW/p², D) → (B, H, W, C), through an optional 3×3 convolution."""
+        """(B, HW/p², D) → (B, H, W, C), or 2C with a learned range; an optional 3×3 convolution."""
 
         def __init__(self, segment: Segment, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs):
             height, width_px, channels = segment.shape
+            channels *= 1 + segment.learned_range
             p = self.patch_size = segment.patch_size
             self.grid = (height // p, width_px // p)
             init = nnx.initializers.zeros if zero else normal

@@ -10,6 +10,7 @@ import dataclasses
 ROLES = ("noisy", "clean", "condition")
 ENTRIES = ("token", "adaln", "cross")
 POSITIONS = ("learned", "sincos2d", "none")
+PATCH_INITS = ("torch", "xavier")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,9 @@ class Segment:
         `cross` (attended to from outside the sequence).
       shape: of one example: image (H, W, C); features (N, F); text (T,); label and time ().
       patch_size: side of an image patch, in pixels.
+      patch_init: of the patches' matrix, `torch` (a convolution's default; U-ViT) or `xavier`.
       num_classes: size of a label's vocabulary, without the null class.
+      init_std: of the table of a label.
       null: whether a label has a null class (index num_classes), for classifier-free guidance.
       vocab_size: number of token ids of a text; id 0 is padding and the null text.
       of: for a time segment, the key in `times` that it shows to the network.
@@ -35,6 +38,8 @@ class Segment:
       mlp_ratio: for a time segment, 0 leaves the sinusoid raw (U-ViT); r > 0 sends it through
         Linear(r·D), SiLU, Linear(D).
       final_conv: for a noisy image, a 3×3 convolution after the linear projection.
+      learned_range: for a noisy image, the output has twice the channels; the second half says
+        where the variance lies in its range (Nichol & Dhariwal 2021, eq. 15; DiT).
       positions: `learned` (one vector a token), `sincos2d` (fixed, images only) or `none`.
       like: the segment whose embedding and positions this one reuses (references of one kind).
       subject: subject slot, -1 for none; a learned vector a slot is added.
@@ -48,7 +53,9 @@ class Segment:
     enter: str = "token"
     shape: tuple[int, ...] = ()
     patch_size: int = 1
+    patch_init: str = "torch"
     num_classes: int = 0
+    init_std: float = 1.0
     null: bool = True
     vocab_size: int = 0
     of: str = ""
@@ -56,6 +63,7 @@ class Segment:
     sinusoid_size: int = 0
     mlp_ratio: float = 0.0
     final_conv: bool = True
+    learned_range: bool = False
     positions: str = "learned"
     like: str = ""
     subject: int = -1

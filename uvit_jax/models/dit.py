@@ -1,0 +1,82 @@
+"""DiT's published models as model configs (Peebles & Xie, ICCV 2023).
+
+Plain nested dicts with nothing heavy behind them, so that config files can call `preset`.
+"""
+
+from typing import Any
+
+# width, depth, number of heads
+SIZES = {
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+# How time and label enter, and by what the blocks are modulated (section 3.2 of the paper).
+CONDITIONINGS = {
+    "adaln_zero": ("adaln", "adaln_zero"),
+    "adaln": ("adaln", "adaln"),
+    "cross": ("cross", "none"),
+    "in_context": ("token", "none"),
+}
+
+
+def preset(
+    size: str,
+    image_shape: tuple[int, int, int],
+    *,
+    patch_size: int,
+    num_classes: int = 1000,
+    conditioning: str = "adaln_zero",
+    learned_range: bool = True,
+    **backbone: Any,
+) -> dict[str, Any]:
+    """The model config of a DiT: image tokens in the sequence, time and label as `conditioning`.
+
+    Args:
+      size: a key of `SIZES`; its width, depth and num_heads can be overridden in `backbone`.
+      image_shape: (H, W, C) of the latents that are denoised.
+      num_classes: without the null class.
+      conditioning: a key of `CONDITIONINGS`; the published checkpoints are `adaln_zero`.
+      learned_range: whether the output has 2C channels (DiT) or C (SiT's flows may have either).
+      backbone: any other key of `BackboneConfig`.
+    """
+    width, depth, num_heads = SIZES[size]
+    enter, modulation = CONDITIONINGS[conditioning]
+    # The original has no positions for its two extra tokens; as a context they need none either.
+    entry = dict(enter=enter, positions="none")
+    segments = dict(
+        time=dict(modality="time", of="image", sinusoid_size=256, mlp_ratio=1.0, **entry),
+        label=dict(modality="label", num_classes=num_classes, init_std=0.02, **entry),
+        image=dict(
+            modality="image",
+            role="noisy",
+            shape=tuple(image_shape),
+            patch_size=patch_size,
+            patch_init="xavier",
+            final_conv=False,
+            learned_range=learned_range,
+            positions="sincos2d",
+        ),
+    )
+    return dict(
+        sequence=("time", "label", "image"),
+        segments=segments,
+        backbone=dict(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            mid_block=False,
+            skip="none",
+            # Without modulation the norms have to scale and shift by themselves.
+            norm_affine=modulation == "none",
+            norm_eps=1e-6,
+            activation="gelu_tanh",
+            qkv_bias=True,
+            init="xavier",
+            modulation=modulation,
+        )
+        | backbone,
+        dtype="float32",
+    )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uvit_jax.config import plain
 from uvit_jax.errors import UvitError, nearest
 
 
@@ -88,7 +89,7 @@ def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         raise
     except Exception as error:
         raise UvitError(f"config file {name}: {type(error).__name__}: {error}") from error
-    config = _plain(config)
+    config = plain(config)
     for key, value in overrides.items():
         *groups, last = key.split(".")
         target = config
@@ -97,14 +98,6 @@ def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(target, dict):
                 raise UvitError(f"config.{'.'.join(groups[: depth + 1])} is no group of keys")
         target[last] = value
-    return config
-
-
-def _plain(config: Any) -> Any:
-    if hasattr(config, "to_dict"):
-        config = config.to_dict()
-    if isinstance(config, Mapping):
-        return {key: _plain(value) for key, value in config.items()}
     return config
 
 

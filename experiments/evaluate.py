@@ -166,7 +166,6 @@ class _Run:
 
     def samples(self, mesh: Any) -> tuple[Any, dict[str, Any]]:
         """The samples to come, and all that they depend on."""
-        from uvit_jax.data.vocabulary import Vocabulary
         from uvit_jax.evaluation import pictures, report
 
         args, count = self.args, self.args.count or 10_000
@@ -174,7 +173,7 @@ class _Run:
         pictures.picture_segment(model)
         sample = self._sample_config(count)
         conditional = any(s.role != "noisy" for s in model.layout.inputs)
-        vocabulary = Vocabulary.from_json(self.folder.vocabulary.read_text())
+        vocabulary = self.folder.read_vocabulary()
         data = self.dataset() if conditional else None
         conditions = pictures.conditions_like(model, data, vocabulary, count, args.seed)
         told = {

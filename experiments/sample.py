@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     import numpy as np
 
     from uvit_jax import images, load
-    from uvit_jax.data.vocabulary import Vocabulary
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.sampling import conditions_for, make_sampler
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     folder = Workdir(args.workdir)
     run = parse_run(folder.read_config())
-    vocabulary = Vocabulary.from_json(folder.vocabulary.read_text())
+    vocabulary = folder.read_vocabulary()
     model, params = load(args.workdir, step=args.step, ema=not args.raw)
 
     changes: dict[str, Any] = {}

@@ -4,6 +4,7 @@ A config is nested mappings (an `ml_collections.ConfigDict`, or the JSON of a wo
 below it works with keyword-only frozen dataclasses. `parse` is the only way from one to the other.
 """
 
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -48,6 +49,24 @@ def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
         raise UvitError(message if where in message else f"{where}: {message}") from None
 
 
+def plain(config: Any, where: str = "config") -> dict[str, Any]:
+    """Nested dicts for a mapping that may be, or hold, `ml_collections.ConfigDict`s.
+
+    Raises:
+      UvitError: if it is no mapping at all.
+    """
+
+    def convert(value: Any) -> Any:
+        # A ConfigDict is no Mapping.
+        value = value.to_dict() if hasattr(value, "to_dict") else value
+        return {k: convert(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+    converted = convert(config)
+    if not isinstance(converted, dict):
+        raise UvitError(f"{where} must be a group of keys, got {config!r}")
+    return converted
+
+
 def to_dict(config: Any) -> Any:
     """The mapping that `parse` turns back into `config` (dataclasses to dicts, recursively)."""
     if dataclasses.is_dataclass(config):
@@ -73,6 +92,11 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise UvitError(f"{where} must be a group of keys, got {value!r}")
         return parse(hint, value, where)
+    if origin is collections.abc.Mapping:
+        if not isinstance(value, Mapping):
+            raise UvitError(f"{where} must be a group of keys, got {value!r}")
+        kind = typing.get_args(hint)[1]
+        return {key: _coerce(kind, inner, f"{where}.{key}") for key, inner in value.items()}
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, tuple | list):
             raise UvitError(f"{where} must be a list, got {value!r}")

@@ -14,8 +14,8 @@ class UvitError(ValueError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as `; did you mean 'depth'?` for a misspelt `word`, or the known words."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""

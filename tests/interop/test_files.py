@@ -106,6 +106,15 @@ def test_damaged_and_foreign_files(tmp_path):
         uvit_jax.load(path)
     with pytest.raises(UvitError, match="does not exist"):
         uvit_jax.load(tmp_path / "nowhere.safetensors")
+    tensors = {"pos_embed": np.zeros((1, 5, 8)), "mid_block.norm1.weight": np.zeros(8)}
+    safetensors.numpy.save_file(tensors | {"decoder_pred.weight": np.zeros((3, 8))}, path)
+    with pytest.raises(UvitError, match=r"lacks the tensor 'patch_embed\.proj\.weight'"):
+        uvit_jax.load(path)
+    (tmp_path / "damaged").mkdir()
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "damaged" / "config.json").write_text(text)
+        with pytest.raises(UvitError, match=r"config\.json is damaged"):
+            uvit_jax.load(tmp_path / "damaged")
     (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(UvitError, match=r"expected a \.safetensors"):
         uvit_jax.load(tmp_path / "x.bin")

@@ -98,6 +98,21 @@ def test_ways_in_that_the_backbone_lacks():
         build(time(), image(), modulation="adaln_zero")
 
 
+def test_a_config_dict_is_a_config():
+    from ml_collections import ConfigDict
+
+    config = ConfigDict()
+    config.model = dict(
+        sequence=("time", "image"),
+        segments=dict(
+            time=dict(modality="time", of="image"),
+            image=dict(modality="image", role="noisy", shape=(8, 8, 3), patch_size=4),
+        ),
+        backbone=BACKBONE,
+    )
+    assert uvit_jax.build(config.model).layout == build(time(), image()).layout
+
+
 def references(**kwargs):
     """Two references that see only themselves, two subjects' first views, beside the target."""
     first = image(name="ref0", role="clean", like="image", subject=0, view=0, sees=("ref0",))

@@ -45,6 +45,14 @@ CASES = {
         r"cifar10.*(tfds build|prepare)",
     ),
     "drop": (["--config.train.drop.lable=0.1"], r"drop\.lable.*did you mean 'label'"),
+    "seed": (["--config.seed=-1"], r"seed must lie in"),
+    "rate": (["--config.optimizer.learning_rate=-1"], r"optimizer: learning_rate and eps"),
+    "not a group": (
+        ["--config.model.segments.image=3"],
+        r"segments\.image must be a group of keys",
+    ),
+    "share": (["--config.train.drop.label=x"], r"drop\.label must be a number"),
+    "attention": (["--config.model.backbone.attention=cudnn"], r"NVIDIA GPUs, not on cpu"),
     "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody' is no class"),
 }
 

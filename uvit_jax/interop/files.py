@@ -82,7 +82,11 @@ def load_own(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[Model, Para
         config = (file.metadata() or {}).get(CONFIG_KEY)
     if config is None:
         return None
-    model = build(parse_model(json.loads(config), where=f"{path}: model"))
+    try:
+        config = json.loads(config)
+    except json.JSONDecodeError as error:
+        raise UvitError(f"{path}: the model's config in the metadata is damaged: {error}") from None
+    model = build(parse_model(config, where=f"{path}: model"))
     paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(model.abstract_params)]
     entries = [mapping.Entry(p, p) for p in paths]
     return model, mapping.imported(entries, tensors, model.abstract_params, str(path))

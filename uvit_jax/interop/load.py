@@ -48,13 +48,20 @@ def load(
     for family in FAMILIES:
         if family.recognises(tensors):
             tensors = family.normalised(tensors)
-            config = family.describe(
-                tensors,
-                str(path),
-                num_heads=num_heads,
-                num_classes=num_classes,
-                image_size=image_size,
-            )
+            try:
+                config = family.describe(
+                    tensors,
+                    str(path),
+                    num_heads=num_heads,
+                    num_classes=num_classes,
+                    image_size=image_size,
+                )
+            except UvitError:
+                raise
+            except KeyError as error:
+                raise UvitError(f"{path} lacks the tensor {error}") from None
+            except (ValueError, IndexError) as error:
+                raise UvitError(f"{path}: a tensor has an impossible shape ({error})") from None
             model = build(parse_model(config, where=str(path)))
             entries = family.entries(model.config)
             return model, mapping.imported(entries, tensors, model.abstract_params, str(path))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from uvit_jax.config import parse
+from uvit_jax.config import parse, plain
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.parallel import attention
 from uvit_jax.tokens.layout import Layout
@@ -72,6 +72,8 @@ class BackboneConfig:
         attention.check(self.attention)
         if min(self.width, self.depth, self.num_heads, self.unroll) < 1:
             raise UvitError("width, depth, num_heads and unroll must be at least 1")
+        if self.mlp_ratio * self.width < 1 or self.norm_eps <= 0:
+            raise UvitError("mlp_ratio and norm_eps must be positive")
         if self.width % self.num_heads:
             raise UvitError(f"width={self.width} is not divisible by num_heads={self.num_heads}")
         if self.skip != "none" and self.depth % 2:
@@ -108,12 +110,13 @@ def parse_model(config: Mapping[str, Any], where: str = "config.model") -> Model
     """Builds a `ModelConfig` from a mapping; raises UvitError naming the key that is wrong."""
     if isinstance(config, ModelConfig):
         return config
-    config = dict(config)
-    given = config.get("segments", {})
-    config["segments"] = {
-        name: parse(Segment, {"name": name, **dict(given[name])}, f"{where}.segments.{name}")
-        for name in given
-    }
+    config = plain(config, where)
+    given = plain(config.get("segments", {}), f"{where}.segments")
+    segments = {}
+    for name in given:
+        here = f"{where}.segments.{name}"
+        segments[name] = parse(Segment, {"name": name, **plain(given[name], here)}, here)
+    config["segments"] = segments
     model = parse(ModelConfig, config, where)
     for name in model.sequence:
         if name not in model.segments:

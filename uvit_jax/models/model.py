@@ -94,7 +94,7 @@ class Model:
 
     def _check_inputs(self, inputs: Mapping[str, jax.Array], times: Mapping[str, jax.Array]):
         expected = {s.name: s.shape for s in self.layout.inputs}
-        batch = jnp.shape(inputs[self.layout.noisy[0].name])[:1] if inputs else ()
+        batch = jnp.shape(inputs.get(self.layout.noisy[0].name, ()))[:1]
         for given, shapes, kind in (
             (inputs, expected, "inputs"),
             (times, dict.fromkeys(self.layout.time_keys, ()), "times"),

@@ -16,6 +16,12 @@ def check(implementation: str) -> None:
         raise UvitError(f"unknown attention {implementation!r}{hint}")
 
 
+def check_platform(implementation: str, platform: str) -> None:
+    """Raises UvitError if `implementation` cannot run on devices of `platform` (cpu, gpu, tpu)."""
+    if implementation == "cudnn" and platform != "gpu":
+        raise UvitError(f"attention 'cudnn' runs on NVIDIA GPUs, not on {platform}; use 'xla'")
+
+
 def attention(
     q_BNHK: jax.Array,
     k_BMHK: jax.Array,

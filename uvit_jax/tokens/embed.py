@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from uvit_jax.errors import UvitError
 from uvit_jax.tokens.layout import Layout
 from uvit_jax.tokens.modalities import MODALITIES, normal
 from uvit_jax.tokens.segment import Segment
@@ -30,6 +31,12 @@ class Embed(nnx.Module):
     """
 
     def __init__(self, layout: Layout, width: int, *, dtype: Any, rngs: nnx.Rngs):
+        for segment in layout.segments:
+            if segment.positions == "sincos2d" and width % 4:
+                raise UvitError(
+                    f"segment {segment.name!r}: positions='sincos2d' needs a width divisible by 4, "
+                    f"not {width}"
+                )
         self.layout = layout
         self.width = width
         self.dtype = dtype

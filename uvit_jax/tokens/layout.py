@@ -128,6 +128,12 @@ class Layout:
         ):
             if value not in known:
                 raise UvitError(f"{where}: unknown {key} {value!r}{nearest(value, known)}")
+        if any(size < 1 for size in segment.shape):
+            raise UvitError(f"{where}: shape={segment.shape} must be positive numbers")
+        if min(segment.mlp_ratio, segment.sinusoid_size, 1 + segment.subject, 1 + segment.view) < 0:
+            raise UvitError(
+                f"{where}: mlp_ratio and sinusoid_size must be at least 0, subject and view -1"
+            )
         modality = MODALITIES[segment.modality]
         if problem := modality.check(segment):
             raise UvitError(f"{where}: {problem}")

@@ -6,7 +6,6 @@ sees the examples it would have seen, also on another number of hosts.
 
 import functools
 import gc
-import json
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.config import parse_model
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.training.state import TrainState
+from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +112,8 @@ class Checkpointer:
 
 def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Params]:
     """A workdir's model and parameters, as numpy arrays; see `uvit_jax.load`."""
-    config_path = path / "config.json"
-    if not config_path.is_file():
-        raise UvitError(f"{path} is no workdir: it has no config.json")
-    model = build(
-        parse_model(json.loads(config_path.read_text())["model"], f"{config_path}: model")
-    )
+    config = Workdir(path).read_config()
+    model = build(parse_model(config["model"], f"{path / 'config.json'}: model"))
     folder = path / "checkpoints"
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
     if step is not None:

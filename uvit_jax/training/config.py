@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from uvit_jax.config import parse
+from uvit_jax.config import parse, plain
 from uvit_jax.data.pipeline import DataConfig
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError, nearest
@@ -40,6 +40,12 @@ class OptimizerConfig:
         if self.schedule not in LEARNING_RATES:
             hint = nearest(self.schedule, LEARNING_RATES)
             raise UvitError(f"unknown schedule {self.schedule!r}{hint}")
+        if self.learning_rate <= 0 or self.eps <= 0:
+            raise UvitError("learning_rate and eps must be positive")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise UvitError(f"b1 and b2 must lie in [0, 1), got {self.b1} and {self.b2}")
+        if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
+            raise UvitError("warmup_steps, weight_decay and clip_norm must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +96,10 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
+
 
 # What may change when a run is resumed: nothing that a loss depends on.
 FREE_KEYS = (
@@ -114,7 +124,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
       UvitError: on an unknown or missing key or an impossible value, naming the key; also when the
         parts do not fit each other.
     """
-    config = dict(config)
+    config = plain(config)
     if "model" in config:
         config["model"] = parse_model(config["model"])
     run = parse(RunConfig, config)
@@ -125,6 +135,8 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             raise UvitError(f"config.train.drop.{name} is no segment of the model{hint}")
         if not 0 <= share <= 1:
             raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
+        if layout.by_name[name].role == "noisy":
+            raise UvitError(f"config.train.drop.{name}: a noisy segment cannot be dropped")
         layout.null(name, 1)
     shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
     diffusion = dataclasses.replace(run.diffusion, times_of=shared)

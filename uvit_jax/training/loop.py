@@ -21,6 +21,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, build
+from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import check_batch, make_mesh
 from uvit_jax.parallel.sharding import BATCH
@@ -66,6 +67,7 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
     folder.check(raw)
     mesh = make_mesh(run.mesh)
     check_batch(mesh, run.train.batch_size, run.train.accumulate)
+    check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
     model = build(run.model)
     dataset = pipeline.dataset(run.data)
     check_data(model, dataset)

@@ -38,8 +38,8 @@ class Workdir:
         old = self.read_config()
         changed = changed_keys(old, json.loads(json.dumps(config)))
         if (
-            old["optimizer"].get("schedule") == "cosine"
-            and old["train"]["steps"] != config["train"]["steps"]
+            config["optimizer"]["schedule"] == "cosine"
+            and old.get("train", {}).get("steps") != config["train"]["steps"]
         ):
             changed.append("train.steps (the cosine schedule depends on it)")
         if changed:
@@ -53,9 +53,19 @@ class Workdir:
         if not self.config.is_file():
             raise UvitError(f"{self.path} is no workdir: it has no config.json")
         try:
-            return json.loads(self.config.read_text())
-        except json.JSONDecodeError as error:
+            config = json.loads(self.config.read_text())
+        except ValueError as error:  # no JSON, or not even text
             raise UvitError(f"{self.config} is damaged: {error}") from None
+        if not isinstance(config, dict) or "model" not in config:
+            raise UvitError(f"{self.config} is damaged: it describes no model")
+        return config
+
+    def read_vocabulary(self) -> Vocabulary:
+        """The vocabulary of the run in this folder; UvitError if there is none or it is damaged."""
+        try:
+            return Vocabulary.from_json(self.vocabulary.read_text())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UvitError(f"{self.vocabulary} is missing or damaged: {error}") from None
 
     def create(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
         """Makes the folder, or brings the config of a checked one up to date."""

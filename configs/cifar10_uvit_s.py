@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
         steps=500_000,
         batch_size=128,
         ema_decay=0.9999,
+        ema_warmup=False,
         checkpoint_every=10_000,
         log_every=100,
         sample_every=50_000,

@@ -1,6 +1,15 @@
-"""Emoji from their names, on a laptop.
+"""Emoji from their names, on a laptop: a U-ViT of 3.8M parameters on 159 faces, cats and hearts.
 
-python -m experiments.train --config=configs/quickstart.py
+    python -m experiments.train --config=configs/quickstart.py
+    python -m experiments.sample --workdir=workdirs/quickstart --prompt="skull, twemoji"
+
+Expected: the loss (of x0, over all noise levels) falls below 0.1 in 200 steps and ends near 0.035;
+the grid in `samples/` shows sixteen emoji, most of them recognisable at a glance.
+
+Cost: 1200 steps of 16 pictures at 32×32, 5 to 7 minutes on two quiet CPU cores.
+
+Departures from the published U-ViT, each of which made pictures come sooner at this size: the
+network predicts x0 rather than eps, positions are fixed sinusoids, and matrices start larger.
 """
 
 from ml_collections import ConfigDict
@@ -9,6 +18,7 @@ from uvit_jax.models import uvit
 
 
 def get_config() -> ConfigDict:
+    """The config of this run."""
     config = ConfigDict()
     config.seed = 0
     config.data = dict(

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
         steps=300_000,
         batch_size=1024,
         ema_decay=0.9999,
+        ema_warmup=False,
         drop={"label": 0.15},
         checkpoint_every=5000,
         log_every=100,

@@ -77,9 +77,9 @@ def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     name, _, argument = spec.partition(":")
     path = Path(name)
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         known = [str(p) for p in sorted(Path("configs").glob("*.py"))]
-        raise UvitError(f"config file {name!r} does not exist{nearest(name, known)}")
+        raise UvitError(f"config file {name!r} does not exist or is no .py{nearest(name, known)}")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -87,8 +87,9 @@ def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         config = module.get_config(argument) if argument else module.get_config()
     except UvitError:
         raise
-    except Exception as error:
-        raise UvitError(f"config file {name}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UvitError(f"config file {name}: {type(error).__name__}: {reason}") from error
     config = plain(config)
     for key, value in overrides.items():
         *groups, last = key.split(".")
@@ -124,6 +125,11 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
     except UvitError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except OSError as error:
+        # A disk that is full, a folder that cannot be written: the path and the reason are in it.
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
+        print("stopped at once; nothing was saved since the last checkpoint", file=sys.stderr)
         status = 130
     sys.exit(status)

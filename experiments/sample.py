@@ -63,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         changes["count"] = max(len(args.label), len(args.prompt))
     if args.count is not None:
         changes["count"] = args.count
+    if not 0 <= args.seed < 2**32:
+        raise UvitError(f"--seed must lie in [0, 2**32), got {args.seed}")
+    if args.out and not args.out.endswith(".png"):
+        raise UvitError(f"--out={args.out} must end in .png; the arrays stand beside it as .npz")
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
     config = dataclasses.replace(run.sample, **changes)
@@ -70,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     conditions, captions = conditions_for(model, vocabulary, config)
     draw = jax.jit(make_sampler(model, run.diffusion, config))
     mesh = make_mesh(MeshConfig())
+    params = jax.device_put(params)
     parts = []
     with jax.set_mesh(mesh):
         for start in range(0, config.count, args.batch_size):

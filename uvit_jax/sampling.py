@@ -126,7 +126,8 @@ def conditions_for(
         if segment.role == "noisy":
             continue
         if segment.modality == "label":
-            wanted = config.labels or range(segment.num_classes)
+            known = len(vocabulary.classes) or segment.num_classes
+            wanted = config.labels or range(known)
             ids = [vocabulary.class_id(w, segment.num_classes) for w in wanted]
             conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
             names = [vocabulary.class_name(i) for i in conditions[segment.name]]

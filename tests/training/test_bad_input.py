@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_records(tmp_path):
     run(f"--workdir={workdir}", "--config.optimizer.learning_rate=1e30", "--config.train.steps=1")
     args = ["--config.optimizer.learning_rate=1e30", "--config.train.checkpoint_every=1"]
     with pytest.raises(
-        UvitError, match=r"loss of step (\d+) is .*records \[\d+, .*checkpoint is kept"
+        UvitError, match=r"loss of step (\d+) is .*records \[\d+, .*good steps before"
     ):
         run(f"--workdir={workdir}", *args)
     saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
@@ -141,3 +141,37 @@ def test_overrides_reach_every_key():
     assert parsed.mesh.fsdp == 2 and parsed.sample.sampler.steps == 7
     with pytest.raises(UvitError, match=r"config\.seed is no group"):
         cli.read_config(str(ROOT / TINY), {"seed": 1, "seed.x": 2})
+
+
+def test_two_runs_in_one_workdir(tmp_path):
+    from uvit_jax.data.vocabulary import Vocabulary
+    from uvit_jax.training.workdir import Workdir
+
+    first = Workdir(tmp_path / "run")
+    first.create({"model": {}}, Vocabulary(("a",)))
+    args = (f"--config={TINY}", f"--workdir={tmp_path / 'run'}")
+    with pytest.raises(UvitError, match="another process is training"):
+        Workdir(tmp_path / "run").create({"model": {}}, Vocabulary(("a",)))
+    first.close()
+    with pytest.raises(UvitError, match="classes or texts are not those"):
+        Workdir(tmp_path / "run").create({"model": {}}, Vocabulary(("b",)))
+    status, _, err = finish(start("experiments.train", *args))
+    assert status == 2 and "another config" in err and err.count("\n") == 1
+
+
+def test_a_run_killed_before_its_config_was_written_begins_again(tmp_path):
+    workdir = tmp_path / "run"
+    (workdir / "samples").mkdir(parents=True)
+    (workdir / "vocabulary.json").write_text("{")
+    assert run(f"--workdir={workdir}", "--config.train.steps=1") == 0
+
+
+def test_damaged_metrics_are_named_and_kept(tmp_path):
+    workdir = tmp_path / "run"
+    run(f"--workdir={workdir}", "--config.train.steps=2")
+    metrics = workdir / "metrics.jsonl"
+    damaged = metrics.read_text().replace('"step": 1', '"st', 1)
+    metrics.write_text(damaged)
+    with pytest.raises(UvitError, match=r"line 1 of .*metrics\.jsonl is damaged"):
+        run(f"--workdir={workdir}", "--config.train.steps=3")
+    assert metrics.read_text() == damaged

@@ -25,7 +25,7 @@ class Vocabulary:
         text = str(wanted)
         if text in self.classes:
             return self.classes.index(text)
-        if text.isdigit() and int(text) < num_classes:
+        if text.isdecimal() and int(text) < num_classes:
             return int(text)
         hint = nearest(text, self.classes) if self.classes else f"; known: 0 to {num_classes - 1}"
         raise UvitError(f"label {text!r} is no class of this model{hint}")

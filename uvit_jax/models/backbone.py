@@ -78,20 +78,22 @@ class Backbone(nnx.Module):
         else:
             x_BND, skips_LBND = self._run(self.in_blocks, x_BND, context, keep=True)
             if self.mid_block is not None:
-                x_BND = self._remat(lambda x: self.mid_block(x, **context))(x_BND)
+                x_BND = self._remat(lambda x: self.mid_block(x, **context), alone=True)(x_BND)
             x_BND, _ = self._run(self.out_blocks, x_BND, context, skips=skips_LBND, reverse=True)
         x_BND = self.norm(x_BND)
         if self.modulation is not None:
             x_BND = modulate(x_BND, *self.modulation(c_BD))
         return x_BND
 
-    def _remat(self, function: Callable) -> Callable:
+    def _remat(self, function: Callable, *, alone: bool = False) -> Callable:
         if self.config.remat == "none":
             return function
         # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway, so the
         # barrier that would stop it from doing so is left out.
         return jax.checkpoint(
-            function, policy=POLICIES[self.config.remat], prevent_cse=not self.config.scan
+            function,
+            policy=POLICIES[self.config.remat],
+            prevent_cse=alone or not self.config.scan,
         )
 
     def _run(

@@ -1,6 +1,8 @@
 """Several processes as one program: how they find each other, and how they stop together."""
 
+import os
 import signal
+import sys
 from types import FrameType
 
 import jax
@@ -62,6 +64,9 @@ class StopSignal:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # the preemption service tells the others
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`; all processes answer alike.

@@ -63,6 +63,20 @@ def batch_shards(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
 
 
+def check_processes(mesh: Mesh) -> None:
+    """Raises UvitError if two processes hold the same rows of a batch: each loads its own rows."""
+    owners: dict[int, set[int]] = {}
+    rows = mesh.devices.reshape(batch_shards(mesh), -1)
+    for row, devices in enumerate(rows):
+        for device in devices:
+            owners.setdefault(device.process_index, set()).add(row)
+    if sum(len(owned) for owned in owners.values()) > len(rows):
+        raise UvitError(
+            f"config.mesh spreads context or tensor over several of the {len(owners)} processes; "
+            "make data × fsdp a multiple of their number, so that those axes stay within one"
+        )
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises UvitError if the mesh (or gradient accumulation) does not divide the batch evenly."""
     parts = batch_shards(mesh) * accumulate

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
+from uvit_jax.parallel.sharding import constrain_batch
 from uvit_jax.tokens.segment import Segment
 
 # PyTorch's trunc_normal_(std=.02) cuts at the absolute values ±2, a hundred standard deviations
@@ -227,8 +228,11 @@ class Image(nnx.Module):
             self.conv = nnx.Conv(channels, channels, (3, 3), **options) if final_conv else None
 
         def __call__(self, tokens_BND: jax.Array) -> jax.Array:
-            image_BHWC = unpatchify(self.proj(tokens_BND), self.patch_size, self.grid)
-            return image_BHWC if self.conv is None else self.conv(image_BHWC)
+            # Tokens may come spread over the mesh's context axis. A convolution must not: with the
+            # tensor axis in play, XLA's partitioner gets its kernel's gradient wrong (by a factor).
+            patches_BNP = constrain_batch(self.proj(constrain_batch(tokens_BND)))
+            image_BHWC = constrain_batch(unpatchify(patches_BNP, self.patch_size, self.grid))
+            return image_BHWC if self.conv is None else constrain_batch(self.conv(image_BHWC))
 
 
 def patchify(image_BHWC: jax.Array, p: int) -> jax.Array:

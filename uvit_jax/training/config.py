@@ -55,18 +55,21 @@ class TrainConfig:
     Attributes:
       steps: optimizer steps. batch_size: examples a step, over all devices and hosts.
       accumulate: microbatches a step; the gradient is that of the whole batch.
-      ema_decay: of the averaged parameters, per step. Early on the decay is (1 + step) / (10 +
-        step) if that is less, so that a short run's average forgets its start.
+      ema_decay: of the averaged parameters, per step.
+      ema_warmup: early on the decay is (1 + step) / (10 + step) if that is less, so that a short
+        run's average forgets its start. The published recipes do without.
       drop: for each condition, the share of examples that see its null value instead (for
         classifier-free guidance), independently.
       checkpoint_every, keep_checkpoints: in steps; how many of the newest to keep.
-      log_every, sample_every: in steps; 0 never samples.
+      log_every, sample_every: in steps; the first and the last step are logged too, and the last is
+        sampled. sample_every=0 samples only then.
     """
 
     steps: int
     batch_size: int
     accumulate: int = 1
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
@@ -112,8 +115,8 @@ FREE_KEYS = (
     "sample",
     "mesh",
     "data.data_dir",
-    "data.path",
     "data.workers",
+    "data.processes",
 )
 
 
@@ -139,6 +142,10 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             raise UvitError(f"config.train.drop.{name}: a noisy segment cannot be dropped")
         layout.null(name, 1)
     shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
+    if run.diffusion.times_of and dict(run.diffusion.times_of) != shared:
+        raise UvitError(
+            "config.diffusion.times_of follows from the model; set a segment's `time` instead"
+        )
     diffusion = dataclasses.replace(run.diffusion, times_of=shared)
     return dataclasses.replace(run, diffusion=diffusion)
 

@@ -23,7 +23,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
-from uvit_jax.parallel.mesh import check_batch, make_mesh
+from uvit_jax.parallel.mesh import check_batch, check_processes, make_mesh
 from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.sampling import conditions_for, make_sampler
 from uvit_jax.training.checkpoint import Checkpointer
@@ -62,10 +62,18 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
       UvitError: if the config, the data, the mesh and the workdir do not fit each other (nothing
         was overwritten), or the loss is not finite (the last good checkpoint stays).
     """
-    began = time.perf_counter()
     folder = Workdir(workdir)
+    try:
+        return _train(run, raw, folder)
+    finally:
+        folder.close()
+
+
+def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
+    began = time.perf_counter()
     folder.check(raw)
     mesh = make_mesh(run.mesh)
+    check_processes(mesh)
     check_batch(mesh, run.train.batch_size, run.train.accumulate)
     check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
     model = build(run.model)
@@ -122,7 +130,7 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
                 writer.close()
         step = int(state.step)
         if start >= run.train.steps and main:  # there was nothing left to do
-            rows = read_metrics(folder.metrics)
+            rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
             loss = rows[-1]["loss"] if rows else loss
         if not stopped and draw.last_step != step:
             draw(state.ema, step)
@@ -149,6 +157,11 @@ def check_data(model: Model, dataset: pipeline.Dataset) -> None:
         if segment.modality == "text":
             if dataset.tokenizer is None:
                 raise UvitError(f"{where}: the data have no text; set config.data.text=True")
+            if (dataset.config.text_length,) != segment.shape:
+                raise UvitError(
+                    f"{where} has shape={segment.shape}, the data's text_length is "
+                    f"{dataset.config.text_length}; make them equal"
+                )
             if dataset.tokenizer.vocab_size > segment.vocab_size:
                 raise UvitError(
                     f"{where} has vocab_size={segment.vocab_size}, "
@@ -182,8 +195,8 @@ def _loop(
             if not (math.isfinite(loss) and math.isfinite(values["grad_norm"])):
                 raise UvitError(
                     f"the loss of step {step} is {loss} and its gradient's norm "
-                    f"{values['grad_norm']}; the batch held the records {indices}. The last good "
-                    "checkpoint is kept; lower config.optimizer.learning_rate or set "
+                    f"{values['grad_norm']}; the batch held the records {indices}. Checkpoints "
+                    "are of good steps before; lower config.optimizer.learning_rate or set "
                     "config.optimizer.clip_norm"
                 )
             if writer is not None:

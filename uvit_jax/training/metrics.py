@@ -8,6 +8,8 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from uvit_jax.errors import UvitError
+
 
 class MetricsWriter:
     """Writes one object a logged step to `metrics.jsonl` and TensorBoard, and moves the bar.
@@ -65,13 +67,22 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`, without a last line that a killed run left unfinished."""
+    """The rows of a `metrics.jsonl`, without a last line that a killed run left unfinished.
+
+    Raises:
+      UvitError: if another line is damaged.
+    """
     rows = []
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            row["step"], row["loss"]
+        except (ValueError, TypeError, KeyError):
+            raise UvitError(
+                f"line {number} of {path} is damaged; mend it or move the file away"
+            ) from None
+        rows.append(row)
     return rows
 
 

@@ -77,7 +77,9 @@ def make_step(
         (value, metrics), grads = mean_gradient(state.params, drop(drop_key, batch), corrupted)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        decay = config.train.ema_decay
+        if config.train.ema_warmup:
+            decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
         new = dataclasses.replace(
             state,
             step=state.step + 1,

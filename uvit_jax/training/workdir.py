@@ -3,11 +3,12 @@
 Opening a folder that belongs to another run, or to no run, changes nothing in it and raises.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
@@ -23,13 +24,22 @@ class Workdir:
         self.vocabulary = self.path / "vocabulary.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
+        self._lock: IO[str] | None = None
+
+    def close(self) -> None:
+        """Gives up the lock that `create` took, if it did."""
+        if self._lock is not None:
+            self._lock.close()
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Raises UvitError if the folder is not this run's, or not a new one."""
         if self.path.exists() and not self.path.is_dir():
             raise UvitError(f"workdir {self.path} is a file; give a folder")
         if not self.config.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            # A run that was killed before it wrote its config left some of these.
+            own = {"samples", "lock", "vocabulary.json", "vocabulary.json.partial"}
+            own.add("config.json.partial")
+            if self.path.exists() and any(p.name not in own for p in self.path.iterdir()):
                 raise UvitError(
                     f"workdir {self.path} is not empty and holds no run (no config.json); "
                     "give a new folder with --workdir"
@@ -68,9 +78,25 @@ class Workdir:
             raise UvitError(f"{self.vocabulary} is missing or damaged: {error}") from None
 
     def create(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        """Makes the folder, or brings the config of a checked one up to date."""
+        """Makes the folder, or brings the config of a checked one up to date, and locks it.
+
+        Raises:
+          UvitError: if another process trains in it, or the run so far had other classes or texts.
+        """
         self.samples.mkdir(parents=True, exist_ok=True)
-        write_text(self.vocabulary, vocabulary.to_json())
+        self._lock = (self.path / "lock").open("w")  # held until this process ends, however it does
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UvitError(f"another process is training in {self.path}") from None
+        text = vocabulary.to_json()
+        resumed = self.config.exists() and self.vocabulary.exists()
+        if resumed and self.vocabulary.read_text() != text:
+            raise UvitError(
+                f"the data's classes or texts are not those that the run in {self.path} began "
+                "with; give another --workdir"
+            )
+        write_text(self.vocabulary, text)
         write_text(self.config, json.dumps(config, indent=2) + "\n")
 
 

@@ -1,0 +1,55 @@
+"""Gradients, parameter by parameter, on every kind of mesh: a loss can agree where they do not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.running import ROOT, environment
+
+PROGRAM = """
+import json, sys, jax, numpy as np, uvit_jax
+from uvit_jax.models.uvit import preset
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+from uvit_jax.parallel.sharding import path_string, shardings
+sizes = [
+    dict(data=8), dict(data=2, fsdp=4), dict(data=1, fsdp=4, tensor=2),
+    dict(data=2, context=2, tensor=2), dict(data=2, fsdp=2, context=2),
+]
+config = preset("S", (16, 16, 3), patch_size=4, num_classes=3, width=32, depth=2, num_heads=2)
+config["sequence"] = ("time", "image", "label")
+model = uvit_jax.build(config)
+params = model.init(jax.random.key(0))
+x = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+def loss(params, x):
+    inputs = {"image": x, "label": np.arange(8) % 3}
+    out = model.apply(params, inputs, {"image": np.linspace(0, 999, 8)})["image"]
+    return ((out - x) ** 2).mean()
+exact = jax.jit(jax.grad(loss))(params, x)
+worst = {}
+for size in sizes:
+    mesh = make_mesh(MeshConfig(**size))
+    with jax.set_mesh(mesh):
+        where = shardings(params, mesh)
+        rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+        grads = jax.jit(jax.grad(loss), in_shardings=(where, rows), out_shardings=where)(params, x)
+    errors = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max() / (np.abs(a).max() + 1e-12)), exact, grads)
+    flat = {path_string(p): e for p, e in jax.tree_util.tree_leaves_with_path(errors)}
+    worst[str(size)] = max((e, p) for p, e in flat.items())
+print(json.dumps(worst))
+"""
+
+
+@pytest.fixture(scope="module")
+def worst():
+    command = [sys.executable, "-c", PROGRAM]
+    env = environment(8) | {"PYTHONPATH": str(ROOT)}
+    return json.loads(subprocess.check_output(command, env=env, text=True, cwd=ROOT))
+
+
+def test_every_parameters_gradient_is_that_of_one_device(worst):
+    assert len(worst) == 5
+    for mesh, (error, path) in worst.items():
+        assert error < 1e-4, (mesh, path, error)

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
 
     step = "" if args.step is None else f"_step{args.step}"
-    out = Path(args.out or folder.samples / f"sample{step}_seed{args.seed}.png")
+    out = Path(args.out or _free(folder.samples / f"sample{step}_seed{args.seed}.png"))
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out.with_suffix(".npz"), **samples, **conditions)
     for name in (s.name for s in model.layout.noisy if s.modality == "image"):
@@ -100,6 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     results |= {"sampler": dataclasses.asdict(sampler), "guidance_scale": config.guidance_scale}
     cli.write_json(args.json, {**results, "seed": args.seed, "count": config.count})
     return 0
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of `path_2`, `path_3`, … where nothing stands yet."""
+    candidate, number = path, 1
+    while candidate.exists() or candidate.with_suffix(".npz").exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}_{number}")
+    return candidate
 
 
 if __name__ == "__main__":

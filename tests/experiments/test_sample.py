@@ -68,6 +68,13 @@ def test_what_cannot_be_drawn_is_a_sentence(workdir, tmp_path, args, message):
         draw(workdir, tmp_path, *args)
 
 
+def test_earlier_samples_are_never_overwritten(workdir):
+    for _ in range(3):
+        sample.main([f"--workdir={workdir}", "--count=1", "--steps=1", "--seed=9"])
+    names = sorted(p.name for p in (workdir / "samples").glob("sample_seed9*.png"))
+    assert names == ["sample_seed9.png", "sample_seed9_2.png", "sample_seed9_3.png"]
+
+
 def test_load_gives_the_average_or_the_raw_parameters(workdir):
     model, average = uvit_jax.load(workdir)
     _, raw = uvit_jax.load(workdir, ema=False)

@@ -11,7 +11,7 @@ import numpy as np
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import mapping
-from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, Transform
+from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, linear
 from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.dit import SIZES, preset
 
@@ -77,9 +77,9 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
     image = next(s for s in config.segments.values() if s.modality == "image")
     patches = mapping.patches(image.patch_size, image.shape[-1])
     embed, H = "embed/segments", config.backbone.num_heads
-    yield from _linear("x_embedder.proj", f"{embed}/image/proj", patches)
-    yield from _linear("t_embedder.mlp.0", f"{embed}/time/fc1")
-    yield from _linear("t_embedder.mlp.2", f"{embed}/time/fc2")
+    yield from linear("x_embedder.proj", f"{embed}/image/proj", patches)
+    yield from linear("t_embedder.mlp.0", f"{embed}/time/fc1")
+    yield from linear("t_embedder.mlp.2", f"{embed}/time/fc2")
     yield Entry("y_embedder.embedding_table.weight", f"{embed}/label/table/embedding")
     for i in range(config.backbone.depth):
         block, path = f"blocks.{i}", "backbone/blocks"
@@ -87,20 +87,13 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
         yield Entry(f"{block}.attn.qkv.weight", f"{qkv}/kernel", mapping.qkv_kernel(H), i)
         yield Entry(f"{block}.attn.qkv.bias", f"{qkv}/bias", mapping.qkv_bias(H), i)
         out = mapping.heads_out(H)
-        yield from _linear(f"{block}.attn.proj", f"{path}/attention/out", out, i)
-        yield from _linear(f"{block}.mlp.fc1", f"{path}/mlp/fc1", LINEAR, i)
-        yield from _linear(f"{block}.mlp.fc2", f"{path}/mlp/fc2", LINEAR, i)
+        yield from linear(f"{block}.attn.proj", f"{path}/attention/out", out, i)
+        yield from linear(f"{block}.mlp.fc1", f"{path}/mlp/fc1", LINEAR, i)
+        yield from linear(f"{block}.mlp.fc2", f"{path}/mlp/fc2", LINEAR, i)
         modulation = f"{path}/modulation/linear"
-        yield from _linear(f"{block}.adaLN_modulation.1", modulation, LINEAR, i)
-    yield from _linear("final_layer.linear", "heads/segments/image/proj")
-    yield from _linear("final_layer.adaLN_modulation.1", "backbone/modulation/linear")
-
-
-def _linear(
-    key: str, path: str, transform: Transform = LINEAR, layer: int | None = None
-) -> Iterator[Entry]:
-    yield Entry(f"{key}.weight", f"{path}/kernel", transform, layer)
-    yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
+        yield from linear(f"{block}.adaLN_modulation.1", modulation, LINEAR, i)
+    yield from linear("final_layer.linear", "heads/segments/image/proj")
+    yield from linear("final_layer.adaLN_modulation.1", "backbone/modulation/linear")
 
 
 def describe(

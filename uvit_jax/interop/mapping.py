@@ -6,7 +6,7 @@ that what can be read can be written, bit for bit, and a key without a place is 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -79,6 +79,14 @@ class Entry:
     transform: Transform = SAME
     layer: int | None = None
     rows: slice | None = None
+
+
+def linear(
+    key: str, path: str, transform: Transform = LINEAR, layer: int | None = None
+) -> Iterator[Entry]:
+    """A weight and a bias of theirs, our `kernel` and `bias`."""
+    yield Entry(f"{key}.weight", f"{path}/kernel", transform, layer)
+    yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
 
 
 def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: str) -> Any:

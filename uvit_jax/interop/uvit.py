@@ -9,7 +9,7 @@ from typing import Any
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import mapping
-from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform
+from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform, linear
 from uvit_jax.models.config import BackboneConfig, ModelConfig
 from uvit_jax.models.uvit import SIZES, preset
 from uvit_jax.tokens.layout import Layout
@@ -39,7 +39,7 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
         # Ours stands in the order of the blocks whose skips it takes.
         layer = half - 1 - i
         yield from _block(f"out_blocks.{i}", "backbone/out_blocks", layer, config.backbone)
-        yield from _linear(f"out_blocks.{i}.skip_linear", "backbone/out_blocks/skip", LINEAR, layer)
+        yield from linear(f"out_blocks.{i}.skip_linear", "backbone/out_blocks/skip", LINEAR, layer)
 
 
 def _outside(layout: Layout) -> Iterator[Entry]:
@@ -49,24 +49,19 @@ def _outside(layout: Layout) -> Iterator[Entry]:
         path = f"embed/segments/{segment.name}"
         if segment.modality == "image":
             conv = mapping.patches(segment.patch_size, segment.shape[-1])
-            yield from _linear("patch_embed.proj", f"{path}/proj", conv)
+            yield from linear("patch_embed.proj", f"{path}/proj", conv)
             head = f"heads/segments/{segment.name}"
-            yield from _linear("decoder_pred", f"{head}/proj", LINEAR)
+            yield from linear("decoder_pred", f"{head}/proj", LINEAR)
             if segment.final_conv:
-                yield from _linear("final_layer", f"{head}/conv", CONV)
+                yield from linear("final_layer", f"{head}/conv", CONV)
         elif segment.modality == "label":
             yield Entry("label_emb.weight", f"{path}/table/embedding")
         elif segment.modality == "features":
-            yield from _linear("context_embed", f"{path}/proj", LINEAR)
+            yield from linear("context_embed", f"{path}/proj", LINEAR)
         elif segment.modality == "time" and segment.mlp_ratio:
-            yield from _linear("time_embed.0", f"{path}/fc1", LINEAR)
-            yield from _linear("time_embed.2", f"{path}/fc2", LINEAR)
+            yield from linear("time_embed.0", f"{path}/fc1", LINEAR)
+            yield from linear("time_embed.2", f"{path}/fc2", LINEAR)
     yield from _norm("norm", "backbone/norm")
-
-
-def _linear(key: str, path: str, transform: Transform, layer: int | None = None) -> Iterator[Entry]:
-    yield Entry(f"{key}.weight", f"{path}/kernel", transform, layer)
-    yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
 
 
 def _norm(key: str, path: str, layer: int | None = None) -> Iterator[Entry]:
@@ -83,9 +78,9 @@ def _block(key: str, path: str, layer: int | None, backbone: BackboneConfig) -> 
         qkv_bias = mapping.qkv_bias(backbone.num_heads)
         yield Entry(f"{key}.attn.qkv.bias", f"{path}/attention/qkv/bias", qkv_bias, layer)
     out = mapping.heads_out(backbone.num_heads)
-    yield from _linear(f"{key}.attn.proj", f"{path}/attention/out", out, layer)
-    yield from _linear(f"{key}.mlp.fc1", f"{path}/mlp/fc1", LINEAR, layer)
-    yield from _linear(f"{key}.mlp.fc2", f"{path}/mlp/fc2", LINEAR, layer)
+    yield from linear(f"{key}.attn.proj", f"{path}/attention/out", out, layer)
+    yield from linear(f"{key}.mlp.fc1", f"{path}/mlp/fc1", LINEAR, layer)
+    yield from linear(f"{key}.mlp.fc2", f"{path}/mlp/fc2", LINEAR, layer)
 
 
 def describe(

@@ -181,7 +181,13 @@ def _attempt(load: Callable[[], Any]) -> tuple[Any, Exception | None]:
                 return load(), None
             except Exception as error:  # whatever the damage provokes
                 problem = error
-            time.sleep(0.5)  # what is left behind complains a moment later
+            # What is left behind complains a moment later, when it is collected; tracebacks would
+            # keep it alive until hooks are back.
+            time.sleep(0.5)
+            each_problem: BaseException | None = problem
+            while each_problem is not None:
+                each_problem.__traceback__ = None
+                each_problem = each_problem.__cause__ or each_problem.__context__
             gc.collect()
             return None, problem
     finally:

@@ -58,11 +58,12 @@ class Parser(argparse.ArgumentParser):
                 if not rest:
                     raise UvitError(f"{flag} needs a value: {flag}=VALUE")
                 value = rest.pop(0)
-            args.overrides[flag.removeprefix("--config.")] = _literal(value)
+            args.overrides[flag.removeprefix("--config.")] = literal(value)
         return args
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A flag's value as the Python literal that it spells, or as the text that it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -12,12 +12,10 @@ its own --part=0/4, 1/4, … and the same folder, or by --distributed=auto on a 
 """
 
 import argparse
-import ast
 import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments import cli
 from uvit_jax.config import parse
@@ -122,20 +120,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS)
     args = parser.parse(argv)
     given = {n: getattr(args, f"data.{n}") for n in names if hasattr(args, f"data.{n}")}
-    args.data = parse(DataConfig, {n: _literal(v) for n, v in given.items()}, "data")
+    args.data = parse(DataConfig, {n: cli.literal(v) for n, v in given.items()}, "data")
     if args.data.name == "latents":
         raise UvitError("--data.name=latents: these are encoded already; name the pictures")
     if args.data.flip:
         raise UvitError("--data.flip would mirror at random; --mirror stores both")
     args.part = _part(args.part) if args.part else None
     return args
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _part(text: str) -> tuple[int, int]:

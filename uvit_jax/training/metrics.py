@@ -9,6 +9,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from uvit_jax.errors import UvitError
+from uvit_jax.training.workdir import write_text
 
 
 class MetricsWriter:
@@ -90,6 +91,4 @@ def _forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

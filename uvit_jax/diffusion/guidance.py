@@ -7,6 +7,7 @@ weights sum to one, so that it means the same for eps, x0, v, velocity and score
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ def guided(
     *,
     schedule: Schedule | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
-    channels: int | None = None,
+    channels: int | Mapping[str, int] | None = None,
 ) -> Callable[[Tree, jax.Array], Tree]:
     """A guided network function `(x, network_time) -> outputs`, as `process.denoiser` takes it.
 
@@ -41,7 +42,8 @@ def guided(
       interval: the t between which guidance acts; outside, the scale is 0, at the same cost
         (Kynkäänniemi et al. 2024).
       channels: if given, only the first so many entries of the last axis are guided and the others
-        are the conditional ones. DiT's original sampler guides 3 of 4.
+        are the conditional ones; for everything, or by segment, those not named being guided
+        whole. DiT's original sampler guides 3 of 4.
 
     Raises:
       UvitError: for an interval without a schedule or out of order, or, when called, conditions
@@ -53,7 +55,8 @@ def guided(
     limited = (low, high) != (0.0, 1.0)
     if limited and schedule is None:
         raise UvitError("a guidance interval in t needs the schedule")
-    if channels is not None and channels < 1:
+    counts = channels.values() if isinstance(channels, Mapping) else (channels,)
+    if any(count is not None and count < 1 for count in counts):
         raise UvitError(f"channels must be at least 1, got {channels}")
     if isinstance(scale, int | float) and scale == 0:
         return lambda x, network_time: predict(x, network_time, conditions)
@@ -69,13 +72,18 @@ def guided(
             inside = (network_time >= first - slack) & (network_time <= last + slack)
             scale_B = jnp.where(inside, scale_B, 0.0)
 
-        def combine(c, u):
+        def combine(c, u, first=None):
             weight = scale_B.reshape((-1,) + (1,) * (c.ndim - 1))
-            if channels is not None:
-                weight = weight * (jnp.arange(c.shape[-1]) < channels)
+            if first is not None:
+                weight = weight * (jnp.arange(c.shape[-1]) < first)
             return c + weight * (c - u)
 
-        return jax.tree.map(combine, conditional, unconditional)
+        if isinstance(channels, Mapping):
+            return {
+                name: combine(c, unconditional[name], channels.get(name))
+                for name, c in conditional.items()
+            }
+        return jax.tree.map(partial(combine, first=channels), conditional, unconditional)
 
     return outputs
 

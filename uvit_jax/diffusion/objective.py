@@ -5,6 +5,7 @@ leading axis B) and accumulate gradients over exactly the noise that the full ba
 
 Each noisy segment has its own time, drawn independently, unless `times_of` lets it share another's;
 the loss is the sum over segments of the mean squared errors (UniDiffuser: Bao et al. 2023, eq. 5).
+A segment whose network also learns its variances adds the variational bound to it (bound.py).
 
 Randomness is plain `jax.random` on global shapes, so it does not depend on sharding. The key of a
 segment is `fold_in(key, crc32(name))`: adding or reordering segments changes nobody else's noise.
@@ -12,14 +13,14 @@ segment is `fold_in(key, crc32(name))`: adding or reordering segments changes no
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.diffusion import process
+from uvit_jax.diffusion import bound, process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError, nearest
 
@@ -99,6 +100,7 @@ class Corrupted(NamedTuple):
       network_times: what the network is told for t, (B,).
       targets: what the network should return, like the clean segments, float32.
       weights: of each example's squared error, (B,).
+      steps: for the segments with a learned range, what the bound asks for (see bound.py).
     """
 
     noisy: Arrays
@@ -106,20 +108,31 @@ class Corrupted(NamedTuple):
     network_times: Arrays
     targets: Arrays
     weights: Arrays
+    steps: dict[str, bound.Step] = {}  # noqa: RUF012
 
 
-def corrupt(key: jax.Array, clean: Arrays, config: ObjectiveConfig) -> Corrupted:
+def corrupt(
+    key: jax.Array,
+    clean: Arrays,
+    config: ObjectiveConfig,
+    learned_range: Collection[str] = (),
+) -> Corrupted:
     """Draws times and noise for a whole batch and applies them.
 
     Args:
       key: one PRNG key for the batch.
       clean: data by noisy segment, leaves (B, ...) of any float type.
       config: the objective.
+      learned_range: the segments for which the network returns twice the channels, the second half
+        being its variances (DiT).
 
     Raises:
-      UvitError: if `times_of` names a segment that `clean` does not have.
+      UvitError: if `times_of` names a segment that `clean` does not have, or a range is to be
+        learned without discrete steps.
     """
     schedule = make(config.schedule)
+    if learned_range:
+        bound.check(schedule, config.time_sampling)
     for name, owner in config.times_of.items():
         for segment in (name, owner):
             if segment not in clean:
@@ -137,23 +150,32 @@ def corrupt(key: jax.Array, clean: Arrays, config: ObjectiveConfig) -> Corrupted
         network_times={name: schedule.network_time(t) for name, t in times.items()},
         targets=process.combine(config.prediction, schedule, clean, eps, times),
         weights={name: weight(t, config) for name, t in times.items()},
+        steps={
+            name: bound.reverse_step(schedule, config.prediction, clean[name], times[name])
+            for name in learned_range
+        },
     )
 
 
 def loss(outputs: Arrays, corrupted: Corrupted) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum over segments of the weighted mean squared error, in float32.
 
+    A segment with a learned range adds T/1000 times the bound's term of its step, in bits a
+    dimension: L_hybrid = L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16), as L_vlb is the
+    sum of T terms of which one is drawn.
+
     Args:
-      outputs: the network's, by segment, shaped like `corrupted.targets`.
+      outputs: the network's, by segment, shaped like `corrupted.targets`, with twice the channels
+        where a range is learned.
       corrupted: what `corrupt` returned, or the same slice of each of its leaves. The mean of the
         losses of equal slices is the loss of the whole.
 
     Returns:
       (loss (), metrics), metrics a flat dict of scalars: `loss/<segment>` is that segment's part of
-      the loss and `mse/<segment>` its error without weights.
+      the loss, `mse/<segment>` its error without weights, and `vb/<segment>` the bound's term.
 
     Raises:
-      UvitError: if an output is missing or has another shape than its target.
+      UvitError: if an output is missing or does not have the shape that its target asks for.
     """
     metrics = {}
     for name, target in corrupted.targets.items():
@@ -161,14 +183,23 @@ def loss(outputs: Arrays, corrupted: Corrupted) -> tuple[jax.Array, dict[str, ja
             hint = nearest(name, outputs)
             raise UvitError(f"the network returned nothing for the segment {name!r}{hint}")
         output = jnp.asarray(outputs[name])
-        if output.shape != target.shape:
+        step = corrupted.steps.get(name)
+        expected = (*target.shape[:-1], target.shape[-1] * (1 if step is None else 2))
+        if output.shape != expected:
             raise UvitError(
-                f"the network returned {output.shape} for the segment {name!r} of {target.shape}"
+                f"the network returned {output.shape} for the segment {name!r}, not {expected}"
             )
-        error = jnp.square(output.astype(target.dtype) - target)
+        output = output.astype(target.dtype)
+        if step is not None:
+            output, raw = jnp.split(output, 2, axis=-1)
+        error = jnp.square(output - target)
         error_B = error.reshape(error.shape[0], -1).mean(axis=1)
         metrics[f"loss/{name}"] = jnp.mean(corrupted.weights[name] * error_B)
         metrics[f"mse/{name}"] = jnp.mean(error_B)
+        if step is not None:
+            bits_B = bound.bits(output, raw, target, step)
+            metrics[f"vb/{name}"] = jnp.mean(bits_B)
+            metrics[f"loss/{name}"] += jnp.mean(step.weight * bits_B)
     total = sum(metrics[f"loss/{name}"] for name in corrupted.targets)
     return total, metrics
 

@@ -104,6 +104,21 @@ class Schedule:
         """The squared diffusion coefficient g(t)^2 = d sigma^2/dt - 2 f sigma^2, here beta(t)."""
         return -2 * self.d_log_alpha_dt(t)
 
+    def posterior(self, t, s):
+        """q(x_s | x_t, x0), s < t: coefficients of x_t and x0, and the small and large variance.
+
+        For any alpha and sigma (Kingma et al. 2021, appendix A.2): with
+        r = sigma^2(t|s) / sigma_t^2 = -expm1(2 lambda_t - 2 lambda_s), the mean is
+        (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x_t + alpha_s r x0, beta tilde is r sigma_s^2, and
+        the large variance is sigma^2(t|s), which is beta on a variance-preserving schedule.
+        """
+        xp, t = enter(t)
+        alpha_s, alpha_t = self.alpha(s), self.alpha(t)
+        variance_s, variance_t = self.sigma(s) ** 2, self.sigma(t) ** 2
+        ratio = -xp.expm1(2 * (self.half_log_snr(t) - self.half_log_snr(s)))
+        x = alpha_t / alpha_s * variance_s / variance_t
+        return x, alpha_s * ratio, ratio * variance_s, ratio * variance_t
+
     def network_time(self, t):
         """The number that the network is told for t (float32 for jax arrays)."""
         _, t = enter(t)

@@ -20,7 +20,7 @@ def ddpm(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Ro
     """
     rows = []
     for t, s in _pairs(grid):
-        x, x0, small, large = _posterior(schedule, t, s)
+        x, x0, small, large = schedule.posterior(t, s)
         last = s == grid[-1]
         variance = large if config.variance == "large" else small
         rows.append(
@@ -41,7 +41,7 @@ def ddim(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Ro
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z, n^2 = eta^2 beta tilde (DDIM, eq. 12)."""
     rows = []
     for t, s in _pairs(grid):
-        noise = config.eta * _posterior(schedule, t, s)[2] ** 0.5
+        noise = config.eta * schedule.posterior(t, s)[2] ** 0.5
         variance = schedule.sigma(s) ** 2
         rows.append(
             Row(
@@ -100,18 +100,3 @@ def _slope(schedule: Schedule, t: float, t_next: float, h: float, **kwargs) -> R
 
 def _pairs(grid: np.ndarray) -> list[tuple[float, float]]:
     return list(pairwise(grid))
-
-
-def _posterior(schedule: Schedule, t: float, s: float) -> tuple[float, float, float, float]:
-    """q(x_s | x_t, x0), s < t: coefficients of x_t and x0, and the small and the large variance.
-
-    For any alpha and sigma (Kingma et al. 2021, appendix A.2): with
-    r = sigma^2(t|s) / sigma_t^2 = -expm1(2 lambda_t - 2 lambda_s), the mean is
-    (alpha_t / alpha_s) (sigma_s / sigma_t)^2 x_t + alpha_s r x0, beta tilde is r sigma_s^2, and the
-    large variance is sigma^2(t|s), which is beta on a variance-preserving schedule.
-    """
-    alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
-    variance_s, variance_t = schedule.sigma(s) ** 2, schedule.sigma(t) ** 2
-    ratio = -np.expm1(2 * (schedule.half_log_snr(t) - schedule.half_log_snr(s)))
-    x = alpha_t / alpha_s * variance_s / variance_t
-    return x, alpha_s * ratio, ratio * variance_s, ratio * variance_t

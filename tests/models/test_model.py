@@ -27,7 +27,7 @@ def dit(modulation="adaln_zero"):
                 role="noisy",
                 shape=(8, 8, 3),
                 patch_size=2,
-                final_conv=False,
+                final_conv="none",
                 positions="sincos2d",
             ),
         ),
@@ -77,7 +77,7 @@ def test_adaln_zero_starts_as_nothing_and_each_condition_counts_after():
 def test_without_positions_the_network_does_not_know_where_patches_are():
     """Self-attention is equivariant to permutations; only positions break it."""
     config = {**SMALL, "sequence": ("time", "image")}
-    segments = {**SMALL["segments"], "image": {**SMALL["segments"]["image"], "final_conv": False}}
+    segments = {**SMALL["segments"], "image": {**SMALL["segments"]["image"], "final_conv": "none"}}
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     times = {"image": jnp.ones(2)}
     moved = jnp.roll(x, 2, axis=1)  # by one patch

@@ -1,8 +1,5 @@
 """U-ViT against its publication: sizes, and the outputs of an independent implementation."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +22,12 @@ PUBLISHED = {
     ),
     "ImageNet-256 L/2": (preset("L", (32, 32, 4), patch_size=2, num_classes=1000), 286.76),
     "ImageNet-256 H/2": (
-        preset("H", (32, 32, 4), patch_size=2, num_classes=1000, final_conv=False),
+        preset("H", (32, 32, 4), patch_size=2, num_classes=1000, final_conv="none"),
         500.83,
     ),
     "ImageNet-512 L/4": (preset("L", (64, 64, 4), patch_size=4, num_classes=1000), 286.86),
     "ImageNet-512 H/4": (
-        preset("H", (64, 64, 4), patch_size=4, num_classes=1000, final_conv=False),
+        preset("H", (64, 64, 4), patch_size=4, num_classes=1000, final_conv="none"),
         500.94,
     ),
     "MS-COCO S/2": (preset("S", (32, 32, 4), patch_size=2, text_shape=(77, 768)), 44.69),
@@ -57,11 +54,8 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_outputs_equal_pytorchs(variant, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
-    spec = importlib.util.spec_from_file_location(
-        "torch_uvit", Path(__file__).parent / "torch_uvit.py"
-    )
-    torch_uvit = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(torch_uvit)
+    from tests.models import torch_uvit
+
     options = VARIANTS[variant]
     torch.manual_seed(0)
     theirs = torch_uvit.UViT(8, 2, 3, width=48, depth=4, heads=3, **options).eval()

@@ -8,8 +8,9 @@ import pytest
 import uvit_jax
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.embed import sincos2d
+from uvit_jax.tokens.image import patchify, unpatchify
 from uvit_jax.tokens.layout import Layout
-from uvit_jax.tokens.modalities import patchify, sinusoid, unpatchify
+from uvit_jax.tokens.modalities import sinusoid
 from uvit_jax.tokens.segment import Segment
 
 BACKBONE = dict(width=32, depth=2, num_heads=2)

@@ -23,6 +23,7 @@ from uvit_jax.config import parse
 from uvit_jax.errors import UvitError
 from uvit_jax.models.autoencoder_layers import AutoencoderConfig, Network
 from uvit_jax.models.model import Params
+from uvit_jax.parallel.sharding import constrain_batch
 
 SCALE = 0.18215
 """About one over the latents' standard deviation; the published COCO models have 0.23010."""
@@ -118,6 +119,14 @@ class Autoencoder:
         z_BHWC = (latents / scale).astype(jnp.dtype(self.config.dtype))
         return nnx.merge(self._graph, params).decode(z_BHWC).astype(jnp.float32)
 
+    def check_latents(self, shape: tuple[int, ...], name: str) -> None:
+        """Raises UvitError if a model's latents (h, w, C), the segment `name`, are not its own."""
+        if shape[-1] != self.config.latent_channels:
+            raise UvitError(
+                f"the autoencoder's latents have {self.config.latent_channels} channels, and the "
+                f"model's segment {name!r} is {shape}; give the one that its latents are of"
+            )
+
     @functools.partial(jax.jit, static_argnums=0)
     def _encode(self, params: Params, images: jax.Array) -> jax.Array:
         return self.encode(params, images)
@@ -173,6 +182,31 @@ def decode_in_batches(
       numpy float32 (B, fh, fw, image channels), about in [-1, 1].
     """
     return _in_batches(lambda z: autoencoder._decode(params, z, scale), latents, batch_size)
+
+
+def decode_in_parts(
+    autoencoder: Autoencoder,
+    params: Params,
+    latents: jax.Array,
+    *,
+    scale: float,
+    shards: int = 1,
+    at_once: int = 8,
+) -> jax.Array:
+    """`decode`, to be traced, some pictures at a time, so that memory suffices.
+
+    Args:
+      latents: (B, h, w, C), which may be spread over `shards` devices; the pictures then are, too.
+      at_once: the most pictures a device decodes at once.
+    """
+    rows = len(latents) // shards if len(latents) % shards == 0 else len(latents)
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows <= n * at_once)
+    # Part i takes every so-many-th row, so each device keeps to its own.
+    cut = latents.reshape(-1, parts, *latents.shape[1:]).swapaxes(0, 1)
+    pictures = jax.lax.map(
+        lambda z: constrain_batch(autoencoder.decode(params, constrain_batch(z), scale=scale)), cut
+    )
+    return pictures.swapaxes(0, 1).reshape(len(latents), *pictures.shape[2:])
 
 
 def _in_batches(function, inputs, batch_size: int) -> np.ndarray:

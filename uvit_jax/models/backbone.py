@@ -15,7 +15,7 @@ from flax import nnx
 
 from uvit_jax.errors import UvitError
 from uvit_jax.models.config import BackboneConfig
-from uvit_jax.models.layers import Block, Modulation, layer_norm, modulate
+from uvit_jax.models.layers import Block, Modulation, layer_norm, modulate, rotary_angles
 from uvit_jax.parallel.sharding import constrain_tokens
 from uvit_jax.tokens.layout import Layout
 
@@ -44,7 +44,13 @@ class Backbone(nnx.Module):
                 f"backbone.modulation is {config.modulation!r}, but no segment enters by 'adaln'"
             )
         self.config = config
-        self.mask_NN = layout.visibility()
+        head_size = config.width // config.num_heads
+        if layout.coordinates() is not None and head_size % 4:
+            raise UvitError(
+                f"positions='rotary' need a head size (width / num_heads) divisible by 4, not "
+                f"{head_size}"
+            )
+        self.layout = layout
 
         def stack(count: int, **kwargs) -> Block:
             make = nnx.vmap(lambda r: Block(config, cross=cross, dtype=dtype, rngs=r, **kwargs))
@@ -70,8 +76,7 @@ class Backbone(nnx.Module):
         c_BD: jax.Array | None = None,
         context_BMD: jax.Array | None = None,
     ) -> jax.Array:
-        mask_NN = None if self.mask_NN is None else jnp.asarray(self.mask_NN)
-        context = dict(c_BD=c_BD, context_BMD=context_BMD, mask_NN=mask_NN)
+        context = dict(c_BD=c_BD, context_BMD=context_BMD, **self._between_tokens())
         x_BND = constrain_tokens(x_BND)
         if self.config.skip == "none":
             x_BND, _ = self._run(self.blocks, x_BND, context)
@@ -84,6 +89,17 @@ class Backbone(nnx.Module):
         if self.modulation is not None:
             x_BND = modulate(x_BND, *self.modulation(c_BD))
         return x_BND
+
+    def _between_tokens(self) -> dict[str, jax.Array | None]:
+        """What the layout says of pairs of tokens: who sees whom, and where they stand."""
+        mask_NN, places_N2 = self.layout.visibility(), self.layout.coordinates()
+        angles_NR = None
+        if places_N2 is not None:
+            angles_NR = rotary_angles(places_N2, self.config.width // self.config.num_heads)
+        return {
+            name: None if value is None else jnp.asarray(value)
+            for name, value in (("mask_NN", mask_NN), ("angles_NR", angles_NR))
+        }
 
     def _remat(self, function: Callable, *, alone: bool = False) -> Callable:
         if self.config.remat == "none":

@@ -10,7 +10,7 @@ from uvit_jax.parallel import attention
 from uvit_jax.tokens.layout import Layout
 from uvit_jax.tokens.segment import Segment
 
-SKIPS = ("concat", "none")
+SKIPS = ("concat", "add", "linear_of_sum", "sum_of_linear", "none")
 MODULATIONS = ("none", "adaln", "adaln_zero")
 INITS = ("normal", "xavier")
 REMATS = ("none", "dots", "full")
@@ -26,7 +26,10 @@ class BackboneConfig:
       num_heads: H; the head size is D / H.
       mlp_ratio: hidden width of the MLPs, in units of D.
       mid_block: one block more, between the halves (U-ViT's "depth 12" is 6 + 1 + 6 blocks).
-      skip: `concat` merges each block of the first half into its partner in the second; `none`.
+      skip: how each block of the first half is merged into its partner in the second, with h the
+        main branch and s the skip (the ablation of U-ViT's paper): `concat`, Linear([h, s]), the
+        published one; `add`, h + s; `linear_of_sum`, Linear(h + s); `sum_of_linear`,
+        h + Linear(s); `none`.
       norm_affine, norm_eps: of every LayerNorm.
       activation: `gelu` (exact) or `gelu_tanh`.
       qkv_bias: whether queries, keys and values have a bias.

@@ -55,7 +55,7 @@ def preset(
             shape=tuple(image_shape),
             patch_size=patch_size,
             patch_init="xavier",
-            final_conv=False,
+            final_conv="none",
             learned_range=learned_range,
             positions="sincos2d",
         ),

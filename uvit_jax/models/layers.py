@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from uvit_jax.models.config import BackboneConfig
-from uvit_jax.parallel.attention import attention
-from uvit_jax.tokens.modalities import normal
+from uvit_jax.parallel.attention import SPREAD, attention
+from uvit_jax.tokens.initializers import normal
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -32,9 +33,16 @@ class Attention(nnx.Module):
         self.qkv = nnx.LinearGeneral(D, (3, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
 
-    def __call__(self, x_BND: jax.Array, mask_NN: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x_BND: jax.Array,
+        mask_NN: jax.Array | None,
+        angles_NR: jax.Array | None = None,
+    ) -> jax.Array:
         qkv_BN3HK = self.qkv(x_BND)
         q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
+        if angles_NR is not None:
+            q, k = rotate(q, angles_NR), rotate(k, angles_NR)
         return self.out(attention(q, k, v, mask_NM=mask_NN, implementation=self.implementation))
 
 
@@ -44,7 +52,8 @@ class CrossAttention(nnx.Module):
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
         options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
-        self.implementation = config.attention
+        # The context is short, and every device has all of it.
+        self.implementation = "xla" if config.attention in SPREAD else config.attention
         self.q = nnx.LinearGeneral(D, (H, D // H), use_bias=config.qkv_bias, **options)
         self.kv = nnx.LinearGeneral(D, (2, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
@@ -106,7 +115,7 @@ class Block(nnx.Module):
     Args:
       config: the backbone's.
       cross: whether x + cross_attention(norm(x)) stands between the two.
-      merge_skip: whether the block first merges a long skip: x = Linear(2D → D)([x, skip]).
+      merge_skip: whether the block first merges a long skip, as `config.skip` says.
     """
 
     def __init__(
@@ -121,7 +130,9 @@ class Block(nnx.Module):
         options = dict(dtype=dtype, rngs=rngs)
         D = config.width
         init = INITS[config.init]
-        self.skip = nnx.Linear(2 * D, D, kernel_init=init, **options) if merge_skip else None
+        self.merge_skip = config.skip if merge_skip else "none"
+        size = {"concat": 2 * D, "add": 0, "none": 0}.get(self.merge_skip, D)
+        self.skip = nnx.Linear(size, D, kernel_init=init, **options) if size else None
         self.norm1 = layer_norm(config, **options)
         self.attention = Attention(config, **options)
         self.norm_cross = layer_norm(config, **options) if cross else None
@@ -139,11 +150,18 @@ class Block(nnx.Module):
         c_BD: jax.Array | None = None,
         context_BMD: jax.Array | None = None,
         mask_NN: jax.Array | None = None,
+        angles_NR: jax.Array | None = None,
     ) -> jax.Array:
-        if self.skip is not None:
+        if self.merge_skip == "concat":
             x_BND = self.skip(jnp.concatenate([x_BND, skip_BND], axis=-1))
+        elif self.merge_skip == "add":
+            x_BND = x_BND + skip_BND
+        elif self.merge_skip == "linear_of_sum":
+            x_BND = self.skip(x_BND + skip_BND)
+        elif self.merge_skip == "sum_of_linear":
+            x_BND = x_BND + self.skip(skip_BND)
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(c_BD)
-        h_BND = self.attention(modulate(self.norm1(x_BND), shift1, scale1), mask_NN)
+        h_BND = self.attention(modulate(self.norm1(x_BND), shift1, scale1), mask_NN, angles_NR)
         x_BND = x_BND + (h_BND if gate1 is None else gate1 * h_BND)
         if self.cross is not None:
             x_BND = x_BND + self.cross(self.norm_cross(x_BND), context_BMD)
@@ -166,3 +184,22 @@ def modulate(
 ) -> jax.Array:
     """adaLN's x·(1 + scale) + shift; x itself where there is nothing to modulate by."""
     return x_BND if scale_B1D is None else x_BND * (1 + scale_B1D) + shift_B1D
+
+
+def rotary_angles(places_N2: np.ndarray, head_size: int, period: float = 100.0) -> np.ndarray:
+    """Angles by which rotary positions turn queries and keys, float32 (N, K/2).
+
+    The first half of the pairs turns with the row, the second with the column, at frequencies
+    period^(-i / (K/4)), i = 0 .. K/4 - 1 (axial RoPE with the period of Heo et al. 2024).
+    """
+    frequencies = period ** (-np.arange(head_size // 4) / (head_size // 4))
+    angles_N2F = places_N2[..., None] * frequencies
+    return angles_N2F.reshape(len(places_N2), -1).astype(np.float32)
+
+
+def rotate(x_BNHK: jax.Array, angles_NR: jax.Array) -> jax.Array:
+    """Turns the pairs (i, i + K/2) of every head by a token's angles (Su et al. 2021), R = K/2."""
+    cos, sin = jnp.cos(angles_NR)[:, None], jnp.sin(angles_NR)[:, None]
+    first, second = jnp.split(x_BNHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return turned.astype(x_BNHK.dtype)

@@ -25,7 +25,7 @@ def preset(
     text_shape: tuple[int, int] | None = None,
     vocab_size: int = 0,
     text_length: int = 0,
-    final_conv: bool = True,
+    final_conv: str = "after",
     time_mlp: bool = False,
     **backbone: Any,
 ) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def preset(
       num_classes: 0 for no label. null: whether the label has a null class for guidance.
       text_shape: (N, F) of precomputed text features, None for none.
       vocab_size, text_length: of a text whose token table is trained along, 0 for none.
-      final_conv: U-ViT's 3×3 convolution at the end (the H models have none).
+      final_conv: where the 3×3 convolution at the end stands (`none` for the H models).
       time_mlp: sends the time sinusoid through an MLP (no published model does).
       backbone: any other key of `BackboneConfig`.
     """

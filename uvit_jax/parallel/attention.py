@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.parallel import context
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "cudnn", "ring", "ulysses")
+SPREAD = ("ring", "ulysses")  # those that are about tokens spread over the context axis
 
 
 def check(implementation: str) -> None:
@@ -35,7 +37,9 @@ def attention(
     Args:
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
       mask_NM: bool, True where query n may see key m; None when all see all.
-      implementation: `xla` anywhere; `cudnn` is flash attention on NVIDIA GPUs (half precision).
+      implementation: `xla` anywhere; `cudnn` is flash attention on NVIDIA GPUs (half precision);
+        `ring` and `ulysses` are for sequences that are spread over the mesh's context axis, and
+        take as many keys as queries (see context.py).
 
     Returns:
       (B, N, H, K), in the dtype of the queries.
@@ -46,6 +50,16 @@ def attention(
         return jax.nn.dot_product_attention(
             q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn"
         )
+    if implementation == "ring":
+        return context.ring(q_BNHK, k_BMHK, v_BMHK, mask_NM)
+    if implementation == "ulysses":
+        return context.ulysses(q_BNHK, k_BMHK, v_BMHK, mask_NM, full=_full)
+    return _full(q_BNHK, k_BMHK, v_BMHK, mask_NM)
+
+
+def _full(
+    q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, mask_NM: jax.Array | None
+) -> jax.Array:
     scale = q_BNHK.shape[-1] ** -0.5
     logits_BHNM = jnp.einsum(
         "bnhk,bmhk->bhnm", q_BNHK * scale, k_BMHK, preferred_element_type=jnp.float32

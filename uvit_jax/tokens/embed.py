@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
+from uvit_jax.tokens.initializers import normal
 from uvit_jax.tokens.layout import Layout
-from uvit_jax.tokens.modalities import MODALITIES, normal
+from uvit_jax.tokens.modalities import MODALITIES
 from uvit_jax.tokens.segment import Segment
 
 

@@ -14,7 +14,15 @@ import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.tokens.modalities import MODALITIES
-from uvit_jax.tokens.segment import ENTRIES, PATCH_INITS, POSITIONS, ROLES, Segment
+from uvit_jax.tokens.segment import (
+    ENTRIES,
+    FINAL_CONVS,
+    PATCH_EMBEDS,
+    PATCH_INITS,
+    POSITIONS,
+    ROLES,
+    Segment,
+)
 
 
 class Layout:
@@ -99,6 +107,22 @@ class Layout:
                 mask_NN[self.slices[segment.name], self.slices[name]] = True
         return mask_NN
 
+    def coordinates(self) -> np.ndarray | None:
+        """Row and column of every token for rotary positions, float32 (N, 2); None without any.
+
+        A picture's first patch stands at (1, 1); all other tokens stand at (0, 0), where nothing
+        is turned.
+        """
+        if not any(s.positions == "rotary" for s in self.tokens):
+            return None
+        places_N2 = np.zeros((self.num_tokens, 2), np.float32)
+        for segment in self.tokens:
+            if segment.positions == "rotary":
+                rows, columns = (n // segment.patch_size for n in segment.shape[:2])
+                grid = np.indices((rows, columns)).reshape(2, -1).T
+                places_N2[self.slices[segment.name]] = 1 + grid
+        return places_N2
+
     def null(self, name: str, batch_size: int) -> np.ndarray:
         """The value of segment `name` that stands for "not given", for classifier-free guidance.
 
@@ -124,7 +148,9 @@ class Layout:
             (segment.role, ROLES, "role"),
             (segment.enter, ENTRIES, "enter"),
             (segment.positions, POSITIONS, "positions"),
+            (segment.patch_embed, PATCH_EMBEDS, "patch_embed"),
             (segment.patch_init, PATCH_INITS, "patch_init"),
+            (segment.final_conv, FINAL_CONVS, "final_conv"),
         ):
             if value not in known:
                 raise UvitError(f"{where}: unknown {key} {value!r}{nearest(value, known)}")
@@ -149,8 +175,10 @@ class Layout:
             )
         if segment.enter != "token" and (segment.sees or segment.subject >= 0 or segment.view >= 0):
             raise UvitError(f"{where}: sees, subject and view need enter='token'")
-        if segment.positions == "sincos2d" and segment.modality != "image":
-            raise UvitError(f"{where}: positions='sincos2d' is for images")
+        if segment.positions in ("sincos2d", "rotary") and segment.modality != "image":
+            raise UvitError(f"{where}: positions={segment.positions!r} is for images")
+        if segment.positions == "rotary" and segment.enter != "token":
+            raise UvitError(f"{where}: positions='rotary' needs enter='token'")
 
     def _check_references(self, segment: Segment) -> None:
         where = f"segment {segment.name!r}"

@@ -2,7 +2,8 @@
 
 A modality is an NNX module with three static methods that the layout asks (`check`, `num_tokens`,
 `null`), a `__call__` that embeds a batch, and, if it can be noisy, a module that reads tokens back
-(`Head`). A new kind of condition is a new class here, entered in `MODALITIES`, nothing else.
+(`Head`). A new kind of condition is a new class, entered in `MODALITIES`, nothing else. Pictures
+and texts have files of their own, `image.py` and `text.py`.
 """
 
 from typing import Any
@@ -13,23 +14,10 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
-from uvit_jax.parallel.sharding import constrain_batch
+from uvit_jax.tokens.image import Image
+from uvit_jax.tokens.initializers import normal
 from uvit_jax.tokens.segment import Segment
-
-# PyTorch's trunc_normal_(std=.02) cuts at the absolute values ±2, a hundred standard deviations
-# away: what the published models start from is the plain normal distribution.
-normal = nnx.initializers.normal(0.02)
-
-
-def torch_uniform(fan_in: int):
-    """PyTorch's default for convolutions, weights and biases alike: U(-1/√fan_in, 1/√fan_in)."""
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        del out_sharding
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+from uvit_jax.tokens.text import Text
 
 
 def sinusoid(t_B: jax.Array, size: int, period: float = 10_000.0) -> jax.Array:
@@ -108,34 +96,6 @@ class Label(nnx.Module):
         return self.table(label_B)[:, None]
 
 
-class Text(nnx.Module):
-    """Token ids with a table trained along: int32 (B, T) → (B, T, D). Id 0 is padding."""
-
-    Head = None
-
-    def __init__(self, segment: Segment, width: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.table = nnx.Embed(
-            segment.vocab_size, width, dtype=dtype, embedding_init=normal, rngs=rngs
-        )
-
-    @staticmethod
-    def check(segment: Segment) -> str | None:
-        if len(segment.shape) != 1:
-            return f"a text segment needs shape (T,), got {segment.shape}"
-        return None if segment.vocab_size > 0 else "a text segment needs vocab_size >= 1"
-
-    @staticmethod
-    def num_tokens(segment: Segment) -> int:
-        return segment.shape[0]
-
-    @staticmethod
-    def null(segment: Segment, batch_size: int) -> np.ndarray | None:
-        return np.zeros((batch_size, *segment.shape), np.int32)
-
-    def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return self.table(ids_BT)
-
-
 class Features(nnx.Module):
     """Vectors of a frozen encoder (CLIP text, CLIP image, …): (B, N, F) → (B, N, D)."""
 
@@ -172,82 +132,6 @@ class Features(nnx.Module):
 
         def __call__(self, tokens_BND: jax.Array) -> jax.Array:
             return self.proj(tokens_BND)
-
-
-class Image(nnx.Module):
-    """Pictures cut into p×p patches, rows first: (B, H, W, C) → (B, HW/p², D)."""
-
-    def __init__(self, segment: Segment, width: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.patch_size = segment.patch_size
-        self.dtype = dtype
-        fan_in = segment.patch_size**2 * segment.shape[-1]
-        # A convolution whose kernel is its stride is a product of patches with one matrix.
-        kernel_init = bias_init = torch_uniform(fan_in)
-        if segment.patch_init == "xavier":
-            kernel_init, bias_init = nnx.initializers.xavier_uniform(), nnx.initializers.zeros
-        options = dict(dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)
-        self.proj = nnx.Linear(fan_in, width, **options)
-
-    @staticmethod
-    def check(segment: Segment) -> str | None:
-        if len(segment.shape) != 3:
-            return f"an image segment needs shape (H, W, C), got {segment.shape}"
-        height, width, _ = segment.shape
-        p = segment.patch_size
-        if p < 1 or height % p or width % p:
-            return f"patch_size={p} does not divide the image's {height}×{width} pixels"
-        return None
-
-    @staticmethod
-    def num_tokens(segment: Segment) -> int:
-        height, width, _ = segment.shape
-        return (height // segment.patch_size) * (width // segment.patch_size)
-
-    @staticmethod
-    def null(segment: Segment, batch_size: int) -> np.ndarray | None:
-        return np.zeros((batch_size, *segment.shape), np.float32)
-
-    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        return self.proj(patchify(image_BHWC.astype(self.dtype), self.patch_size))
-
-    class Head(nnx.Module):
-        """(B, HW/p², D) → (B, H, W, C), or 2C with a learned range; an optional 3×3 convolution."""
-
-        def __init__(self, segment: Segment, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs):
-            height, width_px, channels = segment.shape
-            channels *= 1 + segment.learned_range
-            p = self.patch_size = segment.patch_size
-            self.grid = (height // p, width_px // p)
-            init = nnx.initializers.zeros if zero else normal
-            self.proj = nnx.Linear(
-                width, p * p * channels, dtype=dtype, kernel_init=init, rngs=rngs
-            )
-            conv_init = torch_uniform(9 * channels)
-            options = dict(dtype=dtype, kernel_init=conv_init, bias_init=conv_init, rngs=rngs)
-            final_conv = segment.final_conv
-            self.conv = nnx.Conv(channels, channels, (3, 3), **options) if final_conv else None
-
-        def __call__(self, tokens_BND: jax.Array) -> jax.Array:
-            # Tokens may come spread over the mesh's context axis. A convolution must not: with the
-            # tensor axis in play, XLA's partitioner gets its kernel's gradient wrong (by a factor).
-            patches_BNP = constrain_batch(self.proj(constrain_batch(tokens_BND)))
-            image_BHWC = constrain_batch(unpatchify(patches_BNP, self.patch_size, self.grid))
-            return image_BHWC if self.conv is None else constrain_batch(self.conv(image_BHWC))
-
-
-def patchify(image_BHWC: jax.Array, p: int) -> jax.Array:
-    """(B, H, W, C) → (B, HW/p², p²C): patches in rows, (row, column, channel) within a patch."""
-    B, H, W, C = image_BHWC.shape
-    x = image_BHWC.reshape(B, H // p, p, W // p, p, C)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, (H // p) * (W // p), p * p * C)
-
-
-def unpatchify(patches_BNP: jax.Array, p: int, grid: tuple[int, int]) -> jax.Array:
-    """The inverse of `patchify`, for a grid of (rows, columns) patches."""
-    B, _, P = patches_BNP.shape
-    h, w = grid
-    x = patches_BNP.reshape(B, h, w, p, p, P // (p * p))
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, h * p, w * p, P // (p * p))
 
 
 MODALITIES: dict[str, Any] = {

@@ -9,7 +9,9 @@ import dataclasses
 
 ROLES = ("noisy", "clean", "condition")
 ENTRIES = ("token", "adaln", "cross")
-POSITIONS = ("learned", "sincos2d", "none")
+POSITIONS = ("learned", "sincos2d", "rotary", "none")
+PATCH_EMBEDS = ("linear", "conv_stack")
+FINAL_CONVS = ("after", "before", "none")
 PATCH_INITS = ("torch", "xavier")
 
 
@@ -26,21 +28,28 @@ class Segment:
         `cross` (attended to from outside the sequence).
       shape: of one example: image (H, W, C); features (N, F); text (T,); label and time ().
       patch_size: side of an image patch, in pixels.
+      patch_embed: `linear` (one matrix), or `conv_stack`: 3×3 convolutions of stride 2, then 1×1
+        (Xiao et al. 2021, "Early convolutions help transformers see better").
       patch_init: of the patches' matrix, `torch` (a convolution's default; U-ViT) or `xavier`.
       num_classes: size of a label's vocabulary, without the null class.
       init_std: of the table of a label.
       null: whether a label has a null class (index num_classes), for classifier-free guidance.
       vocab_size: number of token ids of a text; id 0 is padding and the null text.
+      encoder_depth: for a text, blocks of a small transformer of its own, trained along, through
+        which the ids go before they enter; 0 enters their vectors as they are.
+      encoder_heads: of that transformer.
       of: for a time segment, the key in `times` that it shows to the network.
       time: for a noisy segment, its key in `times`; empty means its own name. Two noisy segments
         with one key share one timestep.
       sinusoid_size: for a time segment, size of the sinusoid; 0 means the model's width.
       mlp_ratio: for a time segment, 0 leaves the sinusoid raw (U-ViT); r > 0 sends it through
         Linear(r·D), SiLU, Linear(D).
-      final_conv: for a noisy image, a 3×3 convolution after the linear projection.
+      final_conv: for a noisy image, where a 3×3 convolution stands: `after` the linear projection
+        to pixels (U-ViT), `before` it (on tokens), or `none`.
       learned_range: for a noisy image, the output has twice the channels; the second half says
         where the variance lies in its range (Nichol & Dhariwal 2021, eq. 15; DiT).
-      positions: `learned` (one vector a token), `sincos2d` (fixed, images only) or `none`.
+      positions: `learned` (one vector a token), `sincos2d` (fixed, images only), `rotary` (queries
+        and keys are turned by row and column, images only) or `none`.
       like: the segment whose embedding and positions this one reuses (references of one kind).
       subject: subject slot, -1 for none; a learned vector a slot is added.
       view: view slot, -1 for none; a learned vector a view is added.
@@ -53,16 +62,19 @@ class Segment:
     enter: str = "token"
     shape: tuple[int, ...] = ()
     patch_size: int = 1
+    patch_embed: str = "linear"
     patch_init: str = "torch"
     num_classes: int = 0
     init_std: float = 1.0
     null: bool = True
     vocab_size: int = 0
+    encoder_depth: int = 0
+    encoder_heads: int = 4
     of: str = ""
     time: str = ""
     sinusoid_size: int = 0
     mlp_ratio: float = 0.0
-    final_conv: bool = True
+    final_conv: str = "after"
     learned_range: bool = False
     positions: str = "learned"
     like: str = ""

@@ -1,15 +1,15 @@
-"""Weights in and out: exact both ways, and refused with the key's name when they do not fit."""
+"""Files of weights: exact both ways, and refused with the key's name when they do not fit."""
 
 import pickle
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 import uvit_jax
+from tests.interop.weights import equal, random_params
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import mapping, uvit
+from uvit_jax.interop import files, mapping, uvit
 from uvit_jax.interop.files import save_safetensors
 from uvit_jax.models.uvit import preset
 
@@ -17,13 +17,7 @@ from uvit_jax.models.uvit import preset
 def make(**kwargs):
     options = dict(patch_size=2, num_classes=5, width=48, depth=4, num_heads=3) | kwargs
     model = uvit_jax.build(preset("S", (8, 8, 3), **options))
-    return model, jax.tree.map(np.asarray, model.init(jax.random.key(0)))
-
-
-def equal(a, b):
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
-        jax.tree.map(np.array_equal, a, b)
-    )
+    return model, random_params(model)
 
 
 def official(path, model, params):
@@ -32,46 +26,22 @@ def official(path, model, params):
     return tensors
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"time_mlp": True, "final_conv": False}, {"num_classes": 0, "text_shape": (77, 8)}],
-)
-def test_official_names_round_trip_bit_for_bit(options, tmp_path):
-    model, params = make(**options)
-    official(tmp_path / "uvit.safetensors", model, params)
-    classes = 5 if "num_classes" not in options else None
-    loaded, again = uvit_jax.load(tmp_path / "uvit.safetensors", num_heads=3, num_classes=classes)
-    assert equal(params, again)
-    assert loaded.layout == model.layout and loaded.config.backbone == model.config.backbone
-
-
 def test_our_own_file_round_trips_with_its_config(tmp_path):
     model, params = make()
     save_safetensors(tmp_path / "own.safetensors", model, params)
     loaded, again = uvit_jax.load(tmp_path / "own.safetensors")
     assert equal(params, again) and loaded.config == model.config
+    assert [p.name for p in tmp_path.iterdir()] == ["own.safetensors"]
 
 
 @pytest.mark.parametrize("size, entries", [("S", 164), ("M", 213), ("L", 261), ("H", 355)])
 def test_as_many_tensors_as_the_official_files_hold(size, entries):
     # The numbers are of CIFAR-10 (S), ImageNet-64 (M) and ImageNet-256 (L and H).
     labels = {} if size == "S" else {"num_classes": 1000}
-    config = preset(size, (32, 32, 4), patch_size=2, final_conv=size != "H", **labels)
+    conv = "none" if size == "H" else "after"
+    config = preset(size, (32, 32, 4), patch_size=2, final_conv=conv, **labels)
     keys = {e.key for e in uvit.entries(uvit_jax.build(config).config)}
     assert len(keys) == entries
-
-
-def test_a_published_size_needs_no_number_of_heads():
-    shapes = {"in_blocks": 6}
-    tensors = {
-        "pos_embed": np.zeros((1, 257, 512)),
-        "patch_embed.proj.weight": np.zeros((512, 3, 2, 2)),
-        "mid_block.mlp.fc1.weight": np.zeros((2048, 512)),
-    } | {f"in_blocks.{i}.x": np.zeros(()) for i in range(shapes["in_blocks"])}
-    assert uvit.describe(tensors, "here")["backbone"]["num_heads"] == 8
-    tensors["in_blocks.6.x"] = np.zeros(())
-    with pytest.raises(UvitError, match="give num_heads="):
-        uvit.describe(tensors, "here")
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -83,18 +53,53 @@ def test_what_does_not_fit_is_named(tmp_path):
         safetensors.numpy.save_file(changed, path)
         return uvit_jax.load(path, num_heads=3, num_classes=5)
 
+    def cut(*keys):
+        return {k: np.ascontiguousarray(tensors[k][..., :-1]) for k in keys}
+
     load(tensors)
-    with pytest.raises(UvitError, match=r"missing: norm\.weight"):
-        load({k: v for k, v in tensors.items() if k != "norm.weight"})
-    with pytest.raises(UvitError, match=r"unexpected: surprise"):
-        load(tensors | {"surprise": np.zeros(3, np.float32)})
+    without = {k: v for k, v in tensors.items() if k != "norm.weight"}
+    surprise = {"surprise": np.zeros(3, np.float32)}
+    key = "in_blocks.1.attn.qkv.weight"
+    with pytest.raises(UvitError, match=r"tensors; missing: norm\.weight$"):
+        load(without)
+    with pytest.raises(UvitError, match=r"tensors; unexpected: surprise$"):
+        load(tensors | surprise)
     with pytest.raises(UvitError, match=r"in_blocks\.1\.attn\.qkv\.weight has shape \(144, 47\)"):
-        key = "in_blocks.1.attn.qkv.weight"
-        load(tensors | {key: np.ascontiguousarray(tensors[key][:, :-1])})
-    with pytest.raises(UvitError, match="no model known here"):
+        load(tensors | cut(key))
+    # All that is wrong is told at once.
+    with pytest.raises(UvitError) as caught:
+        load(without | surprise | cut(key, "decoder_pred.bias"))
+    for name in ("missing: norm.weight", "unexpected: surprise", f"{key} has", "decoder_pred.bias"):
+        assert name in str(caught.value)
+    # A shape that our own array happens to have is not theirs.
+    with pytest.raises(UvitError, match=r"patch_embed\.proj\.weight|impossible shape"):
+        load(tensors | {"patch_embed.proj.weight": np.zeros((12, 48), np.float32)})
+    with pytest.raises(UvitError, match=r"out_blocks\.0\.attn\.qkv\.bias|unexpected"):
+        load(tensors | {"out_blocks.0.attn.qkv.bias": np.zeros(144, np.float32)})
+    with pytest.raises(UvitError, match=r"no model known here; its tensors: weights$"):
         load({"weights": np.zeros(3, np.float32)})
     with pytest.raises(UvitError, match="table has 6 rows, not 3"):
         uvit.describe(tensors, "here", num_heads=3, num_classes=3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_with_their_key(value, tmp_path):
+    model, params = make()
+    path = tmp_path / "uvit.safetensors"
+    tensors = official(path, model, params)
+    tensors["mid_block.mlp.fc2.bias"][7] = value
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(UvitError, match=r"not finite .*: mid_block\.mlp\.fc2\.bias$"):
+        uvit_jax.load(path, num_heads=3, num_classes=5)
+
+
+def test_positions_beyond_those_of_the_tokens_are_refused():
+    model, params = make()
+    entries = list(uvit.entries(model.config))
+    tensors = mapping.exported(entries, params)
+    tensors["pos_embed"] = np.concatenate([tensors["pos_embed"]] * 2, axis=1)
+    with pytest.raises(UvitError, match=r"pos_embed has shape \(1, 36, 48\)"):
+        mapping.imported(entries, tensors, model.abstract_params, "here")
 
 
 def test_damaged_and_foreign_files(tmp_path):
@@ -107,9 +112,23 @@ def test_damaged_and_foreign_files(tmp_path):
     with pytest.raises(UvitError, match="does not exist"):
         uvit_jax.load(tmp_path / "nowhere.safetensors")
     tensors = {"pos_embed": np.zeros((1, 5, 8)), "mid_block.norm1.weight": np.zeros(8)}
-    safetensors.numpy.save_file(tensors | {"decoder_pred.weight": np.zeros((3, 8))}, path)
+    tensors |= {f"{k}.0.norm1.weight": np.zeros(8) for k in ("in_blocks", "out_blocks")}
+    safetensors.numpy.save_file(tensors, path)
     with pytest.raises(UvitError, match=r"lacks the tensor 'patch_embed\.proj\.weight'"):
         uvit_jax.load(path)
+    torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
+    torch.save({"pos_embed": torch.zeros(1000)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-500])
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    reasons = {"cut": "it is cut short$", "page": "it is no file of", "empty": "EOFError"}
+    for name, reason in reasons.items():
+        with pytest.raises(UvitError, match=f"cannot be read as weights only: {reason}") as caught:
+            uvit_jax.load(tmp_path / f"{name}.pth")
+        assert_one_clause(caught.value)
+
+
+def test_folders_that_hold_nothing_known(tmp_path):
     (tmp_path / "damaged").mkdir()
     for text in ("{", "[]", "{}"):
         (tmp_path / "damaged" / "config.json").write_text(text)
@@ -120,6 +139,25 @@ def test_damaged_and_foreign_files(tmp_path):
         uvit_jax.load(tmp_path / "x.bin")
     with pytest.raises(UvitError, match="no workdir"):
         uvit_jax.load(tmp_path)
+
+
+def assert_one_clause(error):
+    """Neither torch's advice to trust the file, nor its colours and lines."""
+    text = str(error).lower()
+    assert not any(word in text for word in ("\n", "\x1b", "trust", "weights_only", ". ")), text
+
+
+class Shell:
+    """The same with a function that torch blocks by its module."""
+
+    def __reduce__(self):
+        import os
+
+        return (os.system, ("touch /tmp/uvit_jax_payload",))
+
+
+class Record:
+    """What holds no code, but is no tensor."""
 
 
 class Payload:
@@ -137,10 +175,39 @@ def test_a_pickle_payload_is_refused_and_not_run(tmp_path):
     marker.unlink(missing_ok=True)
     torch.save({"pos_embed": Payload()}, tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Payload()))
-    for name in ("evil.pth", "plain.pth"):
-        with pytest.raises(UvitError, match="cannot be read as weights only"):
-            uvit_jax.load(tmp_path / name)
+    for name, held in {"shell": Shell(), "record": Record()}.items():
+        torch.save({"pos_embed": torch.zeros(2), "x": held}, tmp_path / f"{name}.pth")
+    torch.save(Shell(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    shell = r"it holds (posix|nt)\.system, which is no tensor$"
+    reasons = {"evil": r"it holds (builtins\.)?exec, which", "plain": "it is no file of PyTorch's"}
+    reasons |= {"shell": shell, "old": shell, "record": r"it holds [\w.]*test_files\.Record, which"}
+    for name, reason in reasons.items():
+        with pytest.raises(UvitError, match=f"cannot be read as weights only: {reason}") as caught:
+            uvit_jax.load(tmp_path / f"{name}.pth")
+        assert_one_clause(caught.value)
     torch.save({"nested": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
     with pytest.raises(UvitError, match="no flat dict of tensors"):
         uvit_jax.load(tmp_path / "nested.pth")
     assert not marker.exists()
+
+
+def test_a_dit_training_file_gives_its_average_or_its_network_and_runs_nothing(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
+    import argparse
+    from pathlib import Path
+
+    path = tmp_path / "0400000.pt"
+    flags = argparse.Namespace(model="DiT-XL/2", lr=1e-4)
+    weights = {name: {"w": torch.full((2,), float(i))} for i, name in enumerate(("model", "ema"))}
+    torch.save({**weights, "opt": {"state": {}}, "args": flags}, path)
+    assert files.read_tensors(path)["w"][0] == 1 and files.read_tensors(path, raw=True)["w"][0] == 0
+    # What may stand in the flags is no more than numbers and texts.
+    marker = Path("/tmp/uvit_jax_payload")
+    marker.unlink(missing_ok=True)
+    torch.save({**weights, "args": argparse.Namespace(evil=Payload())}, path)
+    with pytest.raises(UvitError, match="cannot be read as weights only"):
+        files.read_tensors(path)
+    assert not marker.exists()
+    torch.save({"model": weights["model"], "args": flags}, path)
+    with pytest.raises(UvitError, match="training file without 'ema'"):
+        files.read_tensors(path)

@@ -1,99 +1,124 @@
 """The official DiT checkpoints, and DiT as diffusers stores it: keys, and the model they describe.
 
-XL/2 has 292 tensors officially. diffusers keeps queries, keys and values apart, and a copy of the
-embeddings of time and label in every block, of which the first is the one it uses for the output.
+official    XL/2 has 292 tensors, the fixed positions among them
+diffusers   queries, keys and values apart; a copy of the embeddings of time and label in every
+            block, of which the first is the one that the output is modulated by; no positions
+
+diffusers spreads the frequencies of the time over one step less than the official code that the
+weights were trained with, so from the same weights its outputs differ slightly from the official
+ones, and from ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import mapping
+from uvit_jax.interop import mapping, points
 from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, linear
 from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.dit import SIZES, preset
+from uvit_jax.tokens.embed import sincos2d
 
-OFFICIAL_POSITIONS = "pos_embed"  # fixed, so neither needed nor written
+NAME = "DiT"
 
-
-def recognises(tensors: Tensors) -> bool:
-    """Whether these look like a DiT's tensors, in either form."""
-    return "x_embedder.proj.weight" in tensors or _is_diffusers(tensors)
-
-
-def _is_diffusers(tensors: Tensors) -> bool:
-    return {"pos_embed.proj.weight", "proj_out_2.weight"} <= set(tensors)
-
-
-def normalised(tensors: Tensors) -> dict[str, np.ndarray]:
-    """The official names for the tensors of either form, without the fixed positions."""
-    if not _is_diffusers(tensors):
-        return {k: v for k, v in tensors.items() if k != OFFICIAL_POSITIONS}
-    out: dict[str, np.ndarray] = {}
-    rest = {k: v for k, v in tensors.items() if k != "pos_embed.pos_embed"}
-    first = "transformer_blocks.0.norm1.emb"
-    for theirs, ours in (
-        ("pos_embed.proj", "x_embedder.proj"),
-        ("proj_out_1", "final_layer.adaLN_modulation.1"),
-        ("proj_out_2", "final_layer.linear"),
-        (f"{first}.timestep_embedder.linear_1", "t_embedder.mlp.0"),
-        (f"{first}.timestep_embedder.linear_2", "t_embedder.mlp.2"),
-        (f"{first}.class_embedder.embedding_table", "y_embedder.embedding_table"),
-    ):
-        for kind in ("weight", "bias"):
-            if f"{theirs}.{kind}" in rest:
-                out[f"{ours}.{kind}"] = rest.pop(f"{theirs}.{kind}")
-    for key in sorted(rest):
-        parts = key.split(".")
-        if parts[0] != "transformer_blocks":
-            out[key] = rest[key]  # will be named as unexpected
-            continue
-        block, inner, kind = f"blocks.{parts[1]}", ".".join(parts[2:-1]), parts[-1]
-        if inner.startswith("norm1.emb."):
-            same = rest[key], tensors[".".join(["transformer_blocks.0", *parts[2:]])]
-            if not np.array_equal(*same):
-                raise UvitError(f"{key} differs from the first block's: one embedding was expected")
-        elif inner == "norm1.linear":
-            out[f"{block}.adaLN_modulation.1.{kind}"] = rest[key]
-        elif inner == "attn1.to_q":
-            others = [rest.get(key.replace("to_q", name)) for name in ("to_k", "to_v")]
-            if any(o is None for o in others):
-                raise UvitError(f"missing: {key.replace('to_q', 'to_k')} or its to_v")
-            out[f"{block}.attn.qkv.{kind}"] = np.concatenate([rest[key], *others])
-        elif inner not in ("attn1.to_k", "attn1.to_v"):
-            renamed = {
-                "attn1.to_out.0": "attn.proj",
-                "ff.net.0.proj": "mlp.fc1",
-                "ff.net.2": "mlp.fc2",
-            }
-            out[f"{block}.{renamed.get(inner, inner)}.{kind}"] = rest[key]
-    return out
+# The names outside the blocks and in them, official and diffusers'.
+_OUTSIDE = {
+    "official": ("x_embedder.proj", "final_layer.linear", "final_layer.adaLN_modulation.1"),
+    "diffusers": ("pos_embed.proj", "proj_out_2", "proj_out_1"),
+}
+_TIME_AND_LABEL = {
+    "official": ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.embedding_table.weight"),
+    "diffusers": (
+        "norm1.emb.timestep_embedder.linear_1",
+        "norm1.emb.timestep_embedder.linear_2",
+        "norm1.emb.class_embedder.embedding_table.weight",
+    ),
+}
+_BLOCK = {
+    "official": ("blocks", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"),
+    "diffusers": (
+        "transformer_blocks",
+        "attn1.to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "norm1.linear",
+    ),
+}
 
 
-def entries(config: ModelConfig) -> Iterator[Entry]:
-    """Every tensor of the official checkpoint of a model like `config`, but the fixed positions."""
-    image = next(s for s in config.segments.values() if s.modality == "image")
+def style_of(tensors: Tensors) -> str | None:
+    """`official` or `diffusers` if these look like a DiT's tensors, else None."""
+    roots = {name.split(".")[0] for name in tensors}
+    if len(roots & {"x_embedder", "blocks", "y_embedder", "final_layer"}) >= 3:
+        return "official"
+    if "transformer_blocks" in roots and roots & {"proj_out_1", "proj_out_2"}:
+        return "diffusers"
+    return None
+
+
+def constants(config: ModelConfig, style: str = "official") -> dict[str, np.ndarray]:
+    """What a file holds besides parameters: the official one its fixed positions (1, N, D)."""
+    if style != "official":
+        return {}
+    image = _segments(config)["image"]
+    side = image.shape[0] // image.patch_size
+    return {"pos_embed": sincos2d(side, side, config.backbone.width)[None]}
+
+
+def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
+    """Every tensor of the checkpoint of a model like `config`, but the fixed positions.
+
+    Args:
+      style: `official` or `diffusers`.
+    """
+    by_modality = _segments(config)
+    names = {modality: segment.name for modality, segment in by_modality.items()}
+    image, H = by_modality["image"], config.backbone.num_heads
     patches = mapping.patches(image.patch_size, image.shape[-1])
-    embed, H = "embed/segments", config.backbone.num_heads
-    yield from linear("x_embedder.proj", f"{embed}/image/proj", patches)
-    yield from linear("t_embedder.mlp.0", f"{embed}/time/fc1")
-    yield from linear("t_embedder.mlp.2", f"{embed}/time/fc2")
-    yield Entry("y_embedder.embedding_table.weight", f"{embed}/label/table/embedding")
+    embedder, head, modulation = _OUTSIDE[style]
+    yield from linear(embedder, f"embed/segments/{names['image']}/proj", patches)
+    if style == "official":
+        yield from _time_and_label("", style, names)
+    root, out, fc1, fc2, adaln = _BLOCK[style]
     for i in range(config.backbone.depth):
-        block, path = f"blocks.{i}", "backbone/blocks"
-        qkv = f"{path}/attention/qkv"
-        yield Entry(f"{block}.attn.qkv.weight", f"{qkv}/kernel", mapping.qkv_kernel(H), i)
-        yield Entry(f"{block}.attn.qkv.bias", f"{qkv}/bias", mapping.qkv_bias(H), i)
-        out = mapping.heads_out(H)
-        yield from linear(f"{block}.attn.proj", f"{path}/attention/out", out, i)
-        yield from linear(f"{block}.mlp.fc1", f"{path}/mlp/fc1", LINEAR, i)
-        yield from linear(f"{block}.mlp.fc2", f"{path}/mlp/fc2", LINEAR, i)
-        modulation = f"{path}/modulation/linear"
-        yield from linear(f"{block}.adaLN_modulation.1", modulation, LINEAR, i)
-    yield from linear("final_layer.linear", "heads/segments/image/proj")
-    yield from linear("final_layer.adaLN_modulation.1", "backbone/modulation/linear")
+        block, path = f"{root}.{i}", "backbone/blocks"
+        if style == "diffusers":
+            yield from _time_and_label(f"{block}.", style, names)
+        yield from _queries_keys_values(block, f"{path}/attention/qkv", i, H, style)
+        yield from linear(f"{block}.{out}", f"{path}/attention/out", mapping.heads_out(H), i)
+        yield from linear(f"{block}.{fc1}", f"{path}/mlp/fc1", LINEAR, i)
+        yield from linear(f"{block}.{fc2}", f"{path}/mlp/fc2", LINEAR, i)
+        yield from linear(f"{block}.{adaln}", f"{path}/modulation/linear", LINEAR, i)
+    yield from linear(head, f"heads/segments/{names['image']}/proj")
+    yield from linear(modulation, "backbone/modulation/linear")
+
+
+def _segments(config: ModelConfig) -> Mapping[str, Any]:
+    return {config.segments[name].modality: config.segments[name] for name in config.sequence}
+
+
+def _time_and_label(prefix: str, style: str, names: Mapping[str, str]) -> Iterator[Entry]:
+    fc1, fc2, table = _TIME_AND_LABEL[style]
+    yield from linear(f"{prefix}{fc1}", f"embed/segments/{names['time']}/fc1")
+    yield from linear(f"{prefix}{fc2}", f"embed/segments/{names['time']}/fc2")
+    yield Entry(f"{prefix}{table}", f"embed/segments/{names['label']}/table/embedding")
+
+
+def _queries_keys_values(
+    block: str, path: str, layer: int, num_heads: int, style: str
+) -> Iterator[Entry]:
+    if style == "official":
+        kernel, bias = mapping.qkv_kernel(num_heads), mapping.qkv_bias(num_heads)
+        yield Entry(f"{block}.attn.qkv.weight", f"{path}/kernel", kernel, layer)
+        yield Entry(f"{block}.attn.qkv.bias", f"{path}/bias", bias, layer)
+        return
+    kernel, bias = mapping.heads_kernel(num_heads), mapping.heads_bias(num_heads)
+    for part, name in enumerate(("to_q", "to_k", "to_v")):
+        key = f"{block}.attn1.{name}"
+        yield Entry(f"{key}.weight", f"{path}/kernel", kernel, layer, part=part)
+        yield Entry(f"{key}.bias", f"{path}/bias", bias, layer, part=part)
 
 
 def describe(
@@ -104,36 +129,105 @@ def describe(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """The model config that the shapes of a checkpoint (official names) describe.
+    """The model config that a checkpoint's shapes describe; of the tensors only shapes are used.
 
     Args:
-      num_heads: None looks the size up among the published ones.
-      num_classes: None takes the label table's last row to be the null class, as published.
-      image_size: side of the latents. The positions are fixed, so nothing in the file tells it;
-        None is 32 (256×256 pixels).
+      num_heads: shapes do not tell it; None looks the size up among the published ones.
+      num_classes: given, it must agree: the label table has one row more, the null class.
+      image_size: side of the latents. The official files' fixed positions tell it, and given, it
+        must agree; in diffusers' nothing does, and None is 32 (256×256 pixels).
 
     Raises:
-      UvitError: if the size is not a published one and `num_heads` is not given.
+      UvitError: if the size is not a published one and `num_heads` is not given, or what is given
+        does not fit.
+      KeyError, ValueError, IndexError: if a tensor that is needed is missing or has no such axes.
     """
-    width, channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
-    depth = len({k.split(".")[1] for k in tensors if k.startswith("blocks.")})
+    style = style_of(tensors) or "official"
+    embedder, head, _ = _OUTSIDE[style]
+    root, _, fc1, _, _ = _BLOCK[style]
+    width, channels, patch_size, _ = tensors[f"{embedder}.weight"].shape
+    depth = len({k.split(".")[1] for k in tensors if k.startswith(f"{root}.")})
     size = next((s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)), None)
     if num_heads is None and size is None:
         raise UvitError(
             f"{where}: width {width} and depth {depth} are no published DiT, and shapes do not "
             "tell the number of heads; give num_heads="
         )
-    rows = tensors["y_embedder.embedding_table.weight"].shape[0]
-    outputs = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
-    side = image_size or 32
+    table = _TIME_AND_LABEL[style][2]
+    rows = tensors[table if style == "official" else f"{root}.0.{table}"].shape[0]
+    if num_classes not in (None, rows - 1):
+        raise UvitError(f"{where}: the label table has {rows} rows, not {num_classes} and one more")
+    if style == "official" and "pos_embed" in tensors:
+        num_tokens = tensors["pos_embed"].shape[1]
+        side = round(num_tokens**0.5)
+        if side * side != num_tokens:
+            raise UvitError(f"{where}: {num_tokens} positions are no square picture")
+        if image_size not in (None, side * patch_size):
+            raise UvitError(
+                f"{where} is a model of pictures of {side * patch_size}, not {image_size}"
+            )
+        image_size = side * patch_size
+    image_size = image_size or 32
+    outputs = tensors[f"{head}.weight"].shape[0] // patch_size**2
     return preset(
         size or "S",
-        (side, side, channels),
+        (image_size, image_size, channels),
         patch_size=patch_size,
-        num_classes=num_classes or rows - 1,
+        num_classes=rows - 1,
         learned_range=outputs == 2 * channels,
         width=width,
         depth=depth,
         num_heads=num_heads or SIZES[size][2],
-        mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        mlp_ratio=tensors[f"{root}.0.{fc1}.weight"].shape[0] / width,
     )
+
+
+def counterpart(config: ModelConfig) -> dict[str, Any]:
+    """The official DiT that is most like a model; if it is the same model, `config` is one.
+
+    Raises:
+      UvitError: if the model has segments of kinds that no DiT has, or lacks one.
+    """
+    found = points.by_modality(config, NAME, needed=("time", "label", "image"), other=())
+    model = preset(
+        "S",
+        found["image"].shape,
+        patch_size=found["image"].patch_size,
+        num_classes=found["label"].num_classes,
+        learned_range=found["image"].learned_range,
+        **points.sizes(config.backbone),
+    )
+    return points.renamed(model, found)
+
+
+def diffusers_config(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of diffusers' `DiTTransformer2DModel` for a model like `config`.
+
+    Raises:
+      UvitError: if diffusers' class cannot be this model.
+    """
+    backbone, segments = config.backbone, _segments(config)
+    image = segments["image"]
+    if int(backbone.mlp_ratio * backbone.width) != 4 * backbone.width:
+        raise UvitError(f"diffusers' DiT has mlp_ratio=4, not {backbone.mlp_ratio}")
+    return dict(
+        _class_name="DiTTransformer2DModel",
+        num_attention_heads=backbone.num_heads,
+        attention_head_dim=backbone.width // backbone.num_heads,
+        in_channels=image.shape[-1],
+        out_channels=image.shape[-1] * (1 + image.learned_range),
+        num_layers=backbone.depth,
+        sample_size=image.shape[0],
+        patch_size=image.patch_size,
+        num_embeds_ada_norm=segments["label"].num_classes,
+        **DIFFUSERS,
+    )
+
+
+# What every DiT of diffusers' class has in common with the published ones.
+DIFFUSERS = dict(
+    activation_fn="gelu-approximate",
+    attention_bias=True,
+    norm_type="ada_norm_zero",
+    norm_elementwise_affine=False,
+)

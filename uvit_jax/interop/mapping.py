@@ -4,7 +4,6 @@ A family lists `Entry`s; `imported` and `exported` walk the list in one directio
 that what can be read can be written, bit for bit, and a key without a place is an error.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -63,15 +62,32 @@ def heads_out(num_heads: int) -> Transform:
     )
 
 
+def heads_kernel(num_heads: int) -> Transform:
+    """(D, D), rows as (heads, head size) ↔ (D, H, K)."""
+    return Transform(
+        lambda a: a.T.reshape(a.shape[1], num_heads, -1),
+        lambda a: a.reshape(a.shape[0], -1).T,
+    )
+
+
+def heads_bias(num_heads: int) -> Transform:
+    """(D,) ↔ (H, K)."""
+    return Transform(lambda a: a.reshape(num_heads, -1), lambda a: a.reshape(-1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """Their tensor `key` is ours at `path`, or row `layer` of ours, or rows `rows` of theirs.
+
+    Two entries for one place of ours are copies in their file, and have to be equal.
 
     Attributes:
       key: their name. path: ours, `a/b/c`.
       transform: between the two arrays.
       layer: index on our leading layer axis, None where there is none.
       rows: the part of their axis 1 that is ours, where one tensor of theirs is several of ours.
+      part: which of queries, keys and values (our third axis from the end) it is, where theirs are
+        apart; None where theirs are together as ours are.
     """
 
     key: str
@@ -79,6 +95,12 @@ class Entry:
     transform: Transform = SAME
     layer: int | None = None
     rows: slice | None = None
+    part: int | None = None
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        """The view of our array at `path` that this entry speaks of."""
+        array = array if self.layer is None else array[self.layer]
+        return array if self.part is None else array[..., self.part, :, :]
 
 
 def linear(
@@ -96,35 +118,62 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
       entries: the family's list. abstract: our parameters' shapes. where: the file, for messages.
 
     Raises:
-      UvitError: naming the keys that are missing, unexpected, or of another shape.
+      UvitError: naming, all at once, the keys that are missing, unexpected, or of another shape;
+        or else those that hold NaN or infinity; or one that differs from its copy.
     """
     entries = list(entries)
     known = {e.key for e in entries}
-    missing, unexpected = sorted(known - set(tensors)), sorted(set(tensors) - known)
-    if missing or unexpected:
-        parts = [
-            f"{name}: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
-            for name, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        raise UvitError(f"{where} does not hold this model's tensors; {'; '.join(parts)}")
     flat = jax.tree_util.tree_leaves_with_path(abstract)
     arrays = {path_string(p): np.full(a.shape, np.nan, np.float32) for p, a in flat}
+    ends = {e.key: e.rows.stop for e in entries if e.rows is not None}  # rows come in order
+    misshapen: dict[str, str] = {}
+    values: dict[tuple[str, int | None, int | None], str] = {}
+    copies: list[tuple[str, str]] = []
     for entry in entries:
-        target = arrays[entry.path]
-        target = target if entry.layer is None else target[entry.layer]
-        value = np.asarray(tensors[entry.key], np.float32)
-        value = value if entry.rows is None else value[:, entry.rows]
-        with contextlib.suppress(ValueError):  # a shape that will be named below
+        if entry.key not in tensors:
+            continue
+        target = entry.place(arrays[entry.path])
+        value = theirs = np.asarray(tensors[entry.key], np.float32)
+        fits = entry.rows is None or theirs.shape[1:2] == (ends[entry.key],)
+        try:
+            value = value if entry.rows is None else value[:, entry.rows]
             value = entry.transform.ours(value)
-        if value.shape != target.shape:
-            raise UvitError(
-                f"{where}: {entry.key} has shape {tuple(tensors[entry.key].shape)}, "
-                f"which does not make {entry.path} {target.shape}"
+        except (ValueError, IndexError):  # a shape that the transform cannot take
+            fits = False
+        if not fits or value.shape != target.shape:
+            misshapen.setdefault(
+                entry.key,
+                f"{entry.key} has shape {theirs.shape}, which does not make {entry.path} "
+                f"{target.shape}",
             )
+            continue
+        first = values.setdefault((entry.path, entry.layer, entry.part), entry.key)
+        if first != entry.key and not np.array_equal(target, value):
+            copies.append((entry.key, first))
         target[...] = value
+    complaints = [
+        f"missing: {some(sorted(known - set(tensors)))}" if known - set(tensors) else "",
+        f"unexpected: {some(sorted(set(tensors) - known))}" if set(tensors) - known else "",
+        some(list(misshapen.values())),
+    ]
+    if any(complaints):
+        told = "; ".join(filter(None, complaints))
+        raise UvitError(f"{where} does not hold this model's tensors; {told}")
+    if broken := sorted(k for k in known if not np.isfinite(tensors[k]).all()):
+        raise UvitError(
+            f"{where} holds numbers that are not finite (NaN or infinity): {some(broken)}"
+        )
+    if copies:
+        key, first = copies[0]
+        raise UvitError(f"{where}: {key} differs from {first}, of which it should be a copy")
     leaves = [arrays[path_string(p)] for p, _ in flat]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def some(names: list[str], most: int = 8) -> str:
+    """The names in one line, cut short where they are many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def exported(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:
@@ -132,8 +181,8 @@ def exported(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:
     flat = {path_string(p): np.asarray(a) for p, a in jax.tree_util.tree_leaves_with_path(params)}
     parts: dict[str, list[np.ndarray]] = {}
     for entry in entries:
-        value = flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer]
-        parts.setdefault(entry.key, []).append(entry.transform.theirs(value))
+        value = entry.transform.theirs(entry.place(flat[entry.path]))
+        parts.setdefault(entry.key, []).append(value)
     # Tensors that are several of ours list their parts in order along axis 1.
     return {
         key: np.ascontiguousarray(values[0] if len(values) == 1 else np.concatenate(values, axis=1))

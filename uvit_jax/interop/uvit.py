@@ -7,8 +7,10 @@ H, 166 for the text-to-image S.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import mapping
+from uvit_jax.interop import mapping, points
 from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform, linear
 from uvit_jax.models.config import BackboneConfig, ModelConfig
 from uvit_jax.models.uvit import SIZES, preset
@@ -17,18 +19,28 @@ from uvit_jax.tokens.layout import Layout
 ROW = Transform(lambda a: a[0], lambda a: a[None])  # (1, n, D) ↔ (n, D)
 
 
-def recognises(tensors: Tensors) -> bool:
-    """Whether these look like a U-ViT's tensors."""
-    return {"pos_embed", "mid_block.norm1.weight", "decoder_pred.weight"} <= set(tensors)
+NAME = "U-ViT"
 
 
-def normalised(tensors: Tensors) -> Tensors:
-    """The tensors under the names that `entries` lists: those of the file."""
-    return tensors
+def style_of(tensors: Tensors) -> str | None:
+    """`official` if these look like a U-ViT's tensors, else None."""
+    roots = {name.split(".")[0] for name in tensors}
+    # UniDiffuser's tensors are named alike, and there are more of them.
+    if {"in_blocks", "out_blocks"} <= roots and "clip_img_embed" not in roots:
+        return "official"
+    return None
 
 
-def entries(config: ModelConfig) -> Iterator[Entry]:
+def constants(config: ModelConfig, style: str = "official") -> dict[str, np.ndarray]:
+    """What a file holds besides parameters: nothing."""
+    del config, style
+    return {}
+
+
+def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
     """Every tensor of the official checkpoint of a model like `config`."""
+    if style != "official":
+        raise UvitError(f"U-ViT has no {style} form; there is the official one")
     layout = config.layout()
     yield from _outside(layout)
     half = config.backbone.depth // 2
@@ -52,7 +64,7 @@ def _outside(layout: Layout) -> Iterator[Entry]:
             yield from linear("patch_embed.proj", f"{path}/proj", conv)
             head = f"heads/segments/{segment.name}"
             yield from linear("decoder_pred", f"{head}/proj", LINEAR)
-            if segment.final_conv:
+            if segment.final_conv == "after":
                 yield from linear("final_layer", f"{head}/conv", CONV)
         elif segment.modality == "label":
             yield Entry("label_emb.weight", f"{path}/table/embedding")
@@ -91,17 +103,19 @@ def describe(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """The model config that a checkpoint's shapes describe.
+    """The model config that a checkpoint's shapes describe; of the tensors only shapes are used.
 
     Args:
       num_heads: shapes do not tell it; None looks the size up among the published ones.
       num_classes: shapes do not tell whether the label table's last row is the null class. None
         takes it to be so for 1001 rows (ImageNet with guidance), and for no other number.
-      image_size: the positions tell it; given, it must agree.
+      image_size: the positions tell it, where there is no text, and given, it must agree. Beside a
+        text, the positions that the picture does not take are the text's; None takes 77 of them.
 
     Raises:
       UvitError: if the size is not a published one and `num_heads` is not given, or if the number
         of positions makes no square picture.
+      KeyError, ValueError, IndexError: if a tensor that is needed is missing or has no such axes.
     """
     _, num_tokens, width = tensors["pos_embed"].shape
     halves = {k.split(".")[1] for k in tensors if k.startswith("in_blocks.")}
@@ -122,12 +136,18 @@ def describe(
     if rows - num_classes not in (0, 1):
         raise UvitError(f"{where}: the label table has {rows} rows, not {num_classes} or one more")
     context = tensors.get("context_embed.weight")
-    # 77 is the length of a CLIP text, the only text that the official models know.
-    extras = 1 + (label is not None) + (77 if context is not None else 0)
-    side = round(max(num_tokens - extras, 0) ** 0.5)
-    if side < 1 or side * side != num_tokens - extras:
+    others = 1 + (label is not None)
+    text_length = 0
+    if context is not None:
+        # 77 is the length of a CLIP text, the only text that the official models know.
+        text_length = 77
+        if image_size is not None:
+            text_length = num_tokens - others - (image_size // patch_size) ** 2
+    others += text_length
+    side = round(max(num_tokens - others, 0) ** 0.5)
+    if side < 1 or side * side != num_tokens - others or text_length < 0:
         raise UvitError(
-            f"{where}: {num_tokens} positions less {extras} for other tokens are no square picture"
+            f"{where}: {num_tokens} positions less {others} for other tokens are no square picture"
         )
     if image_size not in (None, side * patch_size):
         raise UvitError(f"{where} is a model of {side * patch_size} pixels, not {image_size}")
@@ -137,8 +157,8 @@ def describe(
         patch_size=patch_size,
         num_classes=num_classes,
         null=rows > num_classes,
-        text_shape=(77, context.shape[1]) if context is not None else None,
-        final_conv="final_layer.weight" in tensors,
+        text_shape=(text_length, context.shape[1]) if context is not None else None,
+        final_conv="after" if "final_layer.weight" in tensors else "none",
         time_mlp="time_embed.0.weight" in tensors,
         width=width,
         depth=depth,
@@ -146,3 +166,26 @@ def describe(
         mlp_ratio=tensors["mid_block.mlp.fc1.weight"].shape[0] / width,
         qkv_bias="mid_block.attn.qkv.bias" in tensors,
     )
+
+
+def counterpart(config: ModelConfig) -> dict[str, Any]:
+    """The official U-ViT that is most like a model; if it is the same model, `config` is one.
+
+    Raises:
+      UvitError: if the model has segments of kinds that no U-ViT has, or lacks one.
+    """
+    found = points.by_modality(config, NAME, needed=("time", "image"), other=("label", "features"))
+    image, label, text = found["image"], found.get("label"), found.get("features")
+    model = preset(
+        "S",
+        image.shape,
+        patch_size=image.patch_size,
+        num_classes=label.num_classes if label else 0,
+        null=label is None or label.null,
+        text_shape=text.shape if text else None,
+        final_conv="none" if image.final_conv == "none" else "after",
+        time_mlp=found["time"].mlp_ratio > 0,
+        **points.sizes(config.backbone),
+        qkv_bias=config.backbone.qkv_bias,
+    )
+    return points.renamed(model, found)

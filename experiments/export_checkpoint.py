@@ -1,0 +1,62 @@
+"""Writes a model's weights as one file: our own form, the official names, or for diffusers.
+
+    python -m experiments.export_checkpoint --workdir=workdirs/quickstart --out=model.safetensors
+    python -m experiments.export_checkpoint --workdir=workdirs/uvit_l --format=official \\
+        --out=uvit_l.pth
+    python -m experiments.export_checkpoint --checkpoint=DiT-XL-2-256x256.pt --format=diffusers \\
+        --out=dit
+
+The file is the average's unless --raw says otherwise, float32, bit for bit. Our own form holds any
+model, with its config and vocabulary; the others hold what those families know.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = cli.Parser(__doc__, config=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", metavar="DIR", help="of experiments.train")
+    source.add_argument("--checkpoint", metavar="PATH", help="a file or folder of weights")
+    parser.add_argument("--out", metavar="PATH", required=True, help="must not exist yet")
+    parser.add_argument("--format", default="own", help="own (default), official or diffusers")
+    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
+    parser.add_argument("--num_heads", type=int, help="of a --checkpoint: what shapes do not tell")
+    parser.add_argument("--num_classes", type=int, help="without the null class")
+    parser.add_argument(
+        "--image_size", type=int, help="side of what is denoised: pixels or latents"
+    )
+    args = parser.parse(argv)
+
+    import uvit_jax
+    from uvit_jax.errors import UvitError
+    from uvit_jax.interop.exporting import export
+    from uvit_jax.training.config import parse_run
+    from uvit_jax.training.workdir import Workdir
+
+    told = {key: getattr(args, key) for key in ("num_heads", "num_classes", "image_size")}
+    run = vocabulary = None
+    if args.workdir:
+        if any(value is not None for value in told.values()):
+            raise UvitError("a workdir's config tells num_heads, num_classes and image_size itself")
+        folder = Workdir(args.workdir)
+        run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
+    model, params = uvit_jax.load(
+        args.workdir or args.checkpoint, step=args.step, ema=not args.raw, **told
+    )
+    form = export(args.out, model, params, args.format, run=run, vocabulary=vocabulary)
+    size = sum(
+        p.stat().st_size for p in [*Path(args.out).rglob("*"), Path(args.out)] if p.is_file()
+    )
+    print(f"{args.out}: {form}, {model.num_params / 1e6:.2f}M parameters, {size / 1e6:.1f} MB")
+    cli.write_json(args.json, {"out": args.out, "format": args.format, "bytes": size})
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

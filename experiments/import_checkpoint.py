@@ -1,0 +1,124 @@
+"""Makes a workdir of somebody's weights, which sample, evaluate and train take as any run's.
+
+    python -m experiments.import_checkpoint --checkpoint=imagenet256_uvit_large.pth \\
+        --workdir=workdirs/uvit_l
+    python -m experiments.sample --workdir=workdirs/uvit_l --label=207
+
+The weights are an official U-ViT's or DiT's (.pth, .pt, .safetensors, or a folder of a training), a
+DiT of diffusers (a folder or .safetensors), or our own export. The config, for everything that is
+not weights, is the one of configs/ that has the same model, if --config does not name it. A config
+that is found so computes in float32, as the originals' outputs are; --config.model.dtype=bfloat16
+is faster.
+"""
+
+import dataclasses
+import inspect
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments import cli
+
+if TYPE_CHECKING:
+    from uvit_jax.training.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = cli.Parser(__doc__, config_required=False)
+    parser.add_argument("--checkpoint", metavar="PATH", required=True, help="a file or a folder")
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="a new folder")
+    parser.add_argument("--step", type=int, help="of a training folder; default the newest")
+    parser.add_argument("--raw", action="store_true", help="the network itself, not its average")
+    parser.add_argument("--num_heads", type=int, help="what shapes do not tell")
+    parser.add_argument("--num_classes", type=int, help="without the null class")
+    parser.add_argument(
+        "--image_size", type=int, help="side of what is denoised: pixels or latents"
+    )
+    args = parser.parse(argv)
+
+    from uvit_jax.errors import UvitError
+    from uvit_jax.interop.importing import import_checkpoint
+    from uvit_jax.training.config import parse_run
+
+    dtype = None
+    if args.config:
+        configs = {args.config: parse_run(cli.read_config(args.config, args.overrides))}
+    else:
+        # It is the one key that no config has to be known for.
+        if "model.dtype" in args.overrides:
+            dtype = str(args.overrides.pop("model.dtype"))
+        if args.overrides:
+            raise UvitError("--config.KEY=VALUE changes a config; name it with --config=FILE")
+        configs = known_configs()
+    imported = import_checkpoint(
+        args.checkpoint,
+        args.workdir,
+        configs,
+        chosen=bool(args.config),
+        step=args.step,
+        raw=args.raw,
+        dtype=dtype,
+        num_heads=args.num_heads,
+        num_classes=args.num_classes,
+        image_size=args.image_size,
+    )
+    print(
+        f"{imported.file}: {imported.model} ({imported.form} names), "
+        f"{imported.parameters / 1e6:.2f}M parameters, {imported.tokens} tokens, "
+        f"{imported.heads} heads"
+    )
+    if imported.note:
+        print(f"labels are numbers, for want of the data's class names: {imported.note}")
+    if imported.caution:
+        print(imported.caution)
+    print(
+        f"{imported.workdir}: config {imported.config}, checkpoint 0, computes in {imported.dtype}"
+    )
+    cli.write_json(args.json, dataclasses.asdict(imported))
+    return 0
+
+
+def known_configs(folder: Path = Path("configs")) -> "dict[str, RunConfig]":
+    """Every run that the configs of a folder describe, by the text that `--config` takes.
+
+    A config that takes a variant counts once for each of DiT's published sizes. What is broken or
+    describes no run is no candidate; the log says so, and why.
+    """
+    from uvit_jax.errors import UvitError
+    from uvit_jax.models.variants import PATCHES, RESOLUTIONS, SIZES
+    from uvit_jax.training.config import parse_run
+
+    variants = [
+        f"{size}/{patch}-{resolution}"
+        for size, patch, resolution in itertools.product(SIZES, PATCHES, RESOLUTIONS)
+    ]
+    configs = {}
+    for path in sorted(folder.glob("*.py")):
+        found, problems = {}, []
+        try:
+            get_config = cli.load_get_config(str(path))
+        except UvitError as problem:
+            arguments, problems = [], [problem]
+        else:
+            takes = inspect.signature(get_config).parameters
+            arguments = [(variant,) for variant in variants] if takes else [()]
+        for argument in arguments:
+            try:
+                config = get_config(*argument)
+                if "groups" not in config:  # an ablation's, which is many runs
+                    found[":".join((str(path), *argument))] = parse_run(config)
+            except UvitError as problem:
+                problems.append(problem)
+        configs |= found
+        if problems and not found:
+            logger.warning("%s is left out: %s", path, problems[0])
+    return configs
+
+
+if __name__ == "__main__":
+    cli.run(main)

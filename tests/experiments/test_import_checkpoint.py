@@ -1,0 +1,310 @@
+"""`import_checkpoint` and `export_checkpoint`: somebody's weights become a run, and back."""
+
+import itertools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import uvit_jax
+from experiments import cli, export_checkpoint, import_checkpoint, sample, train
+from tests.interop.weights import equal, random_params
+from tests.running import ROOT, TINY
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import points
+from uvit_jax.interop.exporting import export
+from uvit_jax.interop.recognise import title
+from uvit_jax.training.config import parse_run
+
+CONFIG = f"--config={ROOT / TINY}"
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """A small U-ViT of PyTorch with the shapes of the tiny config, its numbers random."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
+    from tests.models import torch_uvit
+
+    torch.manual_seed(0)
+    model = torch_uvit.UViT(16, 4, 3, width=32, depth=2, heads=2, rows=129).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def workdir(theirs, tmp_path_factory):
+    """The workdir that the command line makes of a training folder of that model."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("training")
+    for step, scale in ((9, 0.5), (10, 1.0)):  # the later is the one wanted, in number, not as text
+        checkpoint = folder / f"{step}.ckpt"
+        checkpoint.mkdir()
+        weights = {k: scale * v for k, v in theirs.state_dict().items()}
+        torch.save(weights, checkpoint / "nnet_ema.pth")
+        torch.save({k: -v for k, v in weights.items()}, checkpoint / "nnet.pth")
+    bring_in(folder, folder / "run", CONFIG)
+    return folder / "run"
+
+
+def bring_in(checkpoint, workdir, *args):
+    flags = (f"--checkpoint={checkpoint}", f"--workdir={workdir}", *map(str, args))
+    return import_checkpoint.main(flags)
+
+
+def take_out(workdir, out, *args):
+    export_checkpoint.main([f"--workdir={workdir}", f"--out={out}", *map(str, args)])
+    return out
+
+
+def test_the_workdir_computes_what_pytorch_does(theirs, workdir):
+    import torch
+
+    model, params = uvit_jax.load(workdir)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    t, y = np.array([3.5, 700.0], np.float32), np.array([4, 128])
+    ours = jax.jit(model.apply)(params, {"image": x, "label": y}, {"image": t})["image"]
+    with torch.no_grad():
+        image = torch.tensor(x).permute(0, 3, 1, 2)
+        expected = theirs(image, torch.tensor(t), y=torch.tensor(y)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert equal(params, uvit_jax.load(workdir, ema=False)[1])
+    names = {"checkpoints", "config.json", "vocabulary.json", "samples", "lock"}
+    assert {p.name for p in workdir.iterdir()} == names
+    assert not list(workdir.parent.glob(".*"))
+
+
+def test_it_is_sampled_by_name(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    out = tmp_path / "x.png"
+    label = json.loads((run / "vocabulary.json").read_text())["classes"][3]
+    sample.main([f"--workdir={run}", "--steps=2", "--count=2", f"--label={label}", f"--out={out}"])
+    pictures = np.load(out.with_suffix(".npz"))
+    assert pictures["image"].shape == (2, 16, 16, 3) and list(pictures["label"]) == [3, 3]
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_it(workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    before = uvit_jax.load(run)[1]
+    # The first step's learning rate is 0: if training goes on from these weights, it keeps them.
+    args = [CONFIG, f"--workdir={run}", "--config.train.steps=1", "--config.sample.sampler.steps=2"]
+    assert train.main(args) == 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["0", "1"]
+    assert equal(before, uvit_jax.load(run, ema=False)[1])
+
+
+@pytest.mark.parametrize(
+    "form, name", [("own", "x.safetensors"), ("official", "x.safetensors"), ("official", "x.pth")]
+)
+def test_out_and_in_again_is_the_same_run(workdir, form, name, tmp_path):
+    out = take_out(workdir, tmp_path / name, f"--format={form}")
+    config = [] if form == "own" else [CONFIG]  # our own form brings the whole config
+    bring_in(out, tmp_path / "run", *config)
+    assert equal(uvit_jax.load(workdir)[1], uvit_jax.load(tmp_path / "run")[1])
+    for file in ("config.json", "vocabulary.json"):
+        assert (tmp_path / "run" / file).read_text() == (workdir / file).read_text()
+    with pytest.raises(UvitError, match="exists already"):
+        take_out(workdir, tmp_path / name, f"--format={form}")
+
+
+def test_steps_and_raw_parameters_of_a_training_folder(workdir, theirs, tmp_path):
+    folder = workdir.parent
+    bring_in(folder, tmp_path / "run", CONFIG, "--step=9", "--raw")
+    params = uvit_jax.load(tmp_path / "run")[1]
+    bias = theirs.state_dict()["norm.bias"].numpy()
+    np.testing.assert_array_equal(params["backbone"]["norm"]["bias"], -0.5 * bias)
+    with pytest.raises(UvitError, match=r"has no checkpoint 8; it has \[9, 10\]"):
+        bring_in(folder, tmp_path / "other", CONFIG, "--step=8")
+
+
+def test_the_config_is_found_by_its_model(workdir, tmp_path, monkeypatch, capsys):
+    out = take_out(workdir, tmp_path / "x.safetensors", "--format=official")
+    monkeypatch.chdir(tmp_path)
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    shutil.copy(ROOT / TINY, configs / "tiny.py")
+    deeper = (ROOT / TINY).read_text().replace("depth=2", "depth=4")
+    (configs / "deeper.py").write_text(deeper)
+    (configs / "no_run.py").write_text("def get_config():\n    return {}\n")
+    capsys.readouterr()
+    bring_in(out, tmp_path / "run", f"--json={tmp_path / 'told.json'}")
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["config"] == "configs/tiny.py" and told["heads"] == 2 and told["tokens"] == 18
+    assert told["model"] == "U-ViT/4 of width 32, depth 2 and 2 heads"
+    assert told["model"] in capsys.readouterr().out
+    shutil.copy(ROOT / TINY, configs / "twin.py")
+    with pytest.raises(UvitError, match=r"configs/tiny\.py or configs/twin\.py.*--config"):
+        bring_in(out, tmp_path / "other")
+    for name in ("tiny.py", "twin.py"):
+        (configs / name).unlink()
+    with pytest.raises(UvitError, match=r"no known config has the model.*known: configs/deeper"):
+        bring_in(out, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A folder of configs where the command looks for them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    return tmp_path / "configs"
+
+
+def small(family, options="", more="", dtype="float32"):
+    """The text of a config of a small model, whose data are nowhere, so soon read."""
+    return (
+        f"from uvit_jax.models import {family}\n"
+        "def get_config():\n"
+        f"    model = {family}.preset('S', (8, 8, 4), patch_size=4, num_classes=5, width=32,\n"
+        f"        depth=2, num_heads=2, {options})\n"
+        f"    model['dtype'] = {dtype!r}\n"
+        "    data = dict(name='latents', path='nowhere', labels='label')\n"
+        f"    return dict(model=model, data=data, train=dict(steps=1, batch_size=1), {more})\n"
+    )
+
+
+def official_of(config, path):
+    """A file of random weights for the model of a config."""
+    model = uvit_jax.build(parse_run(cli.read_config(str(config), {})).model)
+    export(path, model, random_params(model), "official")
+    return path
+
+
+def test_a_config_that_is_found_computes_in_float32(tmp_path, configs, capsys):
+    (configs / "half.py").write_text(small("uvit", dtype="bfloat16"))
+    out = official_of(configs / "half.py", tmp_path / "x.safetensors")
+    for name, args, dtype in (
+        ("found", [], "float32"),
+        ("asked", ["--config.model.dtype=bfloat16"], "bfloat16"),
+        ("named", ["--config=configs/half.py"], "bfloat16"),
+    ):
+        capsys.readouterr()
+        bring_in(out, tmp_path / name, *args)
+        stored = json.loads((tmp_path / name / "config.json").read_text())
+        assert stored["model"]["dtype"] == dtype, name
+        assert f"computes in {dtype}\n" in capsys.readouterr().out
+    # Our own export brings its config, dtype and all.
+    bring_in(take_out(tmp_path / "named", tmp_path / "own.safetensors"), tmp_path / "again")
+    assert "computes in bfloat16\n" in capsys.readouterr().out
+    with pytest.raises(UvitError, match="unknown dtype 'half'"):
+        bring_in(out, tmp_path / "bad", "--config.model.dtype=half")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_broken_config_stands_in_nobodys_way(configs, caplog):
+    count = "from pathlib import Path\nwith Path('runs').open('a') as f:\n    f.write('x')\n"
+    (configs / "tiny.py").write_text(small("uvit") + count)
+    broken = {
+        "syntax": "def get_config(:\n",
+        "fails": "def get_config():\n    raise KeyError('x')\n",
+        "exits": "raise SystemExit(1)\n",
+        "empty": "",
+        "typo": "def get_config():\n    return {'modle': {}}\n",
+    }
+    for name, text in broken.items():
+        (configs / f"{name}.py").write_text(text)
+    assert [*import_checkpoint.known_configs()] == ["configs/tiny.py"]
+    assert (configs.parent / "runs").read_text() == "x"  # it is run once
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == len(broken) and not any("\n" in line for line in lines)
+    reasons = {"syntax": "SyntaxError", "fails": "KeyError", "typo": "modle", "exits": "SystemExit"}
+    for name in broken:
+        (line,) = (line for line in lines if line.startswith(f"configs/{name}.py is left out"))
+        assert reasons.get(name, "get_config") in line
+
+
+def test_what_a_dit_is_not_told_from(tmp_path, configs, capsys):
+    flow = "diffusion=dict(schedule=dict(name='rectified_flow'), prediction='velocity')"
+    (configs / "noise.py").write_text(small("dit", "learned_range=False"))
+    (configs / "flow.py").write_text(small("dit", "learned_range=False", flow))
+    out = official_of(configs / "flow.py", tmp_path / "x.safetensors")
+
+    def refused(match, *args):
+        with pytest.raises(UvitError, match=match):
+            bring_in(out, tmp_path / "refused", *args)
+        assert not (tmp_path / "refused").exists()
+
+    refused(r"may be of configs/flow\.py or configs/noise\.py.*--config")
+    (configs / "noise.py").rename(tmp_path / "noise.py")
+    refused(r"may be a SiT, of configs/flow\.py, or a DiT without a learned range.*--config")
+    capsys.readouterr()
+    bring_in(out, tmp_path / "named", "--config=configs/flow.py")
+    assert "SiT" not in capsys.readouterr().out
+    (configs / "flow.py").unlink()
+    (tmp_path / "noise.py").rename(configs / "noise.py")
+    bring_in(out, tmp_path / "found")
+    assert "a SiT has the same names and cannot be imported\n" in capsys.readouterr().out
+
+
+def test_what_cannot_be_imported_leaves_nothing(workdir, tmp_path):
+    import torch
+
+    out = take_out(workdir, tmp_path / "x.pth", "--format=official")
+    there = {p.name for p in tmp_path.iterdir()}
+
+    def refused(match, *args, checkpoint=out):
+        with pytest.raises(UvitError, match=match) as caught:
+            bring_in(checkpoint, tmp_path / "run", *args)
+        assert "\n" not in str(caught.value)
+        assert {p.name for p in tmp_path.iterdir()} == there
+
+    wide = [
+        "--config.model.backbone.qkv_bias=True",
+        "--config.model.segments.image.final_conv=none",
+    ]
+    keys = r"differ in backbone\.qkv_bias.*segments\.image\.final_conv \('after' and 'none'\)"
+    refused(keys, CONFIG, *wide)
+    # One tensor of another shape can make another model; it is named, and what it was held against.
+    weights = torch.load(out, weights_only=True)
+    for key, shape in {
+        "mid_block.mlp.fc1.weight": (5, 5),
+        "patch_embed.proj.weight": (32, 4, 4, 4),
+        "label_emb.weight": (7, 32),
+    }.items():
+        torch.save({**weights, key: torch.zeros(shape)}, tmp_path / "x.pth")
+        refused(rf"tensors; {key} has shape \({shape[0]}, .*{TINY}", CONFIG)
+    torch.save(weights, out)
+    refused("name it with --config", "--config.seed=1")
+    refused("does not exist", CONFIG, checkpoint=tmp_path / "nowhere.pth")
+    refused("no U-ViT|num_heads|divisible", CONFIG, "--num_heads=5")
+    # All that is wrong with a file is told at once, though it no longer makes a model by itself.
+    weights = torch.load(out, weights_only=True)
+    weights["surprise"] = torch.zeros(3)
+    weights["norm.bias"] = torch.zeros(5)
+    del weights["patch_embed.proj.weight"]
+    torch.save(weights, out)
+    refused(r"missing: patch_embed\.proj\.weight; unexpected: surprise; norm\.bias has", CONFIG)
+
+
+def test_a_workdir_in_use_is_left_alone(workdir, tmp_path):
+    out = take_out(workdir, tmp_path / "x.safetensors")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("all of it")
+    with pytest.raises(UvitError, match="is in use"):
+        bring_in(out, tmp_path / "run")
+    with pytest.raises(UvitError, match="is in use"):
+        bring_in(out, workdir)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    (tmp_path / "run" / "thesis.txt").unlink()
+    bring_in(out, tmp_path / "run")  # an empty folder is a new one
+
+
+def test_no_two_configs_have_one_published_model():
+    configs = import_checkpoint.known_configs(ROOT / "configs")
+    titles = {spec.removeprefix(f"{ROOT}/configs/"): title(r.model) for spec, r in configs.items()}
+    assert titles["uvit_l.py"] == "U-ViT-L/2" and titles["cifar10_uvit_s.py"] == "U-ViT-S/2"
+    published = [
+        (name, run.model)
+        for (name, told), run in zip(titles.items(), configs.values(), strict=True)
+        if told.startswith(("U-ViT-", "DiT-"))
+    ]
+    # Only the two with one title can be the same.
+    for (name, model), (other, same) in itertools.combinations(published, 2):
+        assert titles[name] != titles[other] or points.differing(model, same), (name, other)

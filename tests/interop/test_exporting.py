@@ -1,0 +1,197 @@
+"""What is exported is imported again bit for bit, and what has no such form is told why."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import uvit_jax
+from tests.interop.weights import equal, random_params
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import files, points
+from uvit_jax.interop.exporting import export
+from uvit_jax.models import dit, uvit
+
+
+def small_uvit(**kwargs):
+    options = dict(patch_size=2, num_classes=5, width=48, depth=4, num_heads=3) | kwargs
+    return uvit.preset("S", (8, 8, 3), **options)
+
+
+def small_dit(**kwargs):
+    options = dict(patch_size=2, num_classes=10, width=48, depth=3, num_heads=3) | kwargs
+    return dit.preset("S", (8, 8, 4), **options)
+
+
+MODELS = {
+    "label": small_uvit(),
+    "unconditional": small_uvit(num_classes=0),
+    "no null class": small_uvit(null=False),
+    "time MLP, no convolution": small_uvit(time_mlp=True, final_conv="none"),
+    "text": small_uvit(num_classes=0, text_shape=(77, 8)),
+    "short text": small_uvit(num_classes=0, text_shape=(5, 8)),
+    "bias, wider MLP": small_uvit(qkv_bias=True, mlp_ratio=2.5),
+    "DiT, learned range": small_dit(),
+    "DiT": small_dit(learned_range=False),
+}
+
+
+@pytest.mark.parametrize(
+    "form, name",
+    [
+        ("own", "x.safetensors"),
+        ("official", "x.safetensors"),
+        ("official", "x.pth"),
+        ("diffusers", "x.safetensors"),
+        ("diffusers", "x"),
+    ],
+)
+def test_every_form_round_trips_bit_for_bit(form, name, tmp_path):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
+    for number, (title, config) in enumerate(MODELS.items()):
+        if form == "diffusers" and "DiT" not in title:
+            continue
+        model = uvit_jax.build(config)
+        params = random_params(model, seed=number)
+        out = tmp_path / str(number) / name
+        export(out, model, params, form)
+        told = {}
+        if form != "own" and out.suffix:  # what shapes do not tell
+            told = dict(num_heads=3, num_classes=10, image_size=8)
+            if "DiT" not in title:
+                told["num_classes"] = 0 if "text" in title or title == "unconditional" else 5
+        loaded, again = uvit_jax.load(out, **told)
+        assert equal(params, again), title
+        assert not points.differing(loaded.config, model.config), title
+        assert {p.name for p in out.parent.iterdir()} == {name}
+
+
+def test_segments_may_have_other_names(tmp_path):
+    config = small_uvit()
+    names = {"time": "when", "image": "picture", "label": "kind"}
+    segments = {names[k]: dict(s) for k, s in config["segments"].items()}
+    segments["when"]["of"] = "picture"
+    renamed = {**config, "segments": segments, "sequence": ("kind", "when", "picture")}
+    model = uvit_jax.build(renamed)
+    params = random_params(model)
+    export(tmp_path / "x.safetensors", model, params, "official")
+    loaded, _ = uvit_jax.load(tmp_path / "x.safetensors", num_heads=3, num_classes=5)
+    assert loaded.num_params == model.num_params
+
+
+def changed(config, **segments):
+    new = {**config["segments"]}
+    for name, fields in segments.items():
+        new[name] = {**new[name], **fields}
+    return {**config, "segments": new}
+
+
+@pytest.mark.parametrize(
+    "config, form, message",
+    [
+        (
+            changed(small_uvit(num_heads=4), image={"positions": "rotary"}),
+            "official",
+            r"no U-ViT.*segments\.image\.positions \('rotary', not 'learned'\)",
+        ),
+        (small_uvit(skip="add"), "official", r"backbone\.skip \('add', not 'concat'\)"),
+        (small_uvit(final_conv="before"), "official", r"final_conv \('before', not 'after'\)"),
+        (small_uvit(norm_eps=1e-6), "official", r"backbone\.norm_eps"),
+        (small_dit(conditioning="cross"), "official", r"no DiT.*enter \('cross', not 'adaln'\)"),
+        (
+            small_uvit(num_classes=0, vocab_size=9, text_length=4),
+            "official",
+            r"segment 'text' is a text, and a U-ViT has",
+        ),
+        (small_uvit(), "diffusers", r"no DiT"),
+        (small_dit(mlp_ratio=2.0), "diffusers", r"mlp_ratio=4, not 2\.0"),
+        (small_uvit(), "offical", r"did you mean 'official'"),
+    ],
+)
+def test_why_a_model_has_no_such_form(config, form, message, tmp_path):
+    model = uvit_jax.build(config)
+    with pytest.raises(UvitError, match=message) as caught:
+        export(tmp_path / "x.safetensors", model, {}, form)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten_and_names_fit_their_form(tmp_path):
+    model = uvit_jax.build(small_uvit())
+    params = random_params(model)
+    out = tmp_path / "x.safetensors"
+    out.write_text("mine")
+    for form in ("own", "official"):
+        with pytest.raises(UvitError, match="exists already"):
+            export(out, model, params, form)
+    assert out.read_text() == "mine"
+    for form, name in (("own", "x.pth"), ("official", "x.npz"), ("diffusers", "x.pth")):
+        with pytest.raises(UvitError, match="form"):
+            export(tmp_path / name, model, params, form)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_the_official_dit_file_holds_its_fixed_positions_and_they_are_checked(tmp_path):
+    model = uvit_jax.build(small_dit())
+    out = tmp_path / "dit.safetensors"
+    export(out, model, random_params(model), "official")
+    tensors = files.read_tensors(out)
+    assert tensors["pos_embed"].shape == (1, 16, 48)
+    uvit_jax.load(out, num_heads=3)  # they tell the picture's size, too
+    with pytest.raises(UvitError, match="of pictures of 8, not 32"):
+        uvit_jax.load(out, num_heads=3, image_size=32)
+    tensors["pos_embed"][0, 3] += 0.1
+    out.unlink()
+    files.write_tensors(out, tensors)
+    with pytest.raises(UvitError, match=r"pos_embed .* is not the fixed one"):
+        uvit_jax.load(out, num_heads=3)
+    del tensors["pos_embed"]
+    files.write_tensors(out, tensors)
+    assert uvit_jax.load(out, num_heads=3, image_size=8)[0].config == model.config
+
+
+def test_diffusers_takes_the_folder(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is in the extra `test`")
+    model = uvit_jax.build(small_dit())
+    params = random_params(model)
+    export(tmp_path / "dit", model, params, "diffusers")
+    theirs, info = diffusers.DiTTransformer2DModel.from_pretrained(
+        tmp_path / "dit", output_loading_info=True
+    )
+    assert not any(info.values())
+    theirs.save_pretrained(tmp_path / "pipeline" / "transformer")
+    loaded, again = uvit_jax.load(tmp_path / "pipeline")
+    assert equal(params, again) and loaded.config == model.config
+    settings = tmp_path / "dit" / "config.json"
+    text = settings.read_text()
+    for key, value in (("_class_name", "SD3"), ("norm_type", "ada_norm"), ("sample_size", "x")):
+        settings.write_text(json.dumps({**json.loads(text), key: value}))
+        with pytest.raises(UvitError, match=f"{value if key == '_class_name' else key}"):
+            uvit_jax.load(tmp_path / "dit")
+
+
+def test_what_does_not_change_the_function_is_no_difference():
+    model = uvit_jax.build(small_uvit()).config
+    how = dict(attention="xla", scan=False, unroll=2, remat="full", init="xavier")
+    same = dataclasses.replace(
+        model, dtype="bfloat16", backbone=dataclasses.replace(model.backbone, **how)
+    )
+    assert points.differing(model, same) == {}
+    other = dataclasses.replace(
+        model, backbone=dataclasses.replace(model.backbone, activation="gelu_tanh", depth=6)
+    )
+    assert set(points.differing(model, other)) == {"backbone.activation", "backbone.depth"}
+
+
+def test_copies_that_differ_are_refused(tmp_path):
+    model = uvit_jax.build(small_dit())
+    out = tmp_path / "dit.safetensors"
+    export(out, model, random_params(model), "diffusers")
+    tensors = {k: np.array(v) for k, v in files.read_tensors(out).items()}
+    tensors["transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"] += 1
+    files.write_tensors(out, tensors)
+    with pytest.raises(
+        UvitError, match=r"transformer_blocks\.1\..*differs from transformer_blocks\.0"
+    ):
+        uvit_jax.load(out, num_heads=3, image_size=8)

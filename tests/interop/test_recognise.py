@@ -1,0 +1,102 @@
+"""Every published size is recognised from names and shapes alone; nothing large is allocated."""
+
+import numpy as np
+import pytest
+
+from uvit_jax.errors import UvitError
+from uvit_jax.interop.recognise import recognise, title
+from uvit_jax.interop.sources import Source
+
+# name: (pixels, patch, channels), (width, depth, heads), the options of the PyTorch model
+UVITS = {
+    "U-ViT-S/2": ((32, 2, 3), (512, 12, 8), {}),
+    "U-ViT-S/4": ((64, 4, 3), (512, 12, 8), {}),
+    "U-ViT-M/4": ((64, 4, 3), (768, 16, 12), {"rows": 1000}),
+    "U-ViT-L/4": ((64, 4, 3), (1024, 20, 16), {"rows": 1000}),
+    "U-ViT-L/2": ((32, 2, 4), (1024, 20, 16), {"rows": 1001}),
+    "U-ViT-H/2": ((32, 2, 4), (1152, 28, 16), {"rows": 1001, "conv": False}),
+    "U-ViT-L/4 of 512": ((64, 4, 4), (1024, 20, 16), {"rows": 1001}),
+    "U-ViT-H/4": ((64, 4, 4), (1152, 28, 16), {"rows": 1001, "conv": False}),
+    "U-ViT-S/2 of COCO": ((32, 2, 4), (512, 12, 8), {"context": 768}),
+    "U-ViT-S/2 deep": ((32, 2, 4), (512, 16, 8), {"context": 768}),
+}
+
+
+def virtual(shapes):
+    """Arrays of these shapes with one number of memory."""
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", UVITS)
+def test_published_uvits(name):
+    torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
+    from tests.models import torch_uvit
+
+    picture, sizes, options = UVITS[name]
+    with torch.device("meta"):
+        theirs = torch_uvit.UViT(*picture, *sizes, **options)
+    shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+    found = recognise(Source("here", virtual(shapes)))
+    assert title(found.config) == name.split(" of ")[0]
+    assert found.config.backbone.num_heads == sizes[2]
+    assert found.config.layout().num_tokens == shapes["pos_embed"][1]
+    label = found.config.segments.get("label")
+    rows = options.get("rows", 0)
+    assert (label.num_classes, label.null) == (1000, rows == 1001) if rows else label is None
+    assert found.config.segments["image"].shape == (picture[0], picture[0], picture[2])
+
+
+def official_dit(width, depth, patch, side):
+    shapes = {
+        "pos_embed": (1, (side // patch) ** 2, width),
+        "x_embedder.proj.weight": (width, 4, patch, patch),
+        "y_embedder.embedding_table.weight": (1001, width),
+        "final_layer.linear.weight": (patch * patch * 8, width),
+    }
+    shapes |= {f"blocks.{i}.mlp.fc1.weight": (4 * width, width) for i in range(depth)}
+    return virtual(shapes)
+
+
+DITS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+
+@pytest.mark.parametrize("size", DITS)
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_published_dits(size, patch):
+    width, depth, heads = DITS[size]
+    for side in (32, 64):
+        found = recognise(Source("here", official_dit(width, depth, patch, side)))
+        assert title(found.config) == f"DiT-{size}/{patch}"
+        assert found.config.backbone.num_heads == heads
+        image = found.config.segments["image"]
+        assert image.shape == (side, side, 4) and image.learned_range
+
+
+def test_diffusers_dit():
+    torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is in the extra `test`")
+    with torch.device("meta"):
+        theirs = diffusers.DiTTransformer2DModel(
+            num_attention_heads=6, attention_head_dim=64, out_channels=8, num_layers=12
+        )
+    shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+    found = recognise(Source("here", virtual(shapes), hints={"image_size": 64}))
+    assert title(found.config) == "DiT-S/2" and found.style == "diffusers"
+    assert found.config.segments["image"].shape == (64, 64, 4)
+
+
+def test_what_shapes_do_not_tell_is_asked_for():
+    with pytest.raises(
+        UvitError, match=r"width 1152 and depth 27 are no published DiT.*num_heads="
+    ):
+        recognise(Source("here", official_dit(1152, 27, 2, 32)))
+    found = recognise(Source("here", official_dit(1152, 27, 2, 32)), num_heads=8)
+    assert title(found.config) == "DiT/2 of width 1152, depth 27 and 8 heads"
+    with pytest.raises(UvitError, match="1001 rows, not 10 and one more"):
+        recognise(Source("here", official_dit(1152, 28, 2, 32)), num_classes=10)
+
+
+def test_models_of_other_families_are_named_by_their_tensors():
+    unidiffuser = {"in_blocks.0.x": (), "out_blocks.0.x": (), "clip_img_embed.weight": ()}
+    with pytest.raises(UvitError, match=r"no model known here.*clip_img_embed"):
+        recognise(Source("here", virtual(unidiffuser)))

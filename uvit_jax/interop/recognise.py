@@ -1,0 +1,132 @@
+"""Which model a file's tensors make: family, size and config, from their names and shapes."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import dit, files, mapping, points, uvit
+from uvit_jax.interop.sources import Source
+from uvit_jax.models.config import ModelConfig, parse_model
+from uvit_jax.models.model import Model, Params, build
+from uvit_jax.parallel.sharding import path_string
+
+FAMILIES = (uvit, dit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A model that was recognised: its config, and the family and style (`official`, `diffusers`)
+    of its tensors' names; no family where the names are our own."""
+
+    config: ModelConfig
+    family: ModuleType | None = None
+    style: str = "own"
+
+
+def recognise(source: Source, **given: int | None) -> Found:
+    """What model the tensors of a source make. Only their shapes are looked at.
+
+    Args:
+      given: num_heads, num_classes and image_size, which shapes do not tell; None where unknown.
+        They count for more than what a config.json beside the tensors says.
+
+    Raises:
+      UvitError: if it is no model known here, or shapes and what is given do not make one.
+    """
+    config = files.own_config(source.metadata, source.where)
+    if config is not None:
+        return Found(config)
+    family, style = family_of(source)
+    known = {**source.hints, **{k: v for k, v in given.items() if v is not None}}
+    try:
+        config = family.describe(source.tensors, source.where, **known)
+    except UvitError:
+        raise
+    except KeyError as error:
+        raise UvitError(f"{source.where} lacks the tensor {error}") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise UvitError(f"{source.where}: a tensor has an impossible shape ({error})") from None
+    return Found(parse_model(config, where=source.where), family, style)
+
+
+def family_of(source: Source) -> tuple[ModuleType, str]:
+    """The family and the style of the tensors' names; UvitError if they are of none."""
+    for family in FAMILIES:
+        style = family.style_of(source.tensors)
+        if style is not None:
+            return family, style
+    names = mapping.some(sorted(source.tensors), 4)
+    raise UvitError(f"{source.where} holds no model known here; its tensors: {names}")
+
+
+def read(source: Source, found: Found) -> tuple[Model, Params]:
+    """The model that was found and its parameters, float32 numpy arrays.
+
+    Raises:
+      UvitError: naming the tensors that are missing, unexpected, of another shape, not finite, or
+        not what they have to be.
+    """
+    model = build(found.config)
+    abstract, tensors = model.abstract_params, dict(source.tensors)
+    if found.family is None:
+        paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(abstract)]
+        entries = [mapping.Entry(path, path) for path in paths]
+        return model, mapping.imported(entries, tensors, abstract, source.where)
+    # A file may leave out what is fixed, but not say otherwise.
+    for key, value in family_constants(found).items():
+        stored = tensors.pop(key, value)
+        if stored.shape != value.shape or not np.allclose(stored, value, atol=1e-5):
+            raise UvitError(
+                f"{source.where}: {key} {stored.shape} is not the fixed one {value.shape} of every "
+                f"{found.family.NAME}"
+            )
+    entries = found.family.entries(found.config, found.style)
+    return model, mapping.imported(entries, tensors, abstract, source.where)
+
+
+def family_constants(found: Found) -> Mapping[str, np.ndarray]:
+    """What a file of this model holds besides parameters."""
+    return found.family.constants(found.config, found.style) if found.family else {}
+
+
+def hints_of(config: ModelConfig) -> dict[str, Any]:
+    """What shapes do not tell of a model: num_heads, num_classes and image_size."""
+    hints: dict[str, Any] = {"num_heads": config.backbone.num_heads}
+    for segment in (config.segments[name] for name in config.sequence):
+        if segment.modality == "label":
+            hints["num_classes"] = segment.num_classes
+        elif segment.modality == "image" and segment.role == "noisy":
+            hints["image_size"] = segment.shape[0]
+    return hints
+
+
+def title(config: ModelConfig) -> str:
+    """A model's name: `U-ViT-L/2`, or what it is made of where it is no published one."""
+    backbone = config.backbone
+    sizes = (backbone.width, backbone.depth, backbone.num_heads)
+    patch_sizes = [s.patch_size for s in config.segments.values() if s.modality == "image"]
+    patch = f"/{patch_sizes[0]}" if patch_sizes else ""
+    told = f"of width {sizes[0]}, depth {sizes[1]} and {sizes[2]} heads"
+    for family in FAMILIES:
+        if difference(config, family) == {}:
+            size = next((name for name, known in family.SIZES.items() if known == sizes), None)
+            if size is None:
+                return f"{family.NAME}{patch} {told}"
+            name, _, kind = size.partition("-")
+            return f"{family.NAME}-{name}{patch}{f' {kind}' if kind else ''}"
+    return f"model {told}, of no published family"
+
+
+def difference(config: ModelConfig, family: ModuleType) -> dict[str, tuple[Any, Any]] | str:
+    """In what a model differs from the nearest one of a family: `points.differing`'s answer, or,
+    where it has no counterpart there, why not."""
+    try:
+        counterpart = parse_model(family.counterpart(config))
+    except UvitError as error:
+        return str(error)
+    return points.differing(config, counterpart)

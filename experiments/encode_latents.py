@@ -125,11 +125,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError("--data.name=latents: these are encoded already; name the pictures")
     if args.data.flip:
         raise UvitError("--data.flip would mirror at random; --mirror stores both")
-    args.part = _part(args.part) if args.part else None
+    args.part = part_of(args.part) if args.part else None
     return args
 
 
-def _part(text: str) -> tuple[int, int]:
+def part_of(text: str) -> tuple[int, int]:
+    """(I, N) of a flag's I/N; UvitError if it is none."""
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UvitError(f"--part={text!r} must be I/N with I from 0 to N - 1, such as 0/4")

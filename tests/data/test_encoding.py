@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.latent_folders import COUNT, INDEX, SHAPE, Pictures, encode, moments_of, write
-from uvit_jax.data import encoding, latent_shards
+from uvit_jax.data import encoding, latent_shards, record_files
 from uvit_jax.data.config import DataConfig
 from uvit_jax.data.pipeline import batches, dataset
 from uvit_jax.errors import UvitError
@@ -57,8 +57,11 @@ def test_an_error_leaves_no_half_shard(folder, tmp_path):
 
     with pytest.raises(UvitError, match="picture 6"):
         encoding.encode_dataset(tmp_path, INDEX, Broken(), encode, batch_size=3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [latent_shards.PLAN, INDEX.shard_name(0)]
-    (tmp_path / f".{INDEX.shard_name(1)}.0").write_bytes(b"of a run that was killed")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        latent_shards.PLAN,
+        INDEX.files(tmp_path)[0].name,
+    ]
+    (tmp_path / f".{INDEX.files(tmp_path)[1].name}.0").write_bytes(b"of a run that was killed")
     assert write(tmp_path) == 2
     assert_same_folder(folder, tmp_path)
 
@@ -82,13 +85,13 @@ def test_another_encoding_in_the_folder_is_told(folder):
 
 def damage(folder, change):
     write(folder)
-    file = folder / INDEX.shard_name(1)
+    file = INDEX.files(folder)[1]
     change(file)
     return file.name
 
 
 def shorter(file):
-    writer = latent_shards.array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    writer = record_files.array_record_module.ArrayRecordWriter(str(file), "group_size:1")
     writer.write(b"one")
     writer.close()
 

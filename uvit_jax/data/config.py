@@ -28,6 +28,8 @@ class DataConfig:
         a folder; the name of a ClassLabel feature, mostly "label", for TFDS; for latents "label",
         whatever the labels were when they were made.
       text: whether to yield captions as token ids.
+      features: for latents, whether to yield captions as the features of a text encoder, with which
+        `experiments.encode_text` has encoded them.
       text_length: tokens in a caption, padding included.
       vocabulary: a file with a tokenizer's JSON; "" derives the known words from the captions (or
         the class names) of an emoji set or a folder, and from the class names of a TFDS set.
@@ -51,6 +53,7 @@ class DataConfig:
     background: str = "white"
     labels: str = ""
     text: bool = False
+    features: bool = False
     text_length: int = 16
     vocabulary: str = ""
     keep_vendors: tuple[str, ...] = ()
@@ -86,6 +89,10 @@ class DataConfig:
             raise UvitError(f"labels of a folder is '' or 'label', got {self.labels!r}")
         if self.path and self.split != "train":
             raise UvitError(f"a folder has the one split 'train', got {self.split!r}")
+        if self.features and self.name != "latents":
+            raise UvitError(f"features belong to name 'latents' only, got {self.name!r}")
+        if self.features and self.text:
+            raise UvitError("text and features are the same captions in two forms; set only one")
         if self.name == "latents" and self.image_size:
             raise UvitError(
                 f"image_size of latents was settled when they were made, got {self.image_size}"

@@ -1,31 +1,20 @@
 """Pictures to shards of moments: on any number of hosts, stopped and gone on with at any time.
 
-A shard is written under another name and renamed when it is whole, so what bears a shard's name is
-finished. The plan is written first and the index last; a folder with an index is complete.
+What bears a shard's name is finished; a folder with an index is complete (see `record_files.py`).
 """
 
-import json
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from array_record.python import array_record_module
 
 from uvit_jax.config import to_dict
-from uvit_jax.data.latent_shards import (
-    INDEX,
-    PLAN,
-    LatentIndex,
-    Shards,
-    missing_shards,
-    read_index,
-)
+from uvit_jax.data.latent_shards import INDEX, PLAN, LatentIndex, Shards, missing_shards
 from uvit_jax.data.pipeline import Dataset
+from uvit_jax.data.record_files import settle, write_index, write_records
 from uvit_jax.errors import UvitError
 
 logger = logging.getLogger(__name__)
@@ -67,13 +56,14 @@ def encode_dataset(
     if batch_size < 1:
         raise UvitError(f"batch_size must be at least 1, got {batch_size}")
     folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder, index)
+    settle(index, folder / INDEX, folder / PLAN)
     todo = [shard for shard in missing_shards(folder, index) if shard % parts == part]
     began, done = time.perf_counter(), 0
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         for written, shard in enumerate(todo, start=1):
             batches = _batches(index, shard, data, pool, batch_size)
-            _write(folder, index, shard, _records(index, batches, encode, batch_size))
+            records = _records(index, batches, encode, batch_size)
+            write_records(index.files(folder)[shard], records)
             done += len(index.examples(shard))
             rate = done / (time.perf_counter() - began)
             logger.info("%d of %d shards, %.0f examples/s", written, len(todo), rate)
@@ -82,35 +72,13 @@ def encode_dataset(
     return len(todo)
 
 
-def _settle(folder: Path, index: LatentIndex) -> None:
-    """Writes the plan, or checks that the one in the folder is the same."""
-    stored = read_index(folder) or read_index(folder, PLAN)
-    if stored is None:
-        _write_json(folder / PLAN, index)
-        return
-    old, new = (json.loads(i.to_json()) for i in (stored, index))
-    changed = [key for key in new if old[key] != new[key]]
-    if changed:
-        key = changed[0]
-        raise UvitError(
-            f"{folder} holds another encoding ({', '.join(changed)} differ; {key} was "
-            f"{_shorten(old[key])} and is {_shorten(new[key])}); give another folder"
-        )
-
-
 def _finish(folder: Path, index: LatentIndex) -> None:
     # Two hosts may come here at once: both write the same.
     shards = Shards(folder, index)
     for shard in range(index.num_shards):
         shards.read(index.examples(shard)[0])  # opens it and counts its records
-    _write_json(folder / INDEX, index)
+    write_index(folder / INDEX, index)
     (folder / PLAN).unlink(missing_ok=True)
-
-
-def _write_json(file: Path, index: LatentIndex) -> None:
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    partial.write_text(index.to_json(), encoding="utf-8")
-    partial.replace(file)
 
 
 def _batches(
@@ -166,35 +134,6 @@ def _packed(index: LatentIndex, moments: np.ndarray, record: dict) -> bytes:
     return index.pack(moments, label, captions)
 
 
-def _write(folder: Path, index: LatentIndex, shard: int, records: Iterable[bytes]) -> None:
-    """Writes a shard that appears whole or not at all."""
-    final = folder / index.shard_name(shard)
-    for leftover in folder.glob(f".{final.name}.*"):  # of a run that was killed
-        leftover.unlink(missing_ok=True)
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    # What comes out of a network hardly compresses, and reading plain bytes is faster.
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    try:
-        for record in records:
-            writer.write(record)
-    except BaseException:
-        writer.close()
-        partial.unlink(missing_ok=True)
-        raise
-    writer.close()
-    try:
-        descriptor = os.open(partial, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(final)
-    except FileNotFoundError:
-        raise UvitError(
-            f"another process is writing {final} as well; give each a --part of its own"
-        ) from None
-
-
 def source_config(data: Dataset) -> dict:
     """What of the pictures' config an index keeps: the keys that are not at their defaults, without
     those that change no picture."""
@@ -202,8 +141,3 @@ def source_config(data: Dataset) -> dict:
     given = to_dict(data.config)
     free = ("data_dir", "workers", "processes")
     return {k: v for k, v in given.items() if k == "name" or (v != defaults[k] and k not in free)}
-
-
-def _shorten(value) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,17 +7,18 @@ little-endian, and a JSON list of captions.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import struct
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
 
-from uvit_jax.config import parse, to_dict
+from uvit_jax.data import record_files
+from uvit_jax.data.record_files import RecordFiles, ShardedIndex
 from uvit_jax.errors import UvitError
 
 INDEX = "index.json"  # written when all shards are there
@@ -27,7 +28,7 @@ _LABEL = struct.Struct("<i")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentIndex:
+class LatentIndex(ShardedIndex):
     """What a folder of latents holds, and what it was made from.
 
     Attributes:
@@ -39,6 +40,8 @@ class LatentIndex:
       source: the `DataConfig` of the pictures, without what changes nothing in them.
       autoencoder: its file's name and SHA-256, its config.
     """
+
+    prefix = "latents"
 
     shape: tuple[int, ...]
     count: int
@@ -62,47 +65,21 @@ class LatentIndex:
         if self.dtype not in DTYPES:
             raise UvitError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
-    @property
-    def num_shards(self) -> int:
-        return -(-self.count // self.shard_size)
-
-    @property
-    def storage(self) -> np.dtype:
-        """`dtype`, little-endian."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    def shard_name(self, shard: int) -> str:
-        return f"latents-{shard:05d}-of-{self.num_shards:05d}.array_record"
-
-    def examples(self, shard: int) -> range:
-        """The examples of a shard."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
-
     def pack(self, moments: np.ndarray, label: int | None, captions: Sequence[str] | None) -> bytes:
         """A record of moments (h, w, 2C)."""
         planes = np.stack(np.split(moments, 2, axis=-1)).astype(self.storage)
         tail = json.dumps(list(captions or ()), ensure_ascii=False).encode()
         return planes.tobytes() + _LABEL.pack(-1 if label is None else label) + tail
 
-    def to_json(self) -> str:
-        return json.dumps(to_dict(self), indent=1, ensure_ascii=False) + "\n"
-
 
 def read_index(folder: Path, name: str = INDEX) -> LatentIndex | None:
     """The index of a folder, or None if there is no such file; UvitError if it is damaged."""
-    file = folder / name
-    try:
-        return parse(LatentIndex, json.loads(file.read_text(encoding="utf-8")), str(file))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise UvitError(f"cannot read {file}: {error}") from None
+    return record_files.read_index(LatentIndex, folder / name)
 
 
 def missing_shards(folder: Path, index: LatentIndex) -> list[int]:
     """The shards that are not there yet."""
-    names = map(index.shard_name, range(index.num_shards))
-    return [shard for shard, name in enumerate(names) if not (folder / name).is_file()]
+    return record_files.missing_files(index.files(folder))
 
 
 def command(folder: Path, index: LatentIndex | None = None) -> str:
@@ -128,18 +105,15 @@ class Shards:
     """Random access to the records of a folder: `shards[i]`, or `read(i, mirrored)` undecoded.
 
     `shards[i]` is a dict: `moments` float32 (h, w, 2C), `mirrored` the same of the mirrored picture
-    or None, `label` and `captions` where the folder has them, `name`.
+    or None, `label` and `captions` where the folder has them, `name`, and `example`, its number.
     """
 
     def __init__(self, folder: Path, index: LatentIndex):
         self.folder, self.index = folder, index
-        missing = missing_shards(folder, index)
-        if missing:
-            raise UvitError(
-                f"{folder} lacks {index.shard_name(missing[0])} ({len(missing)} of "
-                f"{index.num_shards} shards); make what is missing with `{command(folder, index)}`"
-            )
-        self._start()
+        self._copies, self._storage = 1 + index.mirrored, index.storage
+        self._files = RecordFiles(
+            index.files(folder), self._expected, functools.partial(command, folder, index)
+        )
 
     def __len__(self) -> int:
         return self.index.count
@@ -147,66 +121,33 @@ class Shards:
     def read(self, example: int, mirrored: bool = False) -> bytes:
         """One record's bytes; UvitError if its shard is damaged."""
         shard, row = divmod(example, self.index.shard_size)
-        try:
-            reader = self._readers.get(shard) or self._open(shard)
-            return reader.read([row * (1 + self.index.mirrored) + mirrored])[0]
-        except UvitError:
-            raise
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise self._damaged(shard, str(error).splitlines()[0]) from None
+        return self._files.read(shard, row * self._copies + mirrored)
 
     def unpack(self, record: bytes, out: np.ndarray) -> tuple[int, memoryview]:
         """Writes the moments into `out` (2, h·w·C); returns the label and the captions' JSON."""
-        stored = np.frombuffer(record, self._dtype, out.size)
+        stored = np.frombuffer(record, self._storage, out.size)
         out[...] = stored.reshape(out.shape)
         label = _LABEL.unpack_from(record, stored.nbytes)[0]
         return label, memoryview(record)[stored.nbytes + _LABEL.size :]
 
+    def captions(self, example: int) -> tuple[str, ...]:
+        """An example's captions, its moments unread."""
+        begin = 2 * math.prod(self.index.shape) * self._storage.itemsize + _LABEL.size
+        return tuple(json.loads(self.read(example)[begin:]))
+
     def __getitem__(self, example: int) -> dict:
         index, moments = self.index, []
-        for mirrored in range(1 + index.mirrored):
+        for mirrored in range(self._copies):
             planes = np.empty((2, *index.shape), np.float32)
             label, captions = self.unpack(self.read(example, bool(mirrored)), planes)
             moments.append(np.concatenate(planes, axis=-1))
         record = {"moments": moments[0], "mirrored": moments[1] if index.mirrored else None}
-        record["name"] = f"{self.folder}, number {example}"
+        record |= {"name": f"{self.folder}, number {example}", "example": example}
         if index.labels:
             record["label"] = label
         if index.captions:
             record["captions"] = tuple(json.loads(bytes(captions)))
         return record
 
-    def _open(self, shard: int):
-        with self._lock:
-            if shard in self._readers:
-                return self._readers[shard]
-            file = self.folder / self.index.shard_name(shard)
-            reader = array_record_module.ArrayRecordReader(
-                str(file),
-                options="readahead_buffer_size:0,max_parallelism:0",
-                file_reader_buffer_size=2**15,
-            )
-            expected = len(self.index.examples(shard)) * (1 + self.index.mirrored)
-            if reader.num_records() != expected:
-                raise self._damaged(shard, f"{reader.num_records()} records, not {expected}")
-            self._readers[shard] = reader
-            return reader
-
-    def _damaged(self, shard: int, reason: str) -> UvitError:
-        file = self.folder / self.index.shard_name(shard)
-        return UvitError(
-            f"the shard {file} is damaged ({reason}); delete it and make it again with "
-            f"`{command(self.folder, self.index)}`"
-        )
-
-    def _start(self) -> None:
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
-        self._dtype = self.index.storage
-
-    def __getstate__(self) -> dict:
-        return {"folder": self.folder, "index": self.index}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._start()
+    def _expected(self, shard: int, reader: Any) -> int:
+        return len(self.index.examples(shard)) * self._copies

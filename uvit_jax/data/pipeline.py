@@ -42,7 +42,10 @@ class Dataset:
       class_names: the classes in the order of their labels; empty if labels are off.
       tokenizer: a `Tokenizer`, or None if text is off.
       image_shape: (H, W, C) of what `decode` makes.
+      features: None; only latents bring a text encoder's features.
     """
+
+    features = None
 
     def __init__(self, config: DataConfig, source, tokenizer: Tokenizer | None):
         self.config, self.source, self.tokenizer = config, source, tokenizer
@@ -207,7 +210,7 @@ def batches(
       `{"next_index": k}`, with k the batches taken so far, whatever the number of hosts. An item
       is a dict of numpy arrays, b = B/P: `image` float32 (b, H, W, C), in [-1, 1] unless they are
       latents; `index` int64 (b,), the record's index in `source`; `label` int32 (b,) if labels are
-      on; `text` int32 (b, text_length) if text is on.
+      on; `text` int32 (b, text_length) if text is on, float32 (b, N, F) with features.
 
     Raises:
       UvitError: if B is not a multiple of P, or an argument is impossible; from `next`, if a

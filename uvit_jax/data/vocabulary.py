@@ -1,10 +1,14 @@
-"""What a run's labels and texts mean: class names and a tokenizer, saved in its workdir.
+"""What a run's labels and texts mean: class names, a tokenizer or a text encoder's null.
+
+It is saved in the workdir.
 
 With it, a trained model is sampled by name and prompt without its data set at hand.
 """
 
+import base64
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +17,38 @@ from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError, nearest
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """What a frozen text encoder makes of "no text", and which encoder that is.
+
+    Attributes:
+      null: float32 (N, F), the features of the empty text, for classifier-free guidance.
+      encoder: SHA-256 of its weights; "" if unknown.
+    """
+
+    null: np.ndarray
+    encoder: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of `from_dict`, plain JSON."""
+        data = base64.b64encode(np.asarray(self.null, "<f4").tobytes()).decode()
+        return {"encoder": self.encoder, "shape": list(self.null.shape), "null": data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TextFeatures":
+        """Reads what `to_dict` made; ValueError, KeyError or TypeError if it is damaged."""
+        null = np.frombuffer(base64.b64decode(data["null"], validate=True), "<f4")
+        return cls(null.reshape(data["shape"]).astype(np.float32), str(data["encoder"]))
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """classes: names by class index, empty if unknown. tokenizer: of texts, None if none."""
+    """classes: names by class index, empty if unknown. tokenizer: of texts, None if none.
+    features: of the texts' frozen encoder, None if none."""
 
     classes: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
+    features: TextFeatures | None = None
 
     def class_id(self, wanted: Any, num_classes: int) -> int:
         """The index of a class given by name or number; UvitError if there is none such."""
@@ -43,7 +73,10 @@ class Vocabulary:
     def to_json(self) -> str:
         """The inverse of `from_json`."""
         tokenizer = None if self.tokenizer is None else json.loads(self.tokenizer.to_json())
-        return json.dumps({"classes": list(self.classes), "tokenizer": tokenizer}) + "\n"
+        data = {"classes": list(self.classes), "tokenizer": tokenizer}
+        if self.features is not None:
+            data["features"] = self.features.to_dict()
+        return json.dumps(data) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
@@ -52,4 +85,7 @@ class Vocabulary:
         tokenizer = data["tokenizer"]
         if tokenizer is not None:
             tokenizer = Tokenizer.from_json(json.dumps(tokenizer))
-        return cls(tuple(data["classes"]), tokenizer)
+        features = data.get("features")
+        if features is not None:
+            features = TextFeatures.from_dict(features)
+        return cls(tuple(data["classes"]), tokenizer, features)

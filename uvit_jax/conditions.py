@@ -1,0 +1,300 @@
+"""What a model is conditioned on when it draws: labels and prompts, or those of a data set.
+
+conditions, captions = conditions_for(model, vocabulary, config)          # of flags
+conditions = conditions_like(model, dataset, vocabulary, count, seed)     # of data
+conditions = uniform_labels(model, vocabulary, count, seed)               # every class alike
+nulls = nulls_of(model.layout, vocabulary)                                # for guidance
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
+from uvit_jax.errors import UvitError
+
+if TYPE_CHECKING:
+    from uvit_jax.data.latents import LatentData
+    from uvit_jax.data.pipeline import Dataset
+    from uvit_jax.models.model import Model
+    from uvit_jax.sampling import SampleConfig
+    from uvit_jax.tokens.layout import Layout
+
+EncodeText = Callable[[Sequence[str]], np.ndarray]
+"""Texts to a frozen encoder's features, float32 (B, N, F)."""
+
+
+def nulls_of(layout: Layout, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """The null values that a layout cannot know: those of features, by segment, (N, F)."""
+    if vocabulary.features is None:
+        return {}
+    return {s.name: vocabulary.features.null for s in _feature_segments(layout)}
+
+
+def null(
+    layout: Layout, name: str, batch_size: int, given: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """What stands for "not given" in segment `name`: (batch_size, ...).
+
+    Args:
+      given: as `nulls_of` makes it, for segments of features.
+
+    Raises:
+      UvitError: if the segment has none, or its features' null was not given.
+    """
+    if given and name in given:
+        return np.broadcast_to(given[name], (batch_size, *given[name].shape))
+    if layout.by_name[name].modality == "features":
+        raise UvitError(
+            f"segment {name!r} holds a frozen encoder's features, and what that encoder makes of "
+            "the empty text is unknown, so it cannot be dropped or guided; train on latents with "
+            "features (experiments.encode_text), or name the encoder with --text_encoder=FOLDER"
+        )
+    return layout.null(name, batch_size)
+
+
+def text_encoder_of(
+    layout: Layout, vocabulary: Vocabulary, config: SampleConfig
+) -> tuple[Vocabulary, EncodeText | None]:
+    """The text encoder that a config names, if any, and the vocabulary with its null.
+
+    Raises:
+      UvitError: if the encoder cannot be loaded, or is not the model's.
+    """
+    if not config.text_encoder:
+        return vocabulary, None
+    if not _feature_segments(layout):
+        raise UvitError(
+            f"the text encoder {config.text_encoder} was given, but the model takes no such "
+            "encoder's features"
+        )
+    from uvit_jax.interop.clip import load_text_encoder
+
+    encode_text = load_text_encoder(config.text_encoder)
+    features = TextFeatures(encode_text([""])[0], getattr(encode_text, "sha256", ""))
+    return with_features(vocabulary, features), encode_text
+
+
+def with_features(vocabulary: Vocabulary, features: TextFeatures) -> Vocabulary:
+    """The vocabulary with the features of a text encoder or of data, if it had none.
+
+    Raises:
+      UvitError: if it has those of another encoder.
+    """
+    null, known = features.null, vocabulary.features
+    if known is None:
+        return dataclasses.replace(vocabulary, features=features)
+    # Equal up to storage in half precision; a file's hash changes with its format.
+    if (
+        null.shape != known.null.shape
+        or np.abs(null - known.null).max() > 0.01 * np.abs(null).max()
+    ):
+        raise UvitError(
+            "the text encoder is not the one that the model was trained with: its features of the "
+            "empty text are others"
+        )
+    return vocabulary
+
+
+def conditions_for(
+    model: Model,
+    vocabulary: Vocabulary,
+    config: SampleConfig,
+    encode_text: EncodeText | None = None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The conditions that `config.labels` and `config.prompts` name, and a caption for each.
+
+    Args:
+      encode_text: for a model whose text is the features of a frozen encoder, that encoder.
+
+    Raises:
+      UvitError: for a label or prompt that the model cannot take.
+    """
+    count = config.count
+    conditions: dict[str, np.ndarray] = {"count": np.zeros((count,), np.int32)}
+    captions = [""] * count
+    inputs = _conditional(model.layout)
+    modalities = {s.modality for s in inputs}
+    if config.labels and "label" not in modalities:
+        raise UvitError("labels were given, but the model has no label segment")
+    if config.prompts and not modalities & {"text", "features"}:
+        raise UvitError("prompts were given, but the model has no text segment")
+    for segment in inputs:
+        if segment.modality == "label":
+            known = len(vocabulary.classes) or segment.num_classes
+            wanted = config.labels or range(known)
+            ids = [vocabulary.class_id(w, segment.num_classes) for w in wanted]
+            conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
+            named = [vocabulary.class_name(i) for i in conditions[segment.name]]
+        elif segment.modality in ("text", "features"):
+            given = config.prompts or ("",)
+            named = [given[i % len(given)] for i in range(count)]
+            if segment.modality == "text":
+                ids = [vocabulary.encode(p, segment.shape[0]) for p in named]
+                conditions[segment.name] = np.stack(ids)
+            else:
+                rows = _encoded(segment, given, vocabulary, encode_text)
+                conditions[segment.name] = rows[np.arange(count) % len(given)]
+        else:
+            raise UvitError(
+                f"segment {segment.name!r} ({segment.modality}) cannot be given by a flag; "
+                "call uvit_jax.sampling.make_sampler from Python"
+            )
+        captions = [" ".join(filter(None, pair)) for pair in zip(captions, named, strict=True)]
+    return conditions, captions
+
+
+def conditions_like(
+    model: Model,
+    dataset: Dataset | LatentData | None,
+    vocabulary: Vocabulary,
+    count: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Conditions for `count` samples, distributed as a data set's.
+
+    They are the conditions of its records in a random order, every record once before any comes
+    twice; of several captions, a random one.
+
+    Args:
+      dataset: of the run, or another split of it; None if the model has no conditions.
+      vocabulary: of the run, which says what the model's labels and tokens mean.
+
+    Returns:
+      By segment, leaves (count, ...); `count` zeros (count,) for a model without conditions.
+      Features are `FeatureRows`, read from their files when they are indexed.
+
+    Raises:
+      UvitError: if a segment is neither a label nor a text, or a class is unknown to the model.
+    """
+    found: dict[str, Any] = {"count": np.zeros((count,), np.int32)}
+    conditional = _conditional(model.layout)
+    for segment in conditional:
+        missing = ""
+        if segment.modality not in ("label", "text", "features"):
+            raise UvitError(
+                f"segment {segment.name!r} ({segment.modality}) cannot be drawn from the data; "
+                "sample from Python and give the pictures with --images"
+            )
+        if segment.modality == "text" and vocabulary.tokenizer is None:
+            raise UvitError(f"segment {segment.name!r} takes tokens, and the run has no tokenizer")
+        if segment.modality == "label" and not dataset.class_names:
+            missing = "classes, which these data do not bring; set config.data.labels"
+        if segment.modality == "features" and getattr(dataset, "features", None) is None:
+            missing = "features of texts, which these data do not bring; set "
+            missing += "config.data.features=True (of latents, see experiments.encode_text)"
+        if missing:
+            raise UvitError(f"segment {segment.name!r} takes {missing}")
+    if not conditional:
+        return found
+    rng = np.random.default_rng(seed)
+    rounds = -(-count // len(dataset))
+    order = np.concatenate([rng.permutation(len(dataset)) for _ in range(rounds)])[:count]
+    wanted = {s.modality: s for s in conditional}
+    labels, texts = [], []
+    for index in order.tolist() if {"label", "text"} & wanted.keys() else ():
+        record = dataset.source[index]
+        if "label" in wanted:
+            labels.append(_label(int(record["label"]), dataset, vocabulary, wanted["label"]))
+        if "text" in wanted:
+            captions = record.get("captions") or ("",)
+            caption = captions[rng.integers(len(captions))]
+            length = wanted["text"].shape[0]
+            texts.append(vocabulary.tokenizer.encode(caption, length, truncate=True))
+    if labels:
+        found[wanted["label"].name] = np.asarray(labels, np.int32)
+    if texts:
+        found[wanted["text"].name] = np.stack(texts)
+    if "features" in wanted:
+        numbers = rng.integers(2**32, size=count)
+        found[wanted["features"].name] = FeatureRows(dataset, order, numbers)
+    return found
+
+
+def uniform_labels(
+    model: Model, vocabulary: Vocabulary, count: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Conditions for `count` samples of a model of classes: each as often as any other, in a random
+    order, as of the published FIDs of ImageNet. It needs no data.
+
+    Args:
+      vocabulary: of the run; classes that it does not name were never trained, if it names any.
+
+    Raises:
+      UvitError: if the model is conditioned on anything but classes.
+    """
+    conditional = _conditional(model.layout)
+    if [s.modality for s in conditional] != ["label"]:
+        found = ", ".join(f"{s.name} ({s.modality})" for s in conditional) or "nothing"
+        raise UvitError(f"uniform labels are for models of classes alone; this one takes {found}")
+    known = len(vocabulary.classes) or conditional[0].num_classes
+    labels = np.random.default_rng(seed).permutation(np.arange(count, dtype=np.int32) % known)
+    return {"count": np.zeros((count,), np.int32), conditional[0].name: labels}
+
+
+class FeatureRows:
+    """Features (count, N, F) that are read when indexed by an array of rows: 50,000 captions of
+    CLIP's would be 12 GB."""
+
+    def __init__(self, dataset: LatentData, order: np.ndarray, numbers: np.ndarray):
+        self._dataset, self._order, self._numbers = dataset, order, numbers
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        pairs = zip(self._order[rows].tolist(), self._numbers[rows].tolist(), strict=True)
+        return np.stack([self._dataset.feature(*pair) for pair in pairs])
+
+    def captions(self) -> list[str]:
+        """The texts behind the features."""
+        pairs = zip(self._order.tolist(), self._numbers.tolist(), strict=True)
+        return [self._dataset.caption(*pair) for pair in pairs]
+
+
+def _conditional(layout: Layout) -> list[Any]:
+    return [s for s in layout.inputs if s.role != "noisy"]
+
+
+def _feature_segments(layout: Layout) -> list[Any]:
+    return [s for s in _conditional(layout) if s.modality == "features"]
+
+
+def _encoded(
+    segment: Any, texts: Sequence[str], vocabulary: Vocabulary, encode_text: EncodeText | None
+) -> np.ndarray:
+    """The features of texts, float32 (B, N, F); the empty text alone needs no encoder."""
+    known = vocabulary.features
+    if encode_text is None:
+        if known is not None and not any(texts):
+            return np.repeat(known.null[None], len(texts), axis=0)
+        raise UvitError(
+            f"segment {segment.name!r} takes the features of a text encoder; name a folder of the "
+            "CLIP that the model was trained with (tokenizer and weights) with --text_encoder or "
+            "config.sample.text_encoder"
+        )
+    rows = encode_text(texts)
+    if rows.shape[1:] != segment.shape:
+        raise UvitError(
+            f"the text encoder makes features {rows.shape[1:]}, and segment {segment.name!r} takes "
+            f"{segment.shape}; give the encoder that the model was trained with"
+        )
+    return rows
+
+
+def _label(label: int, dataset: Any, vocabulary: Vocabulary, segment: Any) -> int:
+    """The model's number of a data set's class: another split may number them otherwise."""
+    name = dataset.class_names[label]
+    if not vocabulary.classes:  # imported weights, of which numbers are all that is known
+        if label < segment.num_classes:
+            return label
+        raise UvitError(
+            f"class {name!r} is number {label}, and the model has only {segment.num_classes}"
+        )
+    if name not in vocabulary.classes:
+        raise UvitError(f"the model was trained without the class {name!r} of these data")
+    return vocabulary.classes.index(name)

@@ -7,22 +7,23 @@ of the classes in `uvit_jax.training.config`, and any key can be overridden, lef
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uvit_jax.config import plain
+from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are `UvitError`s, and that knows `--config.KEY=VALUE`."""
 
-    def __init__(self, description: str, *, config: bool = True):
+    def __init__(self, description: str, *, config: bool = True, config_required: bool = True):
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -30,7 +31,10 @@ class Parser(argparse.ArgumentParser):
         )
         self._config = config
         if config:
-            self.add_argument("--config", metavar="FILE", required=True, help="a file of configs/")
+            required = config_required
+            self.add_argument(
+                "--config", metavar="FILE", required=required, help="a file of configs/"
+            )
             self.epilog = (
                 "Any key of the config can be overridden: --config.train.steps=100, "
                 "--config.model.backbone.depth=6.\nThe keys and their meanings are the fields of "
@@ -77,30 +81,38 @@ def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
       UvitError: if the file is missing or broken, or an override goes through what is no group.
     """
     name, _, argument = spec.partition(":")
+    get_config = load_get_config(name)
+    return replaced(get_config(argument) if argument else get_config(), overrides)
+
+
+def load_get_config(name: str) -> Callable[..., Any]:
+    """The `get_config` of a config file, which is run once.
+
+    Raises:
+      UvitError: if the file is missing or broken; and the function does, if it fails.
+    """
     path = Path(name)
     if not path.is_file() or path.suffix != ".py":
         known = [str(p) for p in sorted(Path("configs").glob("*.py"))]
         raise UvitError(f"config file {name!r} does not exist or is no .py{nearest(name, known)}")
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    try:
+    with _told_of(name):
         module_spec.loader.exec_module(module)
-        config = module.get_config(argument) if argument else module.get_config()
+        get_config = module.get_config
+    return _told_of(name)(get_config)
+
+
+@contextlib.contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """What goes wrong inside is a `UvitError` that names the config file."""
+    try:
+        yield
     except UvitError:
         raise
     except (Exception, SystemExit) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UvitError(f"config file {name}: {type(error).__name__}: {reason}") from error
-    config = plain(config)
-    for key, value in overrides.items():
-        *groups, last = key.split(".")
-        target = config
-        for depth, group in enumerate(groups):
-            target = target.setdefault(group, {})
-            if not isinstance(target, dict):
-                raise UvitError(f"config.{'.'.join(groups[: depth + 1])} is no group of keys")
-        target[last] = value
-    return config
 
 
 def config_name(spec: str) -> str:

@@ -3,16 +3,18 @@
     python -m experiments.evaluate --workdir=workdirs/quickstart --count=1000
     python -m experiments.evaluate --workdir=DIR --count=50000 --reference=cifar10_train.npz \\
         --encoder=inception --weights=pt_inception-2015-12-05-6726825d.pth
+    python -m experiments.evaluate --workdir=DIR --count=30000 --data=latents/coco256_val \\
+        --reference=coco256_val.npz …
     python -m experiments.evaluate --images=FOLDER_OR_NPZ --reference=FOLDER_OR_NPZ
 
 Samples are drawn with the labels or captions of the run's data, by the run's own sampler, steps and
-guidance unless flags say otherwise. A figure is called after its encoder: only Inception with the
-official weights makes an FID, and the published ones are of 50000 samples (30000 for COCO). The
-figures, with all that they depend on, are added to the workdir's evaluation.jsonl.
+guidance, unless flags say otherwise. A figure is called after its encoder: only Inception with the
+official weights makes an FID. Published ones are of 50000 samples of uniform labels, or for COCO of
+30000 captions of the validation set. The figures, with all that they depend on, are added to the
+workdir's evaluation.jsonl.
 """
 
 import argparse
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, drawing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     mesh = make_mesh(MeshConfig(fsdp=args.fsdp))
     check_batch_size(mesh, args.batch_size)
-    run = _Run(args) if args.workdir else None
+    run = drawing.Run(args) if args.workdir else None
     # The cheap and the likely mistakes first: the reference before hours of sampling.
     encode = encoder(args.encoder, args.weights, mesh)
     samples, told = run.samples(mesh) if run and not args.images else _given(args, mesh)
@@ -98,6 +100,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="'data' (the run's own, the default), an npz of statistics (mu, sigma) or of "
         "pictures, or a folder of pictures",
     )
+    how.add_argument(
+        "--data", metavar="PATH", help="instead of the run's own folder of pictures or latents"
+    )
     how.add_argument("--split", help="of the run's data, for reference and conditions")
     how.add_argument("--encoder", default="efficientnet_lite0", help="or inception, …")
     how.add_argument("--weights", metavar="FILE", help="of the encoder")
@@ -107,14 +112,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument(
         "--write_reference", metavar="FILE", help="keep the reference's statistics as an npz"
     )
-    drawing = parser.add_argument_group("how samples are drawn")
-    drawing.add_argument("--batch_size", type=int, default=64, help="at once; default 64")
-    drawing.add_argument("--sampler", help="ddpm, ddim, dpm_solver, dpm_solver_pp, heun, …")
-    drawing.add_argument("--steps", type=int, help="of the sampler")
-    drawing.add_argument("--guidance", type=float, help="s in cond + s (cond - uncond)")
-    drawing.add_argument("--seed", type=int, default=0)
-    drawing.add_argument("--fsdp", type=int, default=1, help="shard parameters over so many")
-    drawing.add_argument("--distributed", metavar="SPEC", default="", help="as experiments.train")
+    drawn = parser.add_argument_group("how samples are drawn")
+    drawn.add_argument(
+        "--labels",
+        choices=("data", "uniform"),
+        help="the data's (the default), or each class equally often, which needs no data",
+    )
+    drawing.add_flags(drawn)
+    drawn.add_argument("--seed", type=int, default=0)
+    drawn.add_argument("--fsdp", type=int, default=1, help="shard parameters over so many")
+    drawn.add_argument("--distributed", metavar="SPEC", default="", help="as experiments.train")
     args = parser.parse(argv)
 
     from uvit_jax.errors import UvitError
@@ -122,12 +129,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not (args.workdir or args.images):
         raise UvitError("give --workdir=DIR to measure a run, or --images=PATH to measure pictures")
     if args.images:
-        drawn = ("step", "raw", "sampler", "steps", "guidance")
-        given = [f"--{name}" for name in drawn if getattr(args, name) is not None]
+        names = ("step", "raw", "labels", "sampler", "steps", *drawing.FLAGS)
+        given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if given:
             raise UvitError(f"{given[0]} tells how to draw samples, and --images are drawn already")
         if args.reference == "data" and not args.workdir:
             raise UvitError("--images needs a --reference, or a --workdir whose data are it")
+    if (args.data or args.split) and not args.workdir:
+        raise UvitError("--data and --split are of a run's data; name it with --workdir")
     if args.count is not None and args.count < 2:
         raise UvitError(f"--count must be at least 2, got {args.count}")
     if args.features < 4:
@@ -137,114 +146,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-class _Run:
-    """The run of a workdir: its model, its data, its sampler."""
-
-    def __init__(self, args: argparse.Namespace):
-        from uvit_jax.training.config import parse_run
-        from uvit_jax.training.workdir import Workdir
-
-        self.args = args
-        self.folder = Workdir(args.workdir)
-        self.config = parse_run(self.folder.read_config())
-        self._dataset = None
-
-    @property
-    def data_name(self) -> str:
-        """Its data set and split, for people."""
-        return f"{self.config.data.name}/{self.args.split or self.config.data.split}"
-
-    def dataset(self) -> Any:
-        """The run's data, opened once, of the split that `--split` names."""
-        from uvit_jax.data import pipeline
-
-        if self._dataset is None:
-            split = self.args.split or self.config.data.split
-            config = dataclasses.replace(self.config.data, split=split)
-            self._dataset = pipeline.dataset(config)
-        return self._dataset
-
-    def samples(self, mesh: Any) -> tuple[Any, dict[str, Any]]:
-        """The samples to come, and all that they depend on."""
-        from uvit_jax.evaluation import pictures, report
-
-        args, count = self.args, self.args.count or 10_000
-        step, model, params = self._load()
-        pictures.picture_segment(model)
-        sample = self._sample_config(count)
-        conditional = any(s.role != "noisy" for s in model.layout.inputs)
-        vocabulary = self.folder.read_vocabulary()
-        data = self.dataset() if conditional else None
-        conditions = pictures.conditions_like(model, data, vocabulary, count, args.seed)
-        told = {
-            "source": str(self.folder.path),
-            "step": step,
-            "ema": not args.raw,
-            "params_sha256": report.params_sha256(params),
-            "conditions": self.data_name if conditional else None,
-            "sampler": dataclasses.asdict(sample.sampler),
-            "guidance_scale": sample.guidance_scale,
-            "guidance_interval": list(sample.guidance_interval),
-            "clip": sample.clip,
-            "seed": args.seed,
-            "batch_size": args.batch_size,
-        }
-        drawn = pictures.drawn(
-            model,
-            params,
-            self.config.diffusion,
-            sample,
-            conditions,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            mesh=mesh,
-            name=f"{self.folder.path} at step {step}",
-        )
-        return drawn, told
-
-    def _sample_config(self, count: int) -> Any:
-        args, sample = self.args, self.config.sample
-        sampler = sample.sampler
-        if args.sampler and args.sampler != sampler.name:
-            # The old sampler's other settings may mean nothing to the new one.
-            sampler = type(sampler)(name=args.sampler, steps=sampler.steps)
-        if args.steps is not None:
-            sampler = dataclasses.replace(sampler, steps=args.steps)
-        scale = sample.guidance_scale if args.guidance is None else args.guidance
-        return dataclasses.replace(
-            sample, sampler=sampler, guidance_scale=scale, count=count, labels=(), prompts=()
-        )
-
-    def _load(self) -> tuple[int, Any, Any]:
-        """(step, model, parameters) of the checkpoint asked for, or of the newest whole one."""
-        from uvit_jax import load
-        from uvit_jax.errors import UvitError
-
-        names = [p.name for p in (self.folder.path / "checkpoints").glob("*")]
-        steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-        if self.args.step is not None:
-            steps = [self.args.step]
-        for step in steps:
-            try:
-                return step, *load(self.folder.path, step=step, ema=not self.args.raw)
-            except UvitError:
-                if step == steps[-1]:
-                    raise
-        raise UvitError(f"{self.folder.path / 'checkpoints'} holds no checkpoint yet")
-
-
 def _given(args: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any]]:
     """The pictures of `--images`."""
     from uvit_jax.evaluation.pictures import of_file
 
     found = of_file(
-        Path(args.images), args.batch_size, mesh, image_size=args.image_size, count=args.count
+        Path(args.images).expanduser(),
+        args.batch_size,
+        mesh,
+        image_size=args.image_size,
+        count=args.count,
     )
     return found, {"source": args.images, "image_size": args.image_size}
 
 
 def _reference(
-    args: argparse.Namespace, run: _Run | None, encode: Any, mesh: Any
+    args: argparse.Namespace, run: drawing.Run | None, encode: Any, mesh: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The reference's features, and where they are from."""
     from uvit_jax.errors import UvitError
@@ -253,8 +170,13 @@ def _reference(
     from uvit_jax.evaluation.weights import npz_names, sha256
 
     told: dict[str, Any] = {"source": args.reference}
-    path = Path(args.reference)
+    path = Path(args.reference).expanduser()
     if args.reference == "data":
+        if run.data.name == "latents":
+            raise UvitError(
+                f"the run's data are latents ({run.data.path}), which no encoder sees; give "
+                "the pictures that they were made of, or their statistics, with --reference=PATH"
+            )
         told["source"] = run.data_name
         found = pictures.of_dataset(run.dataset(), args.batch_size, mesh, run.data_name)
     elif path.suffix == ".npz" and {"mu", "sigma"} <= npz_names(path):

@@ -2,16 +2,19 @@
 
     python -m experiments.sample --workdir=workdirs/quickstart --prompt="grinning face, twemoji"
     python -m experiments.sample --workdir=workdirs/cifar10_uvit_s --count=64 --steps=50 --seed=1
+    python -m experiments.sample --workdir=workdirs/coco_uvit_s --prompt="a red bus" \\
+        --text_encoder=clip-vit-large-patch14 --autoencoder=vae.safetensors
 
-The sampler, its steps and the guidance are the run's own unless flags say otherwise.
+The sampler, its steps, the guidance, the autoencoder and the text encoder are the run's own unless
+flags say otherwise. The npz holds each image segment by its name, in about [-1, 1], and what the
+model itself drew, if that were latents, as NAME_latents.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, drawing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--label", action="append", default=[], help="a class, by name or number")
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be repeated")
     parser.add_argument("--count", type=int, help="how many pictures")
-    parser.add_argument("--batch_size", type=int, default=64, help="at once; default 64")
-    parser.add_argument("--sampler", help="ddpm, ddim, dpm_solver, dpm_solver_pp, heun, …")
-    parser.add_argument("--steps", type=int, help="of the sampler")
-    parser.add_argument("--guidance", type=float, help="s in cond + s (cond - uncond)")
+    drawing.add_flags(parser)
+    parser.add_argument(
+        "--text_encoder", metavar="DIR", help="for a model of a text encoder's features, its CLIP"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", metavar="FILE", help="the PNG; an .npz stands beside it; default in the workdir"
@@ -36,43 +39,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
     import numpy as np
 
-    from uvit_jax import images, load
+    from uvit_jax import decoding, images, load
+    from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-    from uvit_jax.sampling import conditions_for, make_sampler
+    from uvit_jax.sampling import make_sampler
     from uvit_jax.training.config import parse_run
     from uvit_jax.training.workdir import Workdir
 
-    folder = Workdir(args.workdir)
-    run = parse_run(folder.read_config())
-    vocabulary = folder.read_vocabulary()
-    model, params = load(args.workdir, step=args.step, ema=not args.raw)
-
-    changes: dict[str, Any] = {}
-    sampler = run.sample.sampler
-    if args.sampler and args.sampler != sampler.name:
-        # The old sampler's other settings may mean nothing to the new one.
-        sampler = type(sampler)(name=args.sampler, steps=sampler.steps)
-    if args.steps is not None:
-        sampler = dataclasses.replace(sampler, steps=args.steps)
-    changes["sampler"] = sampler
-    if args.guidance is not None:
-        changes["guidance_scale"] = args.guidance
-    if args.label or args.prompt:
-        changes |= {"labels": tuple(args.label), "prompts": tuple(args.prompt)}
-        changes["count"] = max(len(args.label), len(args.prompt))
-    if args.count is not None:
-        changes["count"] = args.count
     if not 0 <= args.seed < 2**32:
         raise UvitError(f"--seed must lie in [0, 2**32), got {args.seed}")
     if args.out and not args.out.endswith(".png"):
         raise UvitError(f"--out={args.out} must end in .png; the arrays stand beside it as .npz")
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
-    config = dataclasses.replace(run.sample, **changes)
+    folder = Workdir(args.workdir)
+    run = parse_run(folder.read_config())
+    vocabulary = folder.read_vocabulary()
+    changes: dict[str, Any] = {}
+    if args.label or args.prompt:
+        changes |= {"labels": tuple(args.label), "prompts": tuple(args.prompt)}
+        changes["count"] = max(len(args.label), len(args.prompt))
+    if args.count is not None:
+        changes["count"] = args.count
+    if args.text_encoder is not None:
+        changes["text_encoder"] = args.text_encoder
+    config = drawing.sample_config(run.sample, args, **changes)
+    model, params = load(folder.path, step=args.step, ema=not args.raw)
 
-    conditions, captions = conditions_for(model, vocabulary, config)
-    draw = jax.jit(make_sampler(model, run.diffusion, config))
+    decode = decoding.decoder(model.layout, config)
+    vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
+    conditions, captions = conditions_for(model, vocabulary, config, encode_text)
+    nulls = nulls_of(model.layout, vocabulary)
+    draw = jax.jit(make_sampler(model, run.diffusion, config, nulls))
     mesh = make_mesh(MeshConfig())
     params = jax.device_put(params)
     parts = []
@@ -86,19 +85,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = {
         name: np.concatenate([part[name] for part in parts])[: config.count] for name in parts[0]
     }
+    samples = decoding.pictures(model.layout, samples, decode)
 
     step = "" if args.step is None else f"_step{args.step}"
-    out = Path(args.out or _free(folder.samples / f"sample{step}_seed{args.seed}.png"))
+    out = Path(args.out).expanduser() if args.out else None
+    out = out or _free(folder.samples / f"sample{step}_seed{args.seed}.png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out.with_suffix(".npz"), **samples, **conditions)
-    for name in (s.name for s in model.layout.noisy if s.modality == "image"):
-        if samples[name].shape[-1] in (1, 3):
-            images.save_png(images.grid(samples[name], captions=captions), out)
-            print(out)
+    # A text encoder's features follow from the prompts, and are large.
+    kept = {name: value for name, value in conditions.items() if value.ndim < 3}
+    np.savez_compressed(out.with_suffix(".npz"), **samples, **kept)
+    drawn = [s.name for s in model.layout.noisy if s.modality == "image" and s.name in samples]
+    for name in drawn:
+        path = out if len(drawn) == 1 else out.with_stem(f"{out.stem}_{name}")
+        images.save_png(images.grid(samples[name], captions=captions), path)
+        print(path)
     print(out.with_suffix(".npz"))
-    results = {"png": str(out), "npz": str(out.with_suffix(".npz")), "captions": captions}
-    results |= {"sampler": dataclasses.asdict(sampler), "guidance_scale": config.guidance_scale}
-    cli.write_json(args.json, {**results, "seed": args.seed, "count": config.count})
+    if not drawn:
+        print(
+            "these are latents; to see pictures, name the autoencoder that they are of with "
+            "--autoencoder=FILE, or decode the npz with "
+            f"uvit_jax.models.autoencoder.decode_in_batches(…, scale={config.latent_scale})"
+        )
+    results = {"png": str(out) if drawn else None, "npz": str(out.with_suffix(".npz"))}
+    results |= {"captions": captions, "seed": args.seed, "count": config.count}
+    results |= drawing.how(config)
+    cli.write_json(args.json, results)
     return 0
 
 

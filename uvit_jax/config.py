@@ -78,6 +78,24 @@ def to_dict(config: Any) -> Any:
     return config
 
 
+def replaced(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config's nested dicts with the values at some dotted keys replaced.
+
+    Raises:
+      UvitError: if a key goes through what is no group of keys.
+    """
+    config = plain(config)
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        target = config
+        for depth, group in enumerate(groups):
+            target = target.setdefault(group, {})
+            if not isinstance(target, dict):
+                raise UvitError(f"config.{'.'.join(groups[: depth + 1])} is no group of keys")
+        target[last] = value
+    return config
+
+
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):

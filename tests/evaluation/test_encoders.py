@@ -7,14 +7,17 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.evaluation.frozen import pictures
 from tests.running import ROOT, environment
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation import layers
+from uvit_jax.evaluation import encoders, layers
 from uvit_jax.evaluation.encoders import ENCODERS, encoder
 from uvit_jax.evaluation.frechet import Moments
 from uvit_jax.evaluation.report import Features, figures
+from uvit_jax.interop import clip as interop_clip
+from uvit_jax.models.clip import Clip, VisionConfig, prepare
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,23 @@ def test_a_mesh_changes_nothing(pixels):
     )
     expected = pixels.features(pictures(6, 20))["pool"]  # 6 pictures do not divide by 4
     np.testing.assert_allclose(json.loads(found.stdout), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_clips_features_are_its_embeddings_of_prepared_pictures(tmp_path):
+    config = VisionConfig(
+        width=16, depth=2, num_heads=1, mlp_width=24, projection=8, image_size=14, patch_size=7
+    )
+    family, tower = encoders._clip("clip_tiny", config), Clip(config)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: rng.normal(size=a.shape) / 4, tower.abstract_params)
+    safetensors.numpy.save_file(interop_clip.export(tower, params), tmp_path / "model.safetensors")
+    encode = encoders.Encoder("clip_tiny", family, tmp_path / "model.safetensors", None)
+    images = rng.integers(0, 256, (3, 20, 17, 3), np.uint8)
+    seen = prepare(images.astype(np.float32), 14)
+    wanted = tower.apply(jax.tree.map(np.float32, params), seen)["embeds"]
+    assert np.allclose(encode.features(images)["pool"], wanted, rtol=1e-4, atol=1e-4)
+    assert encode.size == 8 and encode.version.startswith("clip_tiny-14bicubic-")
+    with pytest.raises(UvitError, match="is a CLIP of another size than clip_vit_b32"):
+        encoder("clip_vit_b32", tmp_path / "model.safetensors")
+    with pytest.raises(UvitError, match="clip_vit_l14 needs its weights"):
+        encoder("clip_vit_l14")

@@ -1,14 +1,12 @@
 """Where pictures and conditions come from: every one once, and distributed as the data."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import uvit_jax
-from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.conditions import conditions_like
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.samplers import SamplerConfig
@@ -27,55 +25,12 @@ def model(channels=3, **options):
     return uvit_jax.build(preset("S", (8, 8, channels), **sizes))
 
 
-class Data:
-    """Ten records of two classes and two captions each; as another split, numbered in reverse."""
-
-    class_names = ("cat", "dog")
-
-    def __init__(self):
-        self.source = [{"label": int(i < 3), "captions": (f"a {i}", f"b {i}")} for i in range(10)]
-
-    def __len__(self):
-        return len(self.source)
-
-
 @pytest.fixture(scope="module")
 def mesh():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def test_labels_are_distributed_as_the_datas_and_mean_the_models_classes():
-    net, vocabulary = model(num_classes=3), Vocabulary(("bird", "dog", "cat"))
-    found = pictures.conditions_like(net, Data(), vocabulary, 40, seed=1)
-    assert np.bincount(found["label"], minlength=3).tolist() == [0, 12, 28]
-    other = pictures.conditions_like(net, Data(), vocabulary, 40, seed=2)
-    assert not np.array_equal(found["label"], other["label"])
-    # Fewer samples than records: a random choice among all of them.
-    few = [
-        pictures.conditions_like(net, Data(), vocabulary, 2, seed)["label"] for seed in range(40)
-    ]
-    assert {1, 2} <= set(np.ravel(few))
-    with pytest.raises(UvitError, match="without the class 'dog'"):
-        pictures.conditions_like(net, Data(), Vocabulary(("cat",)), 40, seed=1)
-
-
-def test_captions_are_the_datas_in_the_models_tokens():
-    tokenizer = Tokenizer(("a", "b", "5"))
-    text = types.SimpleNamespace(name="caption", modality="text", role="condition", shape=(6,))
-    noisy = types.SimpleNamespace(name="image", modality="image", role="noisy")
-    fake = types.SimpleNamespace(layout=types.SimpleNamespace(inputs=[text, noisy]))
-    found = pictures.conditions_like(fake, Data(), Vocabulary((), tokenizer), 20, seed=0)
-    texts = [tokenizer.decode(row) for row in found["caption"]]
-    assert found["caption"].shape == (20, 6)
-    assert sorted(t[2:] for t in texts) == sorted(2 * [str(i) for i in range(10)])
-    assert {t[0] for t in texts} == {"a", "b"}
-
-
-def test_conditions_that_data_do_not_have_are_named():
-    segment = types.SimpleNamespace(name="reference", modality="image", role="clean", shape=())
-    fake = types.SimpleNamespace(layout=types.SimpleNamespace(inputs=[segment]))
-    with pytest.raises(UvitError, match=r"segment 'reference'.*--images"):
-        pictures.conditions_like(fake, Data(), Vocabulary(), 4, seed=0)
+def test_a_model_of_latents_draws_no_pictures_by_itself():
     with pytest.raises(UvitError, match=r"no pictures.*image \(8, 8, 4\).*latents"):
         pictures.picture_segment(model(channels=4))
     assert pictures.picture_segment(model()) == "image"
@@ -84,7 +39,7 @@ def test_conditions_that_data_do_not_have_are_named():
 def test_an_unconditional_model_draws_every_sample_once(mesh):
     net = model(num_classes=0)
     config = SampleConfig(sampler=SamplerConfig(name="ddim", steps=2), clip=1.0)
-    conditions = pictures.conditions_like(net, None, Vocabulary(), 10, seed=0)
+    conditions = conditions_like(net, None, Vocabulary(), 10, seed=0)
     params = net.init(jax.random.key(0))
 
     drawn = pictures.drawn(

@@ -1,5 +1,6 @@
 """`experiments.evaluate` on a run of seconds, with an encoder of nothing but pixels."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,9 @@ from PIL import Image
 
 import uvit_jax
 from experiments import evaluate, sample, train
+from tests.data import latent_folders
 from tests.running import ROOT, TINY, finish, start
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import read_statistics
 
@@ -130,6 +133,70 @@ def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
     told("is no workdir", f"--workdir={tmp_path}")
     told("did you mean '--guidance'", run, "--guidence=3")
     told("'dpn' is not known", run, "--sampler=dpn", "--count=4")
+
+
+def of_other_data(workdir, copy, classes, **data):
+    """A copy of the workdir as if it were of these classes and data."""
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("evaluation.jsonl"))
+    config = json.loads((copy / "config.json").read_text())
+    config["data"] = {"labels": "label", "flip": True, **data}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "vocabulary.json").write_text(Vocabulary(classes).to_json())
+    return f"--workdir={copy}"
+
+
+@pytest.fixture(scope="module")
+def cats_and_dogs(tmp_path_factory):
+    """A folder of two classes of pictures."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(10):
+        file = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+    return folder
+
+
+def test_imported_weights_know_numbers_and_need_no_data(workdir, cats_and_dogs, tmp_path):
+    gone, few = tmp_path / "gone", ("--encoder=pixels", "--count=4", "--steps=2")
+    run = of_other_data(workdir, tmp_path / "run", (), name="latents", path=str(gone))
+    base = (run, *few, f"--reference={cats_and_dogs}")
+    with pytest.raises(UvitError, match=r"there are no latents in .*--labels=uniform"):
+        measure(tmp_path, *base)
+    uniform = measure(tmp_path, *base, "--labels=uniform")
+    assert uniform["samples"]["conditions"] == "uniform labels"
+    assert uniform["samples"]["guidance_channels"] == 0
+    other = measure(tmp_path, *base, "--labels=uniform", "--guidance_channels=1")
+    assert other["samples"]["guidance_channels"] == 1
+    assert other["figures"] != uniform["figures"]
+    # The data's names mean nothing to it, but their numbers do. They bring no mirrored pictures.
+    latents = tmp_path / "latents"
+    latent_folders.write(latents, dataclasses.replace(latent_folders.INDEX, mirrored=False))
+    found = measure(tmp_path, *base, f"--data={latents}")
+    assert found["samples"]["conditions"] == str(latents)
+    assert found["figures"] != uniform["figures"]
+    with pytest.raises(UvitError, match=f"are latents .{latents}.*--reference"):
+        measure(tmp_path, run, *few, f"--data={latents}")
+
+
+def test_another_folder_is_reference_and_conditions(workdir, cats_and_dogs, tmp_path):
+    less = tmp_path / "less"
+    shutil.copytree(cats_and_dogs, less)
+    for file in less.glob("cat/*"):
+        file.unlink()
+    names = ("bird", "dog", "cat")
+    data = dict(name="folder", path=str(cats_and_dogs))
+    run = of_other_data(workdir, tmp_path / "run", names, **data)
+    base = (run, "--encoder=pixels", "--count=4", "--steps=2")
+    own, other = measure(tmp_path, *base), measure(tmp_path, *base, f"--data={less}")
+    for found, folder, count in ((own, cats_and_dogs, 10), (other, less, 5)):
+        assert found["samples"]["conditions"] == found["reference"]["source"] == str(folder)
+        assert found["reference"]["count"] == count
+    with pytest.raises(UvitError, match="has no splits; name another folder with --data"):
+        measure(tmp_path, *base, "--split=test")
+    with pytest.raises(UvitError, match=r"are no folder but 'emoji'.*--split"):
+        measure(tmp_path, f"--workdir={workdir}", f"--data={less}")
+    with pytest.raises(UvitError, match="of a run's data; name it with --workdir"):
+        measure(tmp_path, f"--images={less}", f"--reference={less}", f"--data={less}")
 
 
 def test_diverged_parameters_are_told(workdir, tmp_path, monkeypatch):

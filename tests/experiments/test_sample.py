@@ -10,6 +10,7 @@ import uvit_jax
 from experiments import sample, train
 from tests.running import ROOT, TINY
 from uvit_jax.errors import UvitError
+from uvit_jax.training.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def test_a_grid_and_its_arrays(workdir, tmp_path):
     assert grid.width > 3 * 96 and grid.mode == "RGB"
     told = json.loads(results.read_text())
     assert told["count"] == 5 and told["sampler"]["steps"] == 2 and len(told["captions"]) == 5
+    assert told["guidance_scale"] == 1 and told["guidance_channels"] == 0 and told["clip"] == 1
 
 
 def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
@@ -42,7 +44,7 @@ def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
     base = images()
     assert np.array_equal(base, images())
     changes = ("--seed=1", "--guidance=3", "--steps=5", "--step=5", "--raw", "--label=cat-face")
-    for change in changes:
+    for change in (*changes, "--guidance_channels=1"):
         assert not np.array_equal(base, images(change)), change
     # A label by name and by its number are one thing.
     vocabulary = json.loads((workdir / "vocabulary.json").read_text())
@@ -73,6 +75,14 @@ def test_earlier_samples_are_never_overwritten(workdir):
         sample.main([f"--workdir={workdir}", "--count=1", "--steps=1", "--seed=9"])
     names = sorted(p.name for p in (workdir / "samples").glob("sample_seed9*.png"))
     assert names == ["sample_seed9.png", "sample_seed9_2.png", "sample_seed9_3.png"]
+
+
+def test_a_workdir_at_home_is_found(workdir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    arrays, _ = draw(f"~/{workdir.name}", tmp_path, "--count=1", "--steps=1")
+    assert arrays["image"].shape == (1, 16, 16, 3)
+    assert Workdir("~/run").path == workdir
+    assert uvit_jax.load("~/run")[0].num_params == uvit_jax.load(workdir)[0].num_params
 
 
 def test_load_gives_the_average_or_the_raw_parameters(workdir):

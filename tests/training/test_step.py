@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import uvit_jax
 from experiments.cli import read_config
 from tests.running import ROOT, TINY
+from uvit_jax.errors import UvitError
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.training.config import parse_run
 from uvit_jax.training.state import init_state, make_optimizer
@@ -42,6 +44,21 @@ def test_microbatches_give_the_whole_batchs_step():
     close(metrics, metrics_in_parts, rtol=1e-5)
     # Adam divides by the gradient's size, which enlarges rounding where the gradient is tiny.
     close(one.params, other.params, atol=1e-5)
+
+
+def test_a_learned_range_is_trained_with_the_bound():
+    learned = {
+        "model.segments.image.learned_range": True,
+        "diffusion.schedule.name": "ddpm_linear",
+    }
+    *_, state, batch, whole = setup(**learned)
+    *_, parts = setup(**learned, **{"train.accumulate": 4})
+    _, metrics = whole(state, batch)
+    assert jnp.allclose(metrics["loss"], metrics["mse/image"] + metrics["vb/image"])
+    assert metrics["vb/image"] > 0
+    close(metrics, parts(state, batch)[1], rtol=1e-4)
+    with pytest.raises(UvitError, match=r"learned_range=True .* not 'vp_linear'"):
+        setup(**{"model.segments.image.learned_range": True})
 
 
 def test_the_step_is_a_function_of_state_and_batch_alone():

@@ -22,6 +22,9 @@ from jax.sharding import PartitionSpec as P
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.evaluation import efficientnet, inception, layers, weights
+from uvit_jax.interop import clip as interop_clip
+from uvit_jax.models.clip import Clip, VisionConfig
+from uvit_jax.models.clip import prepare as prepare_clip
 from uvit_jax.models.model import Params
 from uvit_jax.parallel.mesh import batch_shards
 from uvit_jax.parallel.sharding import BATCH
@@ -117,8 +120,8 @@ def encoder(
 
     Args:
       name: one of `ENCODERS`: "inception" (as pytorch-fid feeds it), "inception_tf" (as the
-        original graph), "efficientnet_lite0", "pixels".
-      weights: the file of its weights. Inception needs one; the others bring theirs.
+        original graph), "efficientnet_lite0", "clip_vit_b32", "clip_vit_l14", "pixels".
+      weights: the file of its weights. Inception and CLIP need one; the others bring theirs.
       mesh: batches are spread over its batch axes.
 
     Raises:
@@ -156,6 +159,54 @@ def _load_efficientnet(path: Path | None) -> tuple[Params, str]:
     path = path or efficientnet.packaged_weights()
     params = weights.read(path, efficientnet.entries(), efficientnet.abstract_params())
     return params, weights.sha256(path)
+
+
+# The towers of OpenAI's ViT-B/32 and ViT-L/14, whose embeddings are the features.
+_CLIPS = {
+    "clip_vit_b32": VisionConfig(
+        width=768,
+        depth=12,
+        num_heads=12,
+        mlp_width=3072,
+        projection=512,
+        image_size=224,
+        patch_size=32,
+    ),
+    "clip_vit_l14": VisionConfig(
+        width=1024,
+        depth=24,
+        num_heads=16,
+        mlp_width=4096,
+        projection=768,
+        image_size=224,
+        patch_size=14,
+    ),
+}
+
+
+def _clip(name: str, config: VisionConfig) -> Family:
+    def load(path: Path | None) -> tuple[Params, str]:
+        if path is None:
+            raise UvitError(
+                f"the encoder {name} needs its weights, which are not part of this package: give "
+                "the folder of the CLIP, or its model.safetensors, with weights="
+            )
+        tower, params = interop_clip.load_vision(path)
+        if tower.config != config:
+            raise UvitError(f"{path} is a CLIP of another size than {name}: {tower.config}")
+        return params, weights.sha256(interop_clip.resolve(path, "vision")[0])
+
+    def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
+        return {"pool": Clip(config).apply(params, x_BHWC)["embeds"]}
+
+    return Family(
+        title=f"CLIP ({name.removeprefix('clip_')})",
+        size=config.projection,
+        load=load,
+        prepare=partial(prepare_clip, size=config.image_size),
+        apply=apply,
+        preparation=f"{config.image_size}bicubic",
+    )
 
 
 _PIXELS_SIDE, _PIXELS_SIZE = 8, 64
@@ -210,6 +261,7 @@ ENCODERS: dict[str, Family] = {
         apply=efficientnet.apply,
         preparation="224antialias",
     ),
+    **{name: _clip(name, config) for name, config in _CLIPS.items()},
     # Sees colours and coarse shapes only. For trying things out, and for tests.
     "pixels": Family(
         title="Pixels (random projection)",

@@ -4,17 +4,18 @@ Each is a `Pictures`: a count and batches of one shape, spread over the mesh whe
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uvit_jax.data import pipeline
 from uvit_jax.data.config import DataConfig
-from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.decoding import Decoder, is_latent
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.encoders import spread
@@ -48,101 +49,64 @@ def drawn(
     seed: int,
     mesh: Mesh,
     name: str,
+    nulls: Mapping[str, np.ndarray] | None = None,
+    decoder: Decoder | None = None,
 ) -> Pictures:
-    """Samples of a model, which never leave the devices.
+    """Samples of a model, decoded if they are latents, which never leave the devices.
 
     The same seed and batch size give the same samples on any mesh.
 
     Args:
-      conditions: by segment, leaves (N, ...), for N samples (see `conditions_like`).
+      conditions: by segment, leaves (N, ...), for N samples (see `conditions.conditions_like`).
+      nulls: of segments whose layout does not know them (see `conditions.nulls_of`).
 
     Raises:
       UvitError: if the model's samples are no pictures, or the mesh does not divide the batch.
     """
-    segment = picture_segment(model)
+    segment = picture_segment(model, decoder)
     count = len(next(iter(conditions.values())))
     batch_size = min(batch_size, -(-count // batch_shards(mesh)) * batch_shards(mesh))
     check_batch_size(mesh, batch_size)
-    sampler = make_sampler(model, diffusion, config)
+    sampler = make_sampler(model, diffusion, config, nulls)
     draw = jax.jit(
         lambda params, key, batch: sampler(params, key, batch)[segment],
         out_shardings=NamedSharding(mesh, BATCH),
     )
+    if decoder is not None:
+        decode = jax.jit(
+            functools.partial(decoder.traced, shards=batch_shards(mesh)),
+            out_shardings=NamedSharding(mesh, BATCH),
+        )
 
     def batches() -> Iterator[jax.Array]:
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, shardings(params, mesh))
+            if decoder is not None:
+                whole = jax.device_put(decoder.params, NamedSharding(mesh, PartitionSpec()))
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size) % count
             batch = {k: spread(value[rows], mesh) for k, value in conditions.items()}
             key = jax.random.fold_in(jax.random.key(seed), start)
             with jax.set_mesh(mesh):
                 samples = draw(placed, key, batch)
+                if decoder is not None:
+                    samples = decode(whole, samples)
             yield samples
 
     return Pictures(count, batches, name)
 
 
-def picture_segment(model: Model) -> str:
-    """The name of the noisy segment that is pictures; UvitError if there is none."""
+def picture_segment(model: Model, decoder: Decoder | None = None) -> str:
+    """The name of the noisy segment that is, or is decoded to, pictures; UvitError if none is."""
     noisy = [s for s in model.layout.noisy if s.modality == "image"]
     for segment in noisy:
-        if segment.shape[-1] in (1, 3):
+        if decoder is not None or not is_latent(segment):
             return segment.name
     shapes = ", ".join(f"{s.name} {s.shape}" for s in noisy) or "none"
     raise UvitError(
-        f"the model draws no pictures with 1 or 3 channels (image segments: {shapes}). Decode its "
-        "latents with their autoencoder and give the pictures with --images"
+        f"the model draws no pictures with 1 or 3 channels (image segments: {shapes}); name the "
+        "autoencoder of its latents with --autoencoder=FILE"
     )
-
-
-def conditions_like(
-    model: Model, dataset: pipeline.Dataset | None, vocabulary: Vocabulary, count: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Conditions for `count` samples, distributed as a data set's.
-
-    They are the conditions of its records in a random order, every record once before any comes
-    twice; of several captions, a random one.
-
-    Args:
-      dataset: of the run, or another split of it; None if the model has no conditions.
-      vocabulary: of the run, which says what the model's labels and tokens mean.
-
-    Returns:
-      By segment, leaves (count, ...); `count` zeros (count,) for a model without conditions.
-
-    Raises:
-      UvitError: if a segment is neither a label nor a text, or a class is unknown to the model.
-    """
-    found: dict[str, np.ndarray] = {"count": np.zeros((count,), np.int32)}
-    conditional = [s for s in model.layout.inputs if s.role != "noisy"]
-    for segment in conditional:
-        if segment.modality not in ("label", "text"):
-            raise UvitError(
-                f"segment {segment.name!r} ({segment.modality}) cannot be drawn from the data; "
-                "sample from Python and give the pictures with --images"
-            )
-    if not conditional:
-        return found
-    rng = np.random.default_rng(seed)
-    rounds = -(-count // len(dataset))
-    order = np.concatenate([rng.permutation(len(dataset)) for _ in range(rounds)])[:count]
-    labels, texts = [], []
-    wanted = {s.modality: s for s in conditional}
-    for index in order.tolist():
-        record = dataset.source[index]
-        if "label" in wanted:
-            labels.append(_label(int(record["label"]), dataset, vocabulary))
-        if "text" in wanted:
-            captions = record.get("captions") or ("",)
-            caption = captions[rng.integers(len(captions))]
-            length = wanted["text"].shape[0]
-            texts.append(vocabulary.tokenizer.encode(caption, length, truncate=True))
-    if labels:
-        found[wanted["label"].name] = np.asarray(labels, np.int32)
-    if texts:
-        found[wanted["text"].name] = np.stack(texts)
-    return found
 
 
 def of_dataset(dataset: pipeline.Dataset, batch_size: int, mesh: Mesh, name: str) -> Pictures:
@@ -219,14 +183,6 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
             f"--batch_size={batch_size} must be a positive multiple of the {parts} device(s) that "
             f"a batch is spread over, such as {max(1, batch_size // parts) * parts}"
         )
-
-
-def _label(label: int, dataset: pipeline.Dataset, vocabulary: Vocabulary) -> int:
-    """The model's number of a data set's class: another split may number them otherwise."""
-    name = dataset.class_names[label]
-    if name not in vocabulary.classes:
-        raise UvitError(f"the model was trained without the class {name!r} of these data")
-    return vocabulary.classes.index(name)
 
 
 def _check_count(wanted: int | None, there: int, path: Path) -> None:

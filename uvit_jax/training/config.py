@@ -6,7 +6,9 @@ from typing import Any
 
 from uvit_jax.config import parse, plain
 from uvit_jax.data.pipeline import DataConfig
+from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import make
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.config import ModelConfig, parse_model
 from uvit_jax.parallel.mesh import MeshConfig
@@ -140,12 +142,15 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
         if layout.by_name[name].role == "noisy":
             raise UvitError(f"config.train.drop.{name}: a noisy segment cannot be dropped")
-        layout.null(name, 1)
+        if layout.by_name[name].modality != "features":  # whose null the data bring
+            layout.null(name, 1)
     shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
     if run.diffusion.times_of and dict(run.diffusion.times_of) != shared:
         raise UvitError(
             "config.diffusion.times_of follows from the model; set a segment's `time` instead"
         )
+    if any(s.learned_range for s in layout.noisy):
+        bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     diffusion = dataclasses.replace(run.diffusion, times_of=shared)
     return dataclasses.replace(run, diffusion=diffusion)
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from uvit_jax import images
+from uvit_jax.conditions import nulls_of
 from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
@@ -25,9 +25,9 @@ from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import check_batch, check_processes, make_mesh
 from uvit_jax.parallel.sharding import BATCH
-from uvit_jax.sampling import conditions_for, make_sampler
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.config import RunConfig
+from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
 from uvit_jax.training.step import make_step
@@ -79,9 +79,9 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
     model = build(run.model)
     dataset = pipeline.dataset(run.data)
     check_data(model, dataset)
-    vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer)
+    vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
     # Prompts and labels that cannot be drawn are better known now than at the first grid.
-    draw = _Sampler(model, run, vocabulary, mesh, folder)
+    draw = Sampler(model, run, dataset, vocabulary, mesh, folder)
     main = jax.process_index() == 0
     if main:
         folder.create(raw, vocabulary)
@@ -105,7 +105,7 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 start,
             )
         step_function = jax.jit(
-            make_step(model, run, optimizer, learning_rate),
+            make_step(model, run, optimizer, learning_rate, nulls_of(model.layout, vocabulary)),
             in_shardings=(where, NamedSharding(mesh, BATCH)),
             out_shardings=(where, None),
             donate_argnums=0,
@@ -154,6 +154,14 @@ def check_data(model: Model, dataset: pipeline.Dataset) -> None:
                     f"{where} has num_classes={segment.num_classes}, "
                     f"the data have {dataset.num_classes} classes"
                 )
+        if segment.modality == "features" and segment.role != "noisy":
+            if dataset.features is None:
+                raise UvitError(f"{where}: the data have no features; set config.data.features")
+            if dataset.features.null.shape != segment.shape:
+                raise UvitError(
+                    f"{where} has shape={segment.shape}, the data's text encoder makes "
+                    f"{dataset.features.null.shape}; make them equal"
+                )
         if segment.modality == "text":
             if dataset.tokenizer is None:
                 raise UvitError(f"{where}: the data have no text; set config.data.text=True")
@@ -176,7 +184,7 @@ def _loop(
     batches: "_Batches",
     checkpointer: Checkpointer,
     writer: MetricsWriter | None,
-    draw: "_Sampler",
+    draw: Sampler,
     stop: StopSignal,
 ) -> tuple[TrainState, float, bool]:
     """Runs the steps. A step's numbers are looked at only once the next one is under way, so that
@@ -259,35 +267,3 @@ class _Batches:
             for name in self._names
         }
         return batch, np.asarray(local["index"]).tolist()
-
-
-class _Sampler:
-    """Draws the run's grid of samples into `samples/`, with the same noise every time."""
-
-    def __init__(
-        self, model: Model, run: RunConfig, vocabulary: Vocabulary, mesh: Mesh, folder: Workdir
-    ):
-        self._run, self._mesh, self._folder = run, mesh, folder
-        self._conditions, self._captions = conditions_for(model, vocabulary, run.sample)
-        self._names = [s.name for s in model.layout.noisy if s.modality == "image"]
-        self._draw = jax.jit(
-            make_sampler(model, run.diffusion, run.sample),
-            out_shardings=NamedSharding(mesh, jax.sharding.PartitionSpec()),
-        )
-        self.last, self.last_step = None, -1
-
-    def __call__(self, params: Any, step: int) -> None:
-        key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
-        samples = jax.device_get(self._draw(params, key, self._conditions))
-        self.last_step = step
-        if jax.process_index() != 0:
-            return
-        for name in self._names:
-            pictures = samples[name]
-            if pictures.shape[-1] not in (1, 3):
-                np.save(self._folder.samples / f"{step:08d}_{name}.npy", pictures)
-                continue
-            sheet = images.grid(pictures, captions=self._captions)
-            suffix = "" if len(self._names) == 1 else f"_{name}"
-            self.last = self._folder.samples / f"{step:08d}{suffix}.png"
-            images.save_png(sheet, self.last)

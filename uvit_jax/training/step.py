@@ -7,12 +7,14 @@ state.step)`: neither sharding nor gradient accumulation nor a restart changes t
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from uvit_jax.conditions import null
 from uvit_jax.diffusion import objective
 from uvit_jax.models.model import Model
 from uvit_jax.training.config import RunConfig
@@ -27,14 +29,18 @@ def make_step(
     config: RunConfig,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
+    nulls: Mapping[str, np.ndarray] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step for a model, to be jitted. A batch holds every input of the model by name.
+
+    `nulls` are those that the layout cannot know (see `conditions.nulls_of`).
 
     The metrics are float32 scalars: loss, the gradient's norm, the learning rate, and each noisy
     segment's part of the loss.
     """
     layout = model.layout
     noisy = [s.name for s in layout.noisy]
+    learned = [s.name for s in layout.noisy if s.learned_range]
     accumulate = config.train.accumulate
 
     def drop(key: jax.Array, batch: Batch) -> Batch:
@@ -43,7 +49,7 @@ def make_step(
             value = conditions[name]
             dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])
             dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
-            conditions[name] = jnp.where(dropped, layout.null(name, value.shape[0]), value)
+            conditions[name] = jnp.where(dropped, null(layout, name, 1, nulls), value)
         return conditions
 
     def loss(params, conditions: Batch, corrupted: objective.Corrupted):
@@ -72,7 +78,7 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         corrupted = objective.corrupt(
-            noise_key, {name: batch[name] for name in noisy}, config.diffusion
+            noise_key, {name: batch[name] for name in noisy}, config.diffusion, learned
         )
         (value, metrics), grads = mean_gradient(state.params, drop(drop_key, batch), corrupted)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

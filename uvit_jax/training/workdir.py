@@ -19,7 +19,7 @@ class Workdir:
     """The files of a run at `path`."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = self.path / "config.json"
         self.vocabulary = self.path / "vocabulary.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -91,7 +91,9 @@ class Workdir:
             raise UvitError(f"another process is training in {self.path}") from None
         text = vocabulary.to_json()
         resumed = self.config.exists() and self.vocabulary.exists()
-        if resumed and self.vocabulary.read_text() != text:
+        # Weights that were imported without their data know no names yet.
+        known = (text, Vocabulary().to_json())
+        if resumed and self.vocabulary.read_text() not in known:
             raise UvitError(
                 f"the data's classes or texts are not those that the run in {self.path} began "
                 "with; give another --workdir"

@@ -1,0 +1,188 @@
+"""How a trained run draws, for `experiments.sample` and `experiments.evaluate`.
+
+add_flags(parser)
+config = sample_config(run.sample, args, count=16)     # a run's own, but for the flags
+samples, told = Run(args).samples(mesh)                # of the data's conditions, to be measured
+"""
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uvit_jax.sampling import SampleConfig
+
+FLAGS = {
+    "guidance": "guidance_scale",
+    "guidance_channels": "guidance_channels",
+    "autoencoder": "autoencoder",
+}
+"""Flags by the fields of a `SampleConfig` that they replace."""
+
+
+def add_flags(parser: Any) -> None:
+    """Adds them to a parser or to a group of one; None is what was not given."""
+    parser.add_argument("--batch_size", type=int, default=64, help="at once; default 64")
+    parser.add_argument("--sampler", help="ddpm, ddim, dpm_solver, dpm_solver_pp, heun, …")
+    parser.add_argument("--steps", type=int, help="of the sampler")
+    parser.add_argument("--guidance", type=float, help="s in cond + s (cond - uncond)")
+    parser.add_argument("--guidance_channels", type=int, help="so many are guided; 0 for all")
+    parser.add_argument(
+        "--autoencoder", metavar="FILE", help="for a model of latents, what decodes them"
+    )
+
+
+def sample_config(sample: "SampleConfig", args: argparse.Namespace, **changes) -> "SampleConfig":
+    """A run's `SampleConfig` with what the flags say, and with `changes` of other fields.
+
+    Raises:
+      UvitError: if a value is impossible.
+    """
+    sampler = sample.sampler
+    if args.sampler and args.sampler != sampler.name:
+        # The old sampler's other settings may mean nothing to the new one.
+        sampler = type(sampler)(name=args.sampler, steps=sampler.steps)
+    if args.steps is not None:
+        sampler = dataclasses.replace(sampler, steps=args.steps)
+    given = {field: getattr(args, flag) for flag, field in FLAGS.items()}
+    given = {field: value for field, value in given.items() if value is not None}
+    return dataclasses.replace(sample, sampler=sampler, **given, **changes)
+
+
+def how(sample: "SampleConfig") -> dict[str, Any]:
+    """What results tell of how their samples were drawn, as plain JSON."""
+    return {
+        "sampler": dataclasses.asdict(sample.sampler),
+        "guidance_scale": sample.guidance_scale,
+        "guidance_interval": list(sample.guidance_interval),
+        "guidance_channels": sample.guidance_channels,
+        "clip": sample.clip,
+    }
+
+
+class Run:
+    """The run of `args.workdir` as `experiments.evaluate` measures it: its data and its samples."""
+
+    def __init__(self, args: argparse.Namespace):
+        from uvit_jax.training.config import parse_run
+        from uvit_jax.training.workdir import Workdir
+
+        self.args = args
+        self.folder = Workdir(args.workdir)
+        self.config = parse_run(self.folder.read_config())
+        self.data = self._data_config()
+        self._dataset = None
+
+    def _data_config(self) -> Any:
+        """The run's data, but of the folder or split asked for, and as they are."""
+        from uvit_jax.errors import UvitError
+
+        args, data = self.args, self.config.data
+        if args.data and not data.path:
+            raise UvitError(
+                f"--data names another folder, and the run's data are no folder but {data.name!r}; "
+                "name a part of them with --split"
+            )
+        if args.split and data.path:
+            raise UvitError(
+                f"the run's data are the folder {data.path}, which has no splits; name another "
+                "folder with --data"
+            )
+        changes = {"path": args.data or data.path, "split": args.split or data.split}
+        return dataclasses.replace(data, flip=False, **changes)
+
+    @property
+    def data_name(self) -> str:
+        """Its data set and folder or split, for people."""
+        return f"{self.data.name}/{self.data.split}" if not self.data.path else self.data.path
+
+    def dataset(self) -> Any:
+        """The data, opened once."""
+        from uvit_jax.data import pipeline
+
+        if self._dataset is None:
+            self._dataset = pipeline.dataset(self.data)
+        return self._dataset
+
+    def conditions(self, model: Any, count: int) -> tuple[dict[str, Any], Any, str | None]:
+        """(what the samples are conditioned on, the vocabulary of that, its name for people)."""
+        from uvit_jax.conditions import conditions_like, uniform_labels, with_features
+        from uvit_jax.errors import UvitError
+
+        seed, vocabulary = self.args.seed, self.folder.read_vocabulary()
+        if self.args.labels == "uniform":
+            return uniform_labels(model, vocabulary, count, seed), vocabulary, "uniform labels"
+        modalities = {s.modality for s in model.layout.inputs if s.role != "noisy"}
+        if not modalities:
+            return conditions_like(model, None, vocabulary, count, seed), vocabulary, None
+        try:
+            data = self.dataset()
+        except UvitError as problem:
+            if modalities == {"label"}:
+                raise UvitError(
+                    f"{problem}; or do without the data's labels with --labels=uniform"
+                ) from None
+            raise
+        if data.features is not None:
+            vocabulary = with_features(vocabulary, data.features)
+        return (
+            conditions_like(model, data, vocabulary, count, seed),
+            vocabulary,
+            self.data_name,
+        )
+
+    def samples(self, mesh: Any) -> tuple[Any, dict[str, Any]]:
+        """The samples to come, and all that they depend on."""
+        from uvit_jax import decoding
+        from uvit_jax.conditions import nulls_of
+        from uvit_jax.evaluation import pictures, report
+
+        args, count = self.args, self.args.count or 10_000
+        step, model, params = self._load()
+        sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
+        decoder = decoding.decoder(model.layout, sample)
+        pictures.picture_segment(model, decoder)
+        conditions, vocabulary, source = self.conditions(model, count)
+        told = {
+            "source": str(self.folder.path),
+            "step": step,
+            "ema": not args.raw,
+            "params_sha256": report.params_sha256(params),
+            "conditions": source,
+            **how(sample),
+            "autoencoder_sha256": decoder and report.params_sha256(decoder.params),
+            "latent_scale": decoder and decoder.scale,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+        }
+        drawn = pictures.drawn(
+            model,
+            params,
+            self.config.diffusion,
+            sample,
+            conditions,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            mesh=mesh,
+            name=f"{self.folder.path} at step {step}",
+            nulls=nulls_of(model.layout, vocabulary),
+            decoder=decoder,
+        )
+        return drawn, told
+
+    def _load(self) -> tuple[int, Any, Any]:
+        """(step, model, parameters) of the checkpoint asked for, or of the newest whole one."""
+        from uvit_jax import load
+        from uvit_jax.errors import UvitError
+
+        names = [p.name for p in (self.folder.path / "checkpoints").glob("*")]
+        steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        if self.args.step is not None:
+            steps = [self.args.step]
+        for step in steps:
+            try:
+                return step, *load(self.folder.path, step=step, ema=not self.args.raw)
+            except UvitError:
+                if step == steps[-1]:
+                    raise
+        raise UvitError(f"{self.folder.path / 'checkpoints'} holds no checkpoint yet")

@@ -1,0 +1,87 @@
+"""From models to samples: learned ranges and guided channels, whatever the sampler."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uvit_jax
+from uvit_jax.config import parse
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig
+from uvit_jax.errors import UvitError
+from uvit_jax.models import dit
+from uvit_jax.sampling import SampleConfig, make_sampler
+
+C, P, D = 3, 4, 16
+LABELS = {"label": jnp.array([0, 3])}
+
+
+def network(**options):
+    options = dict(patch_size=P, num_classes=5, width=D, depth=1, num_heads=2) | options
+    model = uvit_jax.build(dit.preset("S", (8, 8, C), **options))
+    # DiT starts at zero, where nothing depends on anything.
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    params = model.init(jax.random.key(1))
+    return model, jax.tree.map(lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape), params)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return network()
+
+
+def with_head(params, change):
+    """The parameters with `change` applied to the head's, seen as (..., P, P, 2C)."""
+    head = params["heads"]["segments"]["image"]["proj"]
+    head = {k: change(a.reshape(*a.shape[:-1], P, P, 2 * C)) for k, a in head.items()}
+    head = {k: a.reshape(*a.shape[:-3], -1) for k, a in head.items()}
+    return params | {"heads": {"segments": {"image": {"proj": head}}}}
+
+
+def draw(model, params, **sample):
+    diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="ddpm_linear"))
+    function = make_sampler(model, diffusion, parse(SampleConfig, sample))
+    return np.asarray(jax.jit(function)(params, jax.random.key(2), LABELS)["image"])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "heun", "dpm_solver"])
+def test_samplers_that_need_no_variance_drop_it(sampler, learned):
+    """They draw what the same network draws without the second half of its output."""
+    model, params = learned
+    half, _ = network(learned_range=False)
+    config = dict(sampler=dict(name=sampler, steps=2), guidance_scale=1.0, guidance_channels=2)
+    ours = draw(model, params, **config)
+    expected = draw(half, with_head(params, lambda a: a[..., :C]), **config)
+    assert ours.shape == (2, 8, 8, C)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_only_the_first_channels_are_guided(learned):
+    """With one evaluation of the network a sample's channels are as guided as its prediction's."""
+    one = dict(sampler=dict(name="ddim", steps=1))
+    plain, whole = draw(*learned, **one), draw(*learned, **one, guidance_scale=2.0)
+    part = draw(*learned, **one, guidance_scale=2.0, guidance_channels=2)
+    size = np.abs(whole).max()
+    np.testing.assert_allclose(part[..., :2], whole[..., :2], atol=1e-4 * size)
+    np.testing.assert_allclose(part[..., 2:], plain[..., 2:], atol=1e-4 * size)
+    assert (np.abs(whole - plain).max((0, 1, 2)) > 1e-2 * size).all()
+
+
+def test_learned_variances_are_never_guided(learned):
+    """Where label and guidance move only the variances, guidance moves nothing."""
+    model, params = learned
+    blind = with_head(params, lambda a: a.at[..., :C].set(0))
+    ddpm = dict(name="ddpm", steps=3, variance="learned")
+    plain, guided = (draw(model, blind, sampler=ddpm, guidance_scale=s) for s in (0.0, 5.0))
+    np.testing.assert_allclose(guided, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
+    small = draw(model, blind, sampler=ddpm | dict(variance="small"))
+    assert np.abs(small - plain).max() > 1e-2 * np.abs(plain).max()
+
+
+def test_misuse_is_told():
+    model, _ = network(learned_range=False)
+    with pytest.raises(UvitError, match="'image' has no learned_range; use 'small'"):
+        draw(model, {}, sampler=dict(name="ddpm", variance="learned"))
+    with pytest.raises(UvitError, match="guidance_channels must be at least 0"):
+        parse(SampleConfig, {"guidance_channels": -1})

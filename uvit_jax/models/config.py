@@ -37,8 +37,8 @@ class BackboneConfig:
       qkv_bias: whether queries, keys and values have a bias.
       qk_norm: how each head's queries and keys are normalised before they meet (and before rotary
         positions), so that logits cannot grow without bound in long runs at half precision: `rms`,
-        RMSNorm (Stable Diffusion 3, Flux); `layer`, LayerNorm without bias (ViT-22B); `none`. Either
-        has a learned scale of the head size, shared by the heads.
+        RMSNorm (Stable Diffusion 3, Flux); `layer`, LayerNorm without bias (ViT-22B); `none`. Both
+        have a learned scale of the head size, shared by the heads.
       init: of the blocks' matrices: `normal` with standard deviation 0.02 (U-ViT), or `xavier`
         uniform, which is larger for narrow models (DiT).
       modulation: `none`, `adaln` (shift and scale) or `adaln_zero` (and gates, all starting at 0)

@@ -49,7 +49,10 @@ class Workdir:
             return
         old = self.read_config()
         # What a run began without, because there was no such key yet, has its default.
-        filled = json.loads(json.dumps(to_dict(parse_run(old))))
+        try:
+            filled = json.loads(json.dumps(to_dict(parse_run(old))))
+        except UvitError:  # it is of no such run; the sentence below says in what
+            filled = old
         changed = changed_keys(filled, json.loads(json.dumps(config)))
         if (
             config["optimizer"]["schedule"] == "cosine"

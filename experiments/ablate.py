@@ -37,9 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from uvit_jax.ablation.run import run
 
-    if jax.config.jax_compilation_cache_dir is None:
-        # The seeds of a variant run the same programs.
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     plan = make_plan(config, groups=groups, seeds=args.seeds)
     results = run(plan, workdir)
     if results is None:

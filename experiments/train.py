@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     from uvit_jax.config import to_dict
+    from uvit_jax.training.clock import shares
     from uvit_jax.training.loop import train
 
     workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if summary.stopped:
             print(f"stopped at step {summary.step}, saved; the same command goes on from there")
         else:
-            print(f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s")
+            where = shares(summary.seconds_by_place)
+            print(
+                f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s ({where})"
+            )
             print(f"samples: {summary.samples}")
     return 143 if summary.stopped else 0
 

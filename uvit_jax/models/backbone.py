@@ -19,8 +19,11 @@ from uvit_jax.models.layers import Block, Modulation, layer_norm, modulate, rota
 from uvit_jax.parallel.sharding import constrain_tokens
 from uvit_jax.tokens.layout import Layout
 
+# What `dots` leaves out, products of activations with activations, are attention's logits, the
+# largest arrays of all. The names of `attention` are given in layers.py.
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("qkv", "attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -51,6 +54,7 @@ class Backbone(nnx.Module):
                 f"{head_size}"
             )
         self.layout = layout
+        self.dtype = dtype
 
         def stack(count: int, **kwargs) -> Block:
             make = nnx.vmap(lambda r: Block(config, cross=cross, dtype=dtype, rngs=r, **kwargs))
@@ -78,6 +82,8 @@ class Backbone(nnx.Module):
     ) -> jax.Array:
         context = dict(c_BD=c_BD, context_BMD=context_BMD, **self._between_tokens())
         x_BND = constrain_tokens(x_BND)
+        if self.config.residual == "float32":
+            x_BND = x_BND.astype(jnp.float32)
         if self.config.skip == "none":
             x_BND, _ = self._run(self.blocks, x_BND, context)
         else:
@@ -129,7 +135,7 @@ class Backbone(nnx.Module):
             params, skip_BND = layer
             x_BND = nnx.merge(graph, params)(x_BND, skip_BND=skip_BND, **context)
             x_BND = constrain_tokens(x_BND)
-            return x_BND, x_BND if keep else None
+            return x_BND, x_BND.astype(self.dtype) if keep else None
 
         body = self._remat(body)
         xs = (params_L, skips)

@@ -13,7 +13,9 @@ from uvit_jax.tokens.segment import Segment
 SKIPS = ("concat", "add", "linear_of_sum", "sum_of_linear", "none")
 MODULATIONS = ("none", "adaln", "adaln_zero")
 INITS = ("normal", "xavier")
-REMATS = ("none", "dots", "full")
+QK_NORMS = ("none", "rms", "layer")
+RESIDUALS = ("same", "float32")
+REMATS = ("none", "dots", "attention", "full")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -33,6 +35,10 @@ class BackboneConfig:
       norm_affine, norm_eps: of every LayerNorm.
       activation: `gelu` (exact) or `gelu_tanh`.
       qkv_bias: whether queries, keys and values have a bias.
+      qk_norm: how each head's queries and keys are normalised before they meet (and before rotary
+        positions), so that logits cannot grow without bound in long runs at half precision: `rms`,
+        RMSNorm (Stable Diffusion 3, Flux); `layer`, LayerNorm without bias (ViT-22B); `none`. Both
+        have a learned scale of the head size, shared by the heads.
       init: of the blocks' matrices: `normal` with standard deviation 0.02 (U-ViT), or `xavier`
         uniform, which is larger for narrow models (DiT).
       modulation: `none`, `adaln` (shift and scale) or `adaln_zero` (and gates, all starting at 0)
@@ -40,8 +46,15 @@ class BackboneConfig:
       attention: a name in `parallel.attention.IMPLEMENTATIONS`.
       scan: run the blocks with `jax.lax.scan`; False is a Python loop, for debugging.
       unroll: blocks a scan's iteration.
-      remat: what the backward pass recomputes: `none` keeps every activation, `dots` keeps the
-        results of matrix products, `full` keeps only the blocks' inputs.
+      remat: what the backward pass recomputes, from most memory to least: `none` keeps every
+        activation; `dots` keeps the results of products with parameters, 10 D a token and block
+        (11 D with a skip's), and recomputes norms, activations and attention's own products;
+        `attention` keeps queries, keys, values and what attention makes of them, 4 D, and
+        recomputes the rest, the MLP above all; `full` keeps only the blocks' inputs.
+      residual: dtype of the residual stream, to which every block adds: `same` as the model's
+        `dtype`, or `float32`, where bfloat16 blocks would otherwise round away small additions to a
+        large stream; norms then read float32 too, products stay as they are. Long skips are kept in
+        the model's dtype. It costs 2 bytes more for each element of what blocks hand on.
     """
 
     width: int
@@ -54,18 +67,22 @@ class BackboneConfig:
     norm_eps: float = 1e-5
     activation: str = "gelu"
     qkv_bias: bool = False
+    qk_norm: str = "none"
     init: str = "normal"
     modulation: str = "none"
     attention: str = "xla"
     scan: bool = True
     unroll: int = 1
     remat: str = "none"
+    residual: str = "same"
 
     def __post_init__(self):
         for key, known in (
             ("skip", SKIPS),
             ("modulation", MODULATIONS),
+            ("qk_norm", QK_NORMS),
             ("remat", REMATS),
+            ("residual", RESIDUALS),
             ("init", INITS),
             ("activation", ("gelu", "gelu_tanh")),
         ):
@@ -91,8 +108,11 @@ class ModelConfig:
     can drop a segment: `--config.model.sequence="('time', 'image')"`.
 
     Attributes:
-      dtype: of the computation, `float32` or `bfloat16`. Parameters are float32 always, and so are
-        softmaxes, the norms' statistics and the outputs.
+      dtype: of the computation, `float32` or `bfloat16`. Parameters, their gradients and averages
+        and the optimizer's second moment are float32 always, and so are attention's logits and
+        softmax, the norms' statistics, the outputs and the loss. With `bfloat16`, matrix products
+        (and convolutions) have operands and results in bfloat16 and are summed in float32, and
+        what blocks add up is bfloat16 as well unless `backbone.residual` says otherwise.
     """
 
     sequence: tuple[str, ...]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from uvit_jax.models.config import BackboneConfig
 from uvit_jax.parallel.attention import SPREAD, attention
@@ -23,6 +24,25 @@ ACTIVATIONS = {
 INITS = {"normal": normal, "xavier": nnx.initializers.xavier_uniform()}
 
 
+class QKNorm(nnx.Module):
+    """Queries and keys (B, N, H, K), normalised over the head size.
+
+    With scales of 1, no logit q·k / √K is larger than √K, however large the projections grow
+    (Dehghani et al. 2023, section 2; Esser et al. 2024, section 5.3.2).
+    """
+
+    def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
+        size = config.width // config.num_heads
+        options = dict(epsilon=1e-6, dtype=dtype, rngs=rngs)
+        if config.qk_norm == "rms":
+            self.q, self.k = (nnx.RMSNorm(size, **options) for _ in range(2))
+        else:
+            self.q, self.k = (nnx.LayerNorm(size, use_bias=False, **options) for _ in range(2))
+
+    def __call__(self, q_BNHK: jax.Array, k_BMHK: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.q(q_BNHK), self.k(k_BMHK)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention, (B, N, D) → (B, N, D). Heads are an axis of the parameters."""
 
@@ -32,6 +52,7 @@ class Attention(nnx.Module):
         self.implementation = config.attention
         self.qkv = nnx.LinearGeneral(D, (3, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
+        self.qk_norm = qk_norm(config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -39,11 +60,14 @@ class Attention(nnx.Module):
         mask_NN: jax.Array | None,
         angles_NR: jax.Array | None = None,
     ) -> jax.Array:
-        qkv_BN3HK = self.qkv(x_BND)
+        qkv_BN3HK = checkpoint_name(self.qkv(x_BND), "qkv")
         q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
         if angles_NR is not None:
             q, k = rotate(q, angles_NR), rotate(k, angles_NR)
-        return self.out(attention(q, k, v, mask_NM=mask_NN, implementation=self.implementation))
+        o_BNHK = attention(q, k, v, mask_NM=mask_NN, implementation=self.implementation)
+        return self.out(checkpoint_name(o_BNHK, "attention"))
 
 
 class CrossAttention(nnx.Module):
@@ -57,11 +81,16 @@ class CrossAttention(nnx.Module):
         self.q = nnx.LinearGeneral(D, (H, D // H), use_bias=config.qkv_bias, **options)
         self.kv = nnx.LinearGeneral(D, (2, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
+        self.qk_norm = qk_norm(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BND: jax.Array, context_BMD: jax.Array) -> jax.Array:
-        kv_BM2HK = self.kv(context_BMD)
+        q_BNHK = checkpoint_name(self.q(x_BND), "qkv")
+        kv_BM2HK = checkpoint_name(self.kv(context_BMD), "qkv")
         k, v = kv_BM2HK[:, :, 0], kv_BM2HK[:, :, 1]
-        return self.out(attention(self.q(x_BND), k, v, implementation=self.implementation))
+        if self.qk_norm is not None:
+            q_BNHK, k = self.qk_norm(q_BNHK, k)
+        o_BNHK = attention(q_BNHK, k, v, implementation=self.implementation)
+        return self.out(checkpoint_name(o_BNHK, "attention"))
 
 
 class MLP(nnx.Module):
@@ -96,9 +125,19 @@ class Modulation(nnx.Module):
         return jnp.split(self.linear(nnx.silu(c_BD))[:, None], self.count, axis=-1)
 
 
+def qk_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> QKNorm | None:
+    """The normalisation of queries and keys, if the backbone wants one."""
+    return None if config.qk_norm == "none" else QKNorm(config, dtype=dtype, rngs=rngs)
+
+
 def layer_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm as the backbone wants it; its statistics are float32 in any precision."""
+    """A LayerNorm as the backbone wants it; its statistics are float32 in any precision.
+
+    Flax rounds what a norm reads to the norm's dtype, so over a float32 stream it has to be float32
+    as well; the products that follow round what they read.
+    """
     affine = config.norm_affine
+    dtype = jnp.float32 if config.residual == "float32" else dtype
     return nnx.LayerNorm(
         config.width,
         epsilon=config.norm_eps,
@@ -152,6 +191,7 @@ class Block(nnx.Module):
         mask_NN: jax.Array | None = None,
         angles_NR: jax.Array | None = None,
     ) -> jax.Array:
+        stream = x_BND.dtype
         if self.merge_skip == "concat":
             x_BND = self.skip(jnp.concatenate([x_BND, skip_BND], axis=-1))
         elif self.merge_skip == "add":
@@ -160,6 +200,7 @@ class Block(nnx.Module):
             x_BND = self.skip(x_BND + skip_BND)
         elif self.merge_skip == "sum_of_linear":
             x_BND = x_BND + self.skip(skip_BND)
+        x_BND = x_BND.astype(stream)
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(c_BD)
         h_BND = self.attention(modulate(self.norm1(x_BND), shift1, scale1), mask_NN, angles_NR)
         x_BND = x_BND + (h_BND if gate1 is None else gate1 * h_BND)

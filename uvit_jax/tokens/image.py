@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -69,6 +70,10 @@ class Image(nnx.Module):
             )
             self.final_conv = segment.final_conv
             size = {"after": channels, "before": width, "none": 0}[self.final_conv]
+            if self.final_conv == "after":
+                # The last thing done, on few channels: in half precision it would round the
+                # prediction, and the gradient of its bias would be summed over all pixels in it.
+                dtype = jnp.float32
             self.conv = conv3x3(size, size, dtype=dtype, rngs=rngs) if size else None
 
         def __call__(self, tokens_BND: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.sampling import SampleConfig
 
 LEARNING_RATES = ("constant", "cosine")
+MOMENTS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class OptimizerConfig:
       warmup_steps: of linear growth from 0. b1, b2, eps: Adam's. weight_decay: decoupled, on every
         parameter, as the published U-ViTs in effect have it.
       clip_norm: the gradient's global norm is cut to it; 0 is no clipping.
+      mu_dtype: of Adam's first moment as it is kept between steps, `float32` or `bfloat16`, which
+        takes 2 bytes a parameter less in memory and checkpoints. It is updated in float32 and
+        rounded. The second moment and the averaged parameters are float32 always: a step changes
+        them by about 1 - b2 or 1 - ema_decay of themselves, which is less than bfloat16's 2^-8, so
+        that they would stand still. A run keeps the dtype that it began with.
     """
 
     learning_rate: float = 2e-4
@@ -37,11 +43,14 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.03
     clip_norm: float = 0.0
+    mu_dtype: str = "float32"
 
     def __post_init__(self):
         if self.schedule not in LEARNING_RATES:
             hint = nearest(self.schedule, LEARNING_RATES)
             raise UvitError(f"unknown schedule {self.schedule!r}{hint}")
+        if self.mu_dtype not in MOMENTS:
+            raise UvitError(f"unknown mu_dtype {self.mu_dtype!r}{nearest(self.mu_dtype, MOMENTS)}")
         if self.learning_rate <= 0 or self.eps <= 0:
             raise UvitError("learning_rate and eps must be positive")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
@@ -65,6 +74,8 @@ class TrainConfig:
       checkpoint_every, keep_checkpoints: in steps; how many of the newest to keep.
       log_every, sample_every: in steps; the first and the last step are logged too, and the last is
         sampled. sample_every=0 samples only then.
+      profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
+        `profile/`, both included; () for none. A few are enough, and not the first two.
     """
 
     steps: int
@@ -77,6 +88,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     log_every: int = 10
     sample_every: int = 0
+    profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
         for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
@@ -86,6 +98,13 @@ class TrainConfig:
             raise UvitError("log_every must be at least 1, sample_every at least 0")
         if not 0 <= self.ema_decay < 1:
             raise UvitError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.profile_steps:
+            given = self.profile_steps
+            if len(given) != 2 or not 1 <= given[0] <= given[1] <= self.steps:
+                raise UvitError(
+                    f"profile_steps must be (first, last) with 1 <= first <= last <= steps="
+                    f"{self.steps}, got {given}"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +132,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.sample_every",
+    "train.profile_steps",
     "train.accumulate",
     "sample",
     "mesh",

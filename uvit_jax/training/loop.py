@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import math
 import os
-import time
 from typing import Any
 
 import jax
@@ -20,15 +19,18 @@ from uvit_jax.conditions import nulls_of
 from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import check_batch, check_processes, make_mesh
 from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.checkpoint import Checkpointer
+from uvit_jax.training.clock import Clock
 from uvit_jax.training.config import RunConfig
 from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
+from uvit_jax.training.profile import Profiler
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
 from uvit_jax.training.step import make_step
 from uvit_jax.training.workdir import Workdir
@@ -39,12 +41,13 @@ logger = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """What a run came to: the last step, its loss, whether it was asked to stop before the end,
-    the seconds it took, and the last grid of samples."""
+    the seconds it took, where they went (see `Clock`), and the last grid of samples."""
 
     step: int
     loss: float
     stopped: bool
     seconds: float
+    seconds_by_place: dict[str, float]
     samples: str
 
 
@@ -70,7 +73,7 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
 
 
 def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
-    began = time.perf_counter()
+    clock = Clock()
     folder.check(raw)
     mesh = make_mesh(run.mesh)
     check_processes(mesh)
@@ -118,14 +121,28 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 start=start,
                 steps=run.train.steps,
                 batch_size=run.train.batch_size,
+                tflops=6e-12 * forward_cost(run.model).total / mesh.size,
             )
+        profiler = Profiler(run.train.profile_steps, folder.profile, start)
+        clock.started()
         try:
             with StopSignal() as stop:
                 state, loss, stopped = _loop(
-                    run, state, step_function, batches, checkpointer, writer, draw, stop
+                    run,
+                    state,
+                    step_function,
+                    batches,
+                    checkpointer,
+                    writer,
+                    draw,
+                    stop,
+                    profiler,
+                    clock,
                 )
         finally:
-            checkpointer.close()
+            profiler.close()
+            with clock.at("checkpoint"):
+                checkpointer.close()
             if writer is not None:
                 writer.close()
         step = int(state.step)
@@ -133,8 +150,10 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
             rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
             loss = rows[-1]["loss"] if rows else loss
         if not stopped and draw.last_step != step:
-            draw(state.ema, step)
-    return Summary(step, loss, stopped, time.perf_counter() - began, str(draw.last or ""))
+            with clock.at("sample"):
+                draw(state.ema, step)
+    seconds = clock.total()
+    return Summary(step, loss, stopped, sum(seconds.values()), seconds, str(draw.last or ""))
 
 
 def check_data(model: Model, dataset: pipeline.Dataset) -> None:
@@ -186,6 +205,8 @@ def _loop(
     writer: MetricsWriter | None,
     draw: Sampler,
     stop: StopSignal,
+    profiler: Profiler,
+    clock: Clock,
 ) -> tuple[TrainState, float, bool]:
     """Runs the steps. A step's numbers are looked at only once the next one is under way, so that
     the devices never wait for the host; what is saved has been looked at first."""
@@ -210,12 +231,19 @@ def _loop(
             if writer is not None:
                 writer.advance(step)
                 if step % train.log_every == 0 or step in (1, train.steps):
-                    writer.write(step, values)
+                    writer.write(step, values, clock.lap())
 
     start = int(state.step)
     for step in range(start + 1, train.steps + 1):
-        batch, indices = next(batches)
-        state, metrics = step_function(state, batch)
+        profiler.before(step, state)
+        with profiler.step(step):
+            with clock.at("input"):
+                batch, indices = next(batches)
+            if step == start + 1:
+                with clock.at("compile"):
+                    step_function = step_function.lower(state, batch).compile()
+            state, metrics = step_function(state, batch)
+        profiler.after(step, state)
         pending.append((step, metrics, indices))
         look(keep=0 if step == start + 1 else 1)
         stopping = stop.requested(step)
@@ -223,14 +251,14 @@ def _loop(
         sampling = bool(train.sample_every) and step % train.sample_every == 0
         if stopping or last or step % train.checkpoint_every == 0:
             look(keep=0)
-            checkpointer.save(state, batches.position)
+            with clock.at("checkpoint"):
+                checkpointer.save(state, batches.position)
         if stopping and not last:
             return state, loss, True
         if sampling or last:
             look(keep=0)
-            draw(state.ema, step)
-        if writer is not None and (sampling or step == start + 1):
-            writer.pause()
+            with clock.at("sample"):
+                draw(state.ema, step)
     look(keep=0)
     return state, loss, False
 

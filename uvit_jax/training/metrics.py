@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -21,14 +20,16 @@ class MetricsWriter:
         those steps come again.
       steps: of the whole run, for the bar.
       batch_size: examples a step, for images/s.
+      tflops: 10^12 model FLOPs that an example costs each device in training: three forward passes,
+        counted by `models.cost`, two FLOPs a multiply-add. What remat computes again is no part.
     """
 
-    def __init__(self, path: Path, *, start: int, steps: int, batch_size: int):
+    def __init__(self, path: Path, *, start: int, steps: int, batch_size: int, tflops: float):
         _forget_after(path, start)
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(path.parent), purge_step=start)
-        self._batch_size = batch_size
-        self._last = (time.perf_counter(), start)
+        self._batch_size, self._tflops = batch_size, tflops
+        self._last_step = start
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps,
@@ -39,26 +40,36 @@ class MetricsWriter:
             smoothing=0.1,
         )
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Logs `values` of optimizer step `step` (the first is 1), with images/s since the last."""
-        now = time.perf_counter()
-        before, last_step = self._last
-        rate = (step - last_step) * self._batch_size / max(now - before, 1e-9)
-        self._last = (now, step)
-        row = {"step": step, **values, "images_per_second": rate}
+    def write(self, step: int, values: dict[str, float], seconds: dict[str, float]) -> None:
+        """Logs `values` of optimizer step `step` (the first is 1), and how fast it went.
+
+        Args:
+          seconds: wall time since the row before, by the places of `Clock`; they become
+            `seconds/PLACE`. `images_per_second`, and `model_tflops_per_second` of each device, are
+            over the seconds of steps and input alone.
+        """
+        training = seconds["step"] + seconds["input"]
+        rate = (step - self._last_step) * self._batch_size / max(training, 1e-9)
+        self._last_step = step
+        row = {
+            "step": step,
+            **values,
+            "images_per_second": rate,
+            "model_tflops_per_second": rate * self._tflops,
+            **{f"seconds/{place}": value for place, value in seconds.items()},
+        }
         self._file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(name, value, step)
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.0f} images/s", refresh=False)
+        told = f"loss {values['loss']:.4f}, {rate:.0f} images/s"
+        if seconds["input"] > 0.1 * training:
+            told += f", {seconds['input'] / training:.0%} waiting for data"
+        self._bar.set_postfix_str(told, refresh=False)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step`."""
         self._bar.update(step - self._bar.n)
-
-    def pause(self) -> None:
-        """Restarts the clock of images/s, after something that was not training."""
-        self._last = (time.perf_counter(), self._last[1])
 
     def close(self) -> None:
         """Closes the files and leaves the bar where it is."""

@@ -29,7 +29,10 @@ class TrainState:
 def make_optimizer(
     config: OptimizerConfig, train: TrainConfig
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with clipping, and its learning rate as a function of the step."""
+    """AdamW with clipping, and its learning rate as a function of the step.
+
+    All is computed in float32; only the first moment may be kept in another dtype between steps.
+    """
     rate = config.learning_rate
     after = optax.constant_schedule(rate)
     if config.schedule == "cosine":
@@ -37,7 +40,12 @@ def make_optimizer(
     warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
     schedule = optax.join_schedules([warmup, after], [config.warmup_steps])
     adamw = optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mu_dtype=jnp.dtype(config.mu_dtype),
     )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, adamw), schedule

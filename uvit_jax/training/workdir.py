@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.training.config import changed_keys
+from uvit_jax.training.config import changed_keys, parse_run
 
 
 class Workdir:
@@ -24,6 +25,7 @@ class Workdir:
         self.vocabulary = self.path / "vocabulary.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
+        self.profile = self.path / "profile"
         self._lock: IO[str] | None = None
 
     def close(self) -> None:
@@ -46,7 +48,12 @@ class Workdir:
                 )
             return
         old = self.read_config()
-        changed = changed_keys(old, json.loads(json.dumps(config)))
+        # What a run began without, because there was no such key yet, has its default.
+        try:
+            filled = json.loads(json.dumps(to_dict(parse_run(old))))
+        except UvitError:  # it is of no such run; the sentence below says in what
+            filled = old
+        changed = changed_keys(filled, json.loads(json.dumps(config)))
         if (
             config["optimizer"]["schedule"] == "cosine"
             and old.get("train", {}).get("steps") != config["train"]["steps"]

@@ -1,0 +1,50 @@
+"""Every second is in one place."""
+
+import itertools
+import math
+
+import pytest
+
+from uvit_jax.training.clock import PLACES, Clock, shares
+
+
+def ticking():
+    """A clock by which every look at it takes a second, and the looks so far."""
+    looks = itertools.count()
+    return Clock(now=lambda: float(next(looks))), looks
+
+
+def test_places_add_up_to_wall_time_and_laps_to_the_total():
+    clock, looks = ticking()
+    clock.started()
+    laps = []
+    for _ in range(3):
+        with clock.at("input"), clock.at("checkpoint"):  # the inner place claims the time
+            pass
+        with clock.at("sample"):
+            pass
+        laps.append(clock.lap())
+    total = clock.total()
+    assert tuple(total) == PLACES and sum(total.values()) == next(looks) - 1
+    laps.append(clock.lap())
+    for place, seconds in clock.total().items():
+        rest = 0 if place != "step" else 1  # the look that has just been taken
+        assert seconds == sum(lap[place] for lap in laps) + rest
+    assert total["checkpoint"] == total["sample"] == 3 and total["input"] == 6
+
+
+def test_time_is_claimed_also_when_something_goes_wrong():
+    clock, _ = ticking()
+    clock.started()
+    with pytest.raises(KeyError), clock.at("sample"):
+        raise KeyError
+    before = clock.total()
+    after = clock.total()
+    assert after["sample"] == before["sample"] and after["step"] == before["step"] + 1
+
+
+def test_shares_name_the_larger_parts_first():
+    seconds = dict.fromkeys(PLACES, 0.0) | {"step": 1.0, "compile": 3.0, "input": 0.001}
+    assert shares(seconds) == "compile 75%, step 25%"
+    assert shares(dict.fromkeys(PLACES, 0.0)) == ""
+    assert math.isclose(sum(seconds.values()), 4.001)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,23 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Of a fresh process with so many CPU devices."""
     flag = f"--xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_together(*args: object, count: int = 2, devices: int = 1) -> list[subprocess.Popen]:
+    """`count` processes of one run of the tiny config, started."""
+    address = f"127.0.0.1:{free_port()}"
+    args = (f"--config={TINY}", *args)
+    return [
+        start("experiments.train", *args, f"--distributed={address},{count},{i}", devices=devices)
+        for i in range(count)
+    ]
 
 
 def start(module: str, *args: object, devices: int = 1) -> subprocess.Popen:

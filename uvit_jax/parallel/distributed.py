@@ -61,13 +61,13 @@ def initialize(spec: str, timeout: int = 300) -> None:
             ) from None
         _leave_together(words)
         return
-    parts = spec.split(",")
-    if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit() or ":" not in parts[0]:
+    if not re.fullmatch(r".+:\d+,\d+,\d+", spec):
         raise UvitError(
             f"--distributed={spec!r} must be 'auto' or ADDRESS:PORT,COUNT,INDEX, "
             "as in 10.0.0.1:1234,4,0"
         )
-    address, count, index = parts[0], int(parts[1]), int(parts[2])
+    address, *numbers = spec.split(",")
+    count, index = map(int, numbers)
     if index >= count:
         raise UvitError(f"--distributed: process {index} of {count}; the first is 0")
     rendezvous.meet(address, count, index, timeout)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,17 @@ def train(workdir: Path, *args: object, devices: int = 1) -> dict[int, float]:
     status, out, err = finish(start("experiments.train", *args, devices=devices))
     assert status == 0, err + out
     return losses(workdir)
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
+    """Waits until a run has logged `step`."""
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        metrics = workdir / "metrics.jsonl"
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} never came: {process.poll()} {finish(process, 5)}")
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -23,15 +23,16 @@ def run(**overrides):
 def test_its_bytes_are_those_of_a_state_on_a_device():
     config = run()
     optimizer, _ = make_optimizer(config.optimizer, config.train)
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    state, _ = init_state(uvit_jax.build(config.model), optimizer, jax.random.key(0), mesh)
-    for group, tree in (
-        ("params", state.params),
-        ("ema", state.ema),
-        ("optimizer", state.opt_state),
-    ):
+    model, mesh = uvit_jax.build(config.model), make_mesh(MeshConfig(), jax.devices()[:1])
+    state, where = init_state(model, optimizer, jax.random.key(0), mesh)
+    groups = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
+    totals = plan_run(config, 1).totals()
+    for name, tree in groups.items():
         held = sum(a.nbytes for a in jax.tree.leaves(tree))
-        assert plan_run(config, 1).totals()[group] == (held, held)
+        assert totals[name] == (held, held)
+    shapes, planned = abstract_state(model, optimizer, mesh)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, shapes)
+    assert where == planned and all(jax.tree.leaves(same))
 
 
 def test_on_a_mesh_its_bytes_are_those_of_the_shards():
@@ -73,16 +74,3 @@ def test_a_mesh_larger_than_this_machine(tmp_path, capsys):
 def test_a_mesh_that_does_not_fit_is_one_sentence(overrides, devices, message):
     with pytest.raises(UvitError, match=message):
         plan_run(run(**overrides), devices)
-
-
-def test_a_state_is_born_in_its_place():
-    """The program that makes it has no input but a key, and puts out shards."""
-    config = run()
-    optimizer, _ = make_optimizer(config.optimizer, config.train)
-    model, mesh = uvit_jax.build(config.model), make_mesh(MeshConfig(), jax.devices()[:1])
-    state, where = init_state(model, optimizer, jax.random.key(0), mesh)
-    shapes, planned = abstract_state(model, optimizer, mesh)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), shapes
-    )
-    assert where == planned and jax.tree.map(lambda a: a.sharding, state) == where

@@ -19,11 +19,9 @@ from jax.experimental import multihost_utils
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel import rendezvous
 
-HEARTBEAT_SECONDS = 60
-"""A process that gave no sign for so long is lost."""
-
-SHUTDOWN_SECONDS = 60
-"""How long a process that has ended waits for the others to end."""
+PATIENCE = 60
+"""Seconds after which a process that gives no sign is lost, and for which one that has ended waits
+for the others to end."""
 
 AGAIN = "The same command on all of them goes on from the newest checkpoint"
 
@@ -34,7 +32,7 @@ def initialize(spec: str, timeout: int = 300) -> None:
     Args:
       spec: empty for a single process; `auto` where the environment tells (TPU pods, SLURM); or
         `ADDRESS:PORT,COUNT,INDEX`, of the coordinator, of all processes and of this one.
-      timeout: seconds until all must have come.
+      timeout: seconds until all must have come; if less than `PATIENCE`, it takes its place.
 
     Raises:
       UvitError: if `spec` is none of these, or the processes do not meet: the address does not
@@ -42,10 +40,11 @@ def initialize(spec: str, timeout: int = 300) -> None:
     """
     if not spec:
         return
+    patience = min(timeout, PATIENCE)
     limits = dict(
         initialization_timeout=timeout,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        heartbeat_timeout_seconds=patience,
+        shutdown_timeout_seconds=patience,
     )
     # Only the CPU backend reads it; without it, CPU processes cannot exchange arrays.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -85,7 +84,9 @@ def end_if_lost(error: Exception) -> None:
     if jax.process_count() > 1 and found:
         who = f"process {jax.process_index()} of {jax.process_count()}"
         # One write, so that the sentences of several processes stay whole.
-        os.write(2, f"error: {who} ends: another one was lost ({found[0]}). {AGAIN}\n".encode())
+        os.write(
+            2, f"error: {who} ends: another one was lost ({found[0][:200]}). {AGAIN}\n".encode()
+        )
         sys.stdout.flush()
         _LastWords.current.say("")
         os._exit(1)
@@ -96,7 +97,7 @@ def _leave_together(words: "_LastWords") -> None:
     words.say(f"error: {who} ended: it was killed, or another one was lost. {AGAIN}")
 
     def leave() -> None:
-        words.say(f"error: the others did not end within {SHUTDOWN_SECONDS} s of {who}")
+        words.say(f"error: the others did not end when {who} did")
         jax.distributed.shutdown()
         words.say("")
 

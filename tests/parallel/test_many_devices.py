@@ -1,4 +1,4 @@
-"""One device or two processes of four: the same losses, also when one is killed, or the mesh changes.
+"""One device or two processes of four: the same losses, also after a kill or on another mesh.
 
 What a mesh does within one process is in test_losses.py.
 """

@@ -83,10 +83,8 @@ def end_if_lost(error: Exception) -> None:
     found = re.search(r".*(gloo|nccl|coordination|peer).*", str(error), re.IGNORECASE)
     if jax.process_count() > 1 and found:
         who = f"process {jax.process_index()} of {jax.process_count()}"
-        # One write, so that the sentences of several processes stay whole.
-        os.write(
-            2, f"error: {who} ends: another one was lost ({found[0][:200]}). {AGAIN}\n".encode()
-        )
+        sentence = f"error: {who} ends: another one was lost ({found[0][:200]}). {AGAIN}"
+        print(f"\n{sentence}", file=sys.stderr, flush=True)  # after a progress bar's line
         sys.stdout.flush()
         _LastWords.current.say("")
         os._exit(1)

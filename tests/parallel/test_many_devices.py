@@ -9,7 +9,9 @@ import re
 import shutil
 import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.running import TINY, finish, losses, start, start_together, train, wait_for_step
 
@@ -20,7 +22,8 @@ def close(a, b):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("one"))
+    workdir = tmp_path_factory.mktemp("one")
+    return workdir, train(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +54,18 @@ def test_the_survivor_ends_and_says_why(killed):
 
 def test_killed_and_begun_again_the_losses_are_those_of_one_device(killed, one_device):
     workdir, _ = killed
-    assert close(losses(workdir), one_device)
+    assert close(losses(workdir), one_device[1])
     # One process wrote the logs, and each step once.
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 21))
-    assert list((workdir / "samples").glob("*.png"))
+
+
+def test_four_samples_on_eight_devices_are_those_of_one(killed, one_device):
+    theirs, ours = (
+        np.asarray(Image.open(path / "samples" / "00000020.png"), np.int32)
+        for path in (killed[0], one_device[0])
+    )
+    assert np.abs(theirs - ours).max() <= 2
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -66,7 +76,7 @@ def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(
     shutil.copytree(killed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     mesh = ("--config.mesh.data=1", f"--config.mesh.fsdp={devices}")
-    assert close(train(workdir, *mesh, devices=devices), one_device)
+    assert close(train(workdir, *mesh, devices=devices), one_device[1])
 
 
 def test_processes_that_hold_parts_of_the_same_examples(one_device, tmp_path):
@@ -77,7 +87,7 @@ def test_processes_that_hold_parts_of_the_same_examples(one_device, tmp_path):
         status, _, err = finish(process)
         assert status == 0, err
     found = losses(tmp_path / "run")
-    assert close(found, {step: one_device[step] for step in (1, 2, 3)})
+    assert close(found, {step: one_device[1][step] for step in (1, 2, 3)})
 
 
 def test_a_batch_that_the_mesh_does_not_divide(tmp_path):

@@ -63,7 +63,7 @@ def train(workdir: Path, *args: object, devices: int = 1) -> dict[int, float]:
 
 def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
     """Waits until a run has logged `step`."""
-    deadline = time.time() + 120
+    deadline = time.time() + 240
     while time.time() < deadline and process.poll() is None:
         metrics = workdir / "metrics.jsonl"
         if metrics.exists() and f'"step": {step},' in metrics.read_text():

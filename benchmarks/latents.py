@@ -82,7 +82,7 @@ def parts(config: DataConfig, batch_size: int) -> dict[str, float]:
     indices = rng.integers(0, len(data), batch_size).tolist()
     chances = rng.integers(0, 2**63, batch_size).tolist()
     planes = np.empty((batch_size, 2, int(np.prod(SHAPE))), np.float32)
-    options = dict(batch_size=1, seed=0, process_index=0, process_count=1, train=True)
+    options = dict(batch_size=1, seed=0, rows=[0], train=True)
     order = Rows(data, **options).order
     records = [data.source.read(i) for i in indices]
 

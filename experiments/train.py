@@ -4,6 +4,8 @@
     python -m experiments.train --config=configs/uvit_l.py --workdir=/data/uvit_l
 
 The same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save one first.
+`--plan` only shows how the run's state would be spread over the mesh, also over one that is not
+here.
 """
 
 import dataclasses
@@ -25,13 +27,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="",
         help="several processes as one: 'auto' on TPU pods and SLURM, or ADDRESS:PORT,COUNT,INDEX",
     )
+    parser.add_argument(
+        "--distributed_timeout",
+        metavar="SECONDS",
+        type=int,
+        default=300,
+        help="until which all processes must have come (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="DEVICES",
+        type=int,
+        nargs="?",
+        const=0,
+        help="print each parameter's sharding and bytes on so many devices, and exit; default: as "
+        "many as config.mesh multiplies to, or this machine's",
+    )
     args = parser.parse(argv)
 
     from uvit_jax.parallel import distributed
     from uvit_jax.training.config import parse_run
 
     run = parse_run(cli.read_config(args.config, args.overrides))
-    distributed.initialize(args.distributed)
+    if args.plan is not None:
+        from uvit_jax.training.plan import plan_run
+
+        plan = plan_run(run, args.plan)
+        print(plan)
+        cli.write_json(args.json, plan.as_json())
+        return 0
+    distributed.initialize(args.distributed, args.distributed_timeout)
 
     import jax
 

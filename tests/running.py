@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +16,23 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Of a fresh process with so many CPU devices."""
     flag = f"--xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_together(*args: object, count: int = 2, devices: int = 1) -> list[subprocess.Popen]:
+    """`count` processes of one run of the tiny config, started."""
+    address = f"127.0.0.1:{free_port()}"
+    args = (f"--config={TINY}", *args)
+    return [
+        start("experiments.train", *args, f"--distributed={address},{count},{i}", devices=devices)
+        for i in range(count)
+    ]
 
 
 def start(module: str, *args: object, devices: int = 1) -> subprocess.Popen:
@@ -40,6 +59,17 @@ def train(workdir: Path, *args: object, devices: int = 1) -> dict[int, float]:
     status, out, err = finish(start("experiments.train", *args, devices=devices))
     assert status == 0, err + out
     return losses(workdir)
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen) -> None:
+    """Waits until a run has logged `step`."""
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+        metrics = workdir / "metrics.jsonl"
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} never came: {process.poll()} {finish(process, 5)}")
 
 
 def losses(workdir: Path) -> dict[int, float]:

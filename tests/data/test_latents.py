@@ -130,8 +130,8 @@ def test_log_variances_are_clamped(tmp_path):
 def test_hosts_divide_the_same_global_batches(data, hosts, train):
     whole = take(data, 7, batch_size=8, train=train)
     parts = [
-        take(data, 7, batch_size=8, train=train, process_index=p, process_count=hosts)
-        for p in range(hosts)
+        take(data, 7, batch_size=8, train=train, rows=range(first, first + 8 // hosts))
+        for first in range(0, 8, 8 // hosts)
     ]
     joined = [
         {key: np.concatenate([part[key] for part in step]) for key in step[0]}

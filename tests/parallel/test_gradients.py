@@ -14,8 +14,8 @@ from uvit_jax.models.uvit import preset
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import path_string, shardings
 sizes = [
-    dict(data=8), dict(data=2, fsdp=4), dict(data=1, fsdp=4, tensor=2),
-    dict(data=2, context=2, tensor=2), dict(data=2, fsdp=2, context=2),
+    dict(data=1, fsdp=4, tensor=2), dict(data=2, context=2, tensor=2),
+    dict(data=2, fsdp=2, context=2), dict(data=2, context=4),  # which does not divide 18 tokens
 ]
 config = preset("S", (16, 16, 3), patch_size=4, num_classes=3, width=32, depth=2, num_heads=2)
 config["sequence"] = ("time", "image", "label")
@@ -50,6 +50,6 @@ def worst():
 
 
 def test_every_parameters_gradient_is_that_of_one_device(worst):
-    assert len(worst) == 5
+    assert len(worst) == 4
     for mesh, (error, path) in worst.items():
         assert error < 1e-4, (mesh, path, error)

@@ -1,14 +1,19 @@
-"""One device, eight, or two processes: the same losses, also across a change of mesh."""
+"""One device or two processes of four: the same losses, also after a kill or on another mesh.
 
+What a mesh does within one process is in test_losses.py.
+"""
+
+import json
 import math
+import re
 import shutil
-import socket
+import signal
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.running import TINY, finish, losses, start, train
-
-STEPS = "--config.train.steps=20"
+from tests.running import TINY, finish, losses, start, start_together, train, wait_for_step
 
 
 def close(a, b):
@@ -18,45 +23,71 @@ def close(a, b):
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    return workdir, train(workdir, STEPS)
+    return workdir, train(workdir)
 
 
-def test_eight_devices_give_the_losses_of_one(one_device, tmp_path):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run of two processes × four devices, one of which is killed, begun again: its workdir, and
+    what the other said when it was left alone."""
+    workdir = tmp_path_factory.mktemp("two")
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
-    assert close(train(tmp_path / "eight", STEPS, *mesh, devices=8), one_device[1])
-
-
-def test_two_processes_give_the_losses_of_one(one_device, tmp_path):
-    workdir = tmp_path / "two"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        start(
-            "experiments.train",
-            f"--config={TINY}",
-            f"--workdir={workdir}",
-            STEPS,
-            f"--distributed=127.0.0.1:{port},2,{index}",
-            "--config.mesh.data=2",
-            "--config.mesh.fsdp=2",
-            devices=2,
-        )
-        for index in range(2)
-    ]
-    for process in processes:
+    args = (f"--workdir={workdir}", *mesh, "--distributed_timeout=30")
+    survivor, victim = start_together(*args, devices=4)
+    wait_for_step(workdir, 7, survivor)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    told = finish(survivor, timeout=90)
+    assert max(losses(workdir)) < 20
+    for process in start_together(*args, devices=4):
         status, _, err = finish(process)
         assert status == 0, err
+    return workdir, told
+
+
+def test_the_survivor_ends_and_says_why(killed):
+    status, _, err = killed[1]
+    assert status != 0
+    assert re.search(r"error: process 0 of 2 end.*another one was lost", err), err
+    assert "goes on from the newest checkpoint" in err
+
+
+def test_killed_and_begun_again_the_losses_are_those_of_one_device(killed, one_device):
+    workdir, _ = killed
     assert close(losses(workdir), one_device[1])
-    assert list((workdir / "samples").glob("*.png"))
+    # One process wrote the logs, and each step once.
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 21))
 
 
-def test_a_checkpoint_of_one_device_goes_on_on_eight(one_device, tmp_path):
+def test_four_samples_on_eight_devices_are_those_of_one(killed, one_device):
+    theirs, ours = (
+        np.asarray(Image.open(path / "samples" / "00000020.png"), np.int32)
+        for path in (killed[0], one_device[0])
+    )
+    assert np.abs(theirs - ours).max() <= 2
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_checkpoint_of_two_processes_goes_on_on_fewer_devices(
+    killed, one_device, tmp_path, devices
+):
     workdir = tmp_path / "moved"
-    shutil.copytree(one_device[0], workdir)
+    shutil.copytree(killed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
-    moved = train(workdir, STEPS, "--config.mesh.fsdp=8", "--config.mesh.data=1", devices=8)
-    assert close(moved, one_device[1])
+    mesh = ("--config.mesh.data=1", f"--config.mesh.fsdp={devices}")
+    assert close(train(workdir, *mesh, devices=devices), one_device[1])
+
+
+def test_processes_that_hold_parts_of_the_same_examples(one_device, tmp_path):
+    """Context crosses the two processes: both load every row. Three steps tell whose rows."""
+    mesh = ("--config.mesh.data=1", "--config.mesh.context=2")
+    args = (f"--workdir={tmp_path / 'run'}", "--config.train.steps=3", *mesh)
+    for process in start_together(*args, "--config.model.backbone.attention=ring"):
+        status, _, err = finish(process)
+        assert status == 0, err
+    found = losses(tmp_path / "run")
+    assert close(found, {step: one_device[1][step] for step in (1, 2, 3)})
 
 
 def test_a_batch_that_the_mesh_does_not_divide(tmp_path):

@@ -1,15 +1,48 @@
-"""Meshes and the rules that place parameters on them."""
+"""Meshes, over devices that are here and devices that are not."""
 
-import jax
+import dataclasses
+import itertools
+
+import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
-from jax.sharding import PartitionSpec as P
 
-import uvit_jax
 from uvit_jax.errors import UvitError
-from uvit_jax.models.uvit import preset
-from uvit_jax.parallel.mesh import AXES, MeshConfig
-from uvit_jax.parallel.sharding import path_string, spec
+from uvit_jax.parallel.mesh import AXES, MeshConfig, abstract_mesh, check_tensor, make_mesh
+from uvit_jax.parallel.rows import local_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of a `jax.Device` as a mesh looks at."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    slice_index: int = 0
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+
+
+def hosts(count, devices):
+    """CPU or GPU hosts, their devices in no useful order."""
+    found = [Device(i, i // devices) for i in range(count * devices)]
+    return found[::2] + found[1::2]
+
+
+def slices(count):
+    """Slices v5e:4x4 of 16 chips, 4 on each of 4 hosts."""
+    return [
+        Device(
+            id=100 * s + 4 * y + x,
+            process_index=4 * s + 2 * (y // 2) + x // 2,
+            platform="tpu",
+            device_kind="TPU v5 lite",
+            slice_index=s,
+            coords=(x, y, 0),
+        )
+        for s, y, x in itertools.product(range(count), range(4), range(4))
+    ]
 
 
 def test_minus_one_is_the_rest():
@@ -20,28 +53,54 @@ def test_minus_one_is_the_rest():
             config.sizes(8)
 
 
-def test_every_large_parameter_is_sharded_and_every_axis_divides():
-    mesh = AbstractMesh((1, 4, 1, 2), AXES, axis_types=(AxisType.Auto,) * 4)
-    model = uvit_jax.build(preset("L", (32, 32, 4), patch_size=2, num_classes=1000))
-    for path, array in jax.tree_util.tree_leaves_with_path(model.abstract_params):
-        name = path_string(path)
-        partition = spec(name, array.shape, mesh)
-        parts = 1
-        for axis, size in zip(partition, array.shape, strict=False):
-            if axis is not None:
-                assert size % mesh.shape[axis] == 0, name
-                parts *= mesh.shape[axis]
-        if array.size > 1e6:
-            assert parts >= 4, (name, partition)
+@pytest.mark.parametrize("config", [dict(fsdp=16), dict(fsdp=4, context=2, tensor=2), dict()])
+def test_only_the_data_axis_crosses_slices(config):
+    mesh = make_mesh(MeshConfig(**config), slices(4))
+    assert mesh.devices.size == 64
+    index = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+    assert (index == index[:, :1, :1, :1]).all()
+    # Each slice is one run of neighbours along data, so that a ring crosses each border once.
+    assert (np.diff(index[:, 0, 0, 0]) != 0).sum() == 3
 
 
-def test_a_rule_holds_with_and_without_the_layer_axis():
-    mesh = AbstractMesh((1, 4, 1, 2), AXES, axis_types=(AxisType.Auto,) * 4)
-    assert spec("mid_block/mlp/fc1/kernel", (64, 256), mesh) == P("fsdp", "tensor")
-    assert spec("in_blocks/mlp/fc1/kernel", (6, 64, 256), mesh) == P(None, "fsdp", "tensor")
-    # An axis that does not divide stays whole, and only that one.
-    assert spec("mlp/fc1/kernel", (66, 256), mesh) == P(None, "tensor")
-    # Optimizer state carries the parameter's path, and so its place.
-    assert spec("opt_state/1/0/mu/backbone/mid_block/mlp/fc1/kernel", (64, 256), mesh) == P(
-        "fsdp", "tensor"
-    )
+def test_a_data_axis_that_is_no_multiple_of_the_slices():
+    with pytest.raises(
+        UvitError, match=r"config\.mesh\.data=2 is not a multiple of the 4 slices.* 4"
+    ):
+        make_mesh(MeshConfig(data=2, fsdp=32), slices(4))
+
+
+def test_what_a_host_holds_lies_along_the_inner_axes():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), hosts(2, 4))
+    process = np.vectorize(lambda d: d.process_index)(mesh.devices)
+    assert (process == np.arange(2)[:, None, None, None]).all()
+
+
+def test_processes_load_the_rows_of_their_devices():
+    rows = lambda mesh, count: [local_rows(mesh, 8, p) for p in range(count)]  # noqa: E731
+    apart = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), hosts(2, 4))
+    assert rows(apart, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    # Context crosses the two hosts of each half: they load the same rows.
+    shared = make_mesh(MeshConfig(data=2, context=4), hosts(4, 2))
+    assert rows(shared, 4) == [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2
+    # On a torus, a host's devices need not be neighbours along the batch.
+    torus = make_mesh(MeshConfig(data=2, fsdp=4, tensor=2), slices(1))
+    found = rows(torus, 4)
+    assert sorted({row for mine in found for row in mine}) == list(range(8))
+    for process, mine in enumerate(found):
+        held = {
+            i
+            for i, devices in enumerate(torus.devices.reshape(8, 2))
+            if any(d.process_index == process for d in devices)
+        }
+        assert mine == sorted(held)
+
+
+def test_heads_and_hidden_units_that_the_tensor_axis_does_not_divide():
+    mesh = abstract_mesh(MeshConfig(tensor=4), 8)
+    assert dict(mesh.shape) == dict(zip(AXES, (2, 1, 1, 4), strict=True))
+    check_tensor(mesh, num_heads=8, mlp_width=64)
+    with pytest.raises(UvitError, match=r"tensor=4 does not divide .*num_heads=6; .*tensor=3 or 6"):
+        check_tensor(mesh, num_heads=6, mlp_width=96)
+    with pytest.raises(UvitError, match=r"mlp_ratio × width=98; .*tensor=2 or 7"):
+        check_tensor(mesh, num_heads=28, mlp_width=98)

@@ -3,28 +3,16 @@
 import random
 import shutil
 import signal
-import time
 
 import pytest
 
-from tests.running import TINY, finish, losses, start, train
+from tests.running import TINY, finish, losses, start, train, wait_for_step
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
     return workdir, train(workdir)
-
-
-def wait_for_step(workdir, step, process):
-    """Waits until a run has logged `step`."""
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        metrics = workdir / "metrics.jsonl"
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} never came: {process.poll()} {finish(process, 5)}")
 
 
 def test_killed_three_times_the_losses_are_the_same_bit_for_bit(undisturbed, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grain
@@ -96,21 +97,18 @@ class Rows:
         *,
         batch_size: int,
         seed: int,
-        process_index: int,
-        process_count: int,
+        rows: Sequence[int],
         train: bool,
     ):
-        self.data, self.batch_size, self.train = data, batch_size, train
-        self.host_batch = batch_size // process_count
-        self.first = process_index * self.host_batch
+        self.data, self.batch_size, self.rows, self.train = data, batch_size, rows, train
         # Two unrelated streams from one seed; grain adds the epoch's number to the one it gets.
         order_seed, self.key = map(int, np.random.SeedSequence(seed).generate_state(2, np.uint64))
         records = grain.MapDataset.range(len(data))
         self.order = records.shuffle(seed=order_seed % 2**32).repeat() if train else records
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
-        first = int(number) * self.batch_size + self.first  # among the rows of all hosts
-        positions = range(first, first + self.host_batch)
+        first = int(number) * self.batch_size
+        positions = [first + row for row in self.rows]
         if self.train:
             indices = [int(self.order[p]) for p in positions]
             batch = self.data.batch(indices, [_mix(self.key, p) for p in positions])

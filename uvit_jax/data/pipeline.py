@@ -187,19 +187,18 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     train: bool = True,
     start: int = 0,
 ) -> Batches:
-    """This host's rows of the global batches.
+    """The global batches, or this host's rows of them.
 
     Args:
       data: a config, or what `dataset` made of it (which opens and caches only once).
       batch_size: B, rows of the global batch, over all hosts.
       seed: decides order and augmentation; not negative.
-      process_index: p; this host yields the rows [p*B/P, (p+1)*B/P) of every global batch.
-      process_count: P.
+      rows: the numbers, in [0, B), of the rows of every global batch that this host yields, in this
+        order; None for all of them.
       train: True for endless batches, a new order every epoch, across whose ends batches run, with
         augmentation. False for one pass in the source's order without augmentation; the last batch
         is filled up with the first records, whose `index` is -1.
@@ -207,37 +206,27 @@ def batches(
 
     Returns:
       An iterator with `get_state()`, `set_state(state)` and `close()`. The state is
-      `{"next_index": k}`, with k the batches taken so far, whatever the number of hosts. An item
-      is a dict of numpy arrays, b = B/P: `image` float32 (b, H, W, C), in [-1, 1] unless they are
+      `{"next_index": k}`, with k the batches taken so far, whatever the rows. An item is
+      a dict of numpy arrays, b rows: `image` float32 (b, H, W, C), in [-1, 1] unless they are
       latents; `index` int64 (b,), the record's index in `source`; `label` int32 (b,) if labels are
       on; `text` int32 (b, text_length) if text is on, float32 (b, N, F) with features.
 
     Raises:
-      UvitError: if B is not a multiple of P, or an argument is impossible; from `next`, if a
-        picture is broken.
+      UvitError: if an argument is impossible; from `next`, if a picture is broken.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise UvitError(
-            f"batch_size {batch_size} cannot be divided among {process_count} hosts; "
-            f"make it a multiple of {process_count}"
-        )
-    if not 0 <= process_index < process_count:
-        raise UvitError(f"process_index {process_index} is not in [0, {process_count})")
+    if batch_size < 1:
+        raise UvitError(f"batch_size must be at least 1, got {batch_size}")
+    rows = range(batch_size) if rows is None else rows
+    if not rows or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise UvitError(f"rows of a batch of {batch_size} must lie in [0, {batch_size}): {rows}")
     if seed < 0:
         raise UvitError(f"the data seed must not be negative, got {seed}")
     from uvit_jax.data.iterator import Batches, Rows  # grain takes a second to import
 
     if isinstance(data, DataConfig):
         data = dataset(data)
-    rows = Rows(
-        data,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-        train=train,
-    )
-    return Batches(rows, start=start)
+    steps = Rows(data, batch_size=batch_size, seed=seed, rows=rows, train=train)
+    return Batches(steps, start=start)
 
 
 def _vocabulary(path: str) -> Tokenizer | None:

@@ -22,6 +22,7 @@ from uvit_jax.evaluation.encoders import spread
 from uvit_jax.evaluation.weights import read_npz
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.mesh import batch_shards
+from uvit_jax.parallel.rows import global_array, local_rows
 from uvit_jax.parallel.sharding import BATCH, shardings
 from uvit_jax.sampling import SampleConfig, make_sampler
 
@@ -112,23 +113,15 @@ def picture_segment(model: Model, decoder: Decoder | None = None) -> str:
 def of_dataset(dataset: pipeline.Dataset, batch_size: int, mesh: Mesh, name: str) -> Pictures:
     """All pictures of a data set, without augmentation; each process decodes its share."""
     check_batch_size(mesh, batch_size)
+    rows = local_rows(mesh, batch_size)
 
     def batches() -> Iterator[jax.Array]:
-        rows = pipeline.batches(
-            dataset,
-            batch_size=batch_size,
-            seed=0,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            train=False,
-        )
+        steps = pipeline.batches(dataset, batch_size=batch_size, seed=0, rows=rows, train=False)
         try:
-            for row in rows:
-                yield jax.make_array_from_process_local_data(
-                    NamedSharding(mesh, BATCH), row["image"]
-                )
+            for batch in steps:
+                yield global_array(batch["image"], rows, batch_size, mesh)
         finally:
-            rows.close()
+            steps.close()
 
     return Pictures(len(dataset), batches, name)
 

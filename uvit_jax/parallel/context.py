@@ -6,19 +6,20 @@ for heads by all-to-all, attends in full, and exchanges back (Jacobs et al. 2023
 Ulysses"). Ring moves 2 D (P - 1)/P numbers a token and takes any number of heads; Ulysses moves
 4 D (P - 1)/P² and needs a multiple of P of them.
 
-A length that the axis does not divide is padded with tokens that nobody sees.
+A length that the axis does not divide is padded with tokens that nobody sees, and a batch that
+data × fsdp do not divide with rows that are cut off again.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from uvit_jax.errors import UvitError
-from uvit_jax.parallel.mesh import BATCH_AXES
+from uvit_jax.parallel.mesh import BATCH_AXES, batch_shards
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
@@ -46,19 +47,20 @@ def ulysses(
       UvitError: if a device's heads cannot be divided among the devices of the context axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts, heads = _size(mesh, "context"), q_BNHK.shape[2]
-    split = _size(mesh, "tensor") if heads % _size(mesh, "tensor") == 0 else 1
-    if heads // split % parts:
-        raise UvitError(
-            f"attention 'ulysses' divides heads among config.mesh.context={parts} devices, and "
-            f"there are {heads // split} on each; use 'ring', or another context or num_heads"
-        )
+    if not mesh.empty:
+        check_ulysses(mesh, q_BNHK.shape[2])
     exchange = functools.partial(_ulysses, full=full)
     return _spread(exchange, q_BNHK, k_BNHK, v_BNHK, mask_NN, whole_mask=True)
 
 
-def _size(mesh: jax.sharding.AbstractMesh, axis: str) -> int:
-    return 1 if mesh.empty else mesh.shape[axis]
+def check_ulysses(mesh: Mesh | AbstractMesh, num_heads: int) -> None:
+    """Raises UvitError if the heads cannot be divided among the context (and tensor) axes."""
+    parts, here = mesh.shape["context"], num_heads // mesh.shape["tensor"]
+    if here % parts:
+        raise UvitError(
+            f"attention 'ulysses' divides heads among config.mesh.context={parts} devices, and "
+            f"there are {here} on each; use 'ring', or another context or num_heads"
+        )
 
 
 def _spread(
@@ -72,27 +74,24 @@ def _spread(
 ) -> jax.Array:
     """Runs `attend(q, k, v, mask, parts)` on each device's part of the tokens.
 
-    Batch and heads stay spread as they are where the mesh's axes divide them. The mask has each
-    device's rows, or all of them with `whole_mask`, and all columns.
+    Batch and heads stay spread as they are. The mask has each device's rows, or all of them with
+    `whole_mask`, and all columns.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts, (B, N, H, _) = _size(mesh, "context"), q_BNHK.shape
-    short = -N % parts
-    if mask_NN is None and short:
-        mask_NN = jnp.ones((N, N), bool)
-    if short:
-        widths = ((0, 0), (0, short), (0, 0), (0, 0))
-        q_BNHK, k_BNHK, v_BNHK = (jnp.pad(a, widths) for a in (q_BNHK, k_BNHK, v_BNHK))
-        mask_NN = jnp.pad(mask_NN, ((0, short), (0, short)))
     if mesh.empty:
         return attend(q_BNHK, k_BNHK, v_BNHK, mask_NN, 1)
-    rows = math.prod(mesh.shape[a] for a in BATCH_AXES)
-    spec = P(
-        BATCH_AXES if B % rows == 0 else None,
-        "context",
-        "tensor" if H % mesh.shape["tensor"] == 0 else None,
-        None,
-    )
+    B, N, H, _ = q_BNHK.shape
+    parts, tensor = mesh.shape["context"], mesh.shape["tensor"]
+    if H % tensor:
+        raise UvitError(f"config.mesh.tensor={tensor} does not divide the {H} heads of attention")
+    rows, short = -B % batch_shards(mesh), -N % parts
+    if rows or short:
+        widths = ((0, rows), (0, short), (0, 0), (0, 0))
+        q_BNHK, k_BNHK, v_BNHK = (jnp.pad(a, widths) for a in (q_BNHK, k_BNHK, v_BNHK))
+    if short:
+        mask_NN = jnp.ones((N, N), bool) if mask_NN is None else mask_NN
+        mask_NN = jnp.pad(mask_NN, ((0, short), (0, short)))
+    spec = P(BATCH_AXES, "context", "tensor", None)
     of_mask = P() if whole_mask else P("context", None)
     arrays, specs = [q_BNHK, k_BNHK, v_BNHK], [spec, spec, spec]
     if mask_NN is not None:
@@ -102,7 +101,7 @@ def _spread(
         return attend(q, k, v, mask, parts)
 
     run = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=spec, check_vma=False)
-    return run(*arrays)[:, :N]
+    return run(*arrays)[:B, :N]
 
 
 def _ulysses(q, k, v, mask_NN, parts: int, *, full: Attend) -> jax.Array:

@@ -1,7 +1,15 @@
-"""Several processes as one program: how they find each other, and how they stop together."""
+"""Several processes as one program: how they find each other, and how they stop together.
 
+If one is lost, the others end: at once where a collective fails (CPU, GPU), otherwise (a TPU waits)
+when the lost one's heartbeats have failed to come, by JAX's hand.
+"""
+
+import atexit
+import contextlib
 import os
+import re
 import signal
+import subprocess
 import sys
 from types import FrameType
 
@@ -9,35 +17,112 @@ import jax
 from jax.experimental import multihost_utils
 
 from uvit_jax.errors import UvitError
+from uvit_jax.parallel import rendezvous
+
+PATIENCE = 60
+"""Seconds after which a process that gives no sign is lost, and for which one that has ended waits
+for the others to end."""
+
+AGAIN = "The same command on all of them goes on from the newest checkpoint"
 
 
-def initialize(spec: str) -> None:
+def initialize(spec: str, timeout: int = 300) -> None:
     """Joins this process to the others.
 
     Args:
       spec: empty for a single process; `auto` where the environment tells (TPU pods, SLURM); or
         `ADDRESS:PORT,COUNT,INDEX`, of the coordinator, of all processes and of this one.
+      timeout: seconds until all must have come; if less than `PATIENCE`, it takes its place.
 
     Raises:
-      UvitError: if `spec` is none of these.
+      UvitError: if `spec` is none of these, or the processes do not meet: the address does not
+        answer, some are missing, or they disagree on their count.
     """
     if not spec:
         return
+    patience = min(timeout, PATIENCE)
+    limits = dict(
+        initialization_timeout=timeout,
+        heartbeat_timeout_seconds=patience,
+        shutdown_timeout_seconds=patience,
+    )
+    # Only the CPU backend reads it; without it, CPU processes cannot exchange arrays.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec == "auto":
-        jax.distributed.initialize()
+        words = _LastWords(f"not all processes came to the coordinator within {timeout} s")
+        try:
+            jax.distributed.initialize(**limits)
+        except ValueError:
+            words.say("")
+            raise UvitError(
+                "--distributed=auto finds no TPU pod, SLURM or Open MPI around this process; give "
+                "ADDRESS:PORT,COUNT,INDEX"
+            ) from None
+        _leave_together(words)
         return
-    parts = spec.split(",")
-    if len(parts) != 3 or not parts[1].isdigit() or not parts[2].isdigit() or ":" not in parts[0]:
+    if not re.fullmatch(r".+:\d+,\d+,\d+", spec):
         raise UvitError(
             f"--distributed={spec!r} must be 'auto' or ADDRESS:PORT,COUNT,INDEX, "
             "as in 10.0.0.1:1234,4,0"
         )
-    address, count, index = parts[0], int(parts[1]), int(parts[2])
+    address, *numbers = spec.split(",")
+    count, index = map(int, numbers)
     if index >= count:
         raise UvitError(f"--distributed: process {index} of {count}; the first is 0")
-    # Only the CPU backend reads it; without it, CPU processes cannot exchange arrays.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, count, index)
+    rendezvous.meet(address, count, index, timeout)
+    words = _LastWords(f"the processes that met at {address} could not be joined by JAX")
+    jax.distributed.initialize(address, count, index, **limits)
+    _leave_together(words)
+
+
+def end_if_lost(error: Exception) -> None:
+    """Ends this process with a sentence if `error` says that another one of the run is gone.
+
+    It must not end as usual, which waits for the others.
+    """
+    found = re.search(r".*(gloo|nccl|coordination|peer).*", str(error), re.IGNORECASE)
+    if jax.process_count() > 1 and found:
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        sentence = f"error: {who} ends: another one was lost ({found[0][:200]}). {AGAIN}"
+        print(f"\n{sentence}", file=sys.stderr, flush=True)  # after a progress bar's line
+        sys.stdout.flush()
+        _LastWords.current.say("")
+        os._exit(1)
+
+
+def _leave_together(words: "_LastWords") -> None:
+    who = f"process {jax.process_index()} of {jax.process_count()}"
+    words.say(f"error: {who} ended: it was killed, or another one was lost. {AGAIN}")
+
+    def leave() -> None:
+        words.say(f"error: the others did not end when {who} did")
+        jax.distributed.shutdown()
+        words.say("")
+
+    atexit.register(leave)
+
+
+class _LastWords:
+    """A sentence for stderr if this process is gone before it says otherwise.
+
+    Where JAX loses a process, it aborts the others, and no Python runs any more. A shell waits for
+    that, and prints the last line that it was given.
+    """
+
+    current: "_LastWords"
+
+    def __init__(self, problem: str):
+        program = 'while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
+        self._shell = subprocess.Popen(
+            ["sh", "-c", program], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self.say(f"error: --distributed: {problem}")
+        _LastWords.current = self
+
+    def say(self, line: str) -> None:
+        """Replaces the sentence; an empty one says nothing."""
+        with contextlib.suppress(OSError):  # someone has ended the shell
+            print(line, file=self._shell.stdin, flush=True)
 
 
 class StopSignal:

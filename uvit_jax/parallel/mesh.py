@@ -2,20 +2,24 @@
 
 `data` replicates parameters, `fsdp` shards them and gathers them layer by layer, `context` is for
 long sequences, `tensor` splits heads and hidden units. A batch is spread over data × fsdp.
+
+Slices of TPUs are joined by the data-centre network, which is slow: only `data` crosses it.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from uvit_jax.errors import UvitError
 
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")
+_AUTO = (AxisType.Auto,) * len(AXES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,10 @@ class MeshConfig:
             raise UvitError(
                 f"config.mesh ({shown}): sizes are at least 1, and one of them may be -1"
             )
-        fixed = int(np.prod([s for s in sizes if s != -1]))
+        fixed = math.prod(s for s in sizes if s != -1)
         if -1 in sizes:
             sizes[sizes.index(-1)] = num_devices // fixed
-        if int(np.prod(sizes)) != num_devices:
+        if math.prod(sizes) != num_devices:
             raise UvitError(
                 f"config.mesh ({shown}) does not fit {num_devices} devices; "
                 "make the product of the axes equal to it, or set one of them to -1"
@@ -49,35 +53,47 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all of them), nearby devices along the inner axes.
 
+    On a TPU's torus, near is what its links say; elsewhere, what one process holds.
+
     Raises:
-      UvitError: if the axes do not multiply to the number of devices.
+      UvitError: if the axes do not multiply to the number of devices, or there are several slices
+        of TPUs and `data` is not a multiple of their number.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = config.sizes(len(devices))
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the mesh cuts a batch."""
-    return int(np.prod([mesh.shape[a] for a in BATCH_AXES]))
-
-
-def check_processes(mesh: Mesh) -> None:
-    """Raises UvitError if two processes hold the same rows of a batch: each loads its own rows."""
-    owners: dict[int, set[int]] = {}
-    rows = mesh.devices.reshape(batch_shards(mesh), -1)
-    for row, devices in enumerate(rows):
-        for device in devices:
-            owners.setdefault(device.process_index, set()).add(row)
-    if sum(len(owned) for owned in owners.values()) > len(rows):
+    if devices[0].platform != "tpu":
+        ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+        return Mesh(np.array(ordered).reshape(sizes), AXES, axis_types=_AUTO)
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if sizes[0] % slices:
+        fitting = [slices * n for n in _divisors(len(devices) // slices)]
         raise UvitError(
-            f"config.mesh spreads context or tensor over several of the {len(owners)} processes; "
-            "make data × fsdp a multiple of their number, so that those axes stay within one"
+            f"config.mesh.data={sizes[0]} is not a multiple of the {slices} slices, and only data "
+            f"crosses them; for {len(devices)} devices it may be {_either(fitting, sizes[0])}"
         )
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (sizes[0] // slices, *sizes[1:]),
+            (slices, 1, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=_AUTO)
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
+    """The mesh of so many devices that need not be there; UvitError as `MeshConfig.sizes`."""
+    return AbstractMesh(config.sizes(num_devices), AXES, axis_types=_AUTO)
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the mesh cuts a batch."""
+    return math.prod(mesh.shape[a] for a in BATCH_AXES)
+
+
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises UvitError if the mesh (or gradient accumulation) does not divide the batch evenly."""
     parts = batch_shards(mesh) * accumulate
     if batch_size % parts:
@@ -89,3 +105,24 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
             f"the nearest that are: {batch_size // parts * parts or parts} and "
             f"{(batch_size // parts + 1) * parts}"
         )
+
+
+def check_tensor(mesh: Mesh | AbstractMesh, *, num_heads: int, mlp_width: int) -> None:
+    """Raises UvitError if the tensor axis does not divide a model's heads and hidden units."""
+    size, both = mesh.shape["tensor"], math.gcd(num_heads, mlp_width)
+    for name, count in (("num_heads", num_heads), ("mlp_ratio × width", mlp_width)):
+        if count % size:
+            raise UvitError(
+                f"config.mesh.tensor={size} does not divide config.model.backbone.{name}={count}; "
+                f"the nearest that fits heads and MLP is tensor={_either(_divisors(both), size)}"
+            )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _either(fitting: Sequence[int], wanted: int) -> str:
+    """The nearest numbers below and above a wanted one that does not fit."""
+    below, above = [n for n in fitting if n < wanted], [n for n in fitting if n > wanted]
+    return " or ".join(map(str, below[-1:] + above[:1]))

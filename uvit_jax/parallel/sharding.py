@@ -8,8 +8,7 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uvit_jax.parallel.mesh import BATCH_AXES
@@ -37,19 +36,34 @@ def path_string(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The PartitionSpec of the array at `path`; an axis that does not divide stays whole."""
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+    """The PartitionSpec of the array at `path`.
+
+    A mesh axis is used only where it divides. If fsdp does not divide the dimension of its rule, it
+    takes the largest other one of the rule that it divides and that no axis splits (never the layer
+    axis of a stack, which every step of the scan would fetch from one device). If there is none,
+    the array is replicated over fsdp, which `plan` shows.
+    """
     names = next(spec for pattern, spec in RULES if re.search(pattern, path))
     if len(names) > len(shape):
         return P()
-    names = (None,) * (len(shape) - len(names)) + names
+    layers = len(shape) - len(names)
+    sizes = shape[layers:]
     fitting = [
-        n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, shape, strict=True)
+        n if n and size % mesh.shape[n] == 0 else None for n, size in zip(names, sizes, strict=True)
     ]
-    return P(*fitting)
+    if "fsdp" in names and "fsdp" not in fitting:
+        free = [
+            i
+            for i, (n, size) in enumerate(zip(fitting, sizes, strict=True))
+            if size % mesh.shape["fsdp"] == 0 and (n is None or mesh.shape[n] == 1)
+        ]
+        if free:
+            fitting[max(free, key=sizes.__getitem__)] = "fsdp"
+    return P(*[None] * layers, *fitting)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every array of `tree` (arrays or ShapeDtypeStructs)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, a: NamedSharding(mesh, spec(path_string(path), a.shape, mesh)), tree
@@ -59,7 +73,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Keeps an array (B, ...) spread over the batch axes of the ambient mesh (`jax.set_mesh`).
 
-    Without a mesh, or where its axes do not divide the batch, it does nothing.
+    A size that the axes do not divide is padded within the program. Without a mesh it does nothing.
     """
     return _constrain(x, (BATCH_AXES,))
 
@@ -70,12 +84,6 @@ def constrain_tokens(x_BND: jax.Array) -> jax.Array:
 
 
 def _constrain(x: jax.Array, names: tuple[Any, ...]) -> jax.Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
-    fitting = []
-    for name, size in zip(names, x.shape, strict=False):
-        axes = name if isinstance(name, tuple) else (name,)
-        parts = int(np.prod([mesh.shape[a] for a in axes]))
-        fitting.append(name if size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, P(*fitting))
+    return jax.lax.with_sharding_constraint(x, P(*names))

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import AbstractMesh, Mesh
+
 from uvit_jax.config import parse, plain
 from uvit_jax.data.pipeline import DataConfig
 from uvit_jax.diffusion import bound
@@ -11,7 +13,8 @@ from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import make
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.config import ModelConfig, parse_model
-from uvit_jax.parallel.mesh import MeshConfig
+from uvit_jax.parallel.context import check_ulysses
+from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
 from uvit_jax.sampling import SampleConfig
 
 LEARNING_RATES = ("constant", "cosine")
@@ -173,6 +176,16 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     diffusion = dataclasses.replace(run.diffusion, times_of=shared)
     return dataclasses.replace(run, diffusion=diffusion)
+
+
+def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raises UvitError if a mesh does not divide the batch, the heads or the MLPs of a run."""
+    backbone = run.model.backbone
+    check_batch(mesh, run.train.batch_size, run.train.accumulate)
+    hidden = int(backbone.width * backbone.mlp_ratio)
+    check_tensor(mesh, num_heads=backbone.num_heads, mlp_width=hidden)
+    if backbone.attention == "ulysses":
+        check_ulysses(mesh, backbone.num_heads)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -21,13 +21,15 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, build
+from uvit_jax.parallel import distributed
 from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
-from uvit_jax.parallel.mesh import check_batch, check_processes, make_mesh
+from uvit_jax.parallel.mesh import make_mesh
+from uvit_jax.parallel.rows import global_array, local_rows
 from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
-from uvit_jax.training.config import RunConfig
+from uvit_jax.training.config import RunConfig, check_mesh
 from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
 from uvit_jax.training.profile import Profiler
@@ -76,8 +78,7 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
     clock = Clock()
     folder.check(raw)
     mesh = make_mesh(run.mesh)
-    check_processes(mesh)
-    check_batch(mesh, run.train.batch_size, run.train.accumulate)
+    check_mesh(run, mesh)
     check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
     model = build(run.model)
     dataset = pipeline.dataset(run.data)
@@ -139,6 +140,9 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                     profiler,
                     clock,
                 )
+        except Exception as error:
+            distributed.end_if_lost(error)
+            raise
         finally:
             profiler.close()
             with clock.at("checkpoint"):
@@ -270,13 +274,13 @@ class _Batches:
         self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
     ):
         self._names = [s.name for s in model.layout.inputs]
-        self._sharding = NamedSharding(mesh, BATCH)
+        self._mesh, self._batch_size = mesh, run.train.batch_size
+        self._rows = local_rows(mesh, run.train.batch_size)
         self._iterator = pipeline.batches(
             dataset,
             batch_size=run.train.batch_size,
             seed=run.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=self._rows,
             start=position,
         )
         self.position = position
@@ -291,7 +295,7 @@ class _Batches:
                 f"{', '.join(sorted(local))}"
             )
         batch = {
-            name: jax.make_array_from_process_local_data(self._sharding, local[name])
+            name: global_array(local[name], self._rows, self._batch_size, self._mesh)
             for name in self._names
         }
         return batch, np.asarray(local["index"]).tolist()

@@ -1,0 +1,79 @@
+"""The same losses on every mesh: 20 steps of the tiny model, of 18 tokens, which 4 does not divide.
+
+One process plays all of them, on eight devices."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.running import ROOT, environment
+
+PROGRAM = r"""
+import json, re, jax, numpy as np, uvit_jax
+from experiments.cli import read_config
+from tests.running import TINY
+from uvit_jax.parallel.mesh import make_mesh
+from uvit_jax.parallel.sharding import BATCH
+from uvit_jax.training.config import parse_run
+from uvit_jax.training.state import init_state, make_optimizer
+from uvit_jax.training.step import make_step
+meshes = {
+    "one": dict(data=1), "data": dict(data=8), "fsdp": dict(data=1, fsdp=8),
+    "tensor": dict(data=2, fsdp=2, tensor=2),
+    "xla": dict(data=2, context=4), "ring": dict(data=2, context=4),
+    "ulysses": dict(data=2, context=4),
+}
+rng = np.random.default_rng(0)
+batches = [dict(image=rng.uniform(-1, 1, (16, 16, 16, 3)).astype(np.float32),
+                label=rng.integers(0, 128, 16)) for _ in range(20)]
+found = {}
+for name, sizes in meshes.items():
+    overrides = {"model.backbone.num_heads": 4} | {f"mesh.{a}": n for a, n in sizes.items()}
+    overrides["model.backbone.attention"] = name if name in ("ring", "ulysses") else "xla"
+    run = parse_run(read_config(TINY, overrides))
+    mesh = make_mesh(run.mesh, jax.devices()[: int(np.prod(list(sizes.values())))])
+    optimizer, rate = make_optimizer(run.optimizer, run.train)
+    model = uvit_jax.build(run.model)
+    with jax.set_mesh(mesh):
+        state, where = init_state(model, optimizer, jax.random.key(0), mesh)
+        largest = max(a.addressable_shards[0].data.nbytes for a in jax.tree.leaves(state.params))
+        program = jax.jit(
+            make_step(model, run, optimizer, rate),
+            in_shardings=(where, jax.NamedSharding(mesh, BATCH)), out_shardings=(where, None),
+        ).lower(state, batches[0]).compile()
+        losses = []
+        for batch in batches:
+            batch = jax.device_put(batch, jax.NamedSharding(mesh, BATCH))
+            state, metrics = program(state, batch)
+            losses.append(float(metrics["loss"]))
+    # What a block computes on a device: (examples, tokens, width of the MLP).
+    hidden = set(re.findall(r"f32\[(\d+,\d+,128)\]", program.as_text()))
+    found[name] = dict(losses=losses, largest=largest, hidden=sorted(hidden))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    command = [sys.executable, "-c", PROGRAM]
+    env = environment(8) | {"PYTHONPATH": str(ROOT)}
+    return json.loads(subprocess.check_output(command, env=env, text=True, cwd=ROOT))
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "xla", "ring", "ulysses"])
+def test_the_losses_are_those_of_one_device(found, name):
+    np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=1e-5)
+
+
+def test_parameters_are_born_in_parts(found):
+    assert found["fsdp"]["largest"] * 8 <= found["one"]["largest"]
+
+
+@pytest.mark.parametrize("name", ["xla", "ring", "ulysses"])
+def test_tokens_that_the_context_axis_does_not_divide_are_still_spread(found, name):
+    """16 examples on 2, 18 tokens on 4: 5 a device, of which the last has 3 and padding."""
+    assert "8,5,128" in found[name]["hidden"], found[name]
+    assert "8,18,128" not in found[name]["hidden"], found[name]

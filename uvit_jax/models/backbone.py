@@ -96,9 +96,10 @@ class Backbone(nnx.Module):
         angles_NR = None
         if places_N2 is not None:
             angles_NR = rotary_angles(places_N2, self.config.width // self.config.num_heads)
+        # The mask stays NumPy's: kernels leave out the blocks of it that nobody sees.
         return {
-            name: None if value is None else jnp.asarray(value)
-            for name, value in (("mask_NN", mask_NN), ("angles_NR", angles_NR))
+            "mask_NN": mask_NN,
+            "angles_NR": None if angles_NR is None else jnp.asarray(angles_NR),
         }
 
     def _remat(self, function: Callable, *, alone: bool = False) -> Callable:

@@ -30,7 +30,7 @@ from uvit_jax.training.config import RunConfig
 from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
-from uvit_jax.training.step import make_step
+from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -104,12 +104,9 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 "starting" if restored is None else "resuming",
                 start,
             )
-        step_function = jax.jit(
-            make_step(model, run, optimizer, learning_rate, nulls_of(model.layout, vocabulary)),
-            in_shardings=(where, NamedSharding(mesh, BATCH)),
-            out_shardings=(where, None),
-            donate_argnums=0,
-        )
+        nulls = nulls_of(model.layout, vocabulary)
+        step = make_step(model, run, optimizer, learning_rate, nulls)
+        step_function = jit_step(step, where, mesh)
         batches = _Batches(run, model, dataset, mesh, position)
         writer = None
         if main:

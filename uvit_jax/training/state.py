@@ -1,6 +1,7 @@
 """The state of a run: one pytree with everything that a step changes."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -51,17 +52,27 @@ def init_state(
     Returns:
       (state, its shardings).
     """
-
-    def init(key: jax.Array) -> TrainState:
-        init_key, run_key = jax.random.split(key)
-        params = model.init(init_key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            ema=jax.tree.map(jnp.copy, params),
-            opt_state=optimizer.init(params),
-            key=run_key,
-        )
-
-    where = shardings(jax.eval_shape(init, key), mesh)
+    _, where = abstract_state(model, optimizer, mesh)
+    init = functools.partial(_init, model, optimizer)
     return jax.jit(init, out_shardings=where)(key), where
+
+
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """What `init_state` returns, with shapes in place of arrays; nothing runs."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(_init, model, optimizer), key)
+    return shapes, shardings(shapes, mesh)
+
+
+def _init(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    init_key, run_key = jax.random.split(key)
+    params = model.init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        key=run_key,
+    )

@@ -66,6 +66,7 @@ PROGRAM = """HloModule jit_step
   %start = bf16[64,16]{1,0} fusion(%w), kind=kCustom, calls=%piece.1
   %done = bf16[64,16]{1,0} fusion(%w), kind=kCustom, calls=%piece.2
   %sum = (bf16[64,16], f32[8,4,16]) all-reduce(%done, %s), replica_groups={{0,1,2,3}}
+  %rs = ((bf16[64,16]), bf16[16,16]) reduce-scatter-start(%done), replica_groups={{0,1,2,3}}
   ROOT %t = (u32[], bf16[16,16]) tuple(%next, %w)
 }
 
@@ -89,11 +90,12 @@ ENTRY %main (w: bf16[16,16], x: f32[8,4000]) -> f32[32,4000] {
 
 def test_collectives_are_told_apart_by_what_they_move():
     found = {(c.role, c.kind): c for c in collectives(Module(PROGRAM), 4, [(64 * 16, 16 * 16)])}
-    assert len(found) == 4
+    assert len(found) == 5
     gathered = found["parameters", "all-gather"]
     assert (gathered.count, gathered.group) == (5, 4)  # one collective, five trips
     assert gathered.bytes == 5 * (64 * 16 * 2) * 3 // 4
     assert found["gradients", "all-reduce"].bytes == 5 * 2 * (64 * 16 * 2) * 3 // 4
+    assert found["gradients", "reduce-scatter"].bytes == gathered.bytes
     assert found["scalars", "all-reduce"].count == 5
     batch = found["activations", "all-gather"]  # what must not be there, and is found
     assert batch.bytes == 32 * 4000 * 4 * 3 // 4 and batch.origin == "jit(step)/conv"

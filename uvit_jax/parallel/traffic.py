@@ -66,7 +66,7 @@ def collectives(
             seen.add(channel.group(1))
         arrays = _results(instruction)
         group = _group(instruction, num_chips)
-        scattered = kind == "reduce-scatter" and instruction.opcode == "reduce-scatter"
+        scattered = instruction.opcode.startswith("reduce-scatter")
         by_role: dict[str, list[Array]] = collections.defaultdict(list)
         for array in arrays:
             size = array.size * group if scattered else array.size
@@ -160,9 +160,12 @@ def _kind(module: Module, computation: str, instruction: Instruction) -> str | N
     return opcode
 
 
+_WITH_OPERANDS = ("all-gather-start", "reduce-scatter-start", "collective-permute-start")
+
+
 def _results(instruction: Instruction) -> list[Array]:
     arrays = [a for a in instruction.arrays if a.shape or len(instruction.arrays) == 1]
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+    if instruction.opcode in _WITH_OPERANDS:
         arrays = arrays[len(arrays) // 2 :]  # its operands come first
     return arrays or list(instruction.arrays[:1])
 

@@ -16,7 +16,7 @@ from flax import nnx
 from uvit_jax.errors import UvitError
 from uvit_jax.models.config import BackboneConfig
 from uvit_jax.models.layers import Block, Modulation, layer_norm, modulate, rotary_angles
-from uvit_jax.parallel.sharding import constrain_tokens
+from uvit_jax.parallel.sharding import constrain_tokens, gathered
 from uvit_jax.tokens.layout import Layout
 
 # What `dots` leaves out, products of activations with activations, are attention's logits, the
@@ -89,7 +89,12 @@ class Backbone(nnx.Module):
         else:
             x_BND, skips_LBND = self._run(self.in_blocks, x_BND, context, keep=True)
             if self.mid_block is not None:
-                x_BND = self._remat(lambda x: self.mid_block(x, **context), alone=True)(x_BND)
+                graph, params = nnx.split(self.mid_block)
+
+                def middle(x_BND, params):
+                    return nnx.merge(graph, self._gathered(params))(x_BND, **context)
+
+                x_BND = self._remat(middle, alone=True)(x_BND, params)
             x_BND, _ = self._run(self.out_blocks, x_BND, context, skips=skips_LBND, reverse=True)
         x_BND = self.norm(x_BND)
         if self.modulation is not None:
@@ -102,10 +107,16 @@ class Backbone(nnx.Module):
         angles_NR = None
         if places_N2 is not None:
             angles_NR = rotary_angles(places_N2, self.config.width // self.config.num_heads)
+        # The mask stays NumPy's: kernels leave out the blocks of it that nobody sees.
         return {
-            name: None if value is None else jnp.asarray(value)
-            for name, value in (("mask_NN", mask_NN), ("angles_NR", angles_NR))
+            "mask_NN": mask_NN,
+            "angles_NR": None if angles_NR is None else jnp.asarray(angles_NR),
         }
+
+    def _gathered(self, params: Any) -> Any:
+        """A block's parameters as its products take them. Without remat they would be kept for the
+        backward pass, every block's, whole; there, the partitioner gathers them as it sees fit."""
+        return params if self.config.remat == "none" else gathered(params, self.dtype)
 
     def _remat(self, function: Callable, *, alone: bool = False) -> Callable:
         if self.config.remat == "none":
@@ -133,6 +144,7 @@ class Backbone(nnx.Module):
 
         def body(x_BND, layer):
             params, skip_BND = layer
+            params = self._gathered(params)
             x_BND = nnx.merge(graph, params)(x_BND, skip_BND=skip_BND, **context)
             x_BND = constrain_tokens(x_BND)
             return x_BND, x_BND.astype(self.dtype) if keep else None

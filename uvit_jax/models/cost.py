@@ -24,8 +24,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.model import Model
 
-_INTEGERS = ("label", "text")  # the modalities that are given by numbers
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -58,18 +56,17 @@ def forward_cost(config: ModelConfig) -> Cost:
     # One implementation, whose products stand in the program and not in a kernel of its own.
     backbone = dataclasses.replace(config.backbone, attention="xla", remat="none")
     model = Model(dataclasses.replace(config, backbone=backbone))
-    inputs = {
-        s.name: jax.ShapeDtypeStruct(
-            (1, *s.shape), jnp.int32 if s.modality in _INTEGERS else jnp.float32
-        )
-        for s in model.layout.inputs
-    }
+    inputs = model.abstract_inputs(1)
     times = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in model.layout.time_keys}
     traced = jax.make_jaxpr(model.apply)(model.abstract_params, inputs, times)
-    return _count(traced.jaxpr)
+    return count(traced.jaxpr)
 
 
-def _count(jaxpr: Jaxpr) -> Cost:
+def count(jaxpr: Jaxpr) -> Cost:
+    """The multiply-accumulates of a traced program, loops counted, recomputation included.
+
+    Of a program that was differentiated, only the total means something.
+    """
     parameters = attention = 0
     for equation in jaxpr.eqns:
         name, shapes = equation.primitive.name, [v.aval.shape for v in equation.invars]
@@ -88,7 +85,7 @@ def _count(jaxpr: Jaxpr) -> Cost:
         else:
             times = equation.params.get("length", 1) if name == "scan" else 1
             for inner in _inner(equation.params):
-                cost = _count(inner)
+                cost = count(inner)
                 parameters += times * cost.parameters
                 attention += times * cost.attention
     return Cost(parameters=parameters, attention=attention)

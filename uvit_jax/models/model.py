@@ -21,6 +21,8 @@ from uvit_jax.tokens.layout import Layout
 
 Params = dict[str, Any]
 
+_INTEGERS = ("label", "text")  # the modalities that are given by numbers
+
 
 class Network(nnx.Module):
     """layout.embed → backbone → layout.read."""
@@ -59,6 +61,15 @@ class Model:
     def num_params(self) -> int:
         """How many trained numbers the model has."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
+
+    def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes and dtypes of the inputs for so many examples, with no arrays behind them."""
+        return {
+            s.name: jax.ShapeDtypeStruct(
+                (batch_size, *s.shape), jnp.int32 if s.modality in _INTEGERS else jnp.float32
+            )
+            for s in self.layout.inputs
+        }
 
     @functools.partial(jax.jit, static_argnums=0)
     def _init(self, key: jax.Array) -> Params:

@@ -3,11 +3,13 @@ program compiled ahead of time for another machine is the program that will run 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.parallel import context
 
-IMPLEMENTATIONS = ("xla", "cudnn", "ring", "ulysses")
+IMPLEMENTATIONS = ("xla", "splash", "cudnn", "ring", "ulysses")
+KERNELS = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}  # where they run
 SPREAD = ("ring", "ulysses")  # those that are about tokens spread over the context axis
 
 
@@ -20,8 +22,12 @@ def check(implementation: str) -> None:
 
 def check_platform(implementation: str, platform: str) -> None:
     """Raises UvitError if `implementation` cannot run on devices of `platform` (cpu, gpu, tpu)."""
-    if implementation == "cudnn" and platform != "gpu":
-        raise UvitError(f"attention 'cudnn' runs on NVIDIA GPUs, not on {platform}; use 'xla'")
+    needed, named = KERNELS.get(implementation, (platform, ""))
+    if platform not in (needed, {"gpu": "cuda"}.get(needed)):
+        raise UvitError(
+            f"attention {implementation!r} runs on {named}, not on {platform}; set "
+            "config.model.backbone.attention='xla'"
+        )
 
 
 def attention(
@@ -29,7 +35,7 @@ def attention(
     k_BMHK: jax.Array,
     v_BMHK: jax.Array,
     *,
-    mask_NM: jax.Array | None = None,
+    mask_NM: jax.Array | np.ndarray | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
     """softmax(q kᵀ / √K) v, the softmax in float32.
@@ -37,7 +43,8 @@ def attention(
     Args:
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
       mask_NM: bool, True where query n may see key m; None when all see all.
-      implementation: `xla` anywhere; `cudnn` is flash attention on NVIDIA GPUs (half precision);
+      implementation: `xla` anywhere; `splash` is flash attention on TPUs, and its mask is a NumPy
+        array (see splash.py); `cudnn` is flash attention on NVIDIA GPUs (half precision);
         `ring` and `ulysses` are for sequences that are spread over the mesh's context axis, and
         take as many keys as queries (see context.py).
 
@@ -50,6 +57,10 @@ def attention(
         return jax.nn.dot_product_attention(
             q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn"
         )
+    if implementation == "splash":
+        from uvit_jax.parallel.splash import splash  # Pallas is large, and few need it
+
+        return splash(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ring":
         return context.ring(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ulysses":

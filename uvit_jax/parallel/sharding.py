@@ -4,10 +4,12 @@ The first rule whose pattern is found in the path wins. Optimizer state and EMA 
 parameter's path inside theirs, so the same rules place them alike.
 """
 
+import functools
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -68,6 +70,45 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, a: NamedSharding(mesh, spec(path_string(path), a.shape, mesh)), tree
     )
+
+
+def gathered(params: Any, dtype: Any) -> Any:
+    """A layer's parameters as its products take them under FSDP: whole over the `fsdp` axis, in the
+    dtype of the computation. Their gradients go back to the parameters' own places.
+
+    Left to itself, XLA's partitioner merges each product with the gather of its matrix, piece by
+    piece. For a U-ViT-L/2 step on 16 TPU chips that moves a quarter more between chips and twice as
+    much in and out of main memory, where the partial products lie.
+
+    Without a mesh, or with fsdp=1, it does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return params
+
+    def gather(path, a):
+        own = spec(path_string(path), a.shape, mesh)
+        if "fsdp" not in tuple(own):
+            return a
+        return _gather(a, own, P(*(None if n == "fsdp" else n for n in own)), dtype)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(a: jax.Array, own: P, whole: P, dtype: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(a.astype(dtype), whole)
+
+
+def _gather_fwd(a, own, whole, dtype):
+    return _gather(a, own, whole, dtype), None
+
+
+def _gather_bwd(own, whole, dtype, _, g):
+    return (jax.lax.with_sharding_constraint(g, own).astype(jnp.float32),)  # as parameters are
+
+
+_gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from uvit_jax.conditions import nulls_of
 from uvit_jax.data import pipeline
@@ -26,7 +26,6 @@ from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
-from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
 from uvit_jax.training.config import RunConfig, check_mesh
@@ -34,7 +33,7 @@ from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
 from uvit_jax.training.profile import Profiler
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
-from uvit_jax.training.step import make_step
+from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -108,12 +107,9 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 "starting" if restored is None else "resuming",
                 start,
             )
-        step_function = jax.jit(
-            make_step(model, run, optimizer, learning_rate, nulls_of(model.layout, vocabulary)),
-            in_shardings=(where, NamedSharding(mesh, BATCH)),
-            out_shardings=(where, None),
-            donate_argnums=0,
-        )
+        nulls = nulls_of(model.layout, vocabulary)
+        step = make_step(model, run, optimizer, learning_rate, nulls)
+        step_function = jit_step(step, where, mesh)
         batches = _Batches(run, model, dataset, mesh, position)
         writer = None
         if main:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding
 
 from uvit_jax.conditions import null
 from uvit_jax.diffusion import objective
 from uvit_jax.models.model import Model
+from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.config import RunConfig
 from uvit_jax.training.state import TrainState
 
@@ -101,3 +103,16 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def jit_step(step: Callable, where: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+    """`step` as a program over a mesh: the state in its place, the batch spread, memory reused.
+
+    Trainer and ahead-of-time compiler both call this one, so what is compiled is what is run.
+    """
+    return jax.jit(
+        step,
+        in_shardings=(where, NamedSharding(mesh, BATCH)),
+        out_shardings=(where, None),
+        donate_argnums=0,
+    )

@@ -1,0 +1,163 @@
+"""Which models fit which slices, by compiling: the table of docs/scaling.md.
+
+    python -m benchmarks.capacity --out=docs/scaling/capacity.jsonl
+    python -m benchmarks.capacity --out=docs/scaling/capacity.jsonl --only=v5e:4x4 --table
+
+Every cell compiles a model's training step for a slice, with as many examples a chip as `--batch`
+says (64 if it says nothing: U-ViT-L/2's 1024 on v5e:4x4), under each remat policy from the one that
+keeps least to the one that keeps most, until one does not fit. A program takes one to several
+minutes; each that is done is a line of the file and is not done again, so the command can be
+stopped and continued. `--table` compiles nothing and prints what there is.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+
+MODELS = {
+    "U-ViT-S/2": ("configs/cifar10_uvit_s.py", {"model.dtype": "bfloat16", "mesh.fsdp": -1}),
+    "U-ViT-M/4": ("configs/imagenet64_uvit_m.py", {}),
+    "U-ViT-L/2": ("configs/uvit_l.py", {}),
+    "U-ViT-H/2": ("configs/imagenet256_uvit_h.py", {}),
+    "DiT-XL/2": ("configs/dit.py:XL/2-256", {}),
+}
+CHIPS = {
+    "v5e:2x4": 8,
+    "v5e:4x4": 16,
+    "v5e:16x16": 256,
+    "v5p:2x2x2": 8,
+    "v5p:4x4x4": 64,
+    "v6e:2x4": 8,
+    "v6e:16x16": 256,
+}
+REMATS = ("full", "dots", "none")  # the one that keeps least first
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.add_argument("--out", metavar="FILE", required=True, help="one JSON line a program")
+    parser.add_argument("--only", default="", help="models and topologies, with commas")
+    parser.add_argument("--remat", default=",".join(REMATS), help="policies to try, with commas")
+    parser.add_argument("--attention", default="xla")
+    parser.add_argument("--batch", type=int, default=64, help="examples a chip")
+    parser.add_argument("--table", action="store_true", help="print what there is")
+    args = parser.parse(argv)
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    path = Path(args.out)
+    rows = read(path)
+    if not args.table:
+        only = set(filter(None, args.only.split(",")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remats = [r for r in REMATS if r in args.remat.split(",")]
+        for row in missing(rows, only, remats, args.attention, args.batch):
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps({k: row[k] for k in ("model", "topology", "remat", "fits")}))
+        rows = read(path)
+    print(table(rows))
+    print()
+    print(scaling(rows))
+    cli.write_json(args.json, rows)
+    return 0
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines that there are."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def missing(
+    rows: list[dict[str, Any]], only: set[str], remats: Sequence[str], attention: str, batch: int
+) -> Iterator[dict[str, Any]]:
+    """Compiles what `rows` lacks, a row at a time."""
+    models = [m for m in MODELS if m in only] or list(MODELS)
+    slices = [t for t in CHIPS if t in only] or list(CHIPS)
+    for topology in slices:
+        for model in models:
+            for remat in remats:
+                key = (model, topology, remat, attention, batch)
+                row = next((r for r in rows if of(r) == key), None)
+                if row is None:
+                    row = compiled(*key)
+                    yield row
+                if not row["fits"]:
+                    break
+
+
+def of(row: dict[str, Any]) -> tuple:
+    """What a row is about."""
+    batch = row["batch_size"] // row["chips"]
+    return row["model"], row["topology"], row["remat"], row["attention"], batch
+
+
+def compiled(model: str, topology: str, remat: str, attention: str, batch: int) -> dict[str, Any]:
+    """One row: a report without the single collectives."""
+    from uvit_jax.training.aot import compile_run
+    from uvit_jax.training.config import parse_run
+
+    config, overrides = MODELS[model]
+    overrides = overrides | {
+        "mesh.data": 1,
+        "train.batch_size": batch * CHIPS[topology],
+        "model.backbone.remat": remat,
+        "model.backbone.attention": attention,
+    }
+    report = compile_run(parse_run(cli.read_config(config, overrides)), topology)
+    return {"model": model, **dataclasses.asdict(dataclasses.replace(report, collectives=()))}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For each model and slice the fastest policy that fits, by its bound, as Markdown."""
+    lines = [
+        "| model | slice | examples a chip | fits | remat | HBM a chip | bound: images/s | limit |",
+        "|---|---|---:|---|---|---:|---:|---|",
+    ]
+    cells: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        model, topology, _, attention, batch = of(row)
+        cells.setdefault((model, topology, attention, batch), []).append(row)
+    for (model, topology, attention, batch), tried in cells.items():
+        name = model if attention == "xla" else f"{model}, {attention}"
+        fitting = [r for r in tried if r["fits"]]
+        best = max(fitting, key=lambda r: r["bound"]["images_per_second"], default=tried[0])
+        memory = (
+            f"{best['memory_bytes'] / 2**30:.1f} of {best['chip_memory_bytes'] / 2**30:.2f} GiB"
+        )
+        bound = best["bound"] or {}
+        rate = f"{bound['images_per_second']:,.0f}" if bound else "–"
+        lines.append(
+            f"| {name} | {topology} | {batch} | {'yes' if best['fits'] else 'no'} | "
+            f"{best['remat']} | {memory} | {rate} | {bound.get('limit', '–')} |"
+        )
+    return "\n".join(lines)
+
+
+def scaling(rows: list[dict[str, Any]]) -> str:
+    """How what a chip sends grows with the number of chips, for the same examples a chip."""
+    lines = [
+        "| model | remat | slice | chips | parameters | gradients | activations | all, a chip |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(rows, key=lambda r: (r["model"], r["remat"], r["attention"], r["chips"])):
+        if not row["moved"]:
+            continue
+        moved = {role: sum(kinds.values()) / 1e6 for role, kinds in row["moved"].items()}
+        parts = [moved.get(role, 0.0) for role in ("parameters", "gradients", "activations")]
+        numbers = " | ".join(f"{mb:,.1f} MB" for mb in (*parts, sum(moved.values())))
+        name = row["model"] if row["attention"] == "xla" else f"{row['model']}, {row['attention']}"
+        lines.append(
+            f"| {name} | {row['remat']} | {row['topology']} | {row['chips']} | {numbers} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""Compiles a config's training step for a machine that is not here, and tells what comes of it.
+
+    python -m experiments.compile --config=configs/uvit_l.py --topology=v5e:4x4
+    python -m experiments.compile --config=configs/uvit_l.py --topology=v5e:4x4 \\
+        --config.model.backbone.attention=splash --json=uvit_l.json
+    python -m experiments.compile --config=configs/dit.py:XL/2-256 --topology=gpu:h100x8 \\
+        --what=sample
+
+Topologies are TPU slices by their shape in chips (v4, v5e, v5p, v6e; v5e:16x16 has 256) and GPUs by
+their number (gpu:a100x8, gpu:h100x16). No such machine is needed: TPUs want `pip install
+"uvit-jax[tpu]"`, GPUs `"uvit-jax[cuda]"`. It takes one to a few minutes of two cores.
+
+Nothing is run. Memory and collectives are what the compiler decided; times are lower bounds by the
+chip's limits, not measurements. If a program does not fit, the nearest change that does is looked
+for by compiling it: `--suggest=N` tries N changes, 0 none. The exit status is 0 if it fits, else 1.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from experiments import cli
+
+if TYPE_CHECKING:
+    from uvit_jax.training.aot import Report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:4x4")
+    parser.add_argument("--what", choices=("step", "sample"), default="step")
+    parser.add_argument("--suggest", type=int, default=4, metavar="N", help="changes to try")
+    args = parser.parse(argv)
+
+    import jax
+
+    from uvit_jax.training.aot import compile_run
+    from uvit_jax.training.config import parse_run
+    from uvit_jax.training.fitting import nearest_fit
+
+    # The machine that this runs on has no part in it, whatever it has.
+    jax.config.update("jax_platforms", "cpu")
+    run = parse_run(cli.read_config(args.config, args.overrides))
+    report = compile_run(run, args.topology, args.what)
+    print(describe(report))
+    results = {"config": args.config, "overrides": args.overrides, **dataclasses.asdict(report)}
+    results["suggestion"] = None
+    if not report.fits and args.suggest > 0:
+        found: list[Report] = []
+
+        def fits(changed) -> bool:
+            found.append(compile_run(changed, args.topology, args.what))
+            return found[-1].fits
+
+        changes = nearest_fit(run, report.chips, fits, what=args.what, tries=args.suggest)
+        if changes is None:
+            print(f"none of the {len(found)} nearest changes fits; take more chips")
+        else:
+            flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
+            print(f"fits (compiled, {gib(found[-1].memory_bytes)} a chip) with {flags}")
+            results["suggestion"] = {"changes": changes, **dataclasses.asdict(found[-1])}
+    cli.write_json(args.json, results)
+    return 0 if report.fits else 1
+
+
+def describe(report: "Report") -> str:
+    """A report as text."""
+    sizes = " × ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "1"
+    memory = gib(report.memory_bytes) if report.memory_bytes else "more than it says"
+    lines = [
+        f"{report.what} for {report.topology}: {report.chips} chips, mesh {sizes}, batch "
+        f"{report.batch_size}, attention {report.attention}, remat {report.remat}"
+        + (f", {report.accumulate} microbatches" if report.accumulate > 1 else ""),
+        f"  {'fits' if report.fits else 'DOES NOT FIT'}: {memory} a chip of "
+        f"{gib(report.chip_memory_bytes)}; compiled in {report.compile_seconds:.0f} s",
+    ]
+    if report.bound is None:
+        return "\n".join(lines)
+    lines.append("  collectives, of one chip and one run:")
+    for role, kinds in report.moved.items():
+        for kind, size in kinds.items():
+            same = [c for c in report.collectives if (c.role, c.kind) == (role, kind)]
+            times = sum(c.count for c in same)
+            lines.append(f"    {role:<12} {kind:<19} {times:>6} × {megabytes(size):>12} in all")
+    lines.append(f"    activations gathered over chips: {megabytes(report.gathered_activations)}")
+    if report.kernels.get("tpu_custom_call"):
+        lines.append(f"  TPU kernels (tpu_custom_call): {report.kernels['tpu_custom_call']}")
+    bound = report.bound
+    noun = "images" if report.what == "step" else "samples"
+    lines += [
+        f"  a chip: {report.model_flops / 1e12:.2f} TFLOPs of the model, "
+        f"{report.program_flops / 1e12:.2f} with recomputation; "
+        f"{report.traffic_bytes / 1e9:.1f} GB of memory traffic, "
+        f"{report.intensity:.0f} FLOPs a byte",
+        f"  bound, not a measurement: at least {1e3 * bound.seconds:.1f} ms, at most "
+        f"{bound.images_per_second:.0f} {noun}/s, limited by {bound.limit} (compute "
+        f"{1e3 * bound.compute:.1f}, memory {1e3 * bound.memory:.1f}, links "
+        f"{1e3 * bound.links:.1f} ms)",
+    ]
+    return "\n".join(lines)
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{size / 1e6:,.2f} MB"
+
+
+if __name__ == "__main__":
+    cli.run(main)

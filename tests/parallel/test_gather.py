@@ -1,0 +1,44 @@
+"""FSDP said aloud: whole parameters forward, scattered gradients back, nothing changed in value."""
+
+import json
+import subprocess
+import sys
+
+from tests.running import ROOT, environment
+
+PROGRAM = """
+import json, jax, jax.numpy as jnp, numpy as np
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+from uvit_jax.parallel.sharding import gathered, shardings
+params = {"mlp": {"fc1": {"kernel": jax.random.normal(jax.random.key(0), (16, 32)),
+                          "bias": jnp.ones(32)}}}
+x = jax.random.normal(jax.random.key(1), (8, 16))
+def loss(params, x):
+    fc1 = gathered(params, jnp.bfloat16)["mlp"]["fc1"]
+    out = x @ fc1["kernel"].astype(jnp.bfloat16).astype(jnp.float32) + fc1["bias"]
+    return (out ** 2).mean()
+exact = jax.jit(jax.grad(loss))(params, x)  # without a mesh it does nothing
+assert gathered(params, jnp.bfloat16) is params
+mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+with jax.set_mesh(mesh):
+    where = shardings(params, mesh)
+    rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    grads = jax.jit(jax.grad(loss), in_shardings=(where, rows)).lower(params, x).compile()
+    found = grads(params, x)
+    traced = str(jax.make_jaxpr(lambda p: gathered(p, jnp.bfloat16))(params))
+errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, found)
+kernel = found["mlp"]["fc1"]["kernel"]
+print(json.dumps(dict(
+    error=max(jax.tree.leaves(errors)), gathers="all-gather" in grads.as_text(),
+    same_place=kernel.sharding.is_equivalent_to(where["mlp"]["fc1"]["kernel"], 2),
+    dtype=str(kernel.dtype), constraints=traced.count("sharding_constraint"))))
+"""
+
+
+def test_what_is_gathered_comes_back_scattered_and_in_float32():
+    env = environment(8) | {"PYTHONPATH": str(ROOT)}
+    output = subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True, cwd=ROOT)
+    found = json.loads(output.splitlines()[-1])
+    assert found["error"] < 1e-2  # a gradient that passed through bfloat16
+    assert found["gathers"] and found["same_place"] and found["dtype"] == "float32"
+    assert found["constraints"] == 1  # the kernel; a bias is on every device anyway

@@ -58,11 +58,10 @@ def forward_cost(config: ModelConfig) -> Cost:
     # One implementation, whose products stand in the program and not in a kernel of its own.
     backbone = dataclasses.replace(config.backbone, attention="xla", remat="none")
     model = Model(dataclasses.replace(config, backbone=backbone))
+    integers = {s.name for s in model.layout.inputs if s.modality in _INTEGERS}
     inputs = {
-        s.name: jax.ShapeDtypeStruct(
-            (1, *s.shape), jnp.int32 if s.modality in _INTEGERS else jnp.float32
-        )
-        for s in model.layout.inputs
+        name: jax.ShapeDtypeStruct((1, *shape), jnp.int32 if name in integers else jnp.float32)
+        for name, shape in model.layout.input_shapes.items()
     }
     times = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in model.layout.time_keys}
     traced = jax.make_jaxpr(model.apply)(model.abstract_params, inputs, times)

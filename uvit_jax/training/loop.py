@@ -241,7 +241,7 @@ class _Batches:
     def __init__(
         self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
     ):
-        self._names = [s.name for s in model.layout.inputs]
+        self._names = list(model.layout.input_shapes)
         self._sharding = NamedSharding(mesh, BATCH)
         self._iterator = pipeline.batches(
             dataset,

@@ -106,7 +106,7 @@ class Backbone(nnx.Module):
         self.modulation = Modulation(config, 2, dtype=dtype, rngs=rngs) if modulated else None
 
     def __call__(self, embedded: Embedded, layout: Layout, cache: Cache | None = None) -> jax.Array:
-        """Runs the tokens of `layout`, which also see the references in `cache`, if there is one."""
+        """Runs the tokens of `layout`, which also see the references in a cache."""
         context = self._context(embedded, layout, cache)
         x_BND, _ = self._blocks(embedded.tokens_BND, context, cache=cache)
         x_BND = self.norm(x_BND)

@@ -150,7 +150,7 @@ def _check(
     kind: str,
     optional: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """Raises UvitError if an array is missing, unknown or of another shape than (*batch, *shape)."""
+    """Raises UvitError if an array is missing, unknown or not of shape (*batch, *shape)."""
     known = {**shapes, **(optional or {})}
     for name in given:
         if name not in known:

@@ -29,6 +29,7 @@ from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.config import RunConfig
 from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
+from uvit_jax.training.references import slot_words
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
 from uvit_jax.training.step import make_step
 from uvit_jax.training.workdir import Workdir
@@ -104,8 +105,10 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 "starting" if restored is None else "resuming",
                 start,
             )
+        nulls = nulls_of(model.layout, vocabulary)
+        words = slot_words(model.layout, vocabulary.tokenizer) if run.train.permute_slots else {}
         step_function = jax.jit(
-            make_step(model, run, optimizer, learning_rate, nulls_of(model.layout, vocabulary)),
+            make_step(model, run, optimizer, learning_rate, nulls, words),
             in_shardings=(where, NamedSharding(mesh, BATCH)),
             out_shardings=(where, None),
             donate_argnums=0,

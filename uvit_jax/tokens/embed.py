@@ -101,12 +101,13 @@ class Embed(nnx.Module):
 
     def _still(self, layout: Layout) -> jax.Array | None:
         """The modulation (1, D) of segments that are modulated by time 0 alone."""
-        if not any(s.modulated_at == "zero" for s in layout.tokens):
+        if not layout.adaln or not any(s.modulated_at == "zero" for s in layout.tokens):
             return None
-        zero_1 = jnp.zeros(1, jnp.float32)
-        timed = [s for s in layout.adaln if s.modality == "time"]
-        still_1D = sum(self.segments[layout.source(s).name](zero_1)[:, 0] for s in timed)
-        return jnp.asarray(still_1D, self.dtype) if timed else None
+        still_1D = jnp.zeros((1, self.width), self.dtype)
+        for segment in layout.adaln:
+            if segment.modality == "time":
+                still_1D += self.segments[layout.source(segment).name](jnp.zeros(1))[:, 0]
+        return still_1D
 
     def _offset(
         self, segment: Segment, inputs: Mapping[str, jax.Array], layout: Layout

@@ -10,12 +10,13 @@ import pytest
 import uvit_jax
 from uvit_jax.config import parse
 from uvit_jax.diffusion.objective import ObjectiveConfig
-from uvit_jax.diffusion.schedule import ScheduleConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError
 from uvit_jax.models import dit
 from uvit_jax.sampling import SampleConfig, make_sampler
 
 C, P, D = 3, 4, 16
+FLOW = ScheduleConfig(name="rectified_flow")
 LABELS = {"label": jnp.array([0, 3])}
 
 
@@ -111,7 +112,7 @@ def unified():
     }
 
     def draw(model=model, **sample):
-        diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="x0")
+        diffusion = ObjectiveConfig(schedule=FLOW, prediction="x0")
         function = make_sampler(model, diffusion, parse(SampleConfig, sample))
         return np.asarray(jax.jit(function)(params, jax.random.key(2), conditions)["image"])
 
@@ -128,11 +129,11 @@ def test_references_are_cached_and_guided_beside_text(unified):
     np.testing.assert_allclose(exact, never, rtol=1e-5, atol=1e-5 * np.abs(never).max())
 
     # One step from pure noise ends in what was predicted there.
-    one = draw(**config | {"sampler": dict(name="ddim", steps=1)})
+    one = draw(**config | {"sampler": dict(name="ddim", steps=1, t_start=1.0, t_end=0.0)})
     noise_key, _ = jax.random.split(jax.random.key(2))
     noise = jax.random.normal(jax.random.fold_in(noise_key, 0), (2, 8, 8, C))
     run = jax.jit(lambda **inputs: model.apply(params, inputs | {"image": noise}, times)["image"])
-    times = {"image": jnp.ones(2)}
+    times = {"image": jnp.full(2, make(FLOW).network_time(1.0), jnp.float32)}
     null = {"text": jnp.zeros((2, 3), int)}
     none = null | {"refs_present": jnp.zeros((2, 2, 1), int)}
     all_, refs, nothing = (np.asarray(run(**conditions | c)) for c in ({}, null, none))

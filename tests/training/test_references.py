@@ -29,8 +29,10 @@ MODEL = preset(
     text_length=4,
     vocab_size=300,
     width=16,
-    depth=2,
+    depth=1,
     num_heads=2,
+    skip="none",
+    mid_block=False,
 )
 
 

@@ -1,5 +1,7 @@
 """From models to samples: learned ranges and guided channels, whatever the sampler."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 import uvit_jax
 from uvit_jax.config import parse
 from uvit_jax.diffusion.objective import ObjectiveConfig
-from uvit_jax.diffusion.schedule import ScheduleConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError
 from uvit_jax.models import dit
 from uvit_jax.sampling import SampleConfig, make_sampler
 
 C, P, D = 3, 4, 16
+FLOW = ScheduleConfig(name="rectified_flow")
 LABELS = {"label": jnp.array([0, 3])}
 
 
@@ -85,3 +88,69 @@ def test_misuse_is_told():
         draw(model, {}, sampler=dict(name="ddpm", variance="learned"))
     with pytest.raises(UvitError, match="guidance_channels must be at least 0"):
         parse(SampleConfig, {"guidance_channels": -1})
+
+
+@pytest.fixture(scope="module")
+def unified():
+    """A model of two subjects, random parameters, conditions, and a function that draws."""
+    from uvit_jax.models.unified import preset
+
+    options = dict(patch_size=4, subjects=2, width=16, depth=2, num_heads=2)
+    config = preset("uvit", (8, 8, C), text_length=3, vocab_size=9, **options)
+    model = uvit_jax.build(config)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), model.abstract_params
+    )
+    conditions = {
+        f"ref_{s}_1": jnp.asarray(rng.normal(size=(2, 8, 8, C)), jnp.float32) for s in (1, 2)
+    }
+    conditions |= {
+        "text": jnp.array([[1, 2, 3], [4, 5, 0]]),
+        "refs_present": jnp.array([[[1], [1]], [[0], [1]]]),
+        "subject_slots": jnp.array([[1, 0], [0, 1]]),
+    }
+
+    def draw(model=model, **sample):
+        diffusion = ObjectiveConfig(schedule=FLOW, prediction="x0")
+        function = make_sampler(model, diffusion, parse(SampleConfig, sample))
+        return np.asarray(jax.jit(function)(params, jax.random.key(2), conditions)["image"])
+
+    return model, params, conditions, draw
+
+
+def test_references_are_cached_and_guided_beside_text(unified):
+    """Cached or not, and by one evaluation of each of the three models that are combined."""
+    model, params, conditions, draw = unified
+    # One step from pure noise ends in what was predicted there.
+    config = dict(
+        sampler=dict(name="ddim", steps=1, t_start=1.0, t_end=0.0),
+        guidance_scale=1.5,
+        reference_guidance_scale=0.5,
+    )
+    never, exact = (draw(**config, cache_references=c) for c in ("never", "when_exact"))
+    np.testing.assert_allclose(exact, never, rtol=1e-5, atol=1e-5 * np.abs(never).max())
+
+    noise_key, _ = jax.random.split(jax.random.key(2))
+    noise = jax.random.normal(jax.random.fold_in(noise_key, 0), (2, 8, 8, C))
+    run = jax.jit(lambda **inputs: model.apply(params, inputs | {"image": noise}, times)["image"])
+    times = {"image": jnp.full(2, make(FLOW).network_time(1.0), jnp.float32)}
+    null = {"text": jnp.zeros((2, 3), int)}
+    none = null | {"refs_present": jnp.zeros((2, 2, 1), int)}
+    all_, refs, nothing = (np.asarray(run(**conditions | c)) for c in ({}, null, none))
+    expected = nothing + 1.5 * (refs - nothing) + 2.5 * (all_ - refs)
+    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_misuse_of_references_is_told(unified):
+    model, *_, draw = unified
+    seeing = dataclasses.replace(
+        model.config,
+        segments={k: dataclasses.replace(s, sees=()) for k, s in model.config.segments.items()},
+    )
+    with pytest.raises(UvitError, match="cannot be cached: segment 'ref_1_1' sees 'text'"):
+        draw(uvit_jax.build(seeing), cache_references="always")
+    with pytest.raises(UvitError, match="unknown cache_references 'alway'; did you mean 'always'"):
+        draw(cache_references="alway")
+    with pytest.raises(UvitError, match="but the model takes no references"):
+        draw(model.without_references(), reference_guidance_scale=1.0)

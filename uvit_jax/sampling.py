@@ -6,6 +6,7 @@ images = draw(params, key, conditions)["image"]
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,14 +15,16 @@ import numpy as np
 
 from uvit_jax.conditions import null
 from uvit_jax.diffusion import process, samplers
-from uvit_jax.diffusion.guidance import guided
+from uvit_jax.diffusion.guidance import guided_by_levels, used
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.samplers import SamplerConfig
 from uvit_jax.diffusion.schedule import make
-from uvit_jax.errors import UvitError
+from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.autoencoder import SCALE
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import constrain_batch
+
+CACHES = ("when_exact", "always", "never")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,13 @@ class SampleConfig:
     Attributes:
       sampler: see `SamplerConfig`.
       guidance_scale: s in conditional + s (conditional - unconditional); 0 is no guidance. DiT's
-        and Stable Diffusion's scales are 1 + s.
+        and Stable Diffusion's scales are 1 + s. In a model with references it is of text and
+        label, with the references kept.
+      reference_guidance_scale: the same of references, by what they add to nothing at all:
+        nothing + (1 + s_r) (references - nothing) + (1 + s) (all - references), with s the above.
+      cache_references: whether keys and values of references are computed once a sample and not
+        once a step: `when_exact`, wherever the model allows it (see `Model.cache`), which changes
+        nothing but the time it takes; `always`, an error where it does not; or `never`.
       guidance_interval: the t between which guidance acts.
       guidance_channels: how many of a picture's channels are guided, the others being those of the
         conditional prediction; 0 is all. DiT's published samples have 3, of 4.
@@ -49,6 +58,8 @@ class SampleConfig:
 
     sampler: SamplerConfig = SamplerConfig()
     guidance_scale: float = 0.0
+    reference_guidance_scale: float = 0.0
+    cache_references: str = "when_exact"
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     guidance_channels: int = 0
     clip: float = 0.0
@@ -62,6 +73,9 @@ class SampleConfig:
     def __post_init__(self):
         if self.latent_scale <= 0:
             raise UvitError(f"latent_scale must be positive, got {self.latent_scale}")
+        if self.cache_references not in CACHES:
+            hint = nearest(self.cache_references, CACHES)
+            raise UvitError(f"unknown cache_references {self.cache_references!r}{hint}")
         if self.guidance_channels < 0:
             raise UvitError(f"guidance_channels must be at least 0, got {self.guidance_channels}")
         if self.count < 1:
@@ -78,22 +92,34 @@ def make_sampler(
 ) -> Callable[[Any, jax.Array, Mapping[str, jax.Array]], dict[str, jax.Array]]:
     """A pure function `draw(params, key, conditions) → {noisy segment: samples}`, to be jitted.
 
-    `conditions` holds every input of the model that is not noisy, leaves (B, ...); a model without
-    any takes `{"count": zeros (B,)}`. All noisy segments share one time (joint sampling). `nulls`
-    are those that the layout cannot know (see `conditions.nulls_of`). What a model with a learned
-    range says of its variances goes to the sampler that asks for it, unguided, and to no other.
+    `conditions` holds every input of the model that is not noisy, leaves (B, ...), and may hold
+    slots of references (see `Model.apply`); a model without any takes `{"count": zeros (B,)}`. All
+    noisy segments share one time (joint sampling). `nulls` are those that the layout cannot know
+    (see `conditions.nulls_of`). What a model with a learned range says of its variances goes to the
+    sampler that asks for it, unguided, and to no other.
 
     Raises:
-      UvitError: if guidance is asked of a model with nothing to drop, a learned variance of one
-        that has none, or the sampler does not fit the schedule.
+      UvitError: if guidance is asked of a model with nothing to drop, a cache of one whose
+        references depend on the target, a learned variance of one that has none, or the sampler
+        does not fit the schedule.
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
-    conditional = [s.name for s in layout.inputs if s.role != "noisy"]
-    scale = config.guidance_scale
-    if scale and not conditional:
-        raise UvitError(f"guidance_scale={scale}, but the model has no condition to guide by")
-    nulls = {name: null(layout, name, 1, nulls) for name in conditional} if scale else {}
+    noisy = [s.name for s in layout.noisy]
+    conditional = [name for name in layout.input_shapes if name not in noisy]
+    bare = model.without_references()
+    dropped = [name for name in bare.layout.input_shapes if name not in noisy]
+    scale, reference_scale = config.guidance_scale, config.reference_guidance_scale
+    if scale and not dropped:
+        hint = "; use reference_guidance_scale" if layout.references else ""
+        raise UvitError(f"guidance_scale={scale}, but the model has no condition to guide by{hint}")
+    if reference_scale and not layout.references:
+        raise UvitError(
+            f"reference_guidance_scale={reference_scale}, but the model takes no references"
+        )
+    cached = _caches(model, config.cache_references)
+    guiding = scale or reference_scale
+    nulls = {name: null(layout, name, 1, nulls) for name in dropped} if guiding else {}
 
     learned = config.sampler.variance == "learned"
     for segment in layout.noisy:
@@ -109,20 +135,37 @@ def make_sampler(
     }
 
     def draw(params, key, conditions):
-        def predict(x, network_time_B, conditions):
+        def predict_with(network, x, network_time_B, conditions, **cache):
             times = dict.fromkeys(layout.time_keys, network_time_B)
-            outputs = model.apply(params, {**conditions, **x}, times)
+            outputs = network.apply(params, {**conditions, **x}, times, **cache)
             if learned:
                 return outputs
             return {s.name: outputs[s.name][..., : s.shape[-1]] for s in layout.noisy}
 
         count = jax.tree.leaves(conditions)[0].shape[0]
-        conditions = {name: constrain_batch(jnp.asarray(conditions[name])) for name in conditional}
-        network = guided(
-            predict,
-            conditions,
-            nulls,
-            scale,
+        names = conditional + [name for name in layout.slot_shapes if name in conditions]
+        given = {name: constrain_batch(jnp.asarray(conditions[name])) for name in names}
+        # What is left with the references out of the sequence, and with all else null.
+        others = {name: given[name] for name in dropped}
+        nothing = {name: jnp.asarray(value) for name, value in nulls.items()}
+        predict, with_text, without_text = partial(predict_with, model), given, given | nothing
+        if not layout.references:
+            levels, scales = [(predict, given), (predict, nothing)], [scale]
+        else:
+            if cached:
+                cache = model.cache(params, given)
+                # The same references stand in every level that has any.
+                repeats = sum(used([scale, reference_scale])[:2]) if dropped else 1
+                predict = partial(predict_with, model, cache=cache.repeat(repeats))
+                with_text, without_text = others, nothing
+            predict_bare = partial(predict_with, bare)
+            levels = [(predict, with_text), (predict, without_text), (predict_bare, nothing)]
+            scales = [scale, reference_scale]
+            if not dropped:  # the references are the only condition
+                del levels[1], scales[0]
+        network = guided_by_levels(
+            levels,
+            scales,
             schedule=schedule,
             interval=tuple(config.guidance_interval),
             channels=guided_channels,
@@ -144,3 +187,11 @@ def make_sampler(
         return samplers.sample(config.sampler, denoise, schedule, noise, run_key)
 
     return draw
+
+
+def _caches(model: Model, option: str) -> bool:
+    """Whether references are cached under an option of `CACHES`; UvitError if they cannot be."""
+    if option == "always" and model.layout.only_references:  # which raises if they cannot be
+        return True
+    exact = bool(model.layout.references) and not model.layout.changing_references()
+    return option == "when_exact" and exact

@@ -102,3 +102,29 @@ def test_misuse_is_told():
         guidance.guided(Network(), CONDITIONS, jax.tree.map(lambda c: c[:2], null()), 1.0)(X, T)
     with pytest.raises(UvitError, match="structure"):
         guidance.guided(Network(), CONDITIONS, {"label": NULL["label"]}, 1.0)(X, T)
+
+
+def test_levels_are_guided_each_by_its_own_scale():
+    """v_0 + s_r (v_ref - v_0) + s_t (v_ref,text - v_ref), two levels in one batch and the third
+    by a network of its own; what only a Python 0 asks for is not evaluated."""
+    network, bare = Network(), Network()
+    references = {"label": CONDITIONS["label"], "context": NULL["context"]}
+    levels = [(network, CONDITIONS), (network, references), (bare, NULL)]
+    all_, some, none = (
+        network(X, T, c) for c in (CONDITIONS, null() | {"label": CONDITIONS["label"]}, null())
+    )
+    for s_t, s_r, batches in (
+        (1.5, 2.5, ([2 * B], [B])),
+        (1.5, 0.0, ([2 * B], [])),
+        (0.0, 2.5, ([2 * B], [B])),
+        (0.0, 0.0, ([B], [])),
+    ):
+        network.batches, bare.batches = [], []
+        ours = guidance.guided_by_levels(levels, [s_t, s_r])(X, T)
+        assert (network.batches, bare.batches) == batches
+        for n in X:
+            text, ref, nothing = all_[n], some[n], none[n]
+            expected = nothing + (1 + s_r) * (ref - nothing) + (1 + s_t) * (text - ref)
+            np.testing.assert_allclose(ours[n], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UvitError, match="2 scales go with 3 levels, got 2"):
+        guidance.guided_by_levels(levels[:2], [1.0, 1.0])

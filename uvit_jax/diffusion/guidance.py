@@ -1,5 +1,8 @@
 """Classifier-free guidance (Ho & Salimans 2022), all conditions in one enlarged batch.
 
+`guided` knows one null; `guided_by_levels` takes conditions away one after the other, each step
+with a scale of its own, as for references and text.
+
 The convention is that of U-ViT and UniDiffuser: `conditional + scale * (conditional -
 unconditional)`, so that scale 0 is the plain conditional model. The scale that DiT, Imagen and
 Stable Diffusion publish is 1 + ours. The combination acts on whatever the network predicts: its
@@ -49,6 +52,48 @@ def guided(
       UvitError: for an interval without a schedule or out of order, or, when called, conditions
         that do not fit the batch.
     """
+    levels = [(predict, conditions), (predict, null_conditions)]
+    return guided_by_levels(
+        levels, [scale], schedule=schedule, interval=interval, channels=channels
+    )
+
+
+def used(scales: Sequence[float]) -> list[bool]:
+    """Which of K + 1 levels take part under K scales: not those that only Python zeros ask for."""
+    needed = [not (isinstance(scale, int | float) and scale == 0) for scale in scales]
+    pairs = zip([*needed, False], [False, *needed], strict=True)
+    return [k == 0 or before or after for k, (before, after) in enumerate(pairs)]
+
+
+def guided_by_levels(
+    levels: Sequence[tuple[Predict, Tree]],
+    scales: Sequence[float],
+    *,
+    schedule: Schedule | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+    channels: int | Mapping[str, int] | None = None,
+) -> Callable[[Tree, jax.Array], Tree]:
+    """A guided network function where conditions are taken away in steps.
+
+    With o_k the output at level k, it is o_0 + sum_k scale_k (o_k - o_(k+1)). For references and
+    text, levels (all, references, nothing), that is Brooks et al. 2023 (InstructPix2Pix, eq. 3)
+
+        v_0 + s_r (v_ref - v_0) + s_t (v_ref,text - v_ref)
+
+    with s_t = 1 + scales[0] and s_r = 1 + scales[1], in the convention above.
+
+    Args:
+      levels: K + 1 pairs of a `predict` and its conditions, from all conditions to none. Those with
+        the same `predict` are one call with an enlarged batch; another `predict` is a call of its
+        own, for a level that takes less work.
+      scales: K, of the convention above; a level that only Python zeros ask for is not evaluated.
+      schedule, interval, channels: as in `guided`.
+
+    Raises:
+      UvitError: as `guided`.
+    """
+    if len(levels) != len(scales) + 1:
+        raise UvitError(f"{len(scales)} scales go with {len(scales) + 1} levels, got {len(levels)}")
     low, high = interval
     if not 0 <= low <= high <= 1:
         raise UvitError(f"interval must be ordered and lie in [0, 1], got {interval}")
@@ -58,32 +103,44 @@ def guided(
     counts = channels.values() if isinstance(channels, Mapping) else (channels,)
     if any(count is not None and count < 1 for count in counts):
         raise UvitError(f"channels must be at least 1, got {channels}")
-    if isinstance(scale, int | float) and scale == 0:
+    wanted = [k for k, use in enumerate(used(scales)) if use]
+    if len(wanted) == 1:
+        predict, conditions = levels[0]
         return lambda x, network_time: predict(x, network_time, conditions)
 
     def outputs(x: Tree, network_time: jax.Array) -> Tree:
-        conditional, unconditional = evaluate(
-            predict, x, network_time, [conditions, null_conditions]
-        )
-        scale_B = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), network_time.shape)
+        found: dict[int, Tree] = {}
+        for predict in dict.fromkeys(levels[k][0] for k in wanted):
+            together = [k for k in wanted if levels[k][0] is predict]
+            alternatives = [levels[k][1] for k in together]
+            results = evaluate(predict, x, network_time, alternatives)
+            found.update(zip(together, results, strict=True))
+        weights_B = {}
+        for k, scale in enumerate(scales):
+            if k in found and k + 1 in found:
+                weights_B[k] = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), network_time.shape)
         if limited:
             first, last = (float(schedule.network_time(t)) for t in (low, high))
             slack = 1e-6 * max(last, 1.0)  # of float32
             inside = (network_time >= first - slack) & (network_time <= last + slack)
-            scale_B = jnp.where(inside, scale_B, 0.0)
+            weights_B = {k: jnp.where(inside, w_B, 0.0) for k, w_B in weights_B.items()}
 
-        def combine(c, u, first=None):
-            weight = scale_B.reshape((-1,) + (1,) * (c.ndim - 1))
-            if first is not None:
-                weight = weight * (jnp.arange(c.shape[-1]) < first)
-            return c + weight * (c - u)
+        def combine(*leaves, first=None):
+            by_level = dict(zip(found, leaves, strict=True))
+            result = by_level[0]
+            for k, weight_B in weights_B.items():
+                weight = weight_B.reshape((-1,) + (1,) * (result.ndim - 1))
+                if first is not None:
+                    weight = weight * (jnp.arange(result.shape[-1]) < first)
+                result = result + weight * (by_level[k] - by_level[k + 1])
+            return result
 
         if isinstance(channels, Mapping):
             return {
-                name: combine(c, unconditional[name], channels.get(name))
-                for name, c in conditional.items()
+                name: combine(*(tree[name] for tree in found.values()), first=channels.get(name))
+                for name in found[0]
             }
-        return jax.tree.map(partial(combine, first=channels), conditional, unconditional)
+        return jax.tree.map(partial(combine, first=channels), *found.values())
 
     return outputs
 

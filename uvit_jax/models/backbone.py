@@ -7,16 +7,25 @@ run from the last to the first, so that nothing is ever reversed in memory.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
 from uvit_jax.models.config import BackboneConfig
-from uvit_jax.models.layers import Block, Modulation, layer_norm, modulate, rotary_angles
+from uvit_jax.models.layers import (
+    Block,
+    KeysValues,
+    Modulation,
+    layer_norm,
+    modulate,
+    rotary_angles,
+)
 from uvit_jax.parallel.sharding import constrain_tokens, gathered
+from uvit_jax.tokens.embed import Embedded
 from uvit_jax.tokens.layout import Layout
 
 # What `dots` leaves out, products of activations with activations, are attention's logits, the
@@ -28,9 +37,35 @@ POLICIES = {
 }
 
 
+class Cache(NamedTuple):
+    """What the tokens of references leave to all others, a pytree.
+
+    Attributes:
+      keys_values: by stack of blocks, keys and values (L, B, M, H, K), as they are attended to.
+      present_BM: which of the M tokens an example has; None if it has all.
+
+    Long skips are not among it: they join a token with itself, and so stay among the references.
+    """
+
+    keys_values: dict[str, KeysValues]
+    present_BM: jax.Array | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """B and M."""
+        return next(iter(self.keys_values.values()))[0].shape[1:3]
+
+    def repeat(self, count: int) -> "Cache":
+        """Every example `count` times, side by side, as guidance puts them into one batch."""
+        present_BM = self.present_BM
+        return Cache(
+            jax.tree.map(lambda a: jnp.repeat(a, count, axis=1), self.keys_values),
+            None if present_BM is None else jnp.repeat(present_BM, count, axis=0),
+        )
+
+
 class Backbone(nnx.Module):
-    """Tokens (B, N, D), and a modulation vector (B, D) and a context (B, M, D) where the layout has
-    them, → tokens (B, N, D), normalised.
+    """What was embedded → tokens (B, N, D), normalised.
 
     Raises:
       UvitError: if the layout asks for a way in that the backbone lacks.
@@ -48,12 +83,12 @@ class Backbone(nnx.Module):
             )
         self.config = config
         head_size = config.width // config.num_heads
-        if layout.coordinates() is not None and head_size % 4:
+        pairs = 2 * len(layout.axes)
+        if layout.has_rotary and head_size % pairs:
             raise UvitError(
-                f"positions='rotary' need a head size (width / num_heads) divisible by 4, not "
-                f"{head_size}"
+                f"positions='rotary' along {len(layout.axes)} axes need a head size (width / "
+                f"num_heads) divisible by {pairs}, not {head_size}"
             )
-        self.layout = layout
         self.dtype = dtype
 
         def stack(count: int, **kwargs) -> Block:
@@ -74,44 +109,88 @@ class Backbone(nnx.Module):
         modulated = config.modulation != "none"
         self.modulation = Modulation(config, 2, dtype=dtype, rngs=rngs) if modulated else None
 
-    def __call__(
+    def __call__(self, embedded: Embedded, layout: Layout, cache: Cache | None = None) -> jax.Array:
+        """Runs the tokens of `layout`, which also see the references in a cache."""
+        context = self._context(embedded, layout, cache)
+        x_BND, _ = self._blocks(embedded.tokens_BND, context, cache=cache)
+        x_BND = self.norm(x_BND)
+        if self.modulation is not None:
+            x_BND = modulate(x_BND, *self.modulation(context["c_BD"], context["still"]))
+        return x_BND
+
+    def cache(self, embedded: Embedded, layout: Layout) -> Cache:
+        """The keys and values of a layout of references."""
+        context = self._context(embedded, layout, None)
+        _, keys_values = self._blocks(embedded.tokens_BND, context, keep_keys=True)
+        return Cache(keys_values, embedded.present_BN)
+
+    def _blocks(
         self,
         x_BND: jax.Array,
-        c_BD: jax.Array | None = None,
-        context_BMD: jax.Array | None = None,
-    ) -> jax.Array:
-        context = dict(c_BD=c_BD, context_BMD=context_BMD, **self._between_tokens())
+        context: dict,
+        *,
+        cache: Cache | None = None,
+        keep_keys: bool = False,
+    ) -> tuple[jax.Array, dict[str, KeysValues]]:
+        """All blocks; also, with `keep_keys`, keys and values by stack."""
+        cached = {} if cache is None else cache.keys_values
+        found = {}
+
+        def run(name: str, x_BND: jax.Array, **options) -> tuple[jax.Array, jax.Array | None]:
+            x_BND, skips_LBND, keys_values = self._run(
+                getattr(self, name),
+                x_BND,
+                context,
+                cached=cached.get(name),
+                keep_keys=keep_keys,
+                **options,
+            )
+            found[name] = keys_values
+            return x_BND, skips_LBND
+
         x_BND = constrain_tokens(x_BND)
         if self.config.residual == "float32":
             x_BND = x_BND.astype(jnp.float32)
         if self.config.skip == "none":
-            x_BND, _ = self._run(self.blocks, x_BND, context)
-        else:
-            x_BND, skips_LBND = self._run(self.in_blocks, x_BND, context, keep=True)
-            if self.mid_block is not None:
-                graph, params = nnx.split(self.mid_block)
+            x_BND, _ = run("blocks", x_BND)
+            return x_BND, found
+        x_BND, skips_LBND = run("in_blocks", x_BND, keep=True)
+        if self.mid_block is not None:
+            # Its cache has a leading layer axis like the others', of one.
+            before = jax.tree.map(lambda a: a[0], cached.get("mid_block"))
+            graph, params = nnx.split(self.mid_block)
 
-                def middle(x_BND, params):
-                    return nnx.merge(graph, self._gathered(params))(x_BND, **context)
+            def middle(x_BND, params):
+                block = nnx.merge(graph, self._gathered(params))
+                return block(x_BND, cached=before, **context)
 
-                x_BND = self._remat(middle, alone=True)(x_BND, params)
-            x_BND, _ = self._run(self.out_blocks, x_BND, context, skips=skips_LBND, reverse=True)
-        x_BND = self.norm(x_BND)
-        if self.modulation is not None:
-            x_BND = modulate(x_BND, *self.modulation(c_BD))
-        return x_BND
+            x_BND, keys_values = self._remat(middle, alone=True)(x_BND, params)
+            found["mid_block"] = jax.tree.map(lambda a: a[None], keys_values)
+        x_BND, _ = run("out_blocks", x_BND, skips=skips_LBND, reverse=True)
+        return x_BND, found
 
-    def _between_tokens(self) -> dict[str, jax.Array | None]:
-        """What the layout says of pairs of tokens: who sees whom, and where they stand."""
-        mask_NN, places_N2 = self.layout.visibility(), self.layout.coordinates()
-        angles_NR = None
-        if places_N2 is not None:
-            angles_NR = rotary_angles(places_N2, self.config.width // self.config.num_heads)
-        # The mask stays NumPy's: kernels leave out the blocks of it that nobody sees.
-        return {
-            "mask_NN": mask_NN,
-            "angles_NR": None if angles_NR is None else jnp.asarray(angles_NR),
-        }
+    def _context(self, embedded: Embedded, layout: Layout, cache: Cache | None) -> dict[str, Any]:
+        """What all blocks are told besides the tokens: conditions, who sees whom, and where tokens
+        stand."""
+        mask_NM = layout.visibility(cached=cache is not None)
+        present_BM = _present(embedded, cache)
+        places_NA, angles_NR = embedded.places_NA, None
+        if places_NA is not None:
+            head_size = self.config.width // self.config.num_heads
+            angles_NR = jnp.asarray(rotary_angles(places_NA, head_size))
+        still = None
+        if self.modulation is not None and embedded.still_1D is not None:
+            which_N = [np.full(layout.count(s), s.modulated_at == "zero") for s in layout.tokens]
+            still = embedded.still_1D, jnp.asarray(np.concatenate(which_N))[:, None]
+        return dict(
+            c_BD=embedded.modulation_BD,
+            still=still,
+            context_BMD=embedded.context_BMD,
+            # It stays NumPy's: kernels leave out the blocks of it that nobody sees.
+            mask_NM=mask_NM,
+            angles_NR=angles_NR,
+            present_BM=present_BM,
+        )
 
     def _gathered(self, params: Any) -> Any:
         """A block's parameters as its products take them. Without remat they would be kept for the
@@ -136,26 +215,39 @@ class Backbone(nnx.Module):
         context: dict,
         *,
         skips: jax.Array | None = None,
+        cached: KeysValues | None = None,
         keep: bool = False,
+        keep_keys: bool = False,
         reverse: bool = False,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Runs a stack of blocks; with `keep`, also returns every block's output (L, B, N, D)."""
+    ) -> tuple[jax.Array, jax.Array | None, KeysValues | None]:
+        """Runs a stack of blocks; also returns, with `keep`, every block's output (L, B, N, D), and
+        with `keep_keys` its keys and values (L, B, N, H, K)."""
         graph, params_L = nnx.split(blocks)
 
         def body(x_BND, layer):
-            params, skip_BND = layer
-            params = self._gathered(params)
-            x_BND = nnx.merge(graph, params)(x_BND, skip_BND=skip_BND, **context)
+            params, skip_BND, keys_values = layer
+            block = nnx.merge(graph, self._gathered(params))
+            x_BND, keys_values = block(x_BND, skip_BND=skip_BND, cached=keys_values, **context)
             x_BND = constrain_tokens(x_BND)
-            return x_BND, x_BND.astype(self.dtype) if keep else None
+            skip_BND = x_BND.astype(self.dtype) if keep else None
+            return x_BND, (skip_BND, keys_values if keep_keys else None)
 
         body = self._remat(body)
-        xs = (params_L, skips)
+        xs = (params_L, skips, cached)
         if self.config.scan:
-            return jax.lax.scan(body, x_BND, xs, reverse=reverse, unroll=self.config.unroll)
+            x_BND, kept = jax.lax.scan(body, x_BND, xs, reverse=reverse, unroll=self.config.unroll)
+            return x_BND, *kept
         count = jax.tree.leaves(params_L)[0].shape[0]
         order = range(count)[::-1] if reverse else range(count)
         kept = [None] * count
         for i in order:
             x_BND, kept[i] = body(x_BND, jax.tree.map(lambda a, i=i: a[i], xs))
-        return x_BND, jnp.stack(kept) if keep else None
+        return x_BND, *jax.tree.map(lambda *a: jnp.stack(a), *kept)
+
+
+def _present(embedded: Embedded, cache: Cache | None) -> jax.Array | None:
+    """Which keys an example has, the cached ones first; None if it has all."""
+    if cache is None or cache.present_BM is None:
+        return embedded.present_BN
+    B, N, _ = embedded.tokens_BND.shape
+    return jnp.concatenate([cache.present_BM, jnp.ones((B, N), bool)], axis=1)

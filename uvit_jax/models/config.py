@@ -108,6 +108,9 @@ class ModelConfig:
     can drop a segment: `--config.model.sequence="('time', 'image')"`.
 
     Attributes:
+      max_subjects, max_views: sizes of the tables of subject and view slots, 0 for as many as the
+        segments name: what more subjects and views can be had at sampling than in training.
+      axes: along which rotary positions turn, of `segment`, `frame`, `row` and `column`.
       dtype: of the computation, `float32` or `bfloat16`. Parameters, their gradients and averages
         and the optimizer's second moment are float32 always, and so are attention's logits and
         softmax, the norms' statistics, the outputs and the loss. With `bfloat16`, matrix products
@@ -119,14 +122,24 @@ class ModelConfig:
     segments: Mapping[str, Segment]
     backbone: BackboneConfig
     dtype: str = "float32"
+    max_subjects: int = 0
+    max_views: int = 0
+    axes: tuple[str, ...] = ("row", "column")
 
     def __post_init__(self):
+        if min(self.max_subjects, self.max_views) < 0:
+            raise UvitError("max_subjects and max_views must be at least 0")
         if self.dtype not in DTYPES:
             raise UvitError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}")
 
     def layout(self) -> Layout:
         """The layout that these segments make; raises UvitError if they make none."""
-        return Layout(self.segments[name] for name in self.sequence)
+        return Layout(
+            (self.segments[name] for name in self.sequence),
+            max_subjects=self.max_subjects,
+            max_views=self.max_views,
+            axes=self.axes,
+        )
 
 
 def parse_model(config: Mapping[str, Any], where: str = "config.model") -> ModelConfig:

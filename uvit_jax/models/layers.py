@@ -22,6 +22,10 @@ ACTIVATIONS = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 INITS = {"normal": normal, "xavier": nnx.initializers.xavier_uniform()}
+KeysValues = tuple[jax.Array, jax.Array]
+Array = jax.Array | np.ndarray
+Still = tuple[jax.Array, jax.Array]
+"""A modulation vector (1, D) of time 0, and which tokens are modulated by it alone, bool (N, 1)."""
 
 
 class QKNorm(nnx.Module):
@@ -44,7 +48,10 @@ class QKNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, (B, N, D) → (B, N, D). Heads are an axis of the parameters."""
+    """Multi-head self-attention, (B, N, D) → (B, N, D). Heads are an axis of the parameters.
+
+    Its own keys and values come along, as they are attended to; `cached` ones stand before them.
+    """
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
@@ -57,17 +64,23 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_BND: jax.Array,
-        mask_NN: jax.Array | None,
+        mask_NM: jax.Array | None,
         angles_NR: jax.Array | None = None,
-    ) -> jax.Array:
+        present_BM: jax.Array | None = None,
+        cached: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
         qkv_BN3HK = checkpoint_name(self.qkv(x_BND), "qkv")
         q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
         if angles_NR is not None:
             q, k = rotate(q, angles_NR), rotate(k, angles_NR)
-        o_BNHK = attention(q, k, v, mask_NM=mask_NN, implementation=self.implementation)
-        return self.out(checkpoint_name(o_BNHK, "attention"))
+        own = (k, v)
+        if cached is not None:
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(cached, own, strict=True))
+        masks = dict(mask_NM=mask_NM, present_BM=present_BM)
+        o_BNHK = attention(q, k, v, implementation=self.implementation, **masks)
+        return self.out(checkpoint_name(o_BNHK, "attention")), own
 
 
 class CrossAttention(nnx.Module):
@@ -108,7 +121,8 @@ class MLP(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """adaLN's SiLU and Linear: a conditioning vector (B, D) → `count` vectors (B, 1, D)."""
+    """adaLN's SiLU and Linear: a conditioning vector (B, D) → `count` vectors (B, 1, D), or
+    (B, N, D) where some tokens are modulated by time 0 alone."""
 
     def __init__(self, config: BackboneConfig, count: int, *, dtype: Any, rngs: nnx.Rngs):
         zero = config.modulation == "adaln_zero"
@@ -121,8 +135,17 @@ class Modulation(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, c_BD: jax.Array) -> list[jax.Array]:
-        return jnp.split(self.linear(nnx.silu(c_BD))[:, None], self.count, axis=-1)
+    def __call__(self, c_BD: jax.Array | None, still: Still | None = None) -> list[jax.Array]:
+        def parts(c_BD: jax.Array) -> list[jax.Array]:
+            return jnp.split(self.linear(nnx.silu(c_BD))[:, None], self.count, axis=-1)
+
+        if still is None:
+            return parts(c_BD)
+        still_1D, which_N1 = still
+        if c_BD is None:  # the sequence is of such tokens only
+            return parts(still_1D)
+        pairs = zip(parts(still_1D), parts(c_BD), strict=True)
+        return [jnp.where(which_N1, at_zero, at_time) for at_zero, at_time in pairs]
 
 
 def qk_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> QKNorm | None:
@@ -187,10 +210,14 @@ class Block(nnx.Module):
         *,
         skip_BND: jax.Array | None = None,
         c_BD: jax.Array | None = None,
+        still: Still | None = None,
         context_BMD: jax.Array | None = None,
-        mask_NN: jax.Array | None = None,
+        mask_NM: jax.Array | None = None,
         angles_NR: jax.Array | None = None,
-    ) -> jax.Array:
+        present_BM: jax.Array | None = None,
+        cached: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """The tokens after the block, and their keys and values in it."""
         stream = x_BND.dtype
         if self.merge_skip == "concat":
             x_BND = self.skip(jnp.concatenate([x_BND, skip_BND], axis=-1))
@@ -201,19 +228,20 @@ class Block(nnx.Module):
         elif self.merge_skip == "sum_of_linear":
             x_BND = x_BND + self.skip(skip_BND)
         x_BND = x_BND.astype(stream)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(c_BD)
-        h_BND = self.attention(modulate(self.norm1(x_BND), shift1, scale1), mask_NN, angles_NR)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(c_BD, still)
+        h_BND = modulate(self.norm1(x_BND), shift1, scale1)
+        h_BND, keys_values = self.attention(h_BND, mask_NM, angles_NR, present_BM, cached)
         x_BND = x_BND + (h_BND if gate1 is None else gate1 * h_BND)
         if self.cross is not None:
             x_BND = x_BND + self.cross(self.norm_cross(x_BND), context_BMD)
         h_BND = self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
-        return x_BND + (h_BND if gate2 is None else gate2 * h_BND)
+        return x_BND + (h_BND if gate2 is None else gate2 * h_BND), keys_values
 
-    def _modulations(self, c_BD: jax.Array | None) -> list[jax.Array | None]:
+    def _modulations(self, c_BD: jax.Array | None, still: Still | None) -> list[jax.Array | None]:
         """Shift, scale and gate of the attention, then of the MLP; None where there is none."""
         if self.modulation is None:
             return [None] * 6
-        parts = self.modulation(c_BD)
+        parts = self.modulation(c_BD, still)
         if len(parts) == 6:
             return parts
         shift1, scale1, shift2, scale2 = parts
@@ -227,20 +255,25 @@ def modulate(
     return x_BND if scale_B1D is None else x_BND * (1 + scale_B1D) + shift_B1D
 
 
-def rotary_angles(places_N2: np.ndarray, head_size: int, period: float = 100.0) -> np.ndarray:
-    """Angles by which rotary positions turn queries and keys, float32 (N, K/2).
+def rotary_angles(places_NA: Array, head_size: int, period: float = 100.0) -> Array:
+    """Angles by which rotary positions turn queries and keys, float32 (..., N, K/2).
 
-    The first half of the pairs turns with the row, the second with the column, at frequencies
-    period^(-i / (K/4)), i = 0 .. K/4 - 1 (axial RoPE with the period of Heo et al. 2024).
+    Of A axes each turns as many of the pairs (with two, the first half turns with the row and the
+    second with the column), F = K / 2A, at frequencies period^(-i / F), i = 0 .. F - 1 (axial RoPE
+    with the period of Heo et al. 2024).
     """
-    frequencies = period ** (-np.arange(head_size // 4) / (head_size // 4))
-    angles_N2F = places_N2[..., None] * frequencies
-    return angles_N2F.reshape(len(places_N2), -1).astype(np.float32)
+    size = head_size // (2 * places_NA.shape[-1])
+    frequencies = period ** (-np.arange(size) / size)
+    angles_NAF = places_NA[..., None] * frequencies
+    return angles_NAF.reshape(*places_NA.shape[:-1], -1).astype(np.float32)
 
 
 def rotate(x_BNHK: jax.Array, angles_NR: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + K/2) of every head by a token's angles (Su et al. 2021), R = K/2."""
-    cos, sin = jnp.cos(angles_NR)[:, None], jnp.sin(angles_NR)[:, None]
+    """Turns the pairs (i, i + K/2) of every head by a token's angles (Su et al. 2021), R = K/2.
+
+    The angles may be (B, N, R), an example's own.
+    """
+    cos, sin = jnp.cos(angles_NR)[..., None, :], jnp.sin(angles_NR)[..., None, :]
     first, second = jnp.split(x_BNHK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return turned.astype(x_BNHK.dtype)

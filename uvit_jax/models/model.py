@@ -4,6 +4,7 @@ The NNX modules are built and split here, once; from here on there are only a st
 pytree of arrays, a nested dict of float32 parameters.
 """
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.models.backbone import Backbone
+from uvit_jax.models.backbone import Backbone, Cache
 from uvit_jax.models.config import ModelConfig, parse_model
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import Layout
@@ -35,12 +36,20 @@ class Network(nnx.Module):
         self.backbone = Backbone(config.backbone, layout, dtype=dtype, rngs=rngs)
         self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
 
-    def __call__(self, inputs, times):
-        return self.heads(self.backbone(*self.embed(inputs, times)))
+    def __call__(self, inputs, times, layout, cache=None):
+        tokens_BND = self.backbone(self.embed(inputs, times, layout), layout, cache)
+        return self.heads(tokens_BND, layout)
+
+    def cache(self, inputs, layout):
+        return self.backbone.cache(self.embed(inputs, None, layout), layout)
 
 
 class Model:
-    """A network as two pure functions, `init(key) → params` and `apply(params, inputs, times)`.
+    """A network as pure functions, `init(key) → params` and `apply(params, inputs, times)`.
+
+    Where references never see the target, what the target sees of them is the same at every step
+    of sampling: `cache(params, inputs)` computes it once, and `apply(…, cache=cache)` is exactly
+    `apply` with the references among the inputs, for the price of the other tokens.
 
     Attributes:
       config: the `ModelConfig` it was built from. layout: its `Layout`.
@@ -64,11 +73,12 @@ class Model:
 
     def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of the inputs for so many examples, with no arrays behind them."""
+        integers = {s.name for s in self.layout.inputs if s.modality in _INTEGERS}
         return {
-            s.name: jax.ShapeDtypeStruct(
-                (batch_size, *s.shape), jnp.int32 if s.modality in _INTEGERS else jnp.float32
+            name: jax.ShapeDtypeStruct(
+                (batch_size, *shape), jnp.int32 if name in integers else jnp.float32
             )
-            for s in self.layout.inputs
+            for name, shape in self.layout.input_shapes.items()
         }
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -85,6 +95,8 @@ class Model:
         params: Params,
         inputs: Mapping[str, jax.Array],
         times: Mapping[str, jax.Array],
+        *,
+        cache: Cache | None = None,
     ) -> dict[str, jax.Array]:
         """Runs the network. Pure; jit, grad and vmap it as you like.
 
@@ -92,7 +104,11 @@ class Model:
           params: as `init` gives them.
           inputs: data by segment: noisy ones at their noise level, clean ones and conditions as
             they are. Images (B, H, W, C), features (B, N, F), text int32 (B, T), labels int32 (B,).
+            Where references are optional, `refs_present` (B, S, V) says which an example has; the
+            pictures of others are not looked at. `subject_slots` int32 (B, S) and `view_slots`
+            (B, V), from 0, put references into other slots than their segments'.
           times: network times by noisy segment, float (B,).
+          cache: as `cache` makes it, in place of the references and all that is said of them.
 
         Returns:
           A float32 prediction for each noisy segment, in the segment's shape.
@@ -100,30 +116,67 @@ class Model:
         Raises:
           UvitError: if an input or a time is missing, unknown, or of another shape.
         """
-        self._check_inputs(inputs, times)
-        return nnx.merge(self._graph, params)(inputs, times)
+        layout = self.layout if cache is None else self.layout.without_references
+        batch = jnp.shape(inputs.get(layout.noisy[0].name, ()))[:1]
+        _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
+        _check(times, dict.fromkeys(layout.time_keys, ()), batch, "times")
+        if cache is not None:
+            found, expected = cache.size, (*batch, self.layout.only_references.num_tokens)
+            if found != expected:
+                raise UvitError(
+                    f"the cache is of {found[0]} examples with {found[1]} tokens of references, "
+                    f"expected {expected[0]} and {expected[1]}"
+                )
+        return nnx.merge(self._graph, params)(inputs, times, layout, cache)
 
-    def _check_inputs(self, inputs: Mapping[str, jax.Array], times: Mapping[str, jax.Array]):
-        expected = {s.name: s.shape for s in self.layout.inputs}
-        batch = jnp.shape(inputs.get(self.layout.noisy[0].name, ()))[:1]
-        for given, shapes, kind in (
-            (inputs, expected, "inputs"),
-            (times, dict.fromkeys(self.layout.time_keys, ()), "times"),
-        ):
-            for name in given:
-                if name not in shapes:
-                    raise UvitError(
-                        f"{kind} has {name!r}, which is no segment of the model"
-                        f"{nearest(name, shapes)}"
-                    )
-            for name, shape in shapes.items():
-                if name not in given:
-                    raise UvitError(f"{kind} lacks {name!r}, shape (B, *{shape})")
-                if jnp.shape(given[name]) != (*batch, *shape):
-                    raise UvitError(
-                        f"{kind}[{name!r}] has shape {jnp.shape(given[name])}, "
-                        f"expected {(*batch, *shape)}"
-                    )
+    def cache(self, params: Params, inputs: Mapping[str, jax.Array]) -> Cache:
+        """What all other tokens see of the references, to be given to `apply`. Pure.
+
+        Args:
+          params: as `init` gives them.
+          inputs: as for `apply`, of which only the references are looked at, and what is said of
+            them in `refs_present`, `subject_slots` and `view_slots`.
+
+        Raises:
+          UvitError: if the references depend on the target, saying through what; or as `apply`.
+        """
+        layout = self.layout.only_references
+        known = layout.input_shapes | layout.slot_shapes
+        inputs = {name: value for name, value in inputs.items() if name in known}
+        batch = jnp.shape(inputs.get(layout.references[0].name, ()))[:1]
+        _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
+        return nnx.merge(self._graph, params).cache(inputs, layout)
+
+    def without_references(self) -> "Model":
+        """The model of the same parameters with no references in its sequence: exactly what it is
+        with all of them absent, for less."""
+        model = copy.copy(self)
+        model.layout = self.layout.without_references
+        return model
+
+
+def _check(
+    given: Mapping[str, jax.Array],
+    shapes: Mapping[str, tuple[int, ...]],
+    batch: tuple[int, ...],
+    kind: str,
+    optional: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Raises UvitError if an array is missing, unknown or not of shape (*batch, *shape)."""
+    known = {**shapes, **(optional or {})}
+    for name in given:
+        if name not in known:
+            raise UvitError(
+                f"{kind} has {name!r}, which is no segment of the model{nearest(name, known)}"
+            )
+    for name, shape in known.items():
+        if name not in given:
+            if name in shapes:
+                raise UvitError(f"{kind} lacks {name!r}, shape (B, *{shape})")
+        elif jnp.shape(given[name]) != (*batch, *shape):
+            raise UvitError(
+                f"{kind}[{name!r}] has shape {jnp.shape(given[name])}, expected {(*batch, *shape)}"
+            )
 
 
 def build(config: Mapping[str, Any] | ModelConfig) -> Model:

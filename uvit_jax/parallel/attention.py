@@ -36,6 +36,7 @@ def attention(
     v_BMHK: jax.Array,
     *,
     mask_NM: jax.Array | np.ndarray | None = None,
+    present_BM: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
     """softmax(q kᵀ / √K) v, the softmax in float32.
@@ -43,17 +44,29 @@ def attention(
     Args:
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
       mask_NM: bool, True where query n may see key m; None when all see all.
+      present_BM: bool, False where an example lacks key m, which then nobody sees.
       implementation: `xla` anywhere; `splash` is flash attention on TPUs, and its mask is a NumPy
         array (see splash.py); `cudnn` is flash attention on NVIDIA GPUs (half precision);
         `ring` and `ulysses` are for sequences that are spread over the mesh's context axis, and
-        take as many keys as queries (see context.py).
+        take as many keys as queries, present in every example (see context.py).
 
     Returns:
       (B, N, H, K), in the dtype of the queries.
+
+    Raises:
+      UvitError: if a spread sequence differs by example, or in length from its keys.
     """
     check(implementation)
+    if implementation in SPREAD and (present_BM is not None or q_BNHK.shape[1] != k_BMHK.shape[1]):
+        what = "cached keys" if present_BM is None else "absent references"
+        raise UvitError(f"attention {implementation!r} knows no {what}; use 'xla' or 'cudnn'")
+    mask_NM = _both(mask_NM, present_BM)
     if implementation == "cudnn":
-        mask = None if mask_NM is None else mask_NM[None, None]
+        mask = None
+        if mask_NM is not None:
+            # (B or 1, 1, N, M); cuDNN broadcasts over heads, not over queries.
+            N, M = q_BNHK.shape[1], k_BMHK.shape[1]
+            mask = jnp.broadcast_to(mask_NM, (*mask_NM.shape[:-2], N, M)).reshape(-1, 1, N, M)
         return jax.nn.dot_product_attention(
             q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn"
         )
@@ -66,6 +79,16 @@ def attention(
     if implementation == "ulysses":
         return context.ulysses(q_BNHK, k_BMHK, v_BMHK, mask_NM, full=_full)
     return _full(q_BNHK, k_BMHK, v_BMHK, mask_NM)
+
+
+def _both(
+    mask_NM: jax.Array | np.ndarray | None, present_BM: jax.Array | None
+) -> jax.Array | np.ndarray | None:
+    """Both masks as one: (N, M), or (B, 1, N or 1, M) where it differs by example."""
+    if present_BM is None:
+        return mask_NM
+    present_B11M = present_BM[:, None, None, :]
+    return present_B11M if mask_NM is None else mask_NM & present_B11M
 
 
 def _full(

@@ -13,6 +13,9 @@ POSITIONS = ("learned", "sincos2d", "rotary", "none")
 PATCH_EMBEDS = ("linear", "conv_stack")
 FINAL_CONVS = ("after", "before", "none")
 PATCH_INITS = ("torch", "xavier")
+AXES = ("segment", "frame", "row", "column")
+OFFSETS = ("none", "diagonal")
+MODULATED_AT = ("target", "zero")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Segment:
       encoder_depth: for a text, blocks of a small transformer of its own, trained along, through
         which the ids go before they enter; 0 enters their vectors as they are.
       encoder_heads: of that transformer.
+      pooled: a text enters as one vector, the mean over its tokens without padding: what adaLN can
+        take.
       of: for a time segment, the key in `times` that it shows to the network.
       time: for a noisy segment, its key in `times`; empty means its own name. Two noisy segments
         with one key share one timestep.
@@ -51,8 +56,15 @@ class Segment:
       positions: `learned` (one vector a token), `sincos2d` (fixed, images only), `rotary` (queries
         and keys are turned by row and column, images only) or `none`.
       like: the segment whose embedding and positions this one reuses (references of one kind).
+      type: a learned vector is added to all segments of one type; empty means none.
       subject: subject slot, -1 for none; a learned vector a slot is added.
       view: view slot, -1 for none; a learned vector a view is added.
+      optional: for a reference (clean, with a subject slot), an example may lack it, and the input
+        `refs_present` says so.
+      offset: with rotary positions, `diagonal` puts a reference behind the target and all slots
+        before its own, along rows and columns alike (UNO, Wu et al. 2025).
+      modulated_at: where the backbone modulates by adaLN, `target` is by everything that enters so;
+        `zero` is by time 0 alone, as befits data without noise (OminiControl, Tan et al. 2024).
       sees: the segments that these tokens may attend to, besides themselves; empty means all.
     """
 
@@ -70,6 +82,7 @@ class Segment:
     vocab_size: int = 0
     encoder_depth: int = 0
     encoder_heads: int = 4
+    pooled: bool = False
     of: str = ""
     time: str = ""
     sinusoid_size: int = 0
@@ -78,11 +91,24 @@ class Segment:
     learned_range: bool = False
     positions: str = "learned"
     like: str = ""
+    type: str = ""
     subject: int = -1
     view: int = -1
+    optional: bool = False
+    offset: str = "none"
+    modulated_at: str = "target"
     sees: tuple[str, ...] = ()
 
     @property
     def time_key(self) -> str:
         """The key in `times` of this noisy segment."""
         return self.time or self.name
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it shows a subject: clean tokens in a subject slot."""
+        return self.role == "clean" and self.enter == "token" and self.subject >= 0
+
+    def may_see(self, other: "Segment") -> bool:
+        """Whether its tokens may attend to those of `other`."""
+        return not self.sees or other.name in self.sees or other.name == self.name

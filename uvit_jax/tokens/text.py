@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,7 +15,8 @@ from uvit_jax.tokens.segment import Segment
 class Text(nnx.Module):
     """Token ids with a table trained along: int32 (B, T) → (B, T, D). Id 0 is padding.
 
-    With `encoder_depth`, a `TextEncoder` stands between the table and the sequence.
+    With `encoder_depth`, a `TextEncoder` stands between the table and the sequence; `pooled`, the
+    mean over all that is no padding is the only token (zeros for the null text).
     """
 
     Head = None
@@ -23,6 +25,7 @@ class Text(nnx.Module):
         self.table = nnx.Embed(
             segment.vocab_size, width, dtype=dtype, embedding_init=normal, rngs=rngs
         )
+        self.pooled = segment.pooled
         encode = segment.encoder_depth > 0
         self.encoder = TextEncoder(segment, width, dtype=dtype, rngs=rngs) if encode else None
 
@@ -36,7 +39,7 @@ class Text(nnx.Module):
 
     @staticmethod
     def num_tokens(segment: Segment) -> int:
-        return segment.shape[0]
+        return 1 if segment.pooled else segment.shape[0]
 
     @staticmethod
     def null(segment: Segment, batch_size: int) -> np.ndarray | None:
@@ -44,7 +47,13 @@ class Text(nnx.Module):
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         vectors_BTD = self.table(ids_BT)
-        return vectors_BTD if self.encoder is None else self.encoder(vectors_BTD)
+        if self.encoder is not None:
+            vectors_BTD = self.encoder(vectors_BTD)
+        if not self.pooled:
+            return vectors_BTD
+        words_BT1 = (ids_BT != 0)[..., None]
+        total_B1D = jnp.sum(vectors_BTD * words_BT1, axis=1, keepdims=True)
+        return total_B1D / jnp.maximum(words_BT1.sum(axis=1, keepdims=True), 1)
 
 
 class TextEncoder(nnx.Module):

@@ -74,6 +74,11 @@ class TrainConfig:
         run's average forgets its start. The published recipes do without.
       drop: for each condition, the share of examples that see its null value instead (for
         classifier-free guidance), independently.
+      drop_references: the share of examples that lose all their references at once.
+      drop_each_reference: the share of references that are lost one by one.
+      permute_slots: whether each example's subjects, and the words `@1`, `@2`, … of its caption
+        with them, take random ones of the model's slots, and its views likewise, so that all slots
+        are trained and none means anything.
       checkpoint_every, keep_checkpoints: in steps; how many of the newest to keep.
       log_every, sample_every: in steps; the first and the last step are logged too, and the last is
         sampled. sample_every=0 samples only then.
@@ -87,6 +92,9 @@ class TrainConfig:
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drop_references: float = 0.0
+    drop_each_reference: float = 0.0
+    permute_slots: bool = True
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     log_every: int = 10
@@ -97,6 +105,9 @@ class TrainConfig:
         for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("drop_references", "drop_each_reference"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
         if self.log_every < 1 or self.sample_every < 0:
             raise UvitError("log_every must be at least 1, sample_every at least 0")
         if not 0 <= self.ema_decay < 1:
@@ -165,8 +176,19 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
         if layout.by_name[name].role == "noisy":
             raise UvitError(f"config.train.drop.{name}: a noisy segment cannot be dropped")
+        if layout.by_name[name].is_reference:
+            raise UvitError(
+                f"config.train.drop.{name}: references are dropped by config.train.drop_references "
+                "and config.train.drop_each_reference"
+            )
         if layout.by_name[name].modality != "features":  # whose null the data bring
             layout.null(name, 1)
+    dropping = run.train.drop_references or run.train.drop_each_reference
+    if dropping and not any(s.optional for s in layout.references):
+        raise UvitError(
+            "config.train.drop_references and drop_each_reference need a model with references "
+            "that are optional"
+        )
     shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
     if run.diffusion.times_of and dict(run.diffusion.times_of) != shared:
         raise UvitError(

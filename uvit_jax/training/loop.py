@@ -32,6 +32,7 @@ from uvit_jax.training.config import RunConfig, check_mesh
 from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
 from uvit_jax.training.profile import Profiler
+from uvit_jax.training.references import slot_words
 from uvit_jax.training.state import TrainState, init_state, make_optimizer
 from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.workdir import Workdir
@@ -108,7 +109,8 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 start,
             )
         nulls = nulls_of(model.layout, vocabulary)
-        step = make_step(model, run, optimizer, learning_rate, nulls)
+        words = slot_words(model.layout, vocabulary.tokenizer) if run.train.permute_slots else {}
+        step = make_step(model, run, optimizer, learning_rate, nulls, words)
         step_function = jit_step(step, where, mesh)
         batches = _Batches(run, model, dataset, mesh, position)
         writer = None
@@ -269,7 +271,7 @@ class _Batches:
     def __init__(
         self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
     ):
-        self._names = [s.name for s in model.layout.inputs]
+        self._names = list(model.layout.input_shapes)
         self._mesh, self._batch_size = mesh, run.train.batch_size
         self._rows = local_rows(mesh, run.train.batch_size)
         self._iterator = pipeline.batches(

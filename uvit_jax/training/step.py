@@ -2,8 +2,9 @@
 
     state, metrics = step(state, batch)
 
-Noise, times and dropped conditions are drawn for the whole batch from `fold_in(state.key,
-state.step)`: neither sharding nor gradient accumulation nor a restart changes them.
+Noise, times, dropped conditions and slots of references are drawn for the whole batch from
+`fold_in(state.key, state.step)`: neither sharding nor gradient accumulation nor a restart changes
+them.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from uvit_jax.conditions import null
 from uvit_jax.diffusion import objective
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import BATCH
+from uvit_jax.training import references
 from uvit_jax.training.config import RunConfig
 from uvit_jax.training.state import TrainState
 
@@ -32,10 +34,12 @@ def make_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     nulls: Mapping[str, np.ndarray] | None = None,
+    slot_words: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step for a model, to be jitted. A batch holds every input of the model by name.
 
-    `nulls` are those that the layout cannot know (see `conditions.nulls_of`).
+    `nulls` are those that the layout cannot know (see `conditions.nulls_of`), and `slot_words` the
+    ids by which captions name subjects (see `references.slot_words`).
 
     The metrics are float32 scalars: loss, the gradient's norm, the learning rate, and each noisy
     segment's part of the loss.
@@ -46,13 +50,14 @@ def make_step(
     accumulate = config.train.accumulate
 
     def drop(key: jax.Array, batch: Batch) -> Batch:
-        conditions = {s.name: batch[s.name] for s in layout.inputs if s.name not in noisy}
+        conditions = {name: batch[name] for name in layout.input_shapes if name not in noisy}
         for i, (name, share) in enumerate(sorted(config.train.drop.items())):
             value = conditions[name]
             dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])
             dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
             conditions[name] = jnp.where(dropped, null(layout, name, 1, nulls), value)
-        return conditions
+        key = jax.random.fold_in(key, len(config.train.drop))
+        return references.in_training(key, layout, conditions, config.train, slot_words or {})
 
     def loss(params, conditions: Batch, corrupted: objective.Corrupted):
         times = {key: corrupted.network_times[key] for key in layout.time_keys}

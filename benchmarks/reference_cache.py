@@ -1,0 +1,127 @@
+"""What caching references saves: seconds of sampling with and without, in pairs.
+
+    python -m benchmarks.reference_cache
+    python -m benchmarks.reference_cache --style=dit --subjects=1 --views=1 --guidance=0
+
+It draws from a model of random parameters at the size of the comparison on totems: pictures of
+32×32 in patches of 4, width 192, depth 6. Both ways draw the same pictures, which is checked. The
+two are timed one after the other, in turn first, and the ratio is taken within each pair.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import uvit_jax
+from experiments import cli
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.samplers import SamplerConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig
+from uvit_jax.models import unified
+from uvit_jax.sampling import SampleConfig, make_sampler
+
+SHAPE = (32, 32, 3)
+DIFFUSION = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="velocity")
+
+
+def setup(args) -> tuple[uvit_jax.Model, dict, dict[str, jax.Array]]:
+    """A model of random parameters, and conditions for a batch with every reference there."""
+    model = uvit_jax.build(
+        unified.preset(
+            args.style,
+            SHAPE,
+            patch_size=4,
+            subjects=args.subjects,
+            views=args.views,
+            visibility=args.visibility,
+            text_length=16,
+            vocab_size=512,
+            width=args.width,
+            depth=args.depth,
+            num_heads=args.width // 32,
+        )
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.05, p.dtype), model.abstract_params
+    )
+    conditions = {}
+    for name, shape in model.layout.input_shapes.items():
+        size = (args.batch_size, *shape)
+        if name == "text":
+            conditions[name] = jnp.asarray(rng.integers(1, 512, size), jnp.int32)
+        elif name == "refs_present":
+            conditions[name] = jnp.ones(size, bool)
+        elif name != "image":
+            conditions[name] = jnp.asarray(rng.uniform(-1, 1, size), jnp.float32)
+    return model, params, conditions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and returns its exit status."""
+    parser = cli.Parser(__doc__, config=False)
+    parser.add_argument("--style", choices=unified.STYLES, default="uvit")
+    parser.add_argument("--visibility", choices=unified.VISIBILITIES[1:], default="ref_joint")
+    parser.add_argument("--subjects", type=int, default=3)
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--width", type=int, default=192, help="a multiple of 32")
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20, help="of the sampler")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of references and of text")
+    parser.add_argument("--pairs", type=int, default=5)
+    args = parser.parse(argv)
+
+    model, params, conditions = setup(args)
+    sample = SampleConfig(
+        sampler=SamplerConfig(name="dpm_solver_pp", method="multistep", order=2, steps=args.steps),
+        guidance_scale=args.guidance,
+        reference_guidance_scale=args.guidance,
+    )
+    draws = {}
+    for option in ("never", "always"):
+        config = dataclasses.replace(sample, cache_references=option)
+        draws[option] = jax.jit(make_sampler(model, DIFFUSION, config))
+
+    def draw(option: str) -> tuple[np.ndarray, float]:
+        began = time.perf_counter()
+        picture = draws[option](params, jax.random.key(0), conditions)["image"]
+        picture.block_until_ready()
+        return np.asarray(picture), time.perf_counter() - began
+
+    pictures = {option: draw(option)[0] for option in draws}  # compiles
+    apart = np.abs(pictures["never"] - pictures["always"]).max() / np.abs(pictures["never"]).max()
+    seconds: dict[str, list[float]] = {option: [] for option in draws}
+    for pair in range(args.pairs):
+        for option in list(draws)[:: 1 if pair % 2 else -1]:
+            seconds[option].append(draw(option)[1])
+    ratios = [a / b for a, b in zip(seconds["never"], seconds["always"], strict=True)]
+    result = dict(
+        vars(args),
+        seconds={name: statistics.median(times) for name, times in seconds.items()},
+        ratio=statistics.median(ratios),
+        ratios=ratios,
+        difference=float(apart),
+    )
+    result.pop("json", None)
+    print(
+        f"{model}\n{args.subjects} subjects × {args.views} views, {args.steps} steps, batch "
+        f"{args.batch_size}, guidance {args.guidance:g}, on {jax.devices()[0].device_kind}"
+    )
+    for name, words in (("never", "without the cache"), ("always", "with it")):
+        print(f"  {words}: {result['seconds'][name]:.2f} s")
+    print(
+        f"  ratio {result['ratio']:.2f}, from {min(ratios):.2f} to {max(ratios):.2f} in "
+        f"{len(ratios)} pairs; pictures differ by {apart:.1e} of the largest value"
+    )
+    cli.write_json(args.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,236 @@
+"""References as tokens: who is absent, in which slot, and seen how, leaves no other trace."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uvit_jax
+from uvit_jax.errors import UvitError
+from uvit_jax.models import unified
+from uvit_jax.training.references import permute
+
+B = 2
+WORDS = (5, 6, 7)  # the ids of @1, @2, @3
+SHAPE = (8, 8, 3)
+
+
+@functools.cache
+def build(style="uvit", subjects=2, views=2, **options):
+    defaults = dict(patch_size=4, max_subjects=3, max_views=3, text_length=6, vocab_size=9)
+    defaults |= dict(width=16, depth=2, num_heads=2)
+    return uvit_jax.build(
+        unified.preset(style, SHAPE, subjects=subjects, views=views, **(defaults | options))
+    )
+
+
+def randomised(model):
+    """Parameters away from their start, where much is zero or the same."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), model.abstract_params
+    )
+
+
+def example(model, present=None):
+    """Random inputs for a model, the same for the same names, and times."""
+    rng = np.random.default_rng(0)
+    pictures = {
+        name: jnp.asarray(rng.normal(size=(B, *SHAPE)), jnp.float32)
+        for name in ("image", *(f"ref_{s}_{v}" for s in (1, 2, 3) for v in (1, 2, 3)))
+    }
+    everything = pictures | {
+        "text": jnp.asarray(rng.permuted(np.tile([3, 5, 6, 7, 8, 0], (B, 1)), axis=1)),
+        "refs_present": jnp.ones((B, model.layout.num_subjects, model.layout.num_views), bool),
+    }
+    if present is not None:
+        everything["refs_present"] = jnp.asarray(present)
+    inputs = {name: everything[name] for name in model.layout.input_shapes}
+    return inputs, {"image": jnp.asarray(rng.uniform(0.1, 1, B), jnp.float32)}
+
+
+@functools.cache
+def jitted(model):
+    return jax.jit(model.apply)
+
+
+def output(model, params, inputs, times, **options):
+    return np.asarray(jitted(model)(params, inputs, times, **options)["image"])
+
+
+def close(a, b, atol=1e-5):
+    np.testing.assert_allclose(a, b, atol=atol * max(1.0, np.abs(a).max()))
+
+
+ROTARY = dict(positions="rotary", offset="diagonal", axes=("segment", "row", "column"), num_heads=1)
+ROTARY |= dict(width=12)
+CASES = {
+    "uvit full": dict(style="uvit", visibility="full"),
+    "uvit joint, rotary": dict(style="uvit", visibility="ref_joint", **ROTARY),
+    "dit isolated, loop": dict(style="dit", visibility="ref_isolated", scan=False),
+}
+CACHED = [name for name in CASES if "full" not in name]
+
+
+@pytest.mark.parametrize("case", ["uvit full", "uvit joint, rotary"])
+def test_an_absent_reference_is_one_that_is_not_in_the_sequence(case):
+    """Each example gives what a layout of just its reference gives, in the same slot, whatever
+    stands in the place of the others."""
+    model, alone = (build(**CASES[case], subjects=n, views=n) for n in (2, 1))
+    params = randomised(model)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, alone.abstract_params)
+    inputs, times = example(model, [[[1, 0], [0, 0]], [[0, 0], [1, 0]]])
+    ours = output(model, params, inputs, times)
+    only, _ = example(alone)
+    only["ref_1_1"] = only["ref_1_1"].at[1].set(inputs["ref_2_1"][1])
+    slots = {"subject_slots": jnp.array([[0], [1]]), "view_slots": jnp.array([[0], [0]])}
+    close(ours, output(alone, params, only | slots, times))
+    other = inputs | {"ref_1_2": 9 - inputs["ref_1_2"], "ref_2_2": inputs["ref_2_2"] ** 3}
+    assert (ours == output(model, params, other, times)).all()
+    seen = output(model, params, other | {"refs_present": jnp.ones((B, 2, 2), bool)}, times)
+    assert np.abs(ours - seen).max() > 1e-2
+
+
+def test_no_references_is_the_model_without_them():
+    model = build(**CASES["uvit full"])
+    params = randomised(model)
+    inputs, times = example(model, np.zeros((B, 2, 2)))
+    bare = model.without_references()
+    rest = {name: inputs[name] for name in bare.layout.input_shapes}
+    assert set(rest) == {"image", "text"}
+    close(output(model, params, inputs, times), output(bare, params, rest, times))
+
+
+@pytest.mark.parametrize("case", CACHED)
+def test_cached_is_uncached(case):
+    """At every time, with some references absent and in slots of their own."""
+    model = build(**CASES[case])
+    params = randomised(model)
+    inputs, times = example(model, [[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
+    slots = {
+        "subject_slots": jnp.array([[2, 0], [0, 1]]),
+        "view_slots": jnp.array([[1, 0], [2, 1]]),
+    }
+    cache = jax.jit(model.cache)(params, inputs | slots)
+    rest = {name: inputs[name] for name in ("image", "text")}
+    for t in (times, {"image": times["image"] / 3}):
+        whole = output(model, params, inputs | slots, t)
+        close(whole, output(model, params, rest, t, cache=cache))
+    other = jax.tree.map(lambda a: -a, cache.keys_values)
+    changed = output(model, params, rest, t, cache=cache._replace(keys_values=other))
+    assert np.abs(whole - changed).max() > 1e-2
+
+
+def test_what_cannot_be_cached_is_told():
+    def fails(message, **options):
+        model = build(**options)
+        with pytest.raises(UvitError, match=message):
+            model.cache({}, {})
+
+    fails(r"'ref_1_1' sees 'text', which depends on the target", visibility="full")
+    fails("'text', which enters by 'cross'", style="dit", text_enter="cross")
+    fails("no references", subjects=0)
+    config = unified.preset("dit", SHAPE, patch_size=4, subjects=1, width=16, depth=2, num_heads=2)
+    config["segments"]["ref_1_1"]["modulated_at"] = "target"
+    with pytest.raises(UvitError, match="'ref_1_1' is modulated by the target's time"):
+        uvit_jax.build(config).cache({}, {})
+    model = build()
+    inputs, times = example(model)
+    cache = jax.eval_shape(model.cache, model.abstract_params, inputs)
+    cache = jax.tree.map(lambda a: jnp.zeros((a.shape[0], 1, *a.shape[2:])), cache)
+    rest = {name: inputs[name] for name in ("image", "text")}
+    with pytest.raises(UvitError, match=r"of 1 examples with 16 tokens .* expected 2 and 16"):
+        model.apply({}, rest, times, cache=cache)
+
+
+def test_the_order_of_references_is_nothing_but_their_slots():
+    model = build(**CASES["uvit joint, rotary"])
+    params = randomised(model)
+    inputs, times = example(model, [[[1, 1], [1, 0]], [[0, 1], [1, 1]]])
+    ours = output(model, params, inputs, times)
+    swapped = dict(inputs)
+    for s in (1, 2):
+        for v in (1, 2):
+            swapped[f"ref_{s}_{v}"] = inputs[f"ref_{3 - s}_{3 - v}"]
+    swapped["refs_present"] = inputs["refs_present"][:, ::-1, ::-1]
+    assert np.abs(ours - output(model, params, swapped, times)).max() > 1e-3
+    slots = dict.fromkeys(("subject_slots", "view_slots"), jnp.array([[1, 0]] * B))
+    close(ours, output(model, params, swapped | slots, times))
+
+
+def test_permuted_slots_mean_the_same_to_permuted_parameters():
+    """Where subjects change their slots, the captions' words go with them, and nothing else does:
+    tables permuted alike give the same picture."""
+    model = build(views=1, max_views=1)
+    params = randomised(model)
+    inputs, times = example(model)
+    first = {name: value[:1] for name, value in inputs.items()}
+    times = {"image": times["image"][:1]}
+    found = permute(jax.random.key(4), model.layout, first, {"text": WORDS})
+    to = np.asarray(found["subject_slots"])[0]
+    to = np.append(to, 3 - to.sum())  # where the slot of no subject went
+    assert sorted(to) == [0, 1, 2] and (to != [0, 1, 2]).any()
+    assert (np.asarray(found["text"]) != np.asarray(first["text"])).any()
+    embed = params["embed"]
+    table = embed["segments"]["text"]["table"]["embedding"]
+    words = table.at[np.asarray(WORDS)[to]].set(table[np.asarray(WORDS)])
+    segments = embed["segments"] | {"text": {"table": {"embedding": words}}}
+    subjects = embed["subjects"].at[to].set(embed["subjects"])
+    moved = params | {"embed": embed | {"segments": segments, "subjects": subjects}}
+    run = jax.jit(model.apply)
+    ours = run(params, first, times)["image"]
+    close(ours, run(moved, found, times)["image"])
+    assert np.abs(ours - run(params, found, times)["image"]).max() > 1e-3
+
+
+def test_more_subjects_and_views_than_in_training_fit_the_same_parameters():
+    small, large = build(subjects=2, views=1), build(subjects=3, views=3)
+    assert jax.tree.map(jnp.shape, small.abstract_params) == jax.tree.map(
+        jnp.shape, large.abstract_params
+    )
+    assert np.isfinite(output(large, randomised(small), *example(large))).all()
+    with pytest.raises(UvitError, match="subjects=4, but the model has max_subjects=3 slots"):
+        build(subjects=4)
+
+
+def test_a_reference_at_time_zero_does_not_know_the_time():
+    """Modulated at zero, references are at every time what they are at t = 0 modulated as the
+    target, and there the two models are one (with the null text, which adds nothing to the time).
+    """
+    zero = build(style="dit", visibility="ref_joint")
+    segments = {
+        name: dataclasses.replace(segment, modulated_at="target")
+        for name, segment in zero.config.segments.items()
+    }
+    target = uvit_jax.build(dataclasses.replace(zero.config, segments=segments))
+    params = randomised(zero)
+    inputs, _ = example(zero)
+    inputs["text"] = jnp.zeros_like(inputs["text"])
+    outputs = [
+        [output(model, params, inputs, {"image": jnp.full(B, t)}) for model in (zero, target)]
+        for t in (0.0, 1.0)
+    ]
+    close(*outputs[0])
+    assert np.abs(outputs[1][0] - outputs[1][1]).max() > 1e-3
+
+
+def test_wrong_references_are_told():
+    model = build()
+    inputs, times = example(model)
+    for change, message in (
+        ({"ref_1_1": inputs["ref_1_1"][:, :4]}, r"'ref_1_1'\] has shape \(2, 4, 8, 3\), expected"),
+        (
+            {"refs_present": jnp.ones((B, 3, 2))},
+            r"'refs_present'\] has shape \(2, 3, 2\), expected",
+        ),
+        ({"ref_3_1": inputs["ref_1_1"]}, "'ref_3_1', which is no segment of the model"),
+        ({"subject_slots": jnp.zeros((B, 3), int)}, "subject_slots"),
+    ):
+        with pytest.raises(UvitError, match=message):
+            model.apply({}, inputs | change, times)
+    del inputs["ref_2_2"]
+    with pytest.raises(UvitError, match="inputs lacks 'ref_2_2'"):
+        model.apply({}, inputs, times)

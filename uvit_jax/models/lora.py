@@ -14,11 +14,12 @@ the full rank for itself. With PEFT this is `to_q`, `to_k`, `to_v` each of rank 
 of rank 3R whose B is block-diagonal.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -137,11 +138,7 @@ def targeted(params: Params, targets: Sequence[str] = TARGETS) -> dict[str, Matr
     Raises:
       UvitError: if a target finds nothing, or what is no matrix.
     """
-    kernels = {
-        path.removesuffix("/kernel"): leaf.shape
-        for path, leaf in _flat(params).items()
-        if path.endswith("/kernel")
-    }
+    kernels = _kernels(params)
     for pattern in targets:
         if not any(re.search(pattern, path) for path in kernels):
             raise UvitError(
@@ -152,6 +149,15 @@ def targeted(params: Params, targets: Sequence[str] = TARGETS) -> dict[str, Matr
         for path, shape in kernels.items()
         if any(re.search(pattern, path) for pattern in targets)
     }
+
+
+def matrices(params: Params) -> dict[str, Matrix]:
+    """All layers that can have an adapter."""
+    found = {}
+    for path, shape in _kernels(params).items():
+        with contextlib.suppress(UvitError):
+            found[path] = matrix(path, shape)
+    return found
 
 
 def init(key: jax.Array, params: Params, config: LoraConfig) -> Adapters:
@@ -252,17 +258,32 @@ def combined(adapters: Sequence[Adapters], weights: Sequence[float]) -> Adapters
     }
 
 
+def replaced(params: Params, changes: Mapping[str, Callable[[Any], Any]]) -> Params:
+    """`params` with the kernels of some layers, by path, replaced by a function of them."""
+
+    def changed(path: tuple[Any, ...], leaf: Any) -> Any:
+        layer, _, name = path_string(path).rpartition("/")
+        return changes[layer](leaf) if name == "kernel" and layer in changes else leaf
+
+    return jax.tree_util.tree_map_with_path(
+        changed, params, is_leaf=lambda leaf: isinstance(leaf, LowRank)
+    )
+
+
 def _changed(
     params: Params, adapters: Adapters, change: Callable[[jax.Array, Adapter], Any]
 ) -> Params:
     """`params` with `change(kernel, adapter)` where there is an adapter."""
     check(params, adapters)
+    return replaced(params, {p: lambda w, p=p: change(w, adapters[p]) for p in adapters})
 
-    def changed(path: tuple[Any, ...], leaf: Any) -> Any:
-        layer, _, name = path_string(path).rpartition("/")
-        return change(leaf, adapters[layer]) if name == "kernel" and layer in adapters else leaf
 
-    return jax.tree_util.tree_map_with_path(changed, params)
+def _kernels(params: Params) -> dict[str, tuple[int, ...]]:
+    return {
+        path.removesuffix("/kernel"): leaf.shape
+        for path, leaf in _flat(params).items()
+        if path.endswith("/kernel")
+    }
 
 
 def _flat(params: Params) -> dict[str, Any]:

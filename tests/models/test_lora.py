@@ -21,9 +21,8 @@ BACKBONES = {
     "uvit": uvit.preset("S", (8, 8, 3), depth=2, **SIZE),
     "dit": dit.preset("S", (8, 8, 3), depth=1, **SIZE),
     "dit, cross": dit.preset("S", (8, 8, 3), depth=1, conditioning="cross", **SIZE),
-    "loop, remat": uvit.preset("S", (8, 8, 3), depth=2, scan=False, remat="full", **SIZE),
+    "loop, remat": dit.preset("S", (8, 8, 3), depth=1, scan=False, remat="full", **SIZE),
 }
-EVERYWHERE = (*lora.TARGETS, r"backbone/.*modulation/linear$", r"backbone/.*skip$")
 
 
 def noise(tree, seed, size=0.1):
@@ -55,9 +54,9 @@ def setup(name):
 def test_adapters_start_as_nothing_and_are_the_same_attached_and_merged(name):
     _, params, _, _, apply = setup(name)
     untouched = jax.tree.map(np.array, params)
-    targets = [t for t in EVERYWHERE if not ("skip" in t and "dit" in name)]
-    targets = [t for t in targets if not ("modulation" in t and name != "dit")]
-    adapters = lora.init(jax.random.key(0), params, LoraConfig(rank=3, targets=tuple(targets)))
+    more = {"uvit": (r"backbone/.*skip$",), "dit": (r"backbone/.*modulation/linear$",)}
+    targets = (*lora.TARGETS, *more.get(name, ()))
+    adapters = lora.init(jax.random.key(0), params, LoraConfig(rank=3, targets=targets))
     base = apply(params)
     # Exactly nothing, bit for bit.
     assert np.array_equal(base, apply(lora.attach(params, adapters)))
@@ -88,7 +87,7 @@ def test_an_attached_kernel_is_the_formula():
 
 
 def test_only_adapters_have_gradients_and_they_are_those_of_the_merged():
-    model, params, inputs, times, _ = setup("uvit")
+    model, params, inputs, times, _ = setup("dit")
     adapters = noise(lora.init(jax.random.key(0), params, LoraConfig(rank=2)), 3)
 
     def loss(adapters, way):
@@ -125,11 +124,12 @@ def test_targets_are_regexes_of_layers():
 
 
 def test_a_weighted_sum_of_adapters_is_one_adapter():
-    _, params, _, _, apply = setup("uvit")
+    _, params, _, _, apply = setup("dit")
     first = noise(lora.init(jax.random.key(0), params, LoraConfig(rank=2)), 4)
-    second = noise(lora.init(jax.random.key(0), params, LoraConfig(rank=3, targets=(r"fc1$",))), 5)
+    config = LoraConfig(rank=3, targets=(r"blocks/.*fc1$",))
+    second = noise(lora.init(jax.random.key(0), params, config), 5)
     both = lora.combined([first, second], [0.5, -2.0])
-    assert both["backbone/mid_block/mlp/fc1"].rank == 5
+    assert (both["backbone/blocks/mlp/fc1"].rank, both["backbone/blocks/mlp/fc2"].rank) == (5, 2)
     one_by_one = lora.merge(lora.merge(params, first, 0.5), second, -2.0)
     np.testing.assert_allclose(apply(lora.attach(params, both)), apply(one_by_one), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: many subjects at once are each alone, compiled once, and the base is never touched."""
+"""Fine-tuning: many subjects at once are each alone, compiled once, the base never touched."""
 
 import dataclasses
 import functools

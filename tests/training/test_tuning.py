@@ -1,6 +1,5 @@
 """Choosing a setting: against tables whose answer is known, and a grid that is run once."""
 
-import jax
 import numpy as np
 import pytest
 

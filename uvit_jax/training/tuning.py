@@ -1,4 +1,4 @@
-"""Which rank, rate and number of steps fine-tuning is to have: a grid, tried on validation subjects.
+"""Which rank, rate and steps fine-tuning is to have: a grid, tried on validation subjects.
 
     rows = tune(model, diffusion, params, subjects, grid, judge, folder=workdir / "tuning")
     chosen = fixed_step(rows)                  # one setting for all subjects, to be frozen

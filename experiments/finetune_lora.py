@@ -206,10 +206,11 @@ class _Command:
         from uvit_jax.errors import UvitError
         from uvit_jax.evaluation.pictures import picture_segment
 
-        segment = self.model.layout.by_name[picture_segment(self.model, self._encoder)]
+        segment = self.model.layout.by_name[picture_segment(self.model, self._decoder)]
         side, channels = segment.shape[0], segment.shape[-1]
-        if self._encoder is not None:
-            side, channels = side * 2**self._encoder.levels, 3
+        if self._decoder is not None:
+            autoencoder = self._decoder.autoencoder.config
+            side, channels = side * autoencoder.factor, autoencoder.image_channels
         data = dataset(
             DataConfig(name="folder", path=str(folder), image_size=side, channels=channels)
         )

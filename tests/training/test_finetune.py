@@ -10,6 +10,7 @@ import pytest
 import uvit_jax
 from tests.models.test_lora import BACKBONES, close, noise
 from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
@@ -35,7 +36,10 @@ def tuner(backbone="uvit", **changes):
     """(its parameters, a Finetuner)."""
     model = uvit_jax.build(BACKBONES[backbone])
     config = dataclasses.replace(CONFIG, **changes)
-    return noise(model.abstract_params, 0), Finetuner(model, ObjectiveConfig(), config)
+    # A DiT's learned range needs a schedule of steps.
+    schedule = ScheduleConfig(name="ddpm_linear" if backbone == "dit" else "vp_linear")
+    diffusion = ObjectiveConfig(schedule=schedule)
+    return noise(model.abstract_params, 0), Finetuner(model, diffusion, config)
 
 
 @functools.cache

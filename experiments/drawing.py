@@ -60,6 +60,49 @@ def how(sample: "SampleConfig") -> dict[str, Any]:
     }
 
 
+def add_adapter_flags(parser: Any) -> None:
+    """Adds `--adapter` and `--any_base`."""
+    parser.add_argument(
+        "--adapter",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="of experiments.finetune_lora or PEFT; may be repeated, and the changes add up",
+    )
+    parser.add_argument(
+        "--any_base", action="store_true", help="take adapters of other parameters of these shapes"
+    )
+
+
+def adapted(model: Any, params: Any, args: argparse.Namespace) -> Any:
+    """Parameters with what `--adapter` names merged into them.
+
+    Raises:
+      UvitError: if an adapter cannot be read, or is of another model or base.
+    """
+    if not args.adapter:
+        return params
+    from uvit_jax.evaluation.report import params_sha256
+    from uvit_jax.interop import adapters
+    from uvit_jax.models import lora
+
+    base = params_sha256(params)
+    for given in args.adapter:
+        file, weight = _weighted(given)
+        found, record = adapters.load(file, model, base=base, any_base=args.any_base)
+        params = lora.merge(params, found, weight * record.lora.scale)
+    return params
+
+
+def _weighted(given: str) -> tuple[str, float]:
+    """`FILE:WEIGHT` or `FILE` as both."""
+    file, colon, weight = given.rpartition(":")
+    try:
+        return (file, float(weight)) if colon else (given, 1.0)
+    except ValueError:  # a colon in the file's own name
+        return given, 1.0
+
+
 class Run:
     """The run of `args.workdir` as `experiments.evaluate` measures it: its data and its samples."""
 

@@ -4,6 +4,8 @@
     python -m experiments.sample --workdir=workdirs/cifar10_uvit_s --count=64 --steps=50 --seed=1
     python -m experiments.sample --workdir=workdirs/coco_uvit_s --prompt="a red bus" \\
         --text_encoder=clip-vit-large-patch14 --autoencoder=vae.safetensors
+    python -m experiments.sample --workdir=workdirs/emoji_text --prompt="@1 bear" \\
+        --adapter=bear.safetensors --adapter=style.safetensors:0.5
 
 The sampler, its steps, the guidance, the autoencoder and the text encoder are the run's own unless
 flags say otherwise. The npz holds each image segment by its name, in about [-1, 1], and what the
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="for a model of a text encoder's features, its CLIP"
     )
+    drawing.add_adapter_flags(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", metavar="FILE", help="the PNG; an .npz stands beside it; default in the workdir"
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         changes["text_encoder"] = args.text_encoder
     config = drawing.sample_config(run.sample, args, **changes)
     model, params = load(folder.path, step=args.step, ema=not args.raw)
+    params = drawing.adapted(model, params, args)
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
@@ -108,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     results = {"png": str(out) if drawn else None, "npz": str(out.with_suffix(".npz"))}
     results |= {"captions": captions, "seed": args.seed, "count": config.count}
-    results |= drawing.how(config)
+    results |= drawing.how(config) | {"adapters": args.adapter}
     cli.write_json(args.json, results)
     return 0
 

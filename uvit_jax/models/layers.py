@@ -14,6 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from uvit_jax.models.config import BackboneConfig
+from uvit_jax.models.kernels import HOOKS
 from uvit_jax.parallel.attention import SPREAD, attention
 from uvit_jax.tokens.initializers import normal
 
@@ -55,7 +56,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
-        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
+        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs, **HOOKS)
         self.implementation = config.attention
         self.qkv = nnx.LinearGeneral(D, (3, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
@@ -88,7 +89,7 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
-        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
+        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs, **HOOKS)
         # The context is short, and every device has all of it.
         self.implementation = "xla" if config.attention in SPREAD else config.attention
         self.q = nnx.LinearGeneral(D, (H, D // H), use_bias=config.qkv_bias, **options)
@@ -111,7 +112,7 @@ class MLP(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, hidden = config.width, int(config.width * config.mlp_ratio)
-        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs)
+        options = dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs, **HOOKS)
         self.activation = config.activation
         self.fc1 = nnx.Linear(D, hidden, **options)
         self.fc2 = nnx.Linear(hidden, D, **options)
@@ -133,6 +134,7 @@ class Modulation(nnx.Module):
             dtype=dtype,
             kernel_init=nnx.initializers.zeros if zero else INITS[config.init],
             rngs=rngs,
+            **HOOKS,
         )
 
     def __call__(self, c_BD: jax.Array | None, still: Still | None = None) -> list[jax.Array]:
@@ -194,7 +196,7 @@ class Block(nnx.Module):
         init = INITS[config.init]
         self.merge_skip = config.skip if merge_skip else "none"
         size = {"concat": 2 * D, "add": 0, "none": 0}.get(self.merge_skip, D)
-        self.skip = nnx.Linear(size, D, kernel_init=init, **options) if size else None
+        self.skip = nnx.Linear(size, D, kernel_init=init, **options, **HOOKS) if size else None
         self.norm1 = layer_norm(config, **options)
         self.attention = Attention(config, **options)
         self.norm_cross = layer_norm(config, **options) if cross else None

@@ -27,6 +27,11 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (r"mlp/fc2/kernel", ("tensor", "fsdp")),
     (r"(skip|modulation/linear|proj|fc1|fc2)/kernel", (None, "fsdp")),
     (r"(table/embedding|positions/\w+)", (None, "fsdp")),
+    # Both factors of an adapter lie as the kernel does that they change (a: inputs, b: outputs).
+    (r"(attention/qkv|mlp/fc1)/a$", ("fsdp", None)),
+    (r"(attention/qkv|mlp/fc1)/b$", (None, "tensor")),
+    (r"(attention/out|mlp/fc2)/a$", ("tensor", None)),
+    (r"(attention/out|mlp/fc2)/b$", (None, "fsdp")),
     (r".*", ()),
 )
 

@@ -1,0 +1,277 @@
+"""Fine-tunes a trained run to a subject, from one to five pictures of it, with prior preservation.
+
+    python -m experiments.finetune_lora --workdir=workdirs/emoji_text --images=photos/bear \\
+        --prompt="@1 bear" --out=bear.safetensors
+    python -m experiments.finetune_lora --workdir=workdirs/emoji_text --subjects=photos \\
+        --prompt="@1 {name}" --out=adapters
+    python -m experiments.sample --workdir=workdirs/emoji_text --adapter=bear.safetensors \\
+        --prompt="@1 bear, twemoji"
+
+With --subjects every folder of the folder is a subject, and they are trained together; an adapter
+for each appears in --out, those that are there already are kept, and the same command goes on with
+the others. In a prompt, {name} is the name of the subject's folder. --out=NAME without
+.safetensors is a folder as PEFT writes it. --method=full trains all parameters instead, and writes
+a model that `experiments.import_checkpoint` makes a workdir of.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """Adds the flags."""
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
+    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
+    parser.add_argument("--images", metavar="FOLDER", help="the pictures of one subject")
+    parser.add_argument("--subjects", metavar="FOLDER", help="a folder of folders, one a subject")
+    parser.add_argument("--prompt", help='what the pictures show, such as "@1 bear"')
+    parser.add_argument("--class_prompt", help="of the class; default the prompt without its @1")
+    parser.add_argument("--label", help="of a model of classes, the class that is fine-tuned")
+    parser.add_argument("--out", metavar="FILE", required=True, help="where nothing stands yet")
+    parser.add_argument("--method", default="lora", help="lora or full")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--alpha", type=float, default=0.0, help="default the rank")
+    parser.add_argument("--target", action="append", help="a regex of layers; may be repeated")
+    parser.add_argument("--rate", type=float, default=0.0, help="default 2e-4, or 5e-6 for full")
+    parser.add_argument("--batch_size", type=int, default=4, help="of a subject, a step")
+    parser.add_argument("--prior", type=int, default=200, help="class pictures; 0 for none")
+    parser.add_argument("--prior_weight", type=float, default=1.0)
+    parser.add_argument("--at_once", type=int, default=16, help="subjects; default 16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoder", metavar="FILE", help="of a model of latents")
+    parser.add_argument("--text_encoder", metavar="DIR", help="of a model of CLIP's features")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = cli.Parser(__doc__, config=False)
+    add_flags(parser)
+    args = parser.parse(argv)
+
+    from uvit_jax.errors import UvitError
+    from uvit_jax.models.lora import TARGETS, LoraConfig
+    from uvit_jax.training.finetune import FinetuneConfig
+
+    if bool(args.images) == bool(args.subjects):
+        raise UvitError("give the pictures of one subject with --images, or many with --subjects")
+    if args.prior < 0 or args.at_once < 1:
+        raise UvitError("--prior must be at least 0 and --at_once at least 1")
+    config = FinetuneConfig(
+        method=args.method,
+        lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=tuple(args.target or TARGETS)),
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.rate,
+        prior_weight=args.prior_weight,
+        seed=args.seed,
+    )
+    folders = _folders(args)
+    command = _Command(args, config)
+    todo = {name: out for name, out in _outputs(args, folders).items() if command.is_new(out, name)}
+    seconds = 0.0
+    names = list(todo)
+    for start in range(0, len(names), args.at_once):
+        part = {name: folders[name] for name in names[start : start + args.at_once]}
+        found = command.tune(part)
+        seconds += found.seconds + found.first_step
+        for i, name in enumerate(part):
+            command.save(todo[name], name, found, i)
+            print(f"{todo[name]}  (loss of its pictures {found.losses[-20:, i].mean():.4f})")
+    if len(folders) > len(names):
+        print(f"{len(folders) - len(names)} were there already")
+    cli.write_json(
+        args.json,
+        {
+            "out": [str(out) for out in todo.values()],
+            "base_sha256": command.base,
+            "seconds": seconds,
+            "config": dataclasses.asdict(config),
+        },
+    )
+    return 0
+
+
+class _Command:
+    """The base, opened once, and what is done with it."""
+
+    def __init__(self, args: Any, config: Any):
+        from uvit_jax import decoding, load
+        from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
+        from uvit_jax.evaluation.report import params_sha256
+        from uvit_jax.training.config import parse_run
+        from uvit_jax.training.finetune import Finetuner
+        from uvit_jax.training.workdir import Workdir
+
+        self.args, self.config = args, config
+        folder = Workdir(args.workdir)
+        self.run = parse_run(folder.read_config())
+        self.model, self.params = load(folder.path, step=args.step, ema=not args.raw)
+        self.base = params_sha256(self.params)
+        changes = {k: v for k in ("autoencoder", "text_encoder") if (v := getattr(args, k))}
+        self.sample = dataclasses.replace(self.run.sample, **changes)
+        self.vocabulary = folder.read_vocabulary()
+        self._texts, encode = text_encoder_of(self.model.layout, self.vocabulary, self.sample)
+        self._nulls = nulls_of(self.model.layout, self._texts)
+        self._conditions = lambda sample: conditions_for(self.model, self._texts, sample, encode)[0]
+        self._tuner = Finetuner(self.model, self.run.diffusion, config)
+        self._classes: dict[str, Any] = {}
+        self._decoder = decoding.decoder(self.model.layout, self.sample)
+
+    def tune(self, folders: dict[str, Path]) -> Any:
+        """Fine-tunes to the pictures in some folders, by name."""
+        from uvit_jax.training.subjects import stacked
+
+        subjects = {name: self._examples(name, folder) for name, folder in folders.items()}
+        prior = prior_of = None
+        if self.args.prior:
+            prompts = [self._prompts(name)[1] for name in folders]
+            classes = {prompt: self._class_examples(prompt) for prompt in prompts}
+            prior = stacked(classes)
+            prior_of = [list(classes).index(prompt) for prompt in prompts]
+        return self._tuner(self.params, stacked(subjects), prior=prior, prior_of=prior_of)
+
+    def is_new(self, out: Path, name: str) -> bool:
+        """Whether there is something to do; UvitError if something else stands there."""
+        from uvit_jax.errors import UvitError
+        from uvit_jax.interop import adapters
+
+        if not out.exists():
+            return True
+        if self.args.subjects and self.config.method == "lora":
+            _, record = adapters.load(out, self.model, any_base=True)
+            if record == self._record(name):
+                return False
+            raise UvitError(
+                f"{out} was made from another base or with other flags; give a new --out"
+            )
+        raise UvitError(f"{out} exists already; give a new name")
+
+    def save(self, out: Path, name: str, found: Any, index: int) -> None:
+        """Writes one subject's result."""
+        from uvit_jax.interop import adapters
+        from uvit_jax.interop.exporting import export
+        from uvit_jax.training.finetune import tree_index
+
+        trained = tree_index(found.trained[self.config.steps], index)
+        if self.config.method == "lora":
+            adapters.save(out, self.model, trained, self._record(name))
+        else:
+            export(out, self.model, trained, run=self.run, vocabulary=self.vocabulary)
+
+    def _record(self, name: str) -> Any:
+        from uvit_jax.interop.adapters import Record
+
+        args, (prompt, class_prompt) = self.args, self._prompts(name)
+        told = {
+            "steps": self.config.steps,
+            "learning_rate": self.config.rate,
+            "batch_size": self.config.batch_size,
+            "prior": args.prior,
+            "prior_weight": self.config.prior_weight,
+            "seed": self.config.seed,
+            "prompt": prompt,
+            "class_prompt": class_prompt,
+            "label": args.label,
+        }
+        return Record(lora=self.config.lora, base=self.base, training=told)
+
+    def _prompts(self, name: str) -> tuple[str, str]:
+        """(the subject's prompt, its class's)."""
+        args = self.args
+        prompt = (args.prompt or "").replace("{name}", name)
+        if args.class_prompt is None:
+            return prompt, " ".join(prompt.replace("@1", " ").split())
+        return prompt, args.class_prompt.replace("{name}", name)
+
+    def _given(self, prompt: str, count: int) -> dict[str, Any]:
+        """The conditions of `count` pictures with one prompt."""
+        labels = () if self.args.label is None else (self.args.label,)
+        prompts = (prompt,) if self.args.prompt else ()
+        return self._conditions(
+            dataclasses.replace(self.sample, prompts=prompts, labels=labels, count=count)
+        )
+
+    def _examples(self, name: str, folder: Path) -> dict[str, Any]:
+        """A subject's pictures as the model takes them, and their conditions."""
+        import numpy as np
+
+        from uvit_jax.data.config import DataConfig
+        from uvit_jax.data.pipeline import dataset
+        from uvit_jax.errors import UvitError
+        from uvit_jax.evaluation.pictures import picture_segment
+
+        segment = self.model.layout.by_name[picture_segment(self.model, self._decoder)]
+        side, channels = segment.shape[0], segment.shape[-1]
+        if self._decoder is not None:
+            autoencoder = self._decoder.autoencoder.config
+            side, channels = side * autoencoder.factor, autoencoder.image_channels
+        data = dataset(
+            DataConfig(name="folder", path=str(folder), image_size=side, channels=channels)
+        )
+        if not 1 <= len(data) <= 100:
+            raise UvitError(
+                f"{folder} holds {len(data)} pictures; a subject has a few, at most 100"
+            )
+        images = np.stack([data.decode(data.source[i])["image"] for i in range(len(data))])
+        if self._decoder is not None:
+            images = self._encoded(images)
+        given = self._given(self._prompts(name)[0], len(images))
+        return {s.name: images if s is segment else given[s.name] for s in self.model.layout.inputs}
+
+    def _class_examples(self, prompt: str) -> dict[str, Any]:
+        from uvit_jax.training.subjects import class_examples
+
+        if prompt not in self._classes:
+            self._classes[prompt] = class_examples(
+                self.model,
+                self.params,
+                self.run.diffusion,
+                self.sample,
+                self._given(prompt, self.args.prior),
+                batch_size=64,
+                seed=self.config.seed,
+                nulls=self._nulls,
+            )
+        return self._classes[prompt]
+
+    def _encoded(self, images: Any) -> Any:
+        """Pictures as the mean latents that the model is of."""
+        import numpy as np
+
+        from uvit_jax.models.autoencoder import encode_in_batches
+
+        decoder = self._decoder
+        moments = encode_in_batches(decoder.autoencoder, decoder.params, images)
+        return np.split(moments, 2, axis=-1)[0] * decoder.scale
+
+
+def _folders(args: Any) -> dict[str, Path]:
+    """The subjects' folders by name."""
+    from uvit_jax.errors import UvitError
+
+    if args.images:
+        path = Path(args.images).expanduser()
+        return {path.resolve().name.replace("_", " "): path}
+    root = Path(args.subjects).expanduser()
+    found = sorted(p for p in root.glob("*") if p.is_dir() and not p.name.startswith("."))
+    if not found:
+        raise UvitError(f"{root} holds no folders, one a subject; of one subject, give --images")
+    return {p.name.replace("_", " "): p for p in found}
+
+
+def _outputs(args: Any, folders: dict[str, Path]) -> dict[str, Path]:
+    """Where each subject's result is to stand."""
+    out = Path(args.out).expanduser()
+    if args.images:
+        return dict.fromkeys(folders, out)
+    return {name: out / f"{folder.name}.safetensors" for name, folder in folders.items()}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,131 @@
+"""`experiments.finetune_lora` on a run of seconds, and sampling with what it wrote."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import uvit_jax
+from experiments import finetune_lora, sample, train
+from tests.running import ROOT, TINY
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import adapters
+
+TEXT = (
+    "--config.model.sequence=('time', 'text', 'image')",
+    "--config.model.segments.text={'modality': 'text', 'shape': (16,), 'vocab_size': 2048}",
+    "--config.data.labels=",
+    "--config.data.text=True",
+    "--config.data.text_length=16",
+    "--config.train.drop={'text': 0.1}",
+)
+FEW = ("--steps=3", "--rank=2", "--prior=4", "--rate=0.01", "--batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run"
+    train.main([f"--config={ROOT / TINY}", f"--workdir={path}", "--config.train.steps=1", *TEXT])
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Folders `red_toy` with two pictures and `blue_toy` with three, of other sizes."""
+    root = tmp_path_factory.mktemp("photos")
+    for name, colour, count in (("red_toy", "red", 2), ("blue_toy", "blue", 3)):
+        (root / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (20 + i, 18), colour).save(root / name / f"{i}.png")
+    return root
+
+
+def tune(workdir, *args):
+    return finetune_lora.main([f"--workdir={workdir}", *FEW, *map(str, args)])
+
+
+def drawn(workdir, tmp_path, *args):
+    few = ("--count=2", "--steps=2", "--prompt=@1 toy", f"--out={tmp_path / 'out.png'}")
+    sample.main([f"--workdir={workdir}", *few, *args])
+    return np.load(tmp_path / "out.npz")["image"]
+
+
+def test_from_pictures_to_an_adapter_to_pictures(workdir, photos, tmp_path, capsys):
+    out, results = tmp_path / "toy.safetensors", tmp_path / "results.json"
+    flags = (f"--images={photos / 'red_toy'}", "--prompt=@1 toy", f"--out={out}")
+    assert tune(workdir, *flags, f"--json={results}") == 0
+    assert str(out) in capsys.readouterr().out
+    assert json.loads(results.read_text())["config"]["lora"]["rank"] == 2
+    model, _ = uvit_jax.load(workdir)
+    found, record = adapters.load(out, model)
+    assert record.training["class_prompt"] == "toy" and record.training["prompt"] == "@1 toy"
+    assert all(np.abs(pair.b).max() > 0 for pair in found.values())
+
+    base = drawn(workdir, tmp_path)
+    adapted = drawn(workdir, tmp_path, f"--adapter={out}")
+    assert np.abs(adapted - base).max() > 1e-3
+    assert np.array_equal(drawn(workdir, tmp_path, f"--adapter={out}:0"), base)
+    halves = drawn(workdir, tmp_path, f"--adapter={out}:0.5", f"--adapter={out}:0.5")
+    np.testing.assert_allclose(halves, adapted, atol=1e-3)
+
+    with pytest.raises(UvitError, match=r"toy\.safetensors exists already"):
+        tune(workdir, *flags)
+    with pytest.raises(UvitError, match="was trained for parameters"):
+        drawn(workdir, tmp_path, f"--adapter={out}", "--raw")
+    drawn(workdir, tmp_path, f"--adapter={out}", "--raw", "--any_base")
+
+
+def test_many_subjects_at_once_and_the_rest_later(workdir, photos, tmp_path, capsys):
+    out = tmp_path / "adapters"
+    flags = (f"--subjects={photos}", "--prompt=@1 {name}", f"--out={out}")
+    tune(workdir, *flags)
+    names = ["blue_toy.safetensors", "red_toy.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == names
+    model = uvit_jax.load(workdir)[0]
+    first, record = adapters.load(out / "red_toy.safetensors", model)
+    assert record.training["prompt"] == "@1 red toy"
+    # Taken away, one is made again, alone, and is what it was beside the other.
+    (out / "red_toy.safetensors").unlink()
+    kept = (out / "blue_toy.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    tune(workdir, *flags)
+    assert "1 were there already" in capsys.readouterr().out
+    assert (out / "blue_toy.safetensors").stat().st_mtime_ns == kept
+    again, _ = adapters.load(out / "red_toy.safetensors", model)
+    for path, pair in first.items():
+        np.testing.assert_allclose(pair.a @ pair.b, again[path].a @ again[path].b, atol=1e-4)
+    with pytest.raises(UvitError, match="with other flags; give a new --out"):
+        tune(workdir, *flags, "--seed=1")
+
+
+def test_all_parameters_are_a_model_again(workdir, photos, tmp_path):
+    out = tmp_path / "full.safetensors"
+    flags = ("--method=full", f"--images={photos / 'red_toy'}", "--prompt=@1 toy", "--prior=0")
+    tune(workdir, *flags, f"--out={out}")
+    (model, params), (base, before) = uvit_jax.load(out), uvit_jax.load(workdir)
+    assert model.layout == base.layout
+    kernels = [p["backbone"]["mid_block"]["mlp"]["fc1"]["kernel"] for p in (params, before)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ((), "give the pictures of one subject with --images, or many"),
+        (("--images=nowhere",), "folder nowhere does not exist"),
+        (("--subjects=PHOTOS/red_toy",), "holds no folders, one a subject"),
+        (("--images=PHOTOS/red_toy", "--label=cat"), "no label segment"),
+        (("--images=PHOTOS/red_toy", "--target=nothing"), "the target 'nothing' is found in no"),
+        (("--images=PHOTOS/red_toy", "--method=lara"), "did you mean 'lora'"),
+        (("--images=BROKEN",), r"a picture cannot be opened: .*x\.png"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence(workdir, photos, tmp_path, args, message):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "x.png").write_bytes(b"no picture")
+    args = [a.replace("PHOTOS", str(photos)).replace("BROKEN", str(broken)) for a in args]
+    with pytest.raises(UvitError, match=message):
+        tune(workdir, "--prompt=@1 toy", f"--out={tmp_path / 'x.safetensors'}", *args)
+    assert not (tmp_path / "x.safetensors").exists()

@@ -1,0 +1,296 @@
+"""Fine-tuning to subjects, many at once: DreamBooth (Ruiz et al. 2023), of adapters or of all.
+
+    tune = Finetuner(model, run.diffusion, FinetuneConfig(method="lora"))
+    subjects = stacked({"bear": examples, "clock": examples})        # see subjects.py
+    found = tune(params, subjects, prior=stacked({"toy": class_examples}))
+    params = tune.params(params, tree_index(found.trained[400], 0))  # the bear's
+
+What is trained of one subject, its optimizer's state and its pictures have a leading axis S of
+subjects, and the step is `vmap`ped over it. The base stands outside that axis: attached adapters
+share its products. Everything of a subject is drawn from its name's hash and the seed, so whom it
+is trained beside changes nothing.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from uvit_jax.diffusion import objective
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models import lora
+from uvit_jax.models.lora import LoraConfig
+from uvit_jax.models.model import Model, Params
+from uvit_jax.training.subjects import Stacked
+
+
+class Method(NamedTuple):
+    """What fine-tuning trains, and how a model is run with it.
+
+    start: (key, params, config) → what is trained, one subject's. attached: (params, trained,
+    config) → parameters for `model.apply`. merged: the same, plain arrays of the base's shapes.
+    learning_rate: the method's usual one.
+    """
+
+    start: Callable[[jax.Array, Params, LoraConfig], Any]
+    attached: Callable[[Params, Any, LoraConfig], Params]
+    merged: Callable[[Params, Any, LoraConfig], Params]
+    learning_rate: float
+
+
+METHODS = {
+    "lora": Method(
+        start=lora.init,
+        attached=lambda params, adapters, config: lora.attach(params, adapters, config.scale),
+        merged=lambda params, adapters, config: lora.merge(params, adapters, config.scale),
+        learning_rate=2e-4,
+    ),
+    "full": Method(
+        start=lambda key, params, config: jax.tree.map(jnp.copy, params),
+        attached=lambda params, trained, config: trained,
+        merged=lambda params, trained, config: trained,
+        learning_rate=5e-6,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """DreamBooth's recipe.
+
+    Attributes:
+      method: `lora` trains adapters, `full` all parameters.
+      lora: what adapters, for `lora`.
+      steps: of the optimizer.
+      batch_size: pictures of a subject a step, drawn with replacement, and as many of its class.
+      learning_rate: constant; 0 stands for the method's usual one, 2e-4 or 5e-6.
+      b1, b2, eps, weight_decay: AdamW's. clip_norm: of a subject's gradient; 0 is no clipping.
+      prior_weight: of the loss on class pictures (prior preservation), where there are any.
+      seed: of the adapters' start, and of what is drawn at every step.
+    """
+
+    method: str = "lora"
+    lora: LoraConfig = LoraConfig()
+    steps: int = 400
+    batch_size: int = 4
+    learning_rate: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    prior_weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise UvitError(f"unknown method {self.method!r}{nearest(self.method, METHODS)}")
+        for key in ("steps", "batch_size"):
+            if getattr(self, key) < 1:
+                raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("learning_rate", "weight_decay", "clip_norm", "prior_weight"):
+            if getattr(self, key) < 0:
+                raise UvitError(f"{key} must be at least 0, got {getattr(self, key)}")
+        if not 0 <= self.seed < 2**32:
+            raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.learning_rate or METHODS[self.method].learning_rate
+
+
+def tree_index(tree: Any, index: int) -> Any:
+    """One subject's part of what is stacked."""
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning came to.
+
+    Attributes:
+      names: of the S subjects. trained: by step, what was trained, leaves (S, …), numpy.
+      losses: float32 (steps, S), of the subjects' own pictures.
+      prior_losses: of the class pictures, None without.
+      seconds: of all steps but the first, times steps / (steps - 1). first_step: seconds of the
+        first, compilation included.
+    """
+
+    names: tuple[str, ...]
+    trained: dict[int, Any]
+    losses: np.ndarray
+    prior_losses: np.ndarray | None
+    seconds: float
+    first_step: float
+
+
+class Finetuner:
+    """Fine-tunes a model by one recipe. Calls with as many subjects and pictures compile once.
+
+    Args:
+      model: the base's. diffusion: its run's objective.
+    """
+
+    def __init__(self, model: Model, diffusion: ObjectiveConfig, config: FinetuneConfig):
+        self.model, self.diffusion, self.config = model, diffusion, config
+        self.method = METHODS[config.method]
+        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+        clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+        # The learning rate is an argument of the step, so that a grid of rates compiles once.
+        self._optimizer = optax.chain(clip, adam, optax.add_decayed_weights(config.weight_decay))
+        self._start = jax.jit(self._start_all)
+        self._step = jax.jit(self._step_all, donate_argnums=(1, 2))
+
+    def __call__(
+        self,
+        params: Params,
+        subjects: Stacked,
+        *,
+        prior: Stacked | None = None,
+        prior_of: Sequence[int] | None = None,
+        learning_rate: float | None = None,
+        at: Collection[int] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Tuned:
+        """Trains for `config.steps`.
+
+        Args:
+          params: of the base; they are not changed.
+          subjects: see `stacked`.
+          prior: class pictures, drawn by the base itself, of one or more classes.
+          prior_of: each subject's class in `prior`; None if there is one.
+          learning_rate: instead of the config's.
+          at: further steps whose result is kept, besides the last.
+          progress: called with every step done.
+
+        Raises:
+          UvitError: if examples are not the model's inputs, or a loss is not finite, naming the
+            subject.
+        """
+        config = self.config
+        for examples in (subjects, prior) if prior is not None else (subjects,):
+            self._check(examples)
+        wanted = {*at, config.steps}
+        if min(wanted) < 1 or max(wanted) > config.steps:
+            raise UvitError(f"steps to keep, {sorted(at)}, must lie in 1 to {config.steps}")
+        groups = None
+        if prior is not None:
+            groups = np.zeros(len(subjects.names), np.int32) if prior_of is None else prior_of
+            groups = jnp.asarray(groups, jnp.int32)
+        rate = jnp.float32(config.rate if learning_rate is None else learning_rate)
+        trained, opt_state = self._start(params, subjects.seeds)
+        own = (subjects.examples, subjects.counts, subjects.seeds)
+        classes = None if prior is None else (prior.examples, prior.counts)
+        losses, kept = [], {}
+        began = time.perf_counter()
+        first = 0.0
+        for step in range(1, config.steps + 1):
+            trained, opt_state, loss = self._step(
+                params, trained, opt_state, own, classes, groups, rate, jnp.uint32(step)
+            )
+            losses.append(loss)
+            if step == 1:
+                jax.block_until_ready(loss)
+                first, began = time.perf_counter() - began, time.perf_counter()
+            if step in wanted:
+                self._check_losses(subjects.names, losses)
+                # A copy: the next step may write where these are.
+                kept[step] = jax.tree.map(np.array, jax.device_get(trained))
+            if progress is not None:
+                jax.block_until_ready(loss)
+                progress(step)
+        seconds = time.perf_counter() - began
+        return Tuned(
+            names=subjects.names,
+            trained=kept,
+            losses=np.stack([own for own, _ in jax.device_get(losses)]),
+            prior_losses=None
+            if prior is None
+            else np.stack([p for _, p in jax.device_get(losses)]),
+            seconds=seconds * config.steps / max(1, config.steps - 1),
+            first_step=first,
+        )
+
+    def params(self, params: Params, trained: Any) -> Params:
+        """One subject's parameters: plain arrays of the base's shapes."""
+        return self.method.merged(params, trained, self.config.lora)
+
+    def attached(self, params: Params, trained: Any) -> Params:
+        """One subject's parameters for `model.apply`; may be `vmap`ped over `trained`."""
+        return self.method.attached(params, trained, self.config.lora)
+
+    def _key(self, seed: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.config.seed), seed)
+
+    def _start_all(self, params: Params, seeds: jax.Array) -> tuple[Any, Any]:
+        def start(seed: jax.Array) -> tuple[Any, Any]:
+            trained = self.method.start(self._key(seed), params, self.config.lora)
+            return trained, self._optimizer.init(trained)
+
+        return jax.vmap(start)(seeds)
+
+    def _step_all(self, params, trained, opt_state, own, classes, groups, rate, step):
+        one = functools.partial(self._step_one, params, classes, rate, step)
+        return jax.vmap(one)(trained, opt_state, *own, groups)
+
+    def _step_one(
+        self, params, classes, rate, step, trained, opt_state, examples, count, seed, group
+    ):
+        """One subject's step: (trained, opt_state, (loss, loss of the class pictures))."""
+        config, layout = self.config, self.model.layout
+        key = jax.random.fold_in(self._key(seed), step)
+        own_key, class_key, noise_key = jax.random.split(key, 3)
+        rows = jax.random.randint(own_key, (config.batch_size,), 0, count)
+        batch = {name: value[rows] for name, value in examples.items()}
+        if classes is not None:
+            pictures, counts = classes
+            rows = jax.random.randint(class_key, (config.batch_size,), 0, counts[group])
+            batch = {k: jnp.concatenate([v, pictures[k][group, rows]]) for k, v in batch.items()}
+        noisy = [s.name for s in layout.noisy]
+        learned = [s.name for s in layout.noisy if s.learned_range]
+        clean = {name: batch.pop(name) for name in noisy}
+        corrupted = objective.corrupt(noise_key, clean, self.diffusion, learned)
+        times = {name: corrupted.network_times[name] for name in layout.time_keys}
+
+        def loss(trained):
+            whole = self.method.attached(params, trained, config.lora)
+            outputs = self.model.apply(whole, {**batch, **corrupted.noisy}, times)
+
+            def mean(part: slice) -> jax.Array:
+                cut = jax.tree.map(lambda a: a[part], (outputs, corrupted))
+                return objective.loss(*cut)[0]
+
+            own_loss = mean(slice(None, config.batch_size))
+            if classes is None:
+                return own_loss, (own_loss, None)
+            prior_loss = mean(slice(config.batch_size, None))
+            return own_loss + config.prior_weight * prior_loss, (own_loss, prior_loss)
+
+        gradient, losses = jax.grad(loss, has_aux=True)(trained)
+        updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
+        trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
+        return trained, opt_state, losses
+
+    def _check(self, given: Stacked) -> None:
+        expected = {s.name: s.shape for s in self.model.layout.inputs}
+        found = {name: value.shape[2:] for name, value in given.examples.items()}
+        if found != expected:
+            raise UvitError(
+                f"the examples have the segments {found}, and the model takes {expected}"
+            )
+
+    def _check_losses(self, names: Sequence[str], losses: list[Any]) -> None:
+        finite_S = np.isfinite(np.stack([own for own, _ in jax.device_get(losses)])).all(axis=0)
+        if not finite_S.all():
+            raise UvitError(
+                f"the loss of {names[int(np.argmin(finite_S))]!r} is not finite; lower the "
+                f"learning rate ({self.config.rate:g}) or set clip_norm"
+            )

@@ -1,0 +1,136 @@
+"""Several subjects' adapters as one that does on each subject's inputs what that subject's own did.
+
+    moments = [input_moments(model, diffusion, attach(params, a), a, examples, …) for a in adapters]
+    fused = fuse(adapters, moments)
+
+A weighted sum (`lora.combined`) adds every adapter's answer to every subject's inputs. Here, as in
+Mix-of-Show's gradient fusion (Gu et al. 2023, eq. 4) and with RegMean's closed form (Jin et al.
+2023), each layer's change D minimises Σᵢ ‖Xᵢ Dᵢ − Xᵢ D‖², Xᵢ the inputs that the layer had with
+subject i's adapter on subject i's examples. All that is needed of them is Gᵢ = XᵢᵀXᵢ.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvit_jax.diffusion import objective
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.errors import UvitError
+from uvit_jax.models import lora
+from uvit_jax.models.kernels import Tapped
+from uvit_jax.models.lora import Adapter, Adapters
+from uvit_jax.models.model import Model, Params
+
+Moments = Mapping[str, np.ndarray]
+"""By a layer's path, XᵀX of its inputs: (…, I, I), with the layer axis of its kernel."""
+
+
+def moments_of(
+    model: Model,
+    params: Params,
+    paths: Sequence[str],
+    inputs: Mapping[str, jax.Array],
+    times: Mapping[str, jax.Array],
+) -> dict[str, jax.Array]:
+    """The second moments of layers' inputs in one run of the network; pure.
+
+    Args:
+      params: as `model.apply` takes them, adapters attached or not.
+      paths: of layers of the backbone. inputs, times: see `Model.apply`.
+
+    Returns:
+      By path, XᵀX, float32 (…, I, I), a row of X for every token of the batch.
+    """
+    matrices = lora.matrices(model.abstract_params)
+    zeros = {
+        path: jnp.zeros((*matrices[path].lead, *(matrices[path].inputs,) * 2)) for path in paths
+    }
+
+    def output(moments: dict[str, jax.Array]) -> jax.Array:
+        tapped = lora.replaced(params, {p: lambda w, m=m: Tapped(w, m) for p, m in moments.items()})
+        outputs = model.apply(tapped, inputs, times)
+        return sum(value.sum() for value in outputs.values())
+
+    return jax.grad(output)(zeros)
+
+
+def input_moments(
+    model: Model,
+    diffusion: ObjectiveConfig,
+    params: Params,
+    paths: Sequence[str],
+    examples: Mapping[str, np.ndarray],
+    key: jax.Array,
+    *,
+    rounds: int = 16,
+) -> Moments:
+    """The moments of what layers see of some examples, noised as in training, added up.
+
+    Args:
+      params: with the subject's adapter attached or merged.
+      examples: by segment, leaves (m, …). rounds: so often all of them, each time anew noised.
+    """
+    layout = model.layout
+    noisy = [s.name for s in layout.noisy]
+    learned = [s.name for s in layout.noisy if s.learned_range]
+
+    @jax.jit
+    def once(params, examples, key, total):
+        clean = {name: examples[name] for name in noisy}
+        corrupted = objective.corrupt(key, clean, diffusion, learned)
+        times = {name: corrupted.network_times[name] for name in layout.time_keys}
+        found = moments_of(model, params, paths, {**examples, **corrupted.noisy}, times)
+        return found if total is None else jax.tree.map(jnp.add, total, found)
+
+    total = None
+    for i in range(rounds):
+        total = once(params, dict(examples), jax.random.fold_in(key, i), total)
+    return jax.device_get(total)
+
+
+def fuse(
+    adapters: Sequence[Adapters],
+    moments: Sequence[Moments],
+    *,
+    scales: Sequence[float] | None = None,
+    ridge: float = 1e-4,
+) -> Adapters:
+    """The least-squares fusion of adapters, in float64, as one adapter of the sum of their ranks.
+
+    With white noise of variance λ added to every layer's inputs, which makes the problem well
+    posed, D = (Σᵢ Gᵢ + nλ)⁻¹ Σᵢ (Gᵢ + λ) aᵢ bᵢ, which is [a′₁ a′₂ …] [b₁; b₂; …] with
+    a′ᵢ = (Σⱼ Gⱼ + nλ)⁻¹ (Gᵢ + λ) aᵢ. One adapter alone stays what it is; where nothing was seen, D
+    is the mean.
+
+    Args:
+      adapters: of the same layers. moments: each one's, of those layers.
+      scales: that each adapter's own change has; None for 1.
+      ridge: λ in units of the mean of Σ Gᵢ's eigenvalues.
+
+    Raises:
+      UvitError: if adapters or moments are not of the same layers, or ridge is not positive.
+    """
+    if ridge <= 0:
+        raise UvitError(f"ridge must be positive, got {ridge}")
+    paths = set(adapters[0])
+    if any(set(each) != paths for each in adapters) or any(paths - set(m) for m in moments):
+        raise UvitError("adapters to be fused, and their moments, must be of the same layers")
+    scales = [1.0] * len(adapters) if scales is None else scales
+    fused = {}
+    for path in adapters[0]:
+        grams = [np.asarray(m[path], np.float64) for m in moments]  # (…, I, I)
+        total = sum(grams)
+        size = total.shape[-1]
+        noise = ridge * np.trace(total, axis1=-2, axis2=-1)[..., None, None] / size * np.eye(size)
+        pairs = [each[path] for each in adapters]
+        numerators = [
+            (gram + noise)[..., None, :, :] @ np.asarray(pair.a, np.float64)
+            for gram, pair in zip(grams, pairs, strict=True)
+        ]
+        whole = (total + len(pairs) * noise)[..., None, :, :]
+        a = np.linalg.solve(whole, np.concatenate(numerators, axis=-1))
+        b = [np.asarray(pair.b) * scale for pair, scale in zip(pairs, scales, strict=True)]
+        fused[path] = Adapter(a=a.astype(np.float32), b=np.concatenate(b, axis=-2))
+    return fused

@@ -12,7 +12,7 @@ import safetensors.numpy
 from tests.evaluation.frozen import pictures
 from tests.running import ROOT, environment
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation import encoders, layers
+from uvit_jax.evaluation import encoders, layers, towers
 from uvit_jax.evaluation.encoders import ENCODERS, encoder
 from uvit_jax.evaluation.frechet import Moments
 from uvit_jax.evaluation.report import Features, figures
@@ -121,7 +121,7 @@ def test_a_clips_features_are_its_embeddings_of_prepared_pictures(tmp_path):
     config = VisionConfig(
         width=16, depth=2, num_heads=1, mlp_width=24, projection=8, image_size=14, patch_size=7
     )
-    family, tower = encoders._clip("clip_tiny", config), Clip(config)
+    family, tower = towers.clip_family("clip_tiny", config), Clip(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape) / 4, tower.abstract_params)
     safetensors.numpy.save_file(interop_clip.export(tower, params), tmp_path / "model.safetensors")

@@ -226,15 +226,10 @@ def break_even(
     (f, var_f, df_f), (c, var_c, df_c), (o, var_o, df_o) = stats
     saved = (c - o, var_c + var_o, min(df_c, df_o))
     found = ratio_interval((f, var_f, df_f), saved, confidence=confidence)
-    if c <= o:
-        low = found.low if found.low > 0 else np.nan
-        if np.isinf(found.low):  # perhaps it does pay after all
-            low = _least(f, saved, confidence)
-        return Interval(mean=np.inf, low=low, high=np.inf, count=found.count)
-    if np.isinf(found.high):
-        return Interval(
-            mean=found.mean, low=_least(f, saved, confidence), high=np.inf, count=found.count
-        )
+    if c <= o or np.isinf(found.high):
+        least = _least(f, saved, confidence)
+        mean = np.inf if c <= o else found.mean
+        return Interval(mean=mean, low=least, high=np.inf, count=found.count)
     return found
 
 

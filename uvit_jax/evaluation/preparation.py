@@ -64,9 +64,11 @@ class Preparation:
             if self.antialias:
                 # Two passes with rounding between them, columns of the picture's width first.
                 for shape in ((B, H, width, C), (B, height, width, C)):
-                    x = _levels(_resize(x, shape, self.filter, True)) if shape != x.shape else x
+                    if shape != x.shape:
+                        # Halves go up in Pillow, and to even in PyTorch.
+                        x = jnp.floor(_resize(x, shape, self.filter, True) + 0.5).clip(0, 255)
             else:
-                x = _levels(_resize(x, (B, height, width, C), self.filter, False))
+                x = jnp.round(_resize(x, (B, height, width, C), self.filter, False)).clip(0, 255)
         if self.crop:
             top, left = (self._border(side) for side in (height, width))
             x = x[:, top : top + self.crop, left : left + self.crop]
@@ -139,7 +141,3 @@ def _resize(x: jax.Array, shape: tuple[int, ...], kind: str, antialias: bool) ->
     method = {"bicubic": "cubic", "bilinear": "linear"}[kind]
     precision = jax.lax.Precision.HIGHEST
     return jax.image.resize(x, shape, method, antialias=antialias, precision=precision)
-
-
-def _levels(x: jax.Array) -> jax.Array:
-    return jnp.clip(jnp.round(x), 0, 255)

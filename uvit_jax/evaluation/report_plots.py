@@ -176,7 +176,8 @@ def _figure() -> tuple[Any, Any]:
             "'uvit-jax[plots]'"
         ) from None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 3.3), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.3))
+        figure.subplots_adjust(left=0.15, right=0.97, bottom=0.15, top=0.97)
         axis = figure.subplots()
         axis.grid(alpha=0.18, color=_INK)
         axis.set_axisbelow(True)

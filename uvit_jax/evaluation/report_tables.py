@@ -67,7 +67,8 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> str:
     by_place: dict[tuple, dict[str, str]] = {}
     metrics = list(dict.fromkeys(d.metric for d in found))
     for d in found:
-        shown = _interval(d.interval, bold=d.interval.excludes_zero, signed=True)
+        better = 1 if manifest.metrics[d.metric].higher_is_better else -1
+        shown = _interval(d.interval, bold=d.interval.excludes_zero, better=better)
         by_place.setdefault((d.cell, d.method), {})[d.metric] = (
             f'{shown}<span class="p">p {_p(d.p)}</span>'
         )
@@ -225,12 +226,14 @@ def _caption(cell: summary.Cell) -> str:
     return f"split {split}, {subjects} {many}, {views} {each} of each"
 
 
-def _interval(interval: Interval | None, *, bold: bool = False, signed: bool = False) -> str:
+def _interval(interval: Interval | None, *, bold: bool = False, better: int = 0) -> str:
+    """better: of a difference, the sign that is good; 0 for what is no difference."""
     if interval is None:
         return "–"
+    signed = bool(better)
     mean = _number(interval.mean, signed)
     if signed and interval.excludes_zero:
-        mean = f'<span class="{"up" if interval.mean > 0 else "down"}">{mean}</span>'
+        mean = f'<span class="{"up" if interval.mean * better > 0 else "down"}">{mean}</span>'
     mean = f"<b>{mean}</b>" if bold else mean
     if math.isnan(interval.low):
         return f'{mean}<span class="ci">one subject</span>'

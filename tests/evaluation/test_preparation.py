@@ -26,9 +26,7 @@ def test_resizing_is_pillows(shape, kind):
     top, left = (round((side - 28) / 2) for side in wanted.shape[:2])
     prepare = p.Preparation(resize=32, crop=28, filter=kind)
     found = levels(prepare(image[None].astype(np.float32)))[0]
-    # Pillow's weights are whole numbers: a value that is almost half way may round the other way.
-    difference = np.abs(found - wanted[top : top + 28, left : left + 28])
-    assert difference.max() < 1.01 and (difference > 0.01).mean() < 0.01
+    np.testing.assert_allclose(found, wanted[top : top + 28, left : left + 28], atol=1e-3)
 
 
 def test_without_antialiasing_it_is_pytorchs():
@@ -70,7 +68,7 @@ def test_impossible_preparations_are_refused():
     with pytest.raises(UvitError, match="centre"):
         p.Preparation(resize=224, centre="left")
     with pytest.raises(UvitError, match="not handled"):
-        p.Preparation(resize=8, antialias=False)(np.zeros((1, 9, 9, 3), np.float32))
+        p.Preparation(resize=8, antialias=False)
     with pytest.raises(UvitError, match="has its own preparation"):
         encoder("pixels", preparation=p.DINO)
     with pytest.raises(UvitError, match="dino_vits16 needs its weights"):

@@ -41,6 +41,8 @@ class Preparation:
     moments: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 
     def __post_init__(self):
+        if self.filter == "bicubic" and not self.antialias:
+            raise UvitError("bicubic resizing without antialiasing is not handled")
         if self.filter not in ("bicubic", "bilinear") or self.resize < max(self.crop, 1):
             raise UvitError(f"a preparation resizes by a filter to at least its crop, got {self}")
         if self.centre not in ("torchvision", "transformers"):
@@ -60,15 +62,13 @@ class Preparation:
         short = min(H, W)
         height, width = (int(self.resize * side / short) for side in (H, W))
         x = pixels_BHWC
-        if (height, width) != (H, W):
-            if self.antialias:
-                # Two passes with rounding between them, columns of the picture's width first.
-                for shape in ((B, H, width, C), (B, height, width, C)):
-                    if shape != x.shape:
-                        # Halves go up in Pillow, and to even in PyTorch.
-                        x = jnp.floor(_resize(x, shape, self.filter, True) + 0.5).clip(0, 255)
-            else:
-                x = jnp.round(_resize(x, (B, height, width, C), self.filter, False)).clip(0, 255)
+        if self.antialias:
+            # Pillow's order: along rows first.
+            x = _pillow(_pillow(x, width, 2, self.filter), height, 1, self.filter)
+        elif (height, width) != (H, W):
+            options = dict(antialias=False, precision=jax.lax.Precision.HIGHEST)
+            x = jax.image.resize(x, (B, height, width, C), "linear", **options)
+            x = jnp.round(x)
         if self.crop:
             top, left = (self._border(side) for side in (height, width))
             x = x[:, top : top + self.crop, left : left + self.crop]
@@ -134,10 +134,48 @@ CONVENTIONS: dict[str, tuple[Convention, ...]] = {
 """By benchmark."""
 
 
-def _resize(x: jax.Array, shape: tuple[int, ...], kind: str, antialias: bool) -> jax.Array:
-    """Antialiased, as Pillow; else as PyTorch, whose plain cubic has another coefficient."""
-    if kind == "bicubic" and not antialias:
-        raise UvitError("bicubic resizing without antialiasing is not handled")
-    method = {"bicubic": "cubic", "bilinear": "linear"}[kind]
-    precision = jax.lax.Precision.HIGHEST
-    return jax.image.resize(x, shape, method, antialias=antialias, precision=precision)
+_CUBIC = -0.5  # Keys's coefficient, as in Pillow
+_BITS = 22  # of Pillow's weights, which are whole numbers
+
+
+def _pillow(x_BHWC: jax.Array, size: int, axis: int, kind: str) -> jax.Array:
+    """Pillow's resampling of 8-bit pixels along an axis, bit for bit: float32 in [0, 255]."""
+    if x_BHWC.shape[axis] == size:
+        return x_BHWC
+    places, weights = _taps(x_BHWC.shape[axis], size, kind)
+    pixels = jnp.round(x_BHWC).astype(jnp.int32)
+    shape = [1] * x_BHWC.ndim
+    shape[axis] = size
+    total = jnp.int32(1 << (_BITS - 1))
+    for place, weight in zip(places.T, weights.T, strict=True):
+        total += jnp.take(pixels, place, axis=axis) * weight.reshape(shape)
+    return jnp.clip(total >> _BITS, 0, 255).astype(jnp.float32)
+
+
+def _taps(before: int, after: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pixel of the result those of the picture and their weights, int32 (after, taps)."""
+    reach, kernel = (
+        (2, _cubic) if kind == "bicubic" else (1, lambda x: np.maximum(1 - np.abs(x), 0))
+    )
+    scale = before / after
+    widening = max(scale, 1.0)
+    centres = (np.arange(after) + 0.5) * scale
+    first = np.maximum((centres - reach * widening + 0.5).astype(int), 0)
+    stop = np.minimum((centres + reach * widening + 0.5).astype(int), before)
+    places = first[:, None] + np.arange((stop - first).max())
+    inside = places < stop[:, None]
+    weights = np.where(inside, kernel((places - centres[:, None] + 0.5) / widening), 0)
+    weights = weights / weights.sum(axis=1, keepdims=True) * (1 << _BITS)
+    whole = np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32)
+    return np.minimum(places, before - 1).astype(np.int32), whole
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x, a = np.abs(x), _CUBIC
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))

@@ -125,7 +125,8 @@ def _trade(rows: Sequence[Row], manifest: Manifest) -> str:
         "beats in both."
     )
     notes = (note, "The same without anchors.")
-    return _figures(manifest, [(svg, notes[i % 2]) for i, svg in enumerate(drawn)])
+    figures = _figures([(svg, notes[i % 2]) for i, svg in enumerate(drawn)])
+    return figures and f"{_legend(manifest)}{figures}"
 
 
 def _curves(rows: Sequence[Row], manifest: Manifest) -> str:
@@ -136,10 +137,9 @@ def _curves(rows: Sequence[Row], manifest: Manifest) -> str:
             for metric, about in manifest.metrics.items()
             if about.role != "other" or axis not in ("views", "subjects")
         ]
-        figures = _figures(manifest, drawn)
-        if figures:
+        if figures := _figures(drawn):
             parts.append(f"<h3>Along {escape(plots.words(axis))}</h3>{figures}")
-    return "".join(parts)
+    return "".join([_legend(manifest), *parts]) if parts else ""
 
 
 def _cost(manifest: Manifest) -> str:
@@ -147,7 +147,7 @@ def _cost(manifest: Manifest) -> str:
     if not table:
         return ""
     note = "Fine-tuning is paid once a subject, and then every image."
-    return f"{table}{_figures(manifest, [(plots.cost(manifest), note)])}"
+    return f"{table}{_legend(manifest)}{_figures([(plots.cost(manifest), note)])}"
 
 
 def _worst(rows: Sequence[Row], manifest: Manifest, k: int = 5) -> str:
@@ -155,21 +155,23 @@ def _worst(rows: Sequence[Row], manifest: Manifest, k: int = 5) -> str:
     return "".join(tables.worst(rows, manifest, metric, k) for metric in identity)
 
 
-def _figures(manifest: Manifest, drawn: Sequence[tuple[str, str]]) -> str:
-    """Those plots that are not empty, under one legend."""
-    drawn = [(svg, note) for svg, note in drawn if svg]
-    if not drawn:
-        return ""
-    legend = "".join(
+def _figures(drawn: Sequence[tuple[str, str]]) -> str:
+    """Those plots that are not empty, each with its note."""
+    figures = "".join(
+        f"<figure>{svg}{f'<figcaption>{escape(note)}</figcaption>' if note else ''}</figure>"
+        for svg, note in drawn
+        if svg
+    )
+    return figures and f'<div class="plots">{figures}</div>'
+
+
+def _legend(manifest: Manifest) -> str:
+    lines = "".join(
         f'<li><span style="color:{colour}">{mark}</span> '
         f"{escape(manifest.methods[name].title)}</li>"
         for name, (colour, _, mark) in plots.look(manifest).items()
     )
-    figures = "".join(
-        f"<figure>{svg}{f'<figcaption>{escape(note)}</figcaption>' if note else ''}</figure>"
-        for svg, note in drawn
-    )
-    return f'<ul class="legend">{legend}</ul><div class="plots">{figures}</div>'
+    return f'<ul class="legend">{lines}</ul>'
 
 
 def _pictures(manifest: Manifest, pictures: Sequence[PictureGrid]) -> str:

@@ -145,8 +145,11 @@ def cost(manifest: Manifest) -> str:
 
 
 def words(name: str) -> str:
-    """`lora_step` as `lora step`."""
-    return name.replace("_", " ")
+    """A setting or an axis for people: `context_tokens` as `context tokens`."""
+    return _WORDS.get(name, name.replace("_", " "))
+
+
+_WORDS = {"lora_step": "LoRA step", "forgetting": "fine-tuning step, on base classes"}
 
 
 def _far(timed: Mapping[str, Method]) -> float:

@@ -119,21 +119,21 @@ def cost(manifest: Manifest) -> str:
         pays = m.finetune_seconds and base.image_seconds and not base.finetune_seconds
         cells = [
             escape(m.title),
-            f"{m.parameters / 1e6:.2f} M" if m.parameters else "–",
             _times(m.finetune_seconds),
             _times(m.image_seconds),
-            _times(m.uncached_seconds),
-            _seconds(m.compile_seconds) if m.compile_seconds else "–",
-            _flops(m),
-            _bytes(m.memory_bytes),
-            _bytes(m.subject_bytes),
             _break_even(break_even(m.finetune_seconds, base.image_seconds, m.image_seconds))
             if pays
             else "–",
+            _uncached(m),
+            _seconds(m.compile_seconds) if m.compile_seconds else "–",
+            _flops(m),
+            f"{m.parameters / 1e6:.2f} M" if m.parameters else "–",
+            _bytes(m.memory_bytes),
+            _bytes(m.subject_bytes),
         ]
         body.append((name, cells))
-    heads = ["", "parameters", "fine-tuning a subject", "an image", "without cache", "compilation"]
-    heads += ["FLOPs (tuning / image)", "memory", "kept a subject", "break-even n*"]
+    heads = ["", "fine-tuning a subject", "an image", "break-even n*", "an image without cache"]
+    heads += ["compilation", "FLOPs (tuning / image)", "parameters", "memory", "kept a subject"]
     text = (
         "<p>Compilation is not part of the times. n* is the number of images of a subject from "
         "which on fine-tuning it is quicker than giving its references each time: t_finetune / "
@@ -259,6 +259,15 @@ def _times(times: Sequence[float]) -> str:
     low, high = min(times), max(times)
     spread = f"{_seconds(low)} to {_seconds(high)}, {len(times)} times"
     return f'{_seconds(interval.mean)}<span class="ci">{spread}</span>'
+
+
+def _uncached(method: Method) -> str:
+    """Times without the references' cache, and how many times longer that is."""
+    shown = _times(method.uncached_seconds)
+    if not method.uncached_seconds or not method.image_seconds:
+        return shown
+    ratio = np.mean(method.uncached_seconds) / np.mean(method.image_seconds)
+    return f'{shown}<span class="ci">{ratio:.2f} × as long</span>'
 
 
 def _seconds(value: float) -> str:

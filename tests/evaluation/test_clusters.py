@@ -46,9 +46,7 @@ def test_an_interval_holds_the_mean_as_often_as_it_says(subjects, between, withi
 @pytest.mark.parametrize("images", [1, 8])
 @pytest.mark.parametrize("between,within", [(0.1, 0.0), (0.1, 0.1), (0.0, 0.1)])
 def test_coverage_of_many_designs(subjects, images, between, within):
-    if between == within == 0 or (within == 0 and images > 1):
-        pytest.skip("nothing varies")
-    assert 0.93 <= coverage(4000, subjects, images, between, within, resamples=2000) <= 0.97
+    assert 0.92 <= coverage(2000, subjects, images, between, within, resamples=2000) <= 0.97
 
 
 def test_images_taken_as_independent_would_be_too_sure():

@@ -43,7 +43,7 @@ def original(monkeypatch):
     return package.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
 
 
-@pytest.mark.parametrize("size", [32, 65])
+@pytest.mark.parametrize("size", [32, 41])
 def test_distances_are_the_packages(distance, original, size):
     import torch
 
@@ -58,7 +58,7 @@ def test_it_is_a_distance(distance):
     assert np.array_equal(distance(a, a), np.zeros(3))
     assert np.allclose(distance(a, b), distance(b, a), rtol=1e-5) and (distance(a, b) > 0).all()
     noise = np.random.default_rng(0).normal(size=a.shape).astype(np.float32)
-    steps = [distance(a, np.clip(a + s * noise, -1, 1)).mean() for s in (0.05, 0.1, 0.3, 0.9)]
+    steps = [distance(a, np.clip(a + s * noise, -1, 1)).mean() for s in (0.1, 0.3, 0.9)]
     assert steps == sorted(steps)
     table = distance.pairwise(np.concatenate([a, b[:1]]))
     assert np.allclose(table[0, 3], distance(a[:1], b[:1])[0], rtol=1e-5)

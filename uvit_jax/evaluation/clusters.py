@@ -7,7 +7,7 @@ Subjects are resampled, and each keeps its images: that alone repeats both how s
 how images of one do (Davison & Hinkley 1997, section 3.8; resampling the images as well counts
 their noise twice and makes intervals too wide). Every subject weighs the same, however many images
 it has. Percentiles are widened as Student's t is wider than a normal law (Hesterberg 2015, section
-5.3.3). By simulation of normal values the intervals hold the truth in 93.7 % of cases with 6
+5.3.3). By simulation of normal values the intervals hold the truth in 93 % of cases with 6
 subjects, 94.7 % with 10 and 95.3 % with 20; unwidened, those of 10 in 89 %.
 """
 

@@ -12,7 +12,7 @@ from uvit_jax.models.clip import Clip, TextConfig
 LENGTH, WIDTH = 12, 16
 
 
-def text_tower(seed: int = 0) -> tuple[Clip, dict]:
+def text_tower(seed: int = 0, projection: int = 0) -> tuple[Clip, dict]:
     """A tower of two blocks whose features tell texts apart."""
     import jax
 
@@ -21,6 +21,7 @@ def text_tower(seed: int = 0) -> tuple[Clip, dict]:
         depth=2,
         num_heads=2,
         mlp_width=24,
+        projection=projection,
         vocab_size=514,
         length=LENGTH,
         eos=513,
@@ -30,10 +31,10 @@ def text_tower(seed: int = 0) -> tuple[Clip, dict]:
     return tower, jax.tree.map(draw, tower.abstract_params)
 
 
-def write_clip(folder: Path, seed: int = 0) -> Path:
+def write_clip(folder: Path, seed: int = 0, projection: int = 0) -> Path:
     """Writes such a folder: weights, config.json, vocab.json and merges.txt."""
     folder.mkdir(parents=True, exist_ok=True)
-    tower, params = text_tower(seed)
+    tower, params = text_tower(seed, projection)
     safetensors.numpy.save_file(interop.export(tower, params), folder / "model.safetensors")
     config = {
         "model_type": "clip_text_model",

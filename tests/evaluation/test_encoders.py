@@ -12,12 +12,16 @@ import safetensors.numpy
 from tests.evaluation.frozen import pictures
 from tests.running import ROOT, environment
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation import encoders, layers
+from uvit_jax.evaluation import encoders, layers, towers
 from uvit_jax.evaluation.encoders import ENCODERS, encoder
 from uvit_jax.evaluation.frechet import Moments
+from uvit_jax.evaluation.preparation import Preparation
 from uvit_jax.evaluation.report import Features, figures
 from uvit_jax.interop import clip as interop_clip
+from uvit_jax.interop import mapping
+from uvit_jax.interop import vit as interop_vit
 from uvit_jax.models.clip import Clip, VisionConfig, prepare
+from uvit_jax.models.vit import ViT, ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +121,47 @@ def test_a_mesh_changes_nothing(pixels):
     np.testing.assert_allclose(json.loads(found.stdout), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_dinos_features_are_its_class_token_of_prepared_pictures(tmp_path):
+    config = ViTConfig(
+        width=64, depth=1, num_heads=1, mlp_width=32, image_size=16, patch_size=8, eps=1e-6
+    )
+    tower, rng = ViT(config), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: (rng.normal(size=a.shape) / 4).astype(np.float32), tower.abstract_params
+    )
+    theirs = dict(q="attention.q_proj", k="attention.k_proj", v="attention.v_proj")
+    theirs |= dict(out="attention.o_proj", fc1="mlp.fc1", fc2="mlp.fc2")
+    theirs |= dict(norm1="layernorm_before", norm2="layernorm_after")
+    whole = dict(cls="embeddings.cls_token", positions="embeddings.position_embeddings")
+    whole |= dict(patches="embeddings.patch_embeddings.projection", norm="layernorm")
+    tensors = {}
+    for name, array in mapping.exported(interop_vit.entries(config), params).items():
+        *block, stem, kind = name.split(".") if "." in name else (name, "")
+        stem = f"layers.0.{theirs[stem]}" if block else whole[stem]
+        tensors[f"{stem}.{kind}".rstrip(".")] = array
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    prepare = Preparation(resize=16, crop=16)
+    sizes = dict(width=64, depth=1, patch_size=8)
+    family = towers.dino_family("dino_tiny", **sizes, prepare=prepare)
+    encode = encoders.Encoder("dino_tiny", family, path, None)
+    images = [pictures(1, 40, seed=i)[0, :h, :w] for i, (h, w) in enumerate([(20, 33), (16, 16)])]
+    seen = [prepare(image[None].astype(np.float32)) for image in images]
+    wanted = np.concatenate([tower.apply(params, x)["pooled"] for x in seen])
+    found = encode.of_pictures([*images, images[0]], batch_size=2)
+    assert np.allclose(found[:2], wanted, atol=1e-4) and np.allclose(found[2], wanted[0], atol=1e-4)
+    assert np.allclose(encode.features(images[0][None])["pool"][0], wanted[0], atol=1e-4)
+    assert encode.version.startswith("dino_tiny-16bicubic-crop16-")
+    for name, message in (("dinov2_vits14", "is no dinov2_vits14"), ("dino_vits8", "width=64")):
+        with pytest.raises(UvitError, match=message):
+            encoder(name, path)
+
+
 def test_a_clips_features_are_its_embeddings_of_prepared_pictures(tmp_path):
     config = VisionConfig(
         width=16, depth=2, num_heads=1, mlp_width=24, projection=8, image_size=14, patch_size=7
     )
-    family, tower = encoders._clip("clip_tiny", config), Clip(config)
+    family, tower = towers.clip_family("clip_tiny", config), Clip(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape) / 4, tower.abstract_params)
     safetensors.numpy.save_file(interop_clip.export(tower, params), tmp_path / "model.safetensors")

@@ -10,9 +10,10 @@ encoders, or of one with other weights, are not comparable.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,35 +22,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.evaluation import efficientnet, inception, layers, weights
-from uvit_jax.interop import clip as interop_clip
-from uvit_jax.models.clip import Clip, VisionConfig
-from uvit_jax.models.clip import prepare as prepare_clip
+from uvit_jax.evaluation import efficientnet, inception, layers, towers, weights
+from uvit_jax.evaluation.family import Family, Network
+from uvit_jax.evaluation.preparation import Preparation
 from uvit_jax.models.model import Params
 from uvit_jax.parallel.mesh import batch_shards
 from uvit_jax.parallel.sharding import BATCH
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-    """A kind of encoder.
-
-    Attributes:
-      title: for people. size: features D.
-      load: from a file of weights (or None, for the default) to the parameters and their hash.
-      prepare: from float32 pixels (B, H, W, 3) in [0, 255] to the network's input.
-      apply: from parameters and input to `pool` (B, D) and, if it classifies, `logits` (B, K).
-      preparation: a word that changes whenever `prepare` does, for the version.
-      official: the hash of the weights with which figures have their well-known names.
-    """
-
-    title: str
-    size: int
-    load: Callable[[Path | None], tuple[Params, str]]
-    prepare: Callable[[jax.Array], jax.Array]
-    apply: Callable[[Params, jax.Array], dict[str, jax.Array]]
-    preparation: str
-    official: str = ""
 
 
 class Encoder:
@@ -65,15 +43,18 @@ class Encoder:
 
     def __init__(self, name: str, family: Family, path: Path | None, mesh: Mesh | None):
         self.name, self.title, self.size = name, family.title, family.size
-        params, self.weights_sha256 = family.load(path)
+        network = family.load(path)
+        self.weights_sha256 = network.sha256
         self.version = f"{name}-{family.preparation}-{self.weights_sha256[:12]}"
         self.official = bool(family.official) and self.weights_sha256 == family.official
         self.preprocess = family.prepare
-        self._family, self._mesh = family, mesh
+        self._network, self._mesh = network, mesh
         whole = None if mesh is None else NamedSharding(mesh, P())
-        self._params = jax.device_put(params, whole)
+        self._params = jax.device_put(network.params, whole)
         # Whole on every process, so that each can read them all.
         self._run = jax.jit(self._features, out_shardings=whole)
+        self._prepare = jax.jit(self._prepared)
+        self._apply = jax.jit(network.apply, out_shardings=whole)
 
     def __repr__(self) -> str:
         return f"Encoder({self.version})"
@@ -95,41 +76,92 @@ class Encoder:
         Raises:
           UvitError: if the images are of another kind.
         """
+        self._check(images)
+        count = images.shape[0]
+        if isinstance(images, np.ndarray) and self._mesh is not None:
+            images = spread(images, self._mesh)
+        return {name: value[:count] for name, value in self._run(self._params, images).items()}
+
+    def of_pictures(self, pictures: Sequence[np.ndarray], *, batch_size: int = 32) -> np.ndarray:
+        """The features `pool` of pictures of any sizes, float32 (n, D), in their order.
+
+        The network is compiled once for each size of what it is fed; only the preparation is
+        compiled for each size of a picture.
+
+        Args:
+          pictures: each (H, W, C) as in `features`.
+
+        Raises:
+          UvitError: if there are none, or as `features`.
+        """
+        if not len(pictures):
+            raise UvitError(f"{self.title} was given no pictures")
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        prepared = []
+        for i, picture in enumerate(pictures):
+            image = np.asarray(picture)[None]
+            self._check(image)
+            prepared.append(np.asarray(self._prepare(image)[0]))
+            by_shape.setdefault(prepared[-1].shape, []).append(i)
+        found: list[Any] = [None] * len(prepared)
+        for rows in by_shape.values():
+            size = min(batch_size, len(rows))
+            for start in range(0, len(rows), size):
+                # The last batch is filled up, so that there is one shape to compile for.
+                chosen = [rows[k % len(rows)] for k in range(start, start + size)]
+                pool = self._apply(self._params, np.stack([prepared[i] for i in chosen]))["pool"]
+                for i, row in zip(rows[start : start + size], np.asarray(pool), strict=False):
+                    found[i] = row
+        return np.stack(found)
+
+    def _check(self, images: Any) -> None:
         if np.ndim(images) != 4 or images.shape[-1] not in (1, 3):
             raise UvitError(
                 f"{self.title} takes pictures (B, H, W, 1 or 3), got {np.shape(images)}"
             )
         if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
             raise UvitError(f"pictures are uint8 or floats in [-1, 1], got {images.dtype}")
-        count = images.shape[0]
-        if isinstance(images, np.ndarray) and self._mesh is not None:
-            images = spread(images, self._mesh)
-        return {name: value[:count] for name, value in self._run(self._params, images).items()}
 
-    def _features(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+    def _prepared(self, images: jax.Array) -> jax.Array:
         if images.dtype != jnp.uint8:
             images = jnp.clip(jnp.round((images.astype(jnp.float32) + 1) * 127.5), 0, 255)
         pixels = jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:-1], 3))
-        return self._family.apply(params, self._family.prepare(pixels))
+        return self.preprocess(pixels)
+
+    def _features(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
+        return self._network.apply(params, self._prepared(images))
 
 
 def encoder(
-    name: str, weights: str | os.PathLike | None = None, mesh: Mesh | None = None
+    name: str,
+    weights: str | os.PathLike | None = None,
+    mesh: Mesh | None = None,
+    *,
+    preparation: Preparation | None = None,
 ) -> Encoder:
     """Makes an encoder.
 
     Args:
       name: one of `ENCODERS`: "inception" (as pytorch-fid feeds it), "inception_tf" (as the
-        original graph), "efficientnet_lite0", "clip_vit_b32", "clip_vit_l14", "pixels".
-      weights: the file of its weights. Inception and CLIP need one; the others bring theirs.
+        original graph), "efficientnet_lite0", "pixels", those of CLIP ("clip_vit_b32", …), DINO
+        ("dino_vits16", …) and DINOv2 ("dinov2_vits14", …).
+      weights: the file of its weights. All need one but EfficientNet and pixels.
       mesh: batches are spread over its batch axes.
+      preparation: of the pictures, for DINO, DINOv2 and CLIP, where it is to be a benchmark's (see
+        `preparation.CONVENTIONS`) and not the encoder's own.
 
     Raises:
-      UvitError: if the name is unknown, or the weights are missing or do not fit.
+      UvitError: if the name is unknown, the weights are missing or do not fit, or the encoder
+        cannot be fed otherwise.
     """
     if name not in ENCODERS:
         raise UvitError(f"unknown encoder {name!r}{nearest(name, ENCODERS)}")
-    return Encoder(name, ENCODERS[name], Path(weights) if weights else None, mesh)
+    family = ENCODERS[name]
+    if preparation is not None:
+        if name not in towers.FAMILIES:
+            raise UvitError(f"the encoder {name} has its own preparation; leave preparation out")
+        family = dataclasses.replace(family, prepare=preparation, preparation=preparation.word)
+    return Encoder(name, family, Path(weights) if weights else None, mesh)
 
 
 def spread(batch: np.ndarray, mesh: Mesh) -> jax.Array:
@@ -144,7 +176,7 @@ def spread(batch: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
 
 
-def _load_inception(path: Path | None) -> tuple[Params, str]:
+def _load_inception(path: Path | None) -> Network:
     if path is None:
         raise UvitError(
             "the encoder inception needs its weights, which are not part of this package: "
@@ -152,67 +184,19 @@ def _load_inception(path: Path | None) -> tuple[Params, str]:
             "with weights="
         )
     params = weights.read(path, inception.entries(), inception.abstract_params())
-    return params, weights.sha256(path)
+    return Network(params=params, sha256=weights.sha256(path), apply=inception.apply)
 
 
-def _load_efficientnet(path: Path | None) -> tuple[Params, str]:
+def _load_efficientnet(path: Path | None) -> Network:
     path = path or efficientnet.packaged_weights()
     params = weights.read(path, efficientnet.entries(), efficientnet.abstract_params())
-    return params, weights.sha256(path)
-
-
-# The towers of OpenAI's ViT-B/32 and ViT-L/14, whose embeddings are the features.
-_CLIPS = {
-    "clip_vit_b32": VisionConfig(
-        width=768,
-        depth=12,
-        num_heads=12,
-        mlp_width=3072,
-        projection=512,
-        image_size=224,
-        patch_size=32,
-    ),
-    "clip_vit_l14": VisionConfig(
-        width=1024,
-        depth=24,
-        num_heads=16,
-        mlp_width=4096,
-        projection=768,
-        image_size=224,
-        patch_size=14,
-    ),
-}
-
-
-def _clip(name: str, config: VisionConfig) -> Family:
-    def load(path: Path | None) -> tuple[Params, str]:
-        if path is None:
-            raise UvitError(
-                f"the encoder {name} needs its weights, which are not part of this package: give "
-                "the folder of the CLIP, or its model.safetensors, with weights="
-            )
-        tower, params = interop_clip.load_vision(path)
-        if tower.config != config:
-            raise UvitError(f"{path} is a CLIP of another size than {name}: {tower.config}")
-        return params, weights.sha256(interop_clip.resolve(path, "vision")[0])
-
-    def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
-        return {"pool": Clip(config).apply(params, x_BHWC)["embeds"]}
-
-    return Family(
-        title=f"CLIP ({name.removeprefix('clip_')})",
-        size=config.projection,
-        load=load,
-        prepare=partial(prepare_clip, size=config.image_size),
-        apply=apply,
-        preparation=f"{config.image_size}bicubic",
-    )
+    return Network(params=params, sha256=weights.sha256(path), apply=efficientnet.apply)
 
 
 _PIXELS_SIDE, _PIXELS_SIZE = 8, 64
 
 
-def _load_pixels(path: Path | None) -> tuple[Params, str]:
+def _load_pixels(path: Path | None) -> Network:
     if path is not None:
         raise UvitError("the encoder pixels has no weights to load")
     inputs = _PIXELS_SIDE**2 * 3
@@ -221,7 +205,7 @@ def _load_pixels(path: Path | None) -> tuple[Params, str]:
     kernel = np.linalg.qr(square)[0][:, :_PIXELS_SIZE].astype(np.float32)
     # Of the seed and shape: the last bits of a factorisation differ between machines.
     digest = hashlib.sha256(f"qr of RandomState(0), {kernel.shape}".encode()).hexdigest()
-    return {"kernel": kernel}, digest
+    return Network(params={"kernel": kernel}, sha256=digest, apply=_apply_pixels)
 
 
 def _apply_pixels(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
@@ -236,7 +220,6 @@ def _prepare_pixels(pixels_BHWC: jax.Array) -> jax.Array:
 _INCEPTION = dict(
     size=inception.FEATURES,
     load=_load_inception,
-    apply=inception.apply,
     official=inception.OFFICIAL_SHA256,
 )
 
@@ -258,17 +241,15 @@ ENCODERS: dict[str, Family] = {
         size=efficientnet.FEATURES,
         load=_load_efficientnet,
         prepare=efficientnet.prepare,
-        apply=efficientnet.apply,
         preparation="224antialias",
     ),
-    **{name: _clip(name, config) for name, config in _CLIPS.items()},
+    **towers.FAMILIES,
     # Sees colours and coarse shapes only. For trying things out, and for tests.
     "pixels": Family(
         title="Pixels (random projection)",
         size=_PIXELS_SIZE,
         load=_load_pixels,
         prepare=_prepare_pixels,
-        apply=_apply_pixels,
         preparation="8antialias",
     ),
 }

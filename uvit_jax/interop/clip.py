@@ -69,7 +69,9 @@ class TextEncoder:
         whole = jax.NamedSharding(mesh, jax.P())
         self._params = jax.device_put(params, whole)
         self._rows = rows
-        self._run = jax.jit(lambda params, ids: tower.apply(params, ids)["hidden"])
+        self._run = jax.jit(
+            lambda params, ids, name: tower.apply(params, ids)[name], static_argnums=2
+        )
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids int32 (B, T): cut where too long, padded as Stable Diffusion does."""
@@ -84,14 +86,30 @@ class TextEncoder:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The last hidden states after the final LayerNorm: float32 (B, T, D)."""
+        return self._encoded(texts, "hidden", self.shape)
+
+    def embeddings(self, texts: Sequence[str]) -> np.ndarray:
+        """What is compared with pictures' embeddings: float32 (B, E), not normalised.
+
+        Raises:
+          UvitError: if the tower has no projection.
+        """
+        if not self.tower.config.projection:
+            raise UvitError(
+                f"the text tower in {self.file} has no projection, so its texts cannot be compared "
+                "with pictures; give the folder of a whole CLIP"
+            )
+        return self._encoded(texts, "embeds", (self.tower.config.projection,))
+
+    def _encoded(self, texts: Sequence[str], name: str, shape: tuple[int, ...]) -> np.ndarray:
         ids = self.ids(texts)
-        found, n = [np.zeros((0, *self.shape), np.float32)], self._batch_size
+        found, n = [np.zeros((0, *shape), np.float32)], self._batch_size
         with jax.set_mesh(self._rows.mesh):
             for start in range(0, len(ids), n):
                 # The last batch is filled up, so that there is one shape to compile for.
                 batch = ids[np.arange(start, start + n) % len(ids)]
                 found.append(
-                    jax.device_get(self._run(self._params, jax.device_put(batch, self._rows)))
+                    jax.device_get(self._run(self._params, jax.device_put(batch, self._rows), name))
                 )
         return np.concatenate(found)[: len(ids)]
 

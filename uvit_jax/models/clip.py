@@ -39,6 +39,7 @@ class TowerConfig:
       width, depth, num_heads, mlp_width: of its blocks. projection: E of `embeds`, 0 for none.
       activation: `quick_gelu` (OpenAI's), or `gelu` (OpenCLIP's larger ones).
       eps: of the LayerNorms. dtype: of the computation; statistics and results are float32.
+      layer_scale: whether each branch is multiplied by learned factors (DINOv2).
     """
 
     width: int
@@ -49,6 +50,7 @@ class TowerConfig:
     activation: str = "quick_gelu"
     eps: float = 1e-5
     dtype: str = "float32"
+    layer_scale: bool = False
 
     def __post_init__(self):
         if min(self.width, self.depth, self.num_heads, self.mlp_width) < 1 or self.projection < 0:
@@ -79,14 +81,16 @@ class VisionConfig(TowerConfig):
     patch_size: int
 
 
-def _linear(config: TowerConfig, inputs: int, outputs: int, rngs: nnx.Rngs, bias=True):
+def linear(config: TowerConfig, inputs: int, outputs: int, rngs: nnx.Rngs, bias=True):
+    """A tower's linear layer, at full precision in float32."""
     # Features are compared with other programs': no bfloat16 on TPUs unless it is asked for.
     precision = jax.lax.Precision.HIGHEST if config.dtype == "float32" else None
     dtype = jnp.dtype(config.dtype)
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, precision=precision, rngs=rngs)
 
 
-def _norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A tower's LayerNorm."""
     dtype = jnp.dtype(config.dtype)
     options = dict(epsilon=config.eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
     return nnx.LayerNorm(config.width, **options)
@@ -98,10 +102,12 @@ class Block(nnx.Module):
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         D = config.width
         self.config = config
-        self.norm1, self.norm2 = _norm(config, rngs), _norm(config, rngs)
-        self.q, self.k, self.v, self.out = (_linear(config, D, D, rngs) for _ in range(4))
-        self.fc1 = _linear(config, D, config.mlp_width, rngs)
-        self.fc2 = _linear(config, config.mlp_width, D, rngs)
+        self.norm1, self.norm2 = norm(config, rngs), norm(config, rngs)
+        self.q, self.k, self.v, self.out = (linear(config, D, D, rngs) for _ in range(4))
+        self.fc1 = linear(config, D, config.mlp_width, rngs)
+        self.fc2 = linear(config, config.mlp_width, D, rngs)
+        if config.layer_scale:
+            self.scale1, self.scale2 = nnx.Param(jnp.ones((D,))), nnx.Param(jnp.ones((D,)))
 
     def __call__(self, x_BND: jax.Array, *, causal: bool) -> jax.Array:
         B, N, D = x_BND.shape
@@ -116,9 +122,14 @@ class Block(nnx.Module):
             logits_BHNM = jnp.where(np.tril(np.ones((N, N), bool)), logits_BHNM, -jnp.inf)
         weights_BHNM = nnx.softmax(logits_BHNM).astype(q.dtype)
         h_BND = jnp.einsum("bhnm,bmhk->bnhk", weights_BHNM, v, precision=precision)
-        x_BND += self.out(h_BND.reshape(B, N, D))
+        x_BND += self._scaled(self.out(h_BND.reshape(B, N, D)), 1)
         activate = ACTIVATIONS[self.config.activation]
-        return x_BND + self.fc2(activate(self.fc1(self.norm2(x_BND))))
+        return x_BND + self._scaled(self.fc2(activate(self.fc1(self.norm2(x_BND)))), 2)
+
+    def _scaled(self, h_BND: jax.Array, branch: int) -> jax.Array:
+        if not self.config.layer_scale:
+            return h_BND
+        return h_BND * getattr(self, f"scale{branch}")[...].astype(h_BND.dtype)
 
 
 class Tower(nnx.Module):
@@ -128,9 +139,9 @@ class Tower(nnx.Module):
         self.config = config
         make = nnx.vmap(lambda r: Block(config, rngs=r))
         self.blocks = make(rngs.split(config.depth))
-        self.norm = _norm(config, rngs)
+        self.norm = norm(config, rngs)
         size = config.projection
-        self.project = _linear(config, config.width, size, rngs, bias=False) if size else None
+        self.project = linear(config, config.width, size, rngs, bias=False) if size else None
 
     def run(self, x_BND: jax.Array, *, causal: bool) -> jax.Array:
         graph, params_L = nnx.split(self.blocks)
@@ -172,11 +183,11 @@ class VisionNetwork(Tower):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         p = config.patch_size
-        self.patches = _linear(config, p * p * 3, config.width, rngs, bias=False)
+        self.patches = linear(config, p * p * 3, config.width, rngs, bias=False)
         self.cls = nnx.Param(jnp.zeros((config.width,)))
         count = 1 + (config.image_size // p) ** 2
         self.positions = nnx.Param(jnp.zeros((count, config.width)))
-        self.norm_in = _norm(config, rngs)
+        self.norm_in = norm(config, rngs)
 
     def __call__(self, x_BHWC: jax.Array) -> dict[str, jax.Array]:
         p, (B, H, W, C) = self.config.patch_size, x_BHWC.shape

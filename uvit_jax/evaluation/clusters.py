@@ -1,0 +1,241 @@
+"""Intervals where values come in clusters: the images of one subject are not independent.
+
+    clustered_interval(values, subjects)                   a mean over images
+    paired_clustered_interval(method, baseline, subject)   a mean difference, image by image
+
+Subjects are resampled, and each keeps its images: that alone repeats both how subjects differ and
+how images of one do (Davison & Hinkley 1997, section 3.8; resampling the images as well counts
+their noise twice and makes intervals too wide). Every subject weighs the same, however many images
+it has. Percentiles are widened as Student's t is wider than a normal law (Hesterberg 2015, section
+5.3.3). By simulation of normal values the intervals hold the truth in 93 % of cases with 6
+subjects, 94.7 % with 10 and 95.3 % with 20; unwidened, those of 10 in 89 %.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+from scipy import special
+
+from uvit_jax.errors import UvitError
+from uvit_jax.evaluation.statistics import Interval
+
+RESAMPLES = 4000
+_AT_ONCE = 1 << 22  # numbers drawn at once
+
+
+def cluster_means(
+    values: Sequence[float], clusters: Sequence[Hashable]
+) -> tuple[np.ndarray, list[Hashable]]:
+    """The mean of each cluster, float64 (S,), and the clusters in order of first appearance.
+
+    Raises:
+      UvitError: if there are no values, one is not finite, or their numbers differ.
+    """
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise UvitError("an interval is of one or more finite values")
+    if len(clusters) != len(array):
+        raise UvitError(f"{len(array)} values have {len(clusters)} clusters; each needs one")
+    names = list(dict.fromkeys(clusters))
+    index = {name: i for i, name in enumerate(names)}
+    rows = np.fromiter((index[c] for c in clusters), np.int64, len(array))
+    sums = np.bincount(rows, weights=array, minlength=len(names))
+    return sums / np.bincount(rows, minlength=len(names)), names
+
+
+def clustered_interval(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean over clusters of their means, with a bootstrap interval over clusters.
+
+    Args:
+      values: one an image. clusters: its subject, what makes images dependent.
+      confidence: how often such intervals hold the true mean, in (0, 1).
+      resamples: of the clusters. seed: of the resampling.
+
+    Returns:
+      The interval; its `count` is that of the clusters. Of one cluster low and high are NaN.
+
+    Raises:
+      UvitError: as `cluster_means`, or of an impossible confidence.
+    """
+    if not 0 < confidence < 1:
+        raise UvitError(f"confidence must lie in (0, 1), got {confidence}")
+    means_S, names = cluster_means(values, clusters)
+    S, mean = len(names), float(means_S.mean())
+    if S == 1:
+        return Interval(mean=mean, low=np.nan, high=np.nan, count=1)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _AT_ONCE // S)
+    parts = [
+        means_S[rng.integers(0, S, (min(rows, resamples - start), S))].mean(axis=1)
+        for start in range(0, resamples, rows)
+    ]
+    # The bootstrap's spread is that of variance over S, not over S - 1.
+    quantile = special.stdtrit(S - 1, (1 + confidence) / 2) * np.sqrt(S / (S - 1))
+    tail = float(special.ndtr(-quantile))
+    low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
+    return Interval(mean=mean, low=float(low), high=float(high), count=S)
+
+
+def paired_clustered_interval(
+    values: Mapping[Hashable, float],
+    baseline: Mapping[Hashable, float],
+    cluster: Callable[[Hashable], Hashable],
+    **options,
+) -> Interval | None:
+    """The mean of `values - baseline`, image by image, as `clustered_interval`.
+
+    What a subject, a prompt and a seed do to both cancels.
+
+    Args:
+      values, baseline: by what was asked for, such as (subject, prompt, seed). What only one of
+        them has is left out.
+      cluster: from such a key to its subject. options: of `clustered_interval`.
+
+    Returns:
+      The interval, or None if they share no key.
+    """
+    shared = [key for key in values if key in baseline]
+    if not shared:
+        return None
+    differences = [values[key] - baseline[key] for key in shared]
+    return clustered_interval(differences, [cluster(key) for key in shared], **options)
+
+
+def sign_flip_p(
+    differences: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p of the null that differences are symmetric about 0, by flips of whole clusters.
+
+    With up to 13 clusters all flips are tried, so the least p of S clusters is 2^(1 - S).
+
+    Raises:
+      UvitError: as `cluster_means`.
+    """
+    means_S, names = cluster_means(differences, clusters)
+    S = len(names)
+    if S <= 13:
+        signs = 1 - 2 * ((np.arange(2**S)[:, None] >> np.arange(S)) & 1)
+        extra = 0
+    else:
+        signs = 1 - 2 * np.random.default_rng(seed).integers(0, 2, (resamples, S))
+        extra = 1  # the data's own signs
+    totals = np.abs(signs @ means_S)
+    # A sum in another order differs in its last bits.
+    hits = int((totals >= abs(means_S.sum()) * (1 - 1e-12)).sum())
+    return (hits + extra) / (len(signs) + extra)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p: below α, a comparison stands when all of them are made (Holm 1979)."""
+    ordered = sorted(p_values, key=p_values.__getitem__)
+    adjusted, highest = {}, 0.0
+    for rank, name in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(ordered) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
+
+
+def worst(
+    values: Sequence[float], clusters: Sequence[Hashable], k: int
+) -> list[tuple[Hashable, float]]:
+    """The k clusters with the least means, the least first."""
+    means_S, names = cluster_means(values, clusters)
+    return [(names[i], float(means_S[i])) for i in np.argsort(means_S, kind="stable")[:k]]
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Which points (N, D) no other is at least as good as on all axes and better on one.
+
+    More is better on each axis. Returns bool (N,).
+    """
+    points = np.asarray(points, np.float64)
+    if points.ndim != 2 or not np.isfinite(points).all():
+        raise UvitError(f"a Pareto front is of finite points (N, D), got {points.shape}")
+    as_good = (points[:, None] >= points[None]).all(axis=-1)
+    better = (points[:, None] > points[None]).any(axis=-1)
+    return ~(as_good & better).any(axis=0)
+
+
+def ratio_interval(
+    numerator: tuple[float, float, int],
+    denominator: tuple[float, float, int],
+    *,
+    confidence: float = 0.95,
+) -> Interval:
+    """A ratio of two independent means, with Fieller's interval (1954).
+
+    Args:
+      numerator, denominator: each its estimate, that estimate's variance, and degrees of freedom;
+        the lesser degrees are used.
+
+    Returns:
+      The interval. Its ends are infinite where the denominator's sign is not certain: then no
+      value of the ratio's sign is too great. `count` is the degrees of freedom + 1.
+    """
+    (a, var_a, df_a), (b, var_b, df_b) = numerator, denominator
+    df = min(df_a, df_b)
+    ratio = a / b if b else float("nan")
+    if df < 1:
+        return Interval(mean=ratio, low=np.nan, high=np.nan, count=df + 1)
+    t2 = float(special.stdtrit(df, (1 + confidence) / 2)) ** 2
+    leading = b * b - t2 * var_b
+    if leading <= 0:
+        return Interval(mean=ratio, low=-np.inf, high=np.inf, count=df + 1)
+    root = np.sqrt(max((a * b) ** 2 - leading * (a * a - t2 * var_a), 0.0))
+    low, high = (float((a * b + sign * root) / leading) for sign in (-1, 1))
+    return Interval(mean=ratio, low=low, high=high, count=df + 1)
+
+
+def break_even(
+    finetune: Sequence[float],
+    context: Sequence[float],
+    lora: Sequence[float],
+    *,
+    confidence: float = 0.95,
+) -> Interval:
+    """From how many images of a subject on its fine-tuning has paid: n* = t_f / (t_c - t_l).
+
+    Args:
+      finetune: seconds of a subject's fine-tuning. context, lora: seconds an image, in context and
+        with adapters. Each of two or more measurements for an interval.
+
+    Returns:
+      n* with Fieller's interval; infinite (mean and high) where in-context images are no slower, so
+      that it never pays, and high infinite where that is not certain.
+
+    Raises:
+      UvitError: if a time is missing, not finite or not positive.
+    """
+    stats = []
+    for name, times in (("finetune", finetune), ("context", context), ("lora", lora)):
+        array = np.asarray(times, np.float64)
+        if array.ndim != 1 or not array.size or not (np.isfinite(array) & (array > 0)).all():
+            raise UvitError(f"break-even needs positive times, got {name}={list(times)}")
+        spread = array.var(ddof=1) / array.size if array.size > 1 else 0.0
+        stats.append((float(array.mean()), float(spread), array.size - 1))
+    (f, var_f, df_f), (c, var_c, df_c), (o, var_o, df_o) = stats
+    saved = (c - o, var_c + var_o, min(df_c, df_o))
+    found = ratio_interval((f, var_f, df_f), saved, confidence=confidence)
+    if c <= o or np.isinf(found.high):
+        least = _least(f, saved, confidence)
+        mean = np.inf if c <= o else found.mean
+        return Interval(mean=mean, low=least, high=np.inf, count=found.count)
+    return found
+
+
+def _least(finetune: float, saved: tuple[float, float, int], confidence: float) -> float:
+    """The least n* that the times allow, where they allow it without end."""
+    mean, variance, df = saved
+    most = mean + float(special.stdtrit(df, (1 + confidence) / 2)) * variance**0.5
+    return finetune / most if most > 0 else np.inf

@@ -91,7 +91,9 @@ def _sea(x, y, phase):
 
 
 def _room(x, y, phase):
-    wall = _mix(0.5 + 0.5 * np.sign(np.sin(9 * x + phase)), _rgb(226, 206, 206), _rgb(212, 190, 194))
+    wall = _mix(
+        0.5 + 0.5 * np.sign(np.sin(9 * x + phase)), _rgb(226, 206, 206), _rgb(212, 190, 194)
+    )
     skirting = _over(y + 0.3, _rgb(250, 246, 240), wall)
     return _over(y + 0.42, _rgb(150, 98, 60), skirting)
 

@@ -21,12 +21,14 @@ def rng_of(*parts: str | int) -> np.random.Generator:
     return np.random.default_rng(words)
 
 
-def draw(world_name: str, split: str, index: int, *, subjects: int, views: int) -> Scene:
+def draw(
+    world_name: str, split: str, index: int, *, subjects: int, views: int, anywhere: bool = False
+) -> Scene:
     """The scene of this index: 1 to `subjects` subjects of the split with 1 to `views` references.
 
     Two training identities that `factors.held_out_couple` keeps apart never meet in `train`, nor
     does a background of `backgrounds.HELD_OUT` occur; the other splits have the same backgrounds
-    (the held-out ones are a setting of their own).
+    (the held-out ones are a setting of their own), unless `anywhere`.
 
     Raises:
       UvitError: if the world has no such split.
@@ -41,7 +43,9 @@ def draw(world_name: str, split: str, index: int, *, subjects: int, views: int) 
         apart = split == "train" and any(factors.held_out_couple(one, c) for c in chosen)
         if one not in chosen and not apart:
             chosen.append(one)
-    facts = draw_facts(rng, drawn_world, count, seen_backgrounds())
+    facts = draw_facts(
+        rng, drawn_world, count, backgrounds.NAMES if anywhere else seen_backgrounds()
+    )
     chosen_views = [
         random_views(rng, drawn_world, facing, int(rng.integers(1, views + 1)))
         for facing in facts.facings
@@ -62,7 +66,9 @@ def draw_facts(
     places = PLACES[count]
     return Facts(
         places=tuple(places[i] for i in rng.permutation(len(places))[:count]),
-        facings=tuple(drawn_world.facings[i] for i in rng.integers(len(drawn_world.facings), size=count)),
+        facings=tuple(
+            drawn_world.facings[i] for i in rng.integers(len(drawn_world.facings), size=count)
+        ),
         sizes=(SIZES[rng.integers(2)],) if count == 1 else ("",) * count,
         background=grounds[rng.integers(len(grounds))],
         wording=int(rng.integers(2)),

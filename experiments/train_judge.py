@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--out", metavar="FILE", help="instead of the package's own, or the table")
     parser.add_argument("--calibrate", action="store_true", help="measure, do not train")
-    parser.add_argument(
-        "--judges", nargs="+", default=["0", "1"], help="to calibrate: seed or file"
-    )
+    parser.add_argument("--judges", nargs="+", default=["0", "1"], help="seeds or files")
     args = parser.parse(argv)
     from uvit_jax.evaluation import totem_judge
 

@@ -15,8 +15,9 @@ class DataConfig:
 
     Attributes:
       name: "emoji" (embedded), "folder" (of pictures), "latents" (that `experiments.encode_latents`
-        has made), "totems" or "emoji_scenes" (subjects with references, drawn on the fly), or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or
-        without "tfds:" before it.
+        has made), "totems" or "emoji_scenes" (subjects with references, drawn on the fly), or
+        the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without "tfds:"
+        before it.
       path: the folder, for "folder" and "latents".
       data_dir: where TFDS keeps prepared data sets; "" is its default.
       split: "train", "test", or a TFDS split such as "train[:10%]"; of subjects also "validation",
@@ -38,8 +39,8 @@ class DataConfig:
         the class names) of an emoji set or a folder, and from the class names of a TFDS set.
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
         keeps all. The labels are concepts, such as "grinning face".
-      max_subjects, max_views: of totems and emoji scenes, how many subjects a picture may have (1 to
-        3), and how many references each of them (1 to 4); training draws from 1 up to these.
+      max_subjects, max_views: of totems and emoji scenes, how many subjects a picture may have (1
+        to 3), and how many references each of them (1 to 4); 1 up to these are drawn.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that do so instead, each with its own threads, where decoding is the
         bottleneck (large pictures and many cores); 0 for none.

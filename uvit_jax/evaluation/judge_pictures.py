@@ -55,9 +55,10 @@ def _cutouts(rng, identity_BF, yaw_B, side: int) -> tuple[np.ndarray, np.ndarray
     open_ = 1 - _halve(cover.reshape(B, 2 * side, 2 * side, 1).astype(np.float32))
     ground_B = rng.integers(0, PLAIN + 1, B)
     # A subject of 13 pixels in a picture of 32 fills 13 / 32 of it, and so does its background.
+    x_B, y_B, zoom = rng.uniform(-0.5, 0.5, B), rng.uniform(-0.4, 0.1, B), SIZE / side
     around = [
-        Camera(x=float(x), y=float(y), zoom=float(max(32 / side, 1.0)), roll=float(roll))
-        for x, y, roll in zip(rng.uniform(-0.5, 0.5, B), rng.uniform(-0.4, 0.1, B), roll_B)
+        Camera(x=float(x), y=float(y), zoom=zoom, roll=float(roll))
+        for x, y, roll in zip(x_B, y_B, roll_B, strict=True)
     ]
     pictures = colour + open_ * empty(rng, ground_B, around, side)
     middle = np.zeros((B, 2))

@@ -63,12 +63,10 @@ def draw_facts(
     rng: np.random.Generator, drawn_world: World, count: int, grounds: tuple[str, ...]
 ) -> Facts:
     """Facts for so many subjects, on one of these backgrounds."""
-    places = PLACES[count]
+    places, sides = PLACES[count], drawn_world.facings
     return Facts(
         places=tuple(places[i] for i in rng.permutation(len(places))[:count]),
-        facings=tuple(
-            drawn_world.facings[i] for i in rng.integers(len(drawn_world.facings), size=count)
-        ),
+        facings=tuple(sides[i] for i in rng.integers(len(sides), size=count)),
         sizes=(SIZES[rng.integers(2)],) if count == 1 else ("",) * count,
         background=grounds[rng.integers(len(grounds))],
         wording=int(rng.integers(2)),

@@ -4,16 +4,13 @@ import functools
 
 import numpy as np
 
+HUES = ("red", "orange", "yellow", "lime", "green", "teal")
+HUES += ("sky", "blue", "violet", "magenta", "pink", "brown")
+
 FACTORS = {
     "profile": ("pillar", "cone", "goblet", "barrel", "waist", "bell", "vase", "beads"),
-    "hue": (
-        ("red", "orange", "yellow", "lime", "green", "teal")
-        + ("sky", "blue", "violet", "magenta", "pink", "brown")
-    ),
-    "second_hue": (
-        ("red", "orange", "yellow", "lime", "green", "teal")
-        + ("sky", "blue", "violet", "magenta", "pink", "brown")
-    ),
+    "hue": HUES,
+    "second_hue": HUES,
     "pattern": ("bands", "stripes", "checks", "spiral", "base", "dots"),
     "front": ("left", "right", "top", "bottom", "disc", "spot", "cross", "quarters"),
     "back": ("left", "right", "top", "bottom", "disc", "spot", "cross", "quarters"),

@@ -4,7 +4,7 @@ Example i of a split is a pure function of (world, split, i): nothing is stored,
 on what was drawn before. A batch holds, with S = max_subjects and V = max_views:
 
     image          float32 (B, H, W, 3) in [-1, 1], the target
-    ref_{s}_{v}    float32 (B, H, W, 3) in [-1, 1], view v of subject s, both from 1; zeros if absent
+    ref_{s}_{v}    float32 (B, H, W, 3) in [-1, 1], view v of subject s from 1 on; zeros if absent
     refs_present   bool (B, S, V), which references an example has
     text           int32 (B, text_length), the caption, if text is on; subject s is `@s` in it
 """

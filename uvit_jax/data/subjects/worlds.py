@@ -11,7 +11,7 @@ from uvit_jax.data.subjects import factors, sprites, totems
 from uvit_jax.errors import UvitError, nearest
 
 Pose = tuple[float, float]
-"""(angle, mirrored): a totem's yaw, never mirrored; a sprite's rotation, and 1 if it is mirrored."""
+"""(angle, mirrored): a totem's yaw, never mirrored; a sprite's rotation, and 1 if mirrored."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ BLURS = (0, 1, 2, 4)
 NOISES = (0.0, 0.2, 0.4, 0.8)
 ALL = len(factors.NAMES)
 CLOSE, SMALL = (24, 32), (13,)
-"""Pixels across a subject: alone in a picture of 32 or more, and one of three in a picture of 32."""
+"""Pixels across a subject: alone in a picture of 32, and one of three."""
 
 
 def calibrate(judges: Sequence[Judge], pairs: int = 400) -> dict:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the data")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--out", metavar="FILE", help="instead of the package's own, or the table")
     parser.add_argument("--calibrate", action="store_true", help="measure, do not train")
     parser.add_argument("--judges", nargs="+", default=["0", "1"], help="seeds or files")
@@ -109,7 +109,7 @@ def train(seed: int, steps: int, on_step=None):
     from uvit_jax.evaluation.totem_judge import HEADS, TotemJudge
 
     graph, params = nnx.split(TotemJudge(rngs=nnx.Rngs(seed)))
-    rate = optax.warmup_cosine_decay_schedule(0, 2e-3, min(100, steps // 10 + 1), steps + 1)
+    rate = optax.warmup_cosine_decay_schedule(0, 1.5e-3, min(100, steps // 10 + 1), steps + 1)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-4))
 
     def loss_of(params, batch):

@@ -73,7 +73,8 @@ class DataConfig:
 
     def __post_init__(self):
         if not self.name:
-            raise UvitError("name is empty; known: 'emoji', 'folder', 'latents', or a TFDS name")
+            known = ", ".join(map(repr, ("emoji", "folder", "latents", *WORLDS)))
+            raise UvitError(f"name is empty; known: {known}, or a TFDS name")
         if (self.name in ("folder", "latents")) != bool(self.path):
             raise UvitError(
                 f"path goes with name 'folder' or 'latents' only, got {self.name!r}, {self.path!r}"

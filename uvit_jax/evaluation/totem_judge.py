@@ -30,7 +30,7 @@ HEADS = {
 """Head → number of classes. `background` wants a whole picture, the others a cut-out; `present`
 says whether there is a subject at all."""
 
-_CONVOLUTIONS = ((12, 48, 1), (48, 96, 2), (96, 96, 1), (96, 128, 2), (128, 128, 1))
+_CONVOLUTIONS = ((12, 32, 1), (32, 64, 2), (64, 96, 1), (96, 128, 2))
 """Channels in and out, and stride, at 16² to begin with: of 2 x 2 pixels, stacked."""
 _TRUNK = 256
 
@@ -42,9 +42,6 @@ class TotemJudge(nnx.Module):
         self.convolutions = nnx.List(
             [nnx.Conv(i, o, (3, 3), strides=s, rngs=rngs) for i, o, s in _CONVOLUTIONS]
         )
-        self.norms = nnx.List(
-            [nnx.GroupNorm(o, num_groups=8, rngs=rngs) for _, o, s in _CONVOLUTIONS if s == 2]
-        )
         self.trunk = nnx.Linear(16 * _CONVOLUTIONS[-1][1], _TRUNK, rngs=rngs)
         self.embedding = nnx.Linear(_TRUNK, EMBEDDING, rngs=rngs)
         self.heads = nnx.Linear(_TRUNK, sum(HEADS.values()), rngs=rngs)
@@ -53,10 +50,8 @@ class TotemJudge(nnx.Module):
         B = len(x_BHWC)
         h = x_BHWC.reshape(B, SIZE // 2, 2, SIZE // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
         h = h.reshape(B, SIZE // 2, SIZE // 2, 12)
-        norms = iter(self.norms)
-        for convolution, (_, _, stride) in zip(self.convolutions, _CONVOLUTIONS, strict=True):
-            h = convolution(h)
-            h = nnx.relu(next(norms)(h) if stride == 2 else h)
+        for convolution in self.convolutions:
+            h = nnx.relu(convolution(h))
         h = nnx.relu(self.trunk(h.reshape(len(h), -1)))
         e_BD = self.embedding(h)
         e_BD = e_BD * jax.lax.rsqrt(jnp.sum(e_BD**2, axis=-1, keepdims=True) + 1e-8)

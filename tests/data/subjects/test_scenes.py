@@ -87,6 +87,21 @@ def test_masks_are_what_changes_with_the_background(world):
 
 
 @pytest.mark.parametrize("world", BOTH)
+def test_spots_are_where_the_masks_are(world):
+    for index in range(12):
+        scene = draw(world, index)
+        example = scenes.render(scene, 32)
+        x, y = camera.grid(32)
+        for slot, mask in enumerate(example.masks):
+            (cx, cy), scale = scenes.spot(scene, slot, exact=True)
+            reach = 1.02 if world == "totems" else 1.42  # of a square turned by 45°
+            near = np.maximum(abs(x - cx), abs(y - cy)) <= reach * scale + 2 / 32
+            assert mask[~near].max(initial=0) == 0
+            (told_x, told_y), _ = scenes.spot(scene, slot)
+            assert np.hypot(told_x - cx, told_y - cy) < 0.25
+
+
+@pytest.mark.parametrize("world", BOTH)
 def test_the_target_is_no_copy_of_a_reference(world):
     for index in range(40):
         scene = draw(world, index)

@@ -215,6 +215,20 @@ def portrait(
     return _signed(_halve(colour[0]) + (1 - _halve(alpha[0]))[..., None] * plain)
 
 
+def spot(scene: Scene, slot: int, *, exact: bool = False) -> tuple[tuple[float, float], float]:
+    """Where to look for a subject: the middle (x, y) and the scale, in the picture's [-1, 1]².
+
+    Args:
+      slot: from 0. exact: where the scene's own picture has it; otherwise where the caption says,
+        which is all that a generated picture can know, and within .11 of the former or so.
+    """
+    if not exact:
+        x, y, scale = place(scene.facts, slot, world(scene.world).size)
+        return (x, y), scale
+    one = scene.subjects[slot]
+    return scene.camera.picture(one.x, one.y), one.scale * scene.camera.zoom
+
+
 def box(mask_HW: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of the pixels at least half filled; zeros if there are none."""
     rows, columns = np.nonzero(mask_HW >= 0.5)

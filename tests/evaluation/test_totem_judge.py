@@ -1,4 +1,4 @@
-"""Judges: what trains them shows what it must, and the shipped ones measure what they claim to."""
+"""Judges: what trains them shows what it must, and what is saved is what was trained."""
 
 import numpy as np
 import pytest
@@ -7,28 +7,7 @@ from flax import nnx
 from experiments import train_judge
 from uvit_jax.data.subjects import factors
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation import judge_calibration, judge_pictures, totem_judge
-
-SHIPPED = (0, 1)
-
-
-@pytest.fixture(scope="module")
-def judges():
-    return [totem_judge.load(seed) for seed in SHIPPED]
-
-
-@pytest.fixture(scope="module")
-def seen():
-    """Cut-outs of test identities from the front: twice each, and once with another emblem."""
-    rng = np.random.default_rng(3)
-    who = factors.identities()["test"][:60]
-    miss = np.array([judge_pictures.near_miss(rng, one, "front") for one in who])
-    yaw = [judge_pictures.yaws(rng, "front", 60) for _ in range(3)]
-    kinds = [
-        judge_pictures.cutouts(rng, w, y, resolutions=(24, 32))[0]
-        for w, y in zip((who, who, miss), yaw, strict=True)
-    ]
-    return who, kinds
+from uvit_jax.evaluation import judge_calibration, totem_judge
 
 
 def test_a_training_batch_shows_what_it_must():
@@ -61,37 +40,16 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         assert np.allclose(found[head].sum(axis=1), 1, atol=1e-5)
 
 
-def test_complaints(tmp_path, judges):
+def test_complaints(tmp_path):
+    module = totem_judge.TotemJudge(rngs=nnx.Rngs(0))
+    totem_judge.save(tmp_path / "judge.safetensors", module)
     with pytest.raises(UvitError, match="there is no judge"):
         totem_judge.load(99)
     with pytest.raises(UvitError, match="cut the subjects out"):
-        judges[0](np.zeros((1, 64, 64, 3)))
+        totem_judge.load(tmp_path / "judge.safetensors")(np.zeros((1, 64, 64, 3)))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(UvitError, match="cannot read the judge"):
         totem_judge.load(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("seed", SHIPPED)
-def test_shipped_judges_tell_near_misses(judges, seen, seed):
-    who, kinds = seen
-    judge = judges[seed]
-    a, b, miss = (judge(kind) for kind in kinds)
-    same = np.sum(a["embedding"] * b["embedding"], axis=1)
-    other = np.sum(a["embedding"] * miss["embedding"], axis=1)
-    assert judge_calibration.auc(same, other) > 0.75
-    assert (
-        judge_calibration.auc(same, np.sum(a["embedding"] * np.roll(b["embedding"], 1, 0), 1))
-        > 0.95
-    )
-    assert (a["hue"].argmax(axis=1) == who[:, 1]).mean() > 0.8
-
-
-def test_shipped_judges_are_independent_and_small(judges):
-    x = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
-    assert not np.allclose(judges[0](x)["embedding"], judges[1](x)["embedding"], atol=0.1)
-    for seed in SHIPPED:
-        size = (totem_judge.FOLDER / f"totems_{seed}.safetensors").stat().st_size
-        assert size < 2 * 2**20
 
 
 def test_auc_is_the_share_of_pairs_in_order():

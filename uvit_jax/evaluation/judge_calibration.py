@@ -21,11 +21,11 @@ CLOSE, SMALL = (24, 32), (13,)
 """Pixels across a subject: alone in a picture of 32, and one of three."""
 
 
-def calibrate(judges: Sequence[Judge], pairs: int = 400) -> dict:
+def calibrate(judges: Sequence[Judge], pairs: int = 256) -> dict:
     """Measures each judge; a pair's two pictures differ in view, background, place and scale.
 
     Args:
-      pairs: of each kind, for each AUC. Its standard error is about .02 at .8 with 400.
+      pairs: of each kind, for each AUC. Its standard error is about .02 at .8 with 256.
 
     Returns:
       Judge's name → figures, JSON: `top1` by the number of reference views, `auc_random`,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from experiments import cli
 from uvit_jax.config import parse
-from uvit_jax.data.config import DataConfig
+from uvit_jax.data.config import WORLDS, DataConfig
 from uvit_jax.errors import UvitError
 
 
@@ -123,6 +123,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.data = parse(DataConfig, {n: cli.literal(v) for n, v in given.items()}, "data")
     if args.data.name == "latents":
         raise UvitError("--data.name=latents: these are encoded already; name the pictures")
+    if args.data.name in WORLDS:
+        raise UvitError(
+            f"--data.name={args.data.name}: an example is many pictures, drawn on the fly, and has "
+            "no latents to store"
+        )
     if args.data.flip:
         raise UvitError("--data.flip would mirror at random; --mirror stores both")
     args.part = part_of(args.part) if args.part else None

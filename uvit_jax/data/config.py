@@ -5,6 +5,8 @@ import dataclasses
 from uvit_jax.errors import UvitError, nearest
 
 EMOJI_LABELS = ("group", "vendor", "subgroup")
+WORLDS = ("totems", "emoji_scenes")
+"""Pictures of subjects with references, drawn on the fly (`uvit_jax.data.subjects`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,11 +15,13 @@ class DataConfig:
 
     Attributes:
       name: "emoji" (embedded), "folder" (of pictures), "latents" (that `experiments.encode_latents`
-        has made), or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or
-        without "tfds:" before it.
+        has made), "totems" or "emoji_scenes" (subjects with references, drawn on the fly), or
+        the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without "tfds:"
+        before it.
       path: the folder, for "folder" and "latents".
       data_dir: where TFDS keeps prepared data sets; "" is its default.
-      split: "train", "test", or a TFDS split such as "train[:10%]".
+      split: "train", "test", or a TFDS split such as "train[:10%]"; of subjects also "validation",
+        and "test_pairs" (totems) or "test_vendor" (emoji scenes).
       image_size: side in pixels. The short side is resized to it and the centre is cut out; 0
         keeps the pictures as they are, which have to be of one size then.
       channels: 3, or 1 for grey.
@@ -35,6 +39,8 @@ class DataConfig:
         the class names) of an emoji set or a folder, and from the class names of a TFDS set.
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
         keeps all. The labels are concepts, such as "grinning face".
+      max_subjects, max_views: of totems and emoji scenes, how many subjects a picture may have (1
+        to 3), and how many references each of them (1 to 4); 1 up to these are drawn.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that do so instead, each with its own threads, where decoding is the
         bottleneck (large pictures and many cores); 0 for none.
@@ -60,12 +66,15 @@ class DataConfig:
     keep_groups: tuple[str, ...] = ()
     keep_subgroups: tuple[str, ...] = ()
     keep_labels: tuple[str, ...] = ()
+    max_subjects: int = 2
+    max_views: int = 3
     workers: int = 2
     processes: int = 0
 
     def __post_init__(self):
         if not self.name:
-            raise UvitError("name is empty; known: 'emoji', 'folder', 'latents', or a TFDS name")
+            known = ", ".join(map(repr, ("emoji", "folder", "latents", *WORLDS)))
+            raise UvitError(f"name is empty; known: {known}, or a TFDS name")
         if (self.name in ("folder", "latents")) != bool(self.path):
             raise UvitError(
                 f"path goes with name 'folder' or 'latents' only, got {self.name!r}, {self.path!r}"
@@ -97,7 +106,22 @@ class DataConfig:
             raise UvitError(
                 f"image_size of latents was settled when they were made, got {self.image_size}"
             )
+        if self.name in WORLDS:
+            self._check_world()
         colour(self.background)
+
+    def _check_world(self) -> None:
+        for key, most in (("max_subjects", 3), ("max_views", 4)):
+            if not 1 <= getattr(self, key) <= most:
+                raise UvitError(f"{key} must lie in [1, {most}], got {getattr(self, key)}")
+        if self.channels != 3:
+            raise UvitError(f"{self.name} are in colour, got channels {self.channels}")
+        if self.flip:
+            raise UvitError(f"captions of {self.name} tell left from right: set flip to False")
+        if self.labels:
+            raise UvitError(f"{self.name} have no classes: leave labels empty, use text")
+        if 0 < self.image_size < 16:
+            raise UvitError(f"{self.name} need at least 16 pixels, got {self.image_size}")
 
 
 def colour(name: str) -> tuple[int, int, int]:

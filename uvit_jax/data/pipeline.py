@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from uvit_jax.data import images
-from uvit_jax.data.config import DataConfig, colour
+from uvit_jax.data.config import WORLDS, DataConfig, colour
 from uvit_jax.data.folder import FolderSource
 from uvit_jax.data.tfds_source import EmojiSource, TfdsSource
 from uvit_jax.data.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ from uvit_jax.errors import UvitError
 if TYPE_CHECKING:
     from uvit_jax.data.iterator import Batches
     from uvit_jax.data.latents import LatentData
+    from uvit_jax.data.subjects.source import SubjectData
 
 CACHE_BYTES = 256 * 2**20
 """Data sets whose decoded pictures are smaller than this are decoded once and kept in memory."""
@@ -157,7 +158,7 @@ class Dataset:
         self._start_cache()
 
 
-def dataset(config: DataConfig) -> Dataset | LatentData:
+def dataset(config: DataConfig) -> Dataset | LatentData | SubjectData:
     """Opens a data set. The embedded emoji are prepared on first use; nothing is ever downloaded.
 
     Raises:
@@ -168,6 +169,10 @@ def dataset(config: DataConfig) -> Dataset | LatentData:
         from uvit_jax.data.latents import LatentData
 
         return LatentData(config, _vocabulary(config.vocabulary))
+    if config.name in WORLDS:
+        from uvit_jax.data.subjects.source import SubjectData
+
+        return SubjectData(config, _vocabulary(config.vocabulary))
     kinds = {"emoji": EmojiSource, "folder": FolderSource}
     source = kinds.get(config.name, TfdsSource)(config)
     tokenizer = None
@@ -183,7 +188,7 @@ def dataset(config: DataConfig) -> Dataset | LatentData:
 
 
 def batches(
-    data: DataConfig | Dataset | LatentData,
+    data: DataConfig | Dataset | LatentData | SubjectData,
     *,
     batch_size: int,
     seed: int,
@@ -209,7 +214,8 @@ def batches(
       `{"next_index": k}`, with k the batches taken so far, whatever the rows. An item is
       a dict of numpy arrays, b rows: `image` float32 (b, H, W, C), in [-1, 1] unless they are
       latents; `index` int64 (b,), the record's index in `source`; `label` int32 (b,) if labels are
-      on; `text` int32 (b, text_length) if text is on, float32 (b, N, F) with features.
+      on; `text` int32 (b, text_length) if text is on, float32 (b, N, F) with features. Totems and
+      emoji scenes have references as well, see `uvit_jax.data.subjects.source`.
 
     Raises:
       UvitError: if an argument is impossible; from `next`, if a picture is broken.

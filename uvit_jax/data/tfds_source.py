@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable
 
 from uvit_jax.data import emoji
-from uvit_jax.data.config import DataConfig
+from uvit_jax.data.config import WORLDS, DataConfig
 from uvit_jax.errors import UvitError, nearest
 
 
@@ -164,7 +164,13 @@ def _builder(name: str, data_dir: str):
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (ValueError, ImportError) as error:
-        known = ["emoji", "folder", "latents", *tfds.list_builders(with_community_datasets=False)]
+        known = [
+            "emoji",
+            "folder",
+            "latents",
+            *WORLDS,
+            *tfds.list_builders(with_community_datasets=False),
+        ]
         if name.split("/")[0].split(":")[0] in known:
             raise UvitError(f"cannot open the data set {name!r}: {error}") from error
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.parallel import context
+from uvit_jax.parallel.blocked import blocked
 
-IMPLEMENTATIONS = ("xla", "cudnn", "ring", "ulysses")
+IMPLEMENTATIONS = ("xla", "blocked", "cudnn", "ring", "ulysses")
 SPREAD = ("ring", "ulysses")  # those that are about tokens spread over the context axis
 
 
@@ -37,7 +38,8 @@ def attention(
     Args:
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
       mask_NM: bool, True where query n may see key m; None when all see all.
-      implementation: `xla` anywhere; `cudnn` is flash attention on NVIDIA GPUs (half precision);
+      implementation: `xla` anywhere; `blocked` anywhere too, and meant for CPUs (see blocked.py);
+        `cudnn` is flash attention on NVIDIA GPUs (half precision);
         `ring` and `ulysses` are for sequences that are spread over the mesh's context axis, and
         take as many keys as queries (see context.py).
 
@@ -50,6 +52,8 @@ def attention(
         return jax.nn.dot_product_attention(
             q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn"
         )
+    if implementation == "blocked":
+        return blocked(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ring":
         return context.ring(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ulysses":

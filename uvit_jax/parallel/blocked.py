@@ -8,6 +8,8 @@ log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1) and so keeps no (N,
 import jax
 import jax.numpy as jnp
 
+from uvit_jax.errors import UvitError
+
 Saved = tuple[jax.Array, ...]
 
 
@@ -17,7 +19,15 @@ def blocked(
     """softmax(q kᵀ / √K) v with a float32 softmax; (B, N, H, K), in the queries' dtype.
 
     The mask is bool, True where query n may see key m; None when all see all.
+
+    Raises:
+      UvitError: if the mask differs by example.
     """
+    if mask_NM is not None and mask_NM.ndim != 2:
+        raise UvitError(
+            f"attention 'blocked' takes one mask (N, M) for all examples, not {mask_NM.shape}; "
+            "use 'xla'"
+        )
     B = q_BNHK.shape[0]
     # The scale stands outside, so that its gradient is JAX's.
     q_BNHK = q_BNHK * q_BNHK.shape[-1] ** -0.5

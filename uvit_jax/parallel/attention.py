@@ -7,8 +7,9 @@ import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.parallel import context
+from uvit_jax.parallel.blocked import blocked
 
-IMPLEMENTATIONS = ("xla", "splash", "cudnn", "ring", "ulysses")
+IMPLEMENTATIONS = ("xla", "blocked", "splash", "cudnn", "ring", "ulysses")
 KERNELS = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}  # where they run
 SPREAD = ("ring", "ulysses")  # those that are about tokens spread over the context axis
 
@@ -45,8 +46,9 @@ def attention(
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
       mask_NM: bool, True where query n may see key m; None when all see all.
       present_BM: bool, False where an example lacks key m, which then nobody sees.
-      implementation: `xla` anywhere; `splash` is flash attention on TPUs, and its mask is a NumPy
-        array (see splash.py); `cudnn` is flash attention on NVIDIA GPUs (half precision);
+      implementation: `xla` anywhere; `blocked` anywhere too, and meant for CPUs (see blocked.py);
+        `splash` is flash attention on TPUs, and its mask is a NumPy array (see splash.py);
+        `cudnn` is flash attention on NVIDIA GPUs (half precision);
         `ring` and `ulysses` are for sequences that are spread over the mesh's context axis, and
         take as many keys as queries, present in every example (see context.py).
 
@@ -74,6 +76,8 @@ def attention(
         from uvit_jax.parallel.splash import splash  # Pallas is large, and few need it
 
         return splash(q_BNHK, k_BMHK, v_BMHK, mask_NM)
+    if implementation == "blocked":
+        return blocked(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ring":
         return context.ring(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ulysses":

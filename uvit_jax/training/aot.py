@@ -26,11 +26,11 @@ from uvit_jax.parallel import traffic
 from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.chips import GIB, Chip
 from uvit_jax.parallel.hlo import Module
-from uvit_jax.parallel.mesh import batch_shards, check_batch, check_processes, make_mesh
+from uvit_jax.parallel.mesh import batch_shards, make_mesh
 from uvit_jax.parallel.sharding import path_string, spec
 from uvit_jax.parallel.topology import devices_of
 from uvit_jax.sampling import make_sampler
-from uvit_jax.training.config import RunConfig
+from uvit_jax.training.config import RunConfig, check_mesh
 from uvit_jax.training.state import abstract_state, make_optimizer
 from uvit_jax.training.step import jit_step, make_step
 
@@ -156,8 +156,7 @@ def compile_for(
 
 def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
     """The trainer's step and the shapes of its arguments."""
-    check_processes(mesh)
-    check_batch(mesh, run.train.batch_size, run.train.accumulate)
+    check_mesh(run, mesh)
     optimizer, rate = make_optimizer(run.optimizer, run.train)
     state, where = abstract_state(model, optimizer, mesh)
     step = make_step(model, run, optimizer, rate, _nulls(model))

@@ -1,0 +1,47 @@
+"""Attention head by head is full attention, gradients too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvit_jax.parallel.attention import attention
+
+B, N, M, H, K = 2, 13, 11, 3, 8
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_outputs_and_gradients_are_those_of_full_attention(masked):
+    rng = np.random.default_rng(0)
+
+    def array(tokens):
+        return jnp.asarray(rng.normal(size=(B, tokens, H, K)), jnp.float32)
+
+    # Large queries, so that some weights vanish and the softmax needs its maximum.
+    q, k, v, w = 8 * array(N), array(M), array(M), array(N)
+    mask = None
+    if masked:
+        mask = rng.random((N, M)) < 0.5
+        mask[:, 0] = True
+        mask[0] = np.arange(M) == 0  # sees one key alone
+        mask = jnp.asarray(mask)
+
+    def run(implementation):
+        def loss(q, k, v):
+            out = attention(q, k, v, mask_NM=mask, implementation=implementation)
+            return (w * out).sum(), out
+
+        gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, *gradients
+
+    for found, expected in zip(run("blocked"), run("xla"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_softmax_of_half_precision_is_float32():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, N, H, K)), jnp.bfloat16) for _ in range(3))
+    found = attention(q, k, v, implementation="blocked")
+    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.03)

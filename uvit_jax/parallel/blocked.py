@@ -1,0 +1,95 @@
+"""Attention head by head, for CPUs: one head's logits fit into a core's cache, all heads' do not.
+
+A `lax.map` over examples and heads runs plain two-dimensional products, which XLA's CPU backend
+does faster than batched ones. The backward pass recomputes the attention weights from each row's
+log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1) and so keeps no (N, M) array either.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from uvit_jax.errors import UvitError
+
+Saved = tuple[jax.Array, ...]
+
+
+def blocked(
+    q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, mask_NM: jax.Array | None
+) -> jax.Array:
+    """softmax(q kᵀ / √K) v with a float32 softmax; (B, N, H, K), in the queries' dtype.
+
+    The mask is bool, True where query n may see key m; None when all see all.
+
+    Raises:
+      UvitError: if the mask differs by example.
+    """
+    if mask_NM is not None and mask_NM.ndim != 2:
+        raise UvitError(
+            f"attention 'blocked' takes one mask (N, M) for all examples, not {mask_NM.shape}; "
+            "use 'xla'"
+        )
+    B = q_BNHK.shape[0]
+    # The scale stands outside, so that its gradient is JAX's.
+    q_BNHK = q_BNHK * q_BNHK.shape[-1] ** -0.5
+    parts = (_by_head(x) for x in (q_BNHK, k_BMHK, v_BMHK))
+    return _by_token(_attend(*parts, mask_NM), B)
+
+
+def _by_head(x_BNHK: jax.Array) -> jax.Array:
+    B, N, H, K = x_BNHK.shape
+    return x_BNHK.transpose(0, 2, 1, 3).reshape(B * H, N, K)
+
+
+def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
+    G, N, K = x_GNK.shape
+    return x_GNK.reshape(B, G // B, N, K).transpose(0, 2, 1, 3)
+
+
+def _logits(q_NK: jax.Array, k_MK: jax.Array, mask_NM: jax.Array | None) -> jax.Array:
+    logits_NM = jnp.einsum("nk,mk->nm", q_NK, k_MK, preferred_element_type=jnp.float32)
+    if mask_NM is None:
+        return logits_NM
+    return jnp.where(mask_NM, logits_NM, jnp.finfo(jnp.float32).min)
+
+
+@jax.custom_vjp
+def _attend(
+    q_GNK: jax.Array, k_GMK: jax.Array, v_GMK: jax.Array, mask_NM: jax.Array | None
+) -> jax.Array:
+    return _forward(q_GNK, k_GMK, v_GMK, mask_NM)[0]
+
+
+def _forward(
+    q_GNK: jax.Array, k_GMK: jax.Array, v_GMK: jax.Array, mask_NM: jax.Array | None
+) -> tuple[jax.Array, Saved]:
+    def one(head):
+        q_NK, k_MK, v_MK = head
+        logits_NM = _logits(q_NK, k_MK, mask_NM)
+        most_N1 = logits_NM.max(axis=-1, keepdims=True)
+        weights_NM = jnp.exp(logits_NM - most_N1)
+        sum_N1 = weights_NM.sum(axis=-1, keepdims=True)
+        out_NK = (weights_NM.astype(v_MK.dtype) @ v_MK).astype(jnp.float32) / sum_N1
+        return out_NK.astype(v_MK.dtype), most_N1 + jnp.log(sum_N1)
+
+    out_GNK, logsumexp_GN1 = jax.lax.map(one, (q_GNK, k_GMK, v_GMK))
+    return out_GNK, (q_GNK, k_GMK, v_GMK, mask_NM, out_GNK, logsumexp_GN1)
+
+
+def _backward(saved: Saved, grad_GNK: jax.Array):
+    *heads, mask_NM, out_GNK, logsumexp_GN1 = saved
+
+    def one(head):
+        q_NK, k_MK, v_MK, out_NK, logsumexp_N1, grad_NK = head
+        weights_NM = jnp.exp(_logits(q_NK, k_MK, mask_NM) - logsumexp_N1)
+        dv_MK = weights_NM.astype(grad_NK.dtype).T @ grad_NK
+        dweights_NM = jnp.einsum("nk,mk->nm", grad_NK, v_MK, preferred_element_type=jnp.float32)
+        along_N1 = (grad_NK * out_NK).astype(jnp.float32).sum(axis=-1, keepdims=True)
+        dlogits_NM = (weights_NM * (dweights_NM - along_N1)).astype(q_NK.dtype)
+        if mask_NM is not None:
+            dlogits_NM = jnp.where(mask_NM, dlogits_NM, 0)
+        return dlogits_NM @ k_MK, dlogits_NM.T @ q_NK, dv_MK
+
+    return *jax.lax.map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK)), None
+
+
+_attend.defvjp(_forward, _backward)

@@ -75,9 +75,15 @@ def parser(description: str) -> cli.Parser:
         parser.add_argument(f"--{field.name}", type=int, default=field.default)
     parser.add_argument("--threads", type=int, default=2, help="of both")
     parser.add_argument("--pairs", type=int, default=7, help="how many to measure")
-    parser.add_argument("--attention", default="xla", help="ours: see parallel/attention.py")
-    parser.add_argument("--unroll", type=int, default=1, help="ours: blocks a turn of the scan")
+    parser.add_argument("--attention", default="blocked", help="ours: see parallel/attention.py")
+    parser.add_argument("--products", default="flat", help="ours: see models/kernels.py")
+    parser.add_argument("--unroll", type=int, default=6, help="ours: blocks a turn of the scan")
     return parser
+
+
+def backbone(args) -> dict[str, Any]:
+    """The keys of our backbone that the flags set; by default those that are fast on CPUs."""
+    return dict(attention=args.attention, products=args.products, unroll=args.unroll)
 
 
 def shape(args) -> Shape:

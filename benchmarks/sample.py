@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = pairs.shape(args)
     module = shape.theirs().eval()
     params = pairs.converted(module, shape.num_heads)
-    backbone = dict(attention=args.attention, unroll=args.unroll)
+    backbone = pairs.backbone(args)
     apart = difference(shape, module, params, **backbone)
     print(f"largest difference between the two networks' predictions: {apart:.1e}")
     taken = pairs.measure(

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = pairs.converted(module, shape.num_heads)
     picture = (shape.batch_size, shape.size, shape.size, shape.channels)
     images = np.random.default_rng(pairs.SEED).uniform(-1, 1, picture).astype(np.float32)
-    take = ours(shape, images, params, attention=args.attention, unroll=args.unroll)
+    take = ours(shape, images, params, **pairs.backbone(args))
     taken = pairs.measure(take, theirs(module, images), args.pairs)
     pairs.report(args, "train step", taken)
     return 0

@@ -36,7 +36,11 @@ def attend(kind, norm, scale, dtype=jnp.float32):
         other = jax.random.normal(jax.random.key(2), (2, 3, WIDTH))
     x_BND = jax.random.normal(jax.random.key(1), (2, 7, WIDTH))
     graph, params = nnx.split(module)
-    run = lambda params: nnx.merge(graph, params)(x_BND, other)  # noqa: E731
+
+    def run(params):
+        out = nnx.merge(graph, params)(x_BND, other)
+        return out[0] if kind is Attention else out  # its keys and values stand beside it
+
     grads = jax.grad(lambda p: (run(p) ** 2).sum())(params)
     return run(params), nnx.to_pure_dict(grads)
 

@@ -92,7 +92,7 @@ def test_the_nearest_change_is_the_first_that_fits():
 
     found = nearest_fit(run, 8, fits)
     assert found == {"model.backbone.remat": "full", "mesh.data": 1, "mesh.fsdp": 8}
-    assert [r.model.backbone.remat for r in seen] == ["dots", "full", "full"]
+    assert [r.model.backbone.remat for r in seen] == ["dots", "attention", "full", "full"]
     assert nearest_fit(run, 8, lambda run: False) is None
     assert nearest_fit(run, 8, fits, tries=2) is None
 
@@ -100,7 +100,7 @@ def test_the_nearest_change_is_the_first_that_fits():
 def test_every_candidate_is_a_run_that_the_mesh_divides():
     run = tiny(**{"train.batch_size": 64})
     every = [changed(run, c) for c in candidates(run, 8)]
-    assert len(every) == 9
+    assert len(every) == 10
     for candidate in every:
         assert candidate.train.batch_size % (8 * candidate.train.accumulate) == 0
     batches = [c.train.batch_size for c in every]

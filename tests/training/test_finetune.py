@@ -84,7 +84,7 @@ def test_what_is_kept_on_the_way_is_what_a_shorter_run_ends_with():
 
 def test_only_what_is_one_s_own_counts():
     """Pictures that stand in for missing ones, and other classes, have no influence."""
-    params, tune = tuner()
+    params, tune = tuner(learning_rate=5e-3)
     own, other = {"x": examples(1, 2)}, stacked({"x": examples(2, 2)}, 5)
     short, long = stacked(own), stacked(own, 5)
     classes = {"one class": examples(100, 6), "another": examples(7, 6)}
@@ -100,8 +100,9 @@ def test_only_what_is_one_s_own_counts():
 
 
 def test_prior_preservation_holds_the_class():
-    params, free = tuner(steps=60, learning_rate=5e-3, prior_weight=0.0)
-    _, held = tuner(steps=60, learning_rate=5e-3, prior_weight=4.0)
+    options = dict(method="full", steps=60, learning_rate=5e-3)
+    params, free = tuner(**options, prior_weight=0.0)
+    _, held = tuner(**options, prior_weight=4.0)
     subject, prior = stacked({"x": examples(1, 2)}), stacked({"class": examples(100, 2)})
     without, with_prior = free(params, subject, prior=prior), held(params, subject, prior=prior)
     assert without.losses[-20:].mean() < without.losses[:20].mean()

@@ -15,6 +15,7 @@ MODULATIONS = ("none", "adaln", "adaln_zero")
 INITS = ("normal", "xavier")
 QK_NORMS = ("none", "rms", "layer")
 RESIDUALS = ("same", "float32")
+PRODUCTS = ("plain", "flat")
 REMATS = ("none", "dots", "attention", "full")
 DTYPES = ("float32", "bfloat16")
 
@@ -44,6 +45,9 @@ class BackboneConfig:
       modulation: `none`, `adaln` (shift and scale) or `adaln_zero` (and gates, all starting at 0)
         by the segments that enter by `adaln`.
       attention: a name in `parallel.attention.IMPLEMENTATIONS`.
+      products: how the blocks' products with their parameters are written: `plain`, over the axes
+        that there are, which sharding over devices needs; or `flat`, over all tokens of a batch as
+        rows of one matrix, which XLA's CPU backend computes faster (see kernels.py).
       scan: run the blocks with `jax.lax.scan`; False is a Python loop, for debugging.
       unroll: blocks a scan's iteration.
       remat: what the backward pass recomputes, from most memory to least: `none` keeps every
@@ -71,6 +75,7 @@ class BackboneConfig:
     init: str = "normal"
     modulation: str = "none"
     attention: str = "xla"
+    products: str = "plain"
     scan: bool = True
     unroll: int = 1
     remat: str = "none"
@@ -81,6 +86,7 @@ class BackboneConfig:
             ("skip", SKIPS),
             ("modulation", MODULATIONS),
             ("qk_norm", QK_NORMS),
+            ("products", PRODUCTS),
             ("remat", REMATS),
             ("residual", RESIDUALS),
             ("init", INITS),

@@ -91,8 +91,29 @@ def promote_dtype(args: tuple[Any, ...], /, *, dtype: Any = None) -> tuple[Any, 
     return tuple(map(cast, args))
 
 
-HOOKS = dict(dot_general=dot_general, promote_dtype=promote_dtype)
-"""The arguments of `nnx.Linear` and `nnx.LinearGeneral` that make them take such kernels."""
+def flat_dot_general(x: jax.Array, kernel: Any, dimension_numbers: Any, **options: Any):
+    """`dot_general` as one product of matrices, (B·N, I) by (I, O), whose gradients are such, too.
+
+    A product over two axes of tokens, as a kernel's gradient is, XLA's CPU backend brings into the
+    form of one over a single axis by copies of its operands.
+    """
+    if isinstance(kernel, LowRank | Tapped):
+        return kernel.dot_general(x, dimension_numbers, **options)
+    x, outputs = _flat(x, dimension_numbers), kernel.shape[len(dimension_numbers[0][0]) :]
+    rows, kernel_IO = x.reshape(-1, x.shape[-1]), kernel.reshape(x.shape[-1], -1)
+    y = jax.lax.dot_general(rows, kernel_IO, (((1,), (0,)), ((), ())), **options)
+    return y.reshape(*x.shape[:-1], *outputs)
+
+
+PRODUCTS = {"plain": dot_general, "flat": flat_dot_general}
+
+
+def hooks(products: str) -> dict[str, Any]:
+    """The arguments of `nnx.Linear` and `nnx.LinearGeneral` that make them take such kernels.
+
+    `products`: a name of `PRODUCTS`, how the layers' own products are written.
+    """
+    return dict(dot_general=PRODUCTS[products], promote_dtype=promote_dtype)
 
 
 def _flat(x: jax.Array, dimension_numbers: Any) -> jax.Array:

@@ -6,6 +6,7 @@ parameter's path inside theirs, so the same rules place them alike.
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -114,6 +115,20 @@ def _gather_bwd(own, whole, dtype, _, g):
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+def jit_whole(function: Callable, mesh: Mesh) -> Callable:
+    """`jax.jit` of `function(params, *others)`: its results, and all arguments but the first, are
+    whole on every device. Inside it a batch may be spread over devices that do not divide it; that
+    of an argument or a result may not.
+    """
+    whole = NamedSharding(mesh, P())
+
+    def run(params, others):
+        return function(params, *others)
+
+    jitted = jax.jit(run, in_shardings=(None, whole), out_shardings=whole)
+    return lambda params, *others: jitted(params, others)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

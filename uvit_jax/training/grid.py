@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from uvit_jax import decoding, images
 from uvit_jax.conditions import conditions_for, conditions_like, nulls_of, text_encoder_of
@@ -12,6 +12,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
+from uvit_jax.parallel.sharding import jit_whole
 from uvit_jax.sampling import make_sampler
 from uvit_jax.training.config import RunConfig
 from uvit_jax.training.workdir import Workdir
@@ -35,11 +36,10 @@ class Sampler:
         decode = decoding.decoder(model.layout, run.sample)
         self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
         draw = make_sampler(model, run.diffusion, run.sample, nulls_of(model.layout, vocabulary))
-        whole = NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._draw = jax.jit(draw, out_shardings=whole)
+        self._draw = jit_whole(draw, mesh)
         self._decode = None
         if decode is not None:
-            traced = jax.jit(decode.traced, out_shardings=whole)
+            traced = jit_whole(decode.traced, mesh)
             # Its parameters are on the devices only while it decodes.
             self._decode = lambda latents: jax.device_get(traced(decode.params, latents))
         self.last, self.last_step = None, -1

@@ -78,6 +78,7 @@ def test_files_for_people(undisturbed):
     assert Image.open(workdir / "curves.png").size[0] > 500
 
 
+@pytest.mark.slow
 def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, monkeypatch):
     workdir = tmp_path / "killed"
     calls = []

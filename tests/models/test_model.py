@@ -56,9 +56,9 @@ def example(batch=3):
 def test_examples_do_not_mix(config):
     model = uvit_jax.build(config)
     params = jax.tree.map(lambda p: p + 0.02, model.init(jax.random.key(0)))
-    whole = model.apply(params, *example())["image"]
+    whole = jax.jit(model.apply)(params, *example())["image"]
     one = jax.tree.map(lambda a: a[1:2], example())
-    np.testing.assert_allclose(model.apply(params, *one)["image"], whole[1:2], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)(params, *one)["image"], whole[1:2], atol=1e-5)
     assert jnp.abs(whole[0] - whole[1]).max() > 1e-4
 
 
@@ -66,11 +66,13 @@ def test_adaln_zero_starts_as_nothing_and_each_condition_counts_after():
     model = uvit_jax.build(dit())
     params = model.init(jax.random.key(0))
     inputs, times = example()
-    assert not jnp.any(model.apply(params, inputs, times)["image"])
+    assert not jnp.any(jax.jit(model.apply)(params, inputs, times)["image"])
     params = jax.tree.map(lambda p: p + 0.05, params)
-    out = model.apply(params, inputs, times)["image"]
-    other_label = model.apply(params, {**inputs, "label": inputs["label"] + 1}, times)["image"]
-    other_time = model.apply(params, inputs, {"image": times["image"] + 9})["image"]
+    out = jax.jit(model.apply)(params, inputs, times)["image"]
+    other_label = jax.jit(model.apply)(params, {**inputs, "label": inputs["label"] + 1}, times)[
+        "image"
+    ]
+    other_time = jax.jit(model.apply)(params, inputs, {"image": times["image"] + 9})["image"]
     assert jnp.any(out != other_label) and jnp.any(out != other_time)
 
 
@@ -85,8 +87,8 @@ def test_without_positions_the_network_does_not_know_where_patches_are():
         segments["image"]["positions"] = positions
         model = uvit_jax.build({**config, "segments": segments})
         params = jax.tree.map(lambda p: p + 0.01, model.init(jax.random.key(1)))
-        out = model.apply(params, {"image": x}, times)["image"]
-        out_moved = model.apply(params, {"image": moved}, times)["image"]
+        out = jax.jit(model.apply)(params, {"image": x}, times)["image"]
+        out_moved = jax.jit(model.apply)(params, {"image": moved}, times)["image"]
         same = np.allclose(jnp.roll(out, 2, axis=1), out_moved, atol=1e-5)
         assert same == equivariant
 
@@ -97,7 +99,7 @@ def test_bfloat16_computes_what_float32_does_with_float32_ends():
     rounded = uvit_jax.build({**SMALL, "dtype": "bfloat16"})
     params = rounded.init(jax.random.key(0))
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    a, b = (m.apply(params, inputs, times)["image"] for m in (exact, rounded))
+    a, b = (jax.jit(m.apply)(params, inputs, times)["image"] for m in (exact, rounded))
     assert b.dtype == jnp.float32
     assert 0 < jnp.abs(a - b).max() < 0.05 * jnp.abs(a).max()
 

@@ -130,9 +130,9 @@ def test_visibility_is_what_reaches_the_output():
     for model, changes in ((blind, False), (seeing, True)):
         params = model.init(jax.random.key(1))
         outputs = [
-            model.apply(params, {"image": x[0], "ref0": x[1], "ref1": ref}, {"image": jnp.ones(2)})[
-                "image"
-            ]
+            jax.jit(model.apply)(
+                params, {"image": x[0], "ref0": x[1], "ref1": ref}, {"image": jnp.ones(2)}
+            )["image"]
             for ref in (x[1], x[2])
         ]
         assert bool(jnp.any(outputs[0] != outputs[1])) == changes
@@ -147,11 +147,13 @@ def test_references_share_their_embedding_and_differ_by_slot():
     inputs = {"image": x[0], "ref0": x[1], "ref1": x[2]}
     swapped = {"image": x[0], "ref0": x[2], "ref1": x[1]}
     times = {"image": jnp.ones(2)}
-    one, other = (model.apply(params, i, times)["image"] for i in (inputs, swapped))
+    one, other = (jax.jit(model.apply)(params, i, times)["image"] for i in (inputs, swapped))
     assert jnp.abs(one - other).max() > 1e-5
     # Swapping the references and their slots is no change at all.
     params["embed"]["subjects"] = params["embed"]["subjects"][::-1]
-    np.testing.assert_allclose(one, model.apply(params, swapped, times)["image"], atol=1e-5)
+    np.testing.assert_allclose(
+        one, jax.jit(model.apply)(params, swapped, times)["image"], atol=1e-5
+    )
 
 
 def test_two_noisy_segments_have_their_own_times_or_share_one():
@@ -166,7 +168,7 @@ def test_two_noisy_segments_have_their_own_times_or_share_one():
         "text": jnp.ones((2, 5, 4)),
     }
     times = {"image": jnp.ones(2), "text": jnp.zeros(2)}
-    outputs = model.apply(model.init(jax.random.key(0)), inputs, times)
+    outputs = jax.jit(model.apply)(model.init(jax.random.key(0)), inputs, times)
     assert {k: v.shape for k, v in outputs.items()} == {k: v.shape for k, v in inputs.items()}
 
 

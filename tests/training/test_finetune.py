@@ -48,7 +48,7 @@ def together(backbone="uvit"):
     return tune(params, stacked(SUBJECTS), prior=PRIOR, prior_of=PRIOR_OF, at=(3,))
 
 
-@pytest.mark.parametrize("backbone", ["uvit", "dit"])
+@pytest.mark.parametrize("backbone", ["uvit", pytest.param("dit", marks=pytest.mark.slow)])
 def test_sixteen_at_once_are_sixteen_in_turn_and_compile_once(backbone):
     params, _ = tuner(backbone)
     found = together(backbone)

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # see experiments.compile
     path = Path(args.out)
     rows = read(path)
     if not args.table:

@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The machine that this runs on has no part in it, whatever it has.
     jax.config.update("jax_platforms", "cpu")
+    # What is compiled for machines that are not here can be kept, but not read again.
+    jax.config.update("jax_enable_compilation_cache", False)
     run = parse_run(cli.read_config(args.config, args.overrides))
     report = compile_run(run, args.topology, args.what)
     print(describe(report))

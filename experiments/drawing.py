@@ -54,6 +54,8 @@ def how(sample: "SampleConfig") -> dict[str, Any]:
     return {
         "sampler": dataclasses.asdict(sample.sampler),
         "guidance_scale": sample.guidance_scale,
+        "reference_guidance_scale": sample.reference_guidance_scale,
+        "cache_references": sample.cache_references,
         "guidance_interval": list(sample.guidance_interval),
         "guidance_channels": sample.guidance_channels,
         "clip": sample.clip,

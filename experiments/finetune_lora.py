@@ -101,6 +101,8 @@ class _Command:
     """The base, opened once, and what is done with it."""
 
     def __init__(self, args: Any, config: Any):
+        import jax
+
         from uvit_jax import decoding, load
         from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
         from uvit_jax.evaluation.report import params_sha256
@@ -113,6 +115,7 @@ class _Command:
         self.run = parse_run(folder.read_config())
         self.model, self.params = load(folder.path, step=args.step, ema=not args.raw)
         self.base = params_sha256(self.params)
+        self.params = jax.device_put(self.params)  # once, not at every step
         changes = {k: v for k in ("autoencoder", "text_encoder") if (v := getattr(args, k))}
         self.sample = dataclasses.replace(self.run.sample, **changes)
         self.vocabulary = folder.read_vocabulary()

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-    from uvit_jax.parallel.sharding import jit_whole
+    from uvit_jax.parallel.sharding import jit_whole, shardings
     from uvit_jax.sampling import make_sampler
     from uvit_jax.training.config import parse_run
     from uvit_jax.training.workdir import Workdir
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
     draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)
-    params = jax.device_put(params)
+    params = jax.device_put(params, shardings(params, mesh))
     parts = []
     with jax.set_mesh(mesh):
         for start in range(0, config.count, args.batch_size):

@@ -1,9 +1,11 @@
 """The rules that place parameters on a mesh."""
 
 import jax
+import pytest
 from jax.sharding import PartitionSpec as P
 
 import uvit_jax
+from uvit_jax.models.dit import preset as dit
 from uvit_jax.models.uvit import preset
 from uvit_jax.parallel.mesh import MeshConfig, abstract_mesh
 from uvit_jax.parallel.sharding import path_string, spec
@@ -11,8 +13,13 @@ from uvit_jax.parallel.sharding import path_string, spec
 MESH = abstract_mesh(MeshConfig(fsdp=4, tensor=2), 8)
 
 
-def test_every_large_parameter_is_sharded_and_every_axis_divides():
-    model = uvit_jax.build(preset("L", (32, 32, 4), patch_size=2, num_classes=1000))
+UVIT = preset("L", (32, 32, 4), patch_size=2, num_classes=1000)
+CROSS = dit("L", (32, 32, 4), patch_size=2, num_classes=1000, conditioning="cross")
+
+
+@pytest.mark.parametrize("config", [UVIT, CROSS], ids=["uvit", "dit_cross"])
+def test_every_large_parameter_is_sharded_and_every_axis_divides(config):
+    model = uvit_jax.build(config)
     for path, array in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         name = path_string(path)
         partition = spec(name, array.shape, MESH)

@@ -2,7 +2,7 @@
 # One run on the nodes of a SLURM cluster, a process for each GPU.
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 \
-#     tools/launch/slurm.sh --config=configs/uvit_l.py --workdir=/shared/uvit_l
+#     tools/launch/slurm.sh --config=configs/uvit_l.py --workdir=/data/uvit_l
 #
 # Submitted from the checkout, on a file system that all nodes see, in the run's environment. When a
 # process is lost, the others end, and the job is queued again and goes on from the newest

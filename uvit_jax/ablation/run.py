@@ -26,7 +26,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.training.config import changed_keys
 from uvit_jax.training.loop import train
 from uvit_jax.training.metrics import read_metrics
-from uvit_jax.training.workdir import Workdir, write_text
+from uvit_jax.training.workdir import Workdir, filled, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def check(plan: Plan, workdir: Path) -> None:
         return
     try:
         old = json.loads(file.read_text())
-        changed = changed_keys(old["base"], plan.base)
+        changed = changed_keys(filled(old["base"]), plan.base)
         for key in ("metrics", "sample"):
             before, now = old[key], _settings(plan)[key]
             changed += [f"{key}.{k}" for k in now if before.get(k) != now[k]]

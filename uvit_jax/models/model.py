@@ -18,7 +18,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.backbone import Backbone, Cache
 from uvit_jax.models.config import ModelConfig, parse_model
 from uvit_jax.tokens.embed import Embed, Heads
-from uvit_jax.tokens.layout import Layout
+from uvit_jax.tokens.layout import PRESENT, Layout
 
 Params = dict[str, Any]
 
@@ -73,11 +73,10 @@ class Model:
 
     def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of the inputs for so many examples, with no arrays behind them."""
-        integers = {s.name for s in self.layout.inputs if s.modality in _INTEGERS}
+        kinds = {s.name: jnp.int32 for s in self.layout.inputs if s.modality in _INTEGERS}
+        kinds[PRESENT] = jnp.bool_
         return {
-            name: jax.ShapeDtypeStruct(
-                (batch_size, *shape), jnp.int32 if name in integers else jnp.float32
-            )
+            name: jax.ShapeDtypeStruct((batch_size, *shape), kinds.get(name, jnp.float32))
             for name, shape in self.layout.input_shapes.items()
         }
 

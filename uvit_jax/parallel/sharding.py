@@ -22,17 +22,21 @@ from uvit_jax.parallel.mesh import BATCH_AXES
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"attention/qkv/kernel", ("fsdp", None, "tensor", None)),
     (r"attention/qkv/bias", (None, "tensor", None)),
-    (r"attention/out/kernel", ("tensor", None, "fsdp")),
+    (r"cross/kv/kernel", ("fsdp", None, "tensor", None)),
+    (r"cross/kv/bias", (None, "tensor", None)),
+    (r"cross/q/kernel", ("fsdp", "tensor", None)),
+    (r"cross/q/bias", ("tensor", None)),
+    (r"(attention|cross)/out/kernel", ("tensor", None, "fsdp")),
     (r"mlp/fc1/kernel", ("fsdp", "tensor")),
     (r"mlp/fc1/bias", ("tensor",)),
     (r"mlp/fc2/kernel", ("tensor", "fsdp")),
     (r"(skip|modulation/linear|proj|fc1|fc2)/kernel", (None, "fsdp")),
     (r"(table/embedding|positions/\w+)", (None, "fsdp")),
     # Both factors of an adapter lie as the kernel does that they change (a: inputs, b: outputs).
-    (r"(attention/qkv|mlp/fc1)/a$", ("fsdp", None)),
-    (r"(attention/qkv|mlp/fc1)/b$", (None, "tensor")),
-    (r"(attention/out|mlp/fc2)/a$", ("tensor", None)),
-    (r"(attention/out|mlp/fc2)/b$", (None, "fsdp")),
+    (r"(attention/qkv|cross/q|cross/kv|mlp/fc1)/a$", ("fsdp", None)),
+    (r"(attention/qkv|cross/q|cross/kv|mlp/fc1)/b$", (None, "tensor")),
+    (r"(attention/out|cross/out|mlp/fc2)/a$", ("tensor", None)),
+    (r"(attention/out|cross/out|mlp/fc2)/b$", (None, "fsdp")),
     (r".*", ()),
 )
 

@@ -19,14 +19,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import count, forward_cost
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel import traffic
 from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.chips import GIB, Chip
 from uvit_jax.parallel.hlo import Module
-from uvit_jax.parallel.mesh import batch_shards, make_mesh
+from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.sharding import path_string, spec
 from uvit_jax.parallel.topology import devices_of
 from uvit_jax.sampling import make_sampler
@@ -165,18 +164,13 @@ def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped,
 
 def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
     """The trainer's sampler, from averaged parameters, and the shapes of its arguments."""
-    count = run.sample.count
-    if count % batch_shards(mesh):
-        raise UvitError(
-            f"config.sample.count={count} is not divisible by data×fsdp = {batch_shards(mesh)} "
-            "devices, which would all draw the same; set it to a multiple"
-        )
+    check_mesh(run, mesh)
     optimizer, _ = make_optimizer(run.optimizer, run.train)
     state, where = abstract_state(model, optimizer, mesh)
     draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
     whole = NamedSharding(mesh, P())
     program = jax.jit(draw, in_shardings=(where.ema, whole, whole), out_shardings=whole)
-    return program, (state.ema, state.key, _conditions(model, count))
+    return program, (state.ema, state.key, _conditions(model, run.sample.count))
 
 
 def _conditions(model: Model, count: int) -> dict[str, jax.ShapeDtypeStruct]:

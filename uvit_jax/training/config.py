@@ -139,8 +139,13 @@ class RunConfig:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
 
 
-# What may change when a run is resumed: nothing that a loss depends on.
+# What may change when a run is resumed: nothing that a loss depends on but by rounding.
 FREE_KEYS = (
+    "model.backbone.attention",
+    "model.backbone.products",
+    "model.backbone.remat",
+    "model.backbone.scan",
+    "model.backbone.unroll",
     "train.steps",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -206,6 +211,15 @@ def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
     check_batch(mesh, run.train.batch_size, run.train.accumulate)
     hidden = int(backbone.width * backbone.mlp_ratio)
     check_tensor(mesh, num_heads=backbone.num_heads, mlp_width=hidden)
+    for key, slow, whole, axes in (
+        ("attention", "blocked", "xla", mesh.axis_names),
+        ("products", "flat", "plain", ("context", "tensor")),
+    ):
+        if getattr(backbone, key) == slow and any(mesh.shape[axis] > 1 for axis in axes):
+            raise UvitError(
+                f"{key} {slow!r} would gather what config.mesh spreads over {', '.join(axes)}; set "
+                f"config.model.backbone.{key}={whole!r}"
+            )
     if backbone.attention == "ulysses":
         check_ulysses(mesh, backbone.num_heads)
 

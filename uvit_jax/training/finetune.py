@@ -280,7 +280,7 @@ class Finetuner:
         return trained, opt_state, losses
 
     def _check(self, given: Stacked) -> None:
-        expected = {s.name: s.shape for s in self.model.layout.inputs}
+        expected = dict(self.model.layout.input_shapes)
         found = {name: value.shape[2:] for name, value in given.examples.items()}
         if found != expected:
             raise UvitError(

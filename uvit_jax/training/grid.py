@@ -78,6 +78,8 @@ def _conditions(
     """What the grid's samples are conditioned on, and a caption for each: what the config says, or
     captions of the data where a text encoder would be needed and is not named."""
     config = run.sample
+    if model.layout.references:  # pictures, which no flag can name
+        return _first_examples(model, dataset, config.count)
     features = nulls_of(model.layout, vocabulary)
     if not features or config.prompts:
         vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
@@ -86,3 +88,13 @@ def _conditions(
     found = conditions_like(model, dataset, vocabulary, config.count, run.seed)
     captions = next(iter(found[name] for name in features)).captions()
     return {name: value[rows] for name, value in found.items()}, captions
+
+
+def _first_examples(
+    model: Model, dataset: Any, count: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The conditions of the data's first examples, and their captions."""
+    rows = [i % len(dataset) for i in range(count)]
+    batch, noisy = dataset.batch(rows), {s.name for s in model.layout.noisy}
+    captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
+    return {n: batch[n] for n in model.layout.input_shapes if n not in noisy}, captions

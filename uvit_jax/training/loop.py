@@ -26,6 +26,7 @@ from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
+from uvit_jax.tokens.layout import PRESENT
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
 from uvit_jax.training.config import RunConfig, check_mesh
@@ -160,6 +161,13 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
 
 def check_data(model: Model, dataset: pipeline.Dataset) -> None:
     """Raises UvitError if a data set does not give what a model's segments need."""
+    references = model.layout.input_shapes.get(PRESENT)
+    brought = (dataset.config.max_subjects, dataset.config.max_views)
+    if references is not None and references != brought:
+        raise UvitError(
+            f"the model takes references of {references[0]} subjects × {references[1]} views, the "
+            f"data bring {brought[0]} × {brought[1]}; set config.data.max_subjects and max_views"
+        )
     for segment in model.layout.inputs:
         where = f"segment {segment.name!r}"
         if segment.modality == "image" and segment.shape != tuple(dataset.image_shape):

@@ -120,4 +120,4 @@ def class_examples(
         batch = {name: value[rows] for name, value in conditions.items()}
         parts.append(jax.device_get(draw(params, key, batch)))
     drawn = {k: np.concatenate([part[k] for part in parts])[:count] for k in parts[0]}
-    return {s.name: drawn.get(s.name, conditions.get(s.name)) for s in model.layout.inputs}
+    return {name: drawn.get(name, conditions.get(name)) for name in model.layout.input_shapes}

@@ -16,6 +16,15 @@ from uvit_jax.errors import UvitError
 from uvit_jax.training.config import changed_keys, parse_run
 
 
+def filled(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config as JSON, in which keys that did not exist yet when it began have their
+    defaults. One that describes no run stays as it is."""
+    try:
+        return json.loads(json.dumps(to_dict(parse_run(config))))
+    except UvitError:
+        return config
+
+
 class Workdir:
     """The files of a run at `path`."""
 
@@ -48,12 +57,7 @@ class Workdir:
                 )
             return
         old = self.read_config()
-        # What a run began without, because there was no such key yet, has its default.
-        try:
-            filled = json.loads(json.dumps(to_dict(parse_run(old))))
-        except UvitError:  # it is of no such run; the sentence below says in what
-            filled = old
-        changed = changed_keys(filled, json.loads(json.dumps(config)))
+        changed = changed_keys(filled(old), json.loads(json.dumps(config)))
         if (
             config["optimizer"]["schedule"] == "cosine"
             and old.get("train", {}).get("steps") != config["train"]["steps"]

@@ -86,7 +86,7 @@ def test_an_absent_reference_is_one_that_is_not_in_the_sequence(case):
     ours = output(model, params, inputs, times)
     only, _ = example(alone)
     only["ref_1_1"] = only["ref_1_1"].at[1].set(inputs["ref_2_1"][1])
-    slots = {"subject_slots": jnp.array([[0], [1]]), "view_slots": jnp.array([[0], [0]])}
+    slots = {"subject_slots": jnp.array([[0], [1]]), "view_slots": jnp.zeros((2, 1, 1), int)}
     close(ours, output(alone, params, only | slots, times))
     other = inputs | {"ref_1_2": 9 - inputs["ref_1_2"], "ref_2_2": inputs["ref_2_2"] ** 3}
     assert (ours == output(model, params, other, times)).all()
@@ -112,7 +112,7 @@ def test_cached_is_uncached(case):
     inputs, times = example(model, [[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
     slots = {
         "subject_slots": jnp.array([[2, 0], [0, 1]]),
-        "view_slots": jnp.array([[1, 0], [2, 1]]),
+        "view_slots": jnp.array([[[1, 0], [2, 0]], [[2, 1], [0, 1]]]),
     }
     cache = jax.jit(model.cache)(params, inputs | slots)
     rest = {name: inputs[name] for name in ("image", "text")}
@@ -157,8 +157,22 @@ def test_the_order_of_references_is_nothing_but_their_slots():
             swapped[f"ref_{s}_{v}"] = inputs[f"ref_{3 - s}_{3 - v}"]
     swapped["refs_present"] = inputs["refs_present"][:, ::-1, ::-1]
     assert np.abs(ours - output(model, params, swapped, times)).max() > 1e-3
-    slots = dict.fromkeys(("subject_slots", "view_slots"), jnp.array([[1, 0]] * B))
+    slots = {"subject_slots": jnp.array([[1, 0]] * B), "view_slots": jnp.array([[[1, 0]] * 2] * B)}
     close(ours, output(model, params, swapped | slots, times))
+
+
+def test_two_places_hold_two_views_of_one_subject():
+    """A sequence of two subjects is that of one with two views, if their slots say so."""
+    one, places = build(subjects=1, views=2), build(subjects=2, views=1)
+    params = randomised(one)
+    inputs, times = example(one)
+    given = {name: inputs[name] for name in ("image", "text", "ref_1_1")}
+    given |= {"ref_2_1": inputs["ref_1_2"], "refs_present": jnp.ones((B, 2, 1), bool)}
+    slots = {
+        "subject_slots": jnp.zeros((B, 2), int),
+        "view_slots": jnp.broadcast_to(jnp.array([[0], [1]]), (B, 2, 1)),
+    }
+    close(output(one, params, inputs, times), output(places, params, given | slots, times))
 
 
 def test_permuted_slots_mean_the_same_to_permuted_parameters():

@@ -65,6 +65,38 @@ def test_captions_follow_their_subjects_into_all_slots():
     assert (np.bincount(slots[:, 0] * 3 + slots[:, 1], minlength=9)[[1, 2, 3, 5, 6, 7]] > 70).all()
 
 
+def test_places_keep_whose_they_are():
+    """Slots that the data bring are of the subject's new slot, and views of one stay different."""
+    layout = uvit_jax.build(MODEL | {"max_views": 3}).layout
+    B = 200
+    given = {
+        "ref_1_1": jnp.zeros((B, 1)),
+        "text": jnp.tile(jnp.array([10, 20]), (B, 1)),
+        "subject_slots": jnp.tile(jnp.array([1, 1]), (B, 1)),
+        "view_slots": jnp.tile(jnp.array([[0], [1]]), (B, 1, 1)),
+    }
+    found = references.permute(jax.random.key(0), layout, given, {"text": (10, 20, 30)})
+    slots = np.asarray(found["subject_slots"])
+    assert (slots[:, 0] == slots[:, 1]).all()
+    assert (np.array([10, 20, 30])[slots[:, 0]] == np.asarray(found["text"])[:, 1]).all()
+    views = np.asarray(found["view_slots"])
+    assert views.shape == (B, 2, 1) and (views[:, 0] != views[:, 1]).all()
+    assert set(views.ravel().tolist()) == {0, 1, 2}
+
+
+def test_captions_are_renamed_where_there_are_no_references():
+    plain = preset(
+        "uvit", (8, 8, 3), patch_size=4, subjects=0, max_subjects=3, text_length=4, vocab_size=40,
+        width=16, depth=2, num_heads=2,
+    )  # fmt: skip
+    layout = uvit_jax.build(plain).layout
+    given = {"text": jnp.tile(jnp.array([10, 7, 20, 0]), (300, 1))}
+    found = references.renamed(jax.random.key(0), layout, given, {"text": (10, 20, 30)})
+    text = np.asarray(found["text"])
+    assert (text[:, 0] != text[:, 2]).all() and (text[:, [1, 3]] == [7, 0]).all()
+    assert set(text[:, 0].tolist()) == {10, 20, 30}
+
+
 def test_slot_words_are_found_or_missed():
     layout = uvit_jax.build(MODEL).layout
     whole = Tokenizer(("@1", "cat", "@3", "@2"))

@@ -40,7 +40,12 @@ class DataConfig:
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
         keeps all. The labels are concepts, such as "grinning face".
       max_subjects, max_views: of totems and emoji scenes, how many subjects a picture may have (1
-        to 3), and how many references each of them (1 to 4); 1 up to these are drawn.
+        to 3), and how many references each of them (0 to 4); 1 up to these are drawn.
+      places: of totems and emoji scenes, so many references in all, whosever they are: an example
+        has one subject with more of them or several with fewer, and the model is one of `places`
+        subjects of one view. 0 keeps a place for every view of every subject.
+      portraits: of totems and emoji scenes, the share of training pictures that show one subject
+        on plain ground, as references do; what is fine-tuned to references has then seen such.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that do so instead, each with its own threads, where decoding is the
         bottleneck (large pictures and many cores); 0 for none.
@@ -68,6 +73,8 @@ class DataConfig:
     keep_labels: tuple[str, ...] = ()
     max_subjects: int = 2
     max_views: int = 3
+    places: int = 0
+    portraits: float = 0.0
     workers: int = 2
     processes: int = 0
 
@@ -111,9 +118,14 @@ class DataConfig:
         colour(self.background)
 
     def _check_world(self) -> None:
-        for key, most in (("max_subjects", 3), ("max_views", 4)):
-            if not 1 <= getattr(self, key) <= most:
-                raise UvitError(f"{key} must lie in [1, {most}], got {getattr(self, key)}")
+        for key, least, most in (("max_subjects", 1, 3), ("max_views", 0, 4), ("portraits", 0, 1)):
+            if not least <= getattr(self, key) <= most:
+                raise UvitError(f"{key} must lie in [{least}, {most}], got {getattr(self, key)}")
+        if self.places and not (self.max_views and self.places >= self.max_subjects):
+            raise UvitError(
+                f"places={self.places} must be 0, or at least max_subjects={self.max_subjects} "
+                "with max_views of 1 or more"
+            )
         if self.channels != 3:
             raise UvitError(f"{self.name} are in colour, got channels {self.channels}")
         if self.flip:

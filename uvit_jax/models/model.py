@@ -105,7 +105,8 @@ class Model:
             they are. Images (B, H, W, C), features (B, N, F), text int32 (B, T), labels int32 (B,).
             Where references are optional, `refs_present` (B, S, V) says which an example has; the
             pictures of others are not looked at. `subject_slots` int32 (B, S) and `view_slots`
-            (B, V), from 0, put references into other slots than their segments'.
+            (B, S, V), from 0, put references into other slots than their segments': two of them
+            may be views of one subject.
           times: network times by noisy segment, float (B,).
           cache: as `cache` makes it, in place of the references and all that is said of them.
 

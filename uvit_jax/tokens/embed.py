@@ -156,7 +156,7 @@ def _slots(segment: Segment, inputs: Mapping[str, jax.Array]) -> tuple[Any, Any]
     if segment.is_reference and SUBJECT_SLOTS in inputs:
         subject = inputs[SUBJECT_SLOTS][:, subject, None]
     if segment.is_reference and view >= 0 and VIEW_SLOTS in inputs:
-        view = inputs[VIEW_SLOTS][:, view, None]
+        view = inputs[VIEW_SLOTS][:, segment.subject, view, None]
     return subject, view
 
 

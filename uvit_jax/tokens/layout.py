@@ -21,7 +21,7 @@ from uvit_jax.tokens.modalities import MODALITIES
 from uvit_jax.tokens.segment import AXES, Segment
 
 PRESENT = "refs_present"  # the input that says which references an example has, bool (B, S, V)
-SUBJECT_SLOTS, VIEW_SLOTS = "subject_slots", "view_slots"  # int32 (B, S) and (B, V)
+SUBJECT_SLOTS, VIEW_SLOTS = "subject_slots", "view_slots"  # int32 (B, S) and (B, S, V)
 
 
 class Layout:
@@ -139,7 +139,10 @@ class Layout:
         """The inputs by which a caller may put references into other slots than the segments'."""
         if not self.references:
             return {}
-        return {SUBJECT_SLOTS: (self.num_subjects,), VIEW_SLOTS: (self.num_views,)}
+        return {
+            SUBJECT_SLOTS: (self.num_subjects,),
+            VIEW_SLOTS: (self.num_subjects, self.num_views),
+        }
 
     @functools.cached_property
     def without_references(self) -> "Layout":

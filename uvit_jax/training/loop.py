@@ -162,7 +162,8 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
 def check_data(model: Model, dataset: pipeline.Dataset) -> None:
     """Raises UvitError if a data set does not give what a model's segments need."""
     references = model.layout.input_shapes.get(PRESENT)
-    brought = (dataset.config.max_subjects, dataset.config.max_views)
+    places = dataset.config.places
+    brought = (places, 1) if places else (dataset.config.max_subjects, dataset.config.max_views)
     if references is not None and references != brought:
         raise UvitError(
             f"the model takes references of {references[0]} subjects × {references[1]} views, the "
@@ -280,6 +281,8 @@ class _Batches:
         self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
     ):
         self._names = list(model.layout.input_shapes)
+        if run.data.places:
+            self._names += list(model.layout.slot_shapes)
         self._mesh, self._batch_size = mesh, run.train.batch_size
         self._rows = local_rows(mesh, run.train.batch_size)
         self._iterator = pipeline.batches(

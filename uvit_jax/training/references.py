@@ -32,7 +32,7 @@ def in_training(
 ) -> Conditions:
     """A batch's conditions with references dropped and put into slots as a config says."""
     if not layout.references:
-        return conditions
+        return renamed(key, layout, conditions, slot_words) if config.permute_slots else conditions
     drop_key, slot_key = jax.random.split(key)
     if PRESENT in conditions:
         conditions = conditions | {
@@ -64,18 +64,49 @@ def permute(
     """The conditions with each example's subjects and views in random slots of the model's.
 
     Subject s goes to slot π(s), π a permutation of all `max_subjects` slots, and the word `@s` of
-    its caption becomes `@π(s)`, so that the two still go together.
+    its caption becomes `@π(s)`, so that the two still go together. Slots that the conditions bring
+    say which subject and view a reference is of, where that is not its segment's own.
     """
     subject_key, view_key = jax.random.split(key)
     B = conditions[layout.references[0].name].shape[0]
-
-    def permutations(key: jax.Array, count: int) -> jax.Array:
-        return jnp.argsort(jax.random.uniform(key, (B, count)), axis=1).astype(jnp.int32)
-
-    slots_BS = permutations(subject_key, layout.max_subjects)
-    changed = {SUBJECT_SLOTS: slots_BS[:, : layout.num_subjects]}
+    slots_BS = _permutations(subject_key, B, layout.max_subjects)
+    S, V = layout.num_subjects, layout.num_views
+    places_BS = jnp.broadcast_to(conditions.get(SUBJECT_SLOTS, jnp.arange(S)), (B, S))
+    changed = {SUBJECT_SLOTS: jnp.take_along_axis(slots_BS, places_BS, axis=1)}
     if layout.max_views:
-        changed[VIEW_SLOTS] = permutations(view_key, layout.max_views)[:, : layout.num_views]
+        views_BSV = jnp.broadcast_to(conditions.get(VIEW_SLOTS, jnp.arange(V)), (B, S, V))
+        orders_BM = _permutations(view_key, B, layout.max_views)
+        found_BN = jnp.take_along_axis(orders_BM, views_BSV.reshape(B, S * V), axis=1)
+        changed[VIEW_SLOTS] = found_BN.reshape(B, S, V)
+    return _renamed(slots_BS, conditions, slot_words) | changed
+
+
+def renamed(
+    key: jax.Array,
+    layout: Layout,
+    conditions: Conditions,
+    slot_words: Mapping[str, tuple[int, ...]],
+) -> Conditions:
+    """The conditions of a model without references, captions' names drawn anew as `permute` does.
+
+    So every name has been trained as that of some subject, and any can be given to a new one.
+    """
+    if not slot_words:
+        return conditions
+    B = next(iter(conditions.values())).shape[0]
+    return _renamed(_permutations(key, B, layout.max_subjects), conditions, slot_words)
+
+
+def _permutations(key: jax.Array, rows: int, count: int) -> jax.Array:
+    """A permutation of 0 … count - 1 in each row, int32 (rows, count)."""
+    return jnp.argsort(jax.random.uniform(key, (rows, count)), axis=1).astype(jnp.int32)
+
+
+def _renamed(
+    slots_BS: jax.Array, conditions: Conditions, slot_words: Mapping[str, tuple[int, ...]]
+) -> Conditions:
+    """The conditions with `@s` become `@slots[s]` in every caption."""
+    changed = {}
     for name, ids in slot_words.items():
         ids_S, text_BT = jnp.asarray(ids), conditions[name]
         renamed_BT = text_BT
@@ -88,13 +119,13 @@ def permute(
 def slot_words(layout: Layout, tokenizer: Tokenizer | None) -> dict[str, tuple[int, ...]]:
     """By text segment, the ids of `@1`, `@2`, … up to the model's `max_subjects`.
 
-    Empty where there are no references, or where captions never name a subject.
+    Empty where there are no subjects' slots, or where captions never name a subject.
 
     Raises:
       UvitError: if a tokenizer knows some of the words but not all, or captions come as a frozen
         encoder's features, in which nothing can be renamed.
     """
-    if not layout.references:
+    if not layout.max_subjects:
         return {}
     for segment in layout.inputs:
         if segment.modality == "features" and segment.role == "condition":

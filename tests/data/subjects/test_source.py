@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from uvit_jax.data.pipeline import DataConfig, batches, dataset
-from uvit_jax.data.subjects import settings
+from uvit_jax.data.subjects import backgrounds, scenes, settings
 from uvit_jax.errors import UvitError
 
 
@@ -86,7 +86,7 @@ def test_a_setting_is_a_batch_too(data):
     ("wrong", "message"),
     [
         ({"max_subjects": 4}, r"max_subjects must lie in \[1, 3\]"),
-        ({"max_views": 0}, r"max_views must lie in \[1, 4\]"),
+        ({"max_views": 5}, r"max_views must lie in \[0, 4\]"),
         ({"flip": True}, "left from right"),
         ({"labels": "group"}, "no classes"),
         ({"channels": 1}, "in colour"),
@@ -97,3 +97,41 @@ def test_a_setting_is_a_batch_too(data):
 def test_complaints(wrong, message):
     with pytest.raises(UvitError, match=message):
         dataset(DataConfig(name="totems", **wrong))
+
+
+def test_places_take_whatever_references_there_are():
+    config = dict(name="totems", image_size=16, text=True, text_length=24, max_subjects=2)
+    packed = dataset(DataConfig(**config, max_views=2, places=2))
+    batch = packed.batch(range(60))
+    assert {"ref_1_1", "ref_2_1"} <= set(batch) and "ref_1_2" not in batch
+    whose = batch["subject_slots"][batch["refs_present"][:, 1, 0]]
+    assert {tuple(row) for row in whose.tolist()} == {(0, 0), (0, 1)}
+    for i in range(60):
+        scene = packed.source[i]["scene"]
+        for p in range(2):
+            s, v = batch["subject_slots"][i, p], batch["view_slots"][i, p, 0]
+            here = batch[f"ref_{p + 1}_1"][i]
+            if batch["refs_present"][i, p, 0]:
+                shown = scenes.render(scene, 16).references[s, v]
+                assert (here == shown).all()
+            else:
+                assert not here.any()
+
+
+def test_portraits_are_alone_on_plain_ground_and_views_may_be_none():
+    config = dict(name="totems", image_size=32, text=True, text_length=24, max_subjects=2)
+    with_them = dataset(DataConfig(**config, max_views=0, portraits=1.0))
+    scene = with_them.source[3]["scene"]
+    assert len(scene.subjects) == 1 and scene.facts.background == "plain"
+    assert scene.caption.endswith("in the middle on plain grey")
+    row = with_them.inputs(scene)
+    assert set(row) == {"image", "text"}
+    rim = np.concatenate([row["image"][0], row["image"][-1]])
+    assert np.allclose(rim, 2 * backgrounds.PLAIN_COLOUR - 1, atol=1e-5)
+    alone = scenes.portrait("totems", scene.subjects[0].identity, scene.subjects[0].pose, 32)
+    assert np.abs(alone - row["image"]).max() < 0.5  # but for the shadow that scenes have
+    # Leaving the references out changes no picture.
+    plain = dataset(DataConfig(**config, max_views=0))
+    other = dataset(DataConfig(**config, max_views=1))
+    for i in range(5):
+        assert (plain.batch([i])["image"] == other.batch([i])["image"]).all()

@@ -19,6 +19,8 @@ HELD_OUT = ("desert", "room")
 """Backgrounds that no training picture has."""
 PLAIN = "plain"
 PLAIN_COLOUR = 0.78
+WORDS = BACKGROUNDS | {PLAIN: "on plain grey"}
+"""The same, the plain ground included."""
 
 
 def paint(name: str, x: np.ndarray, y: np.ndarray, phase: float) -> np.ndarray:

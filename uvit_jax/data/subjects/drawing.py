@@ -8,7 +8,15 @@ import numpy as np
 
 from uvit_jax.data.subjects import backgrounds, factors
 from uvit_jax.data.subjects.camera import Camera
-from uvit_jax.data.subjects.scenes import PLACES, SIZES, Facts, Scene, Subject, place
+from uvit_jax.data.subjects.scenes import (
+    PLACES,
+    SIZES,
+    Facts,
+    Scene,
+    Subject,
+    place,
+    portrait_place,
+)
 from uvit_jax.data.subjects.worlds import BEHIND, Pose, World, world
 
 MATCHING = 0.75
@@ -22,13 +30,26 @@ def rng_of(*parts: str | int) -> np.random.Generator:
 
 
 def draw(
-    world_name: str, split: str, index: int, *, subjects: int, views: int, anywhere: bool = False
+    world_name: str,
+    split: str,
+    index: int,
+    *,
+    subjects: int,
+    views: int,
+    places: int = 0,
+    portraits: float = 0.0,
+    anywhere: bool = False,
 ) -> Scene:
     """The scene of this index: 1 to `subjects` subjects of the split with 1 to `views` references.
 
     Two training identities that `factors.held_out_couple` keeps apart never meet in `train`, nor
     does a background of `backgrounds.HELD_OUT` occur; the other splits have the same backgrounds
     (the held-out ones are a setting of their own), unless `anywhere`.
+
+    Args:
+      views: 0 draws the scenes of 1, and leaves the references out.
+      places: most references of all subjects together, at least one of each; 0 for no such limit.
+      portraits: the share of scenes that show one subject on plain ground as references do.
 
     Raises:
       UvitError: if the world has no such split.
@@ -46,11 +67,16 @@ def draw(
     facts = draw_facts(
         rng, drawn_world, count, backgrounds.NAMES if anywhere else seen_backgrounds()
     )
+    most = max(views, 1) if not places else max(1, min(views, places // count))
     chosen_views = [
-        random_views(rng, drawn_world, facing, int(rng.integers(1, views + 1)))
+        random_views(rng, drawn_world, facing, int(rng.integers(1, most + 1)))
         for facing in facts.facings
     ]
-    return stage(rng, drawn_world, [tuple(map(int, pool[c])) for c in chosen], facts, chosen_views)
+    identities = [tuple(map(int, pool[c])) for c in chosen]
+    scene = stage(rng, drawn_world, identities, facts, chosen_views)
+    if portraits and rng.random() < portraits:
+        scene = portrait(scene)
+    return scene if views else without_references(scene)
 
 
 @functools.cache
@@ -131,6 +157,28 @@ def redraw(scene: Scene, seed: int) -> Scene:
     identities = [s.identity for s in scene.subjects]
     views = [s.references for s in scene.subjects]
     return stage(rng, drawn_world, identities, scene.facts, views)
+
+
+def portrait(scene: Scene) -> Scene:
+    """The first subject of a scene alone on plain ground, as large as references show it."""
+    one, facing = scene.subjects[0], scene.facts.facings[0]
+    one = dataclasses.replace(one, **portrait_place(world(scene.world)))
+    return dataclasses.replace(
+        scene, subjects=(one,), facts=portrait_facts(facing), camera=Camera()
+    )
+
+
+def portrait_facts(facing: str) -> Facts:
+    """What a caption says of a subject on plain ground, as references are."""
+    return Facts(
+        places=("middle",), facings=(facing,), sizes=("large",), background=backgrounds.PLAIN
+    )
+
+
+def without_references(scene: Scene) -> Scene:
+    """The same picture with nothing given."""
+    subjects = tuple(dataclasses.replace(s, references=()) for s in scene.subjects)
+    return dataclasses.replace(scene, subjects=subjects)
 
 
 def replaced_subject(scene: Scene, slot: int, identity: tuple[int, ...]) -> Scene:

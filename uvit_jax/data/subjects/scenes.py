@@ -27,7 +27,7 @@ class Facts:
 
     Attributes:
       places: of `PLACES`. facings: of the world's. sizes: of `SIZES`, or "" where there are
-        several subjects. background: of `backgrounds.NAMES`.
+        several subjects. background: of `backgrounds.WORDS`.
       wording: 0 or 1, which of two ways to say it, where there are two.
     """
 
@@ -41,7 +41,7 @@ class Facts:
     def caption(self) -> str:
         """Subject s is called `@s`, from 1."""
         named = [f"@{s + 1} {facing}".strip() for s, facing in enumerate(self.facings)]
-        ground = backgrounds.BACKGROUNDS[self.background]
+        ground = backgrounds.WORDS[self.background]
         if len(named) == 1:
             return f"a {self.sizes[0]} {named[0]} {_SIDE_WORDS[self.places[0]]} {ground}"
         order = [named[self.places.index(place)] for place in PLACES[len(named)]]
@@ -215,6 +215,11 @@ def portrait(
     return _signed(_halve(colour[0]) + (1 - _halve(alpha[0]))[..., None] * plain)
 
 
+def portrait_place(drawn_world: World) -> dict[str, float]:
+    """Where references show their subject: `x`, `y` and `scale` of a `Subject`."""
+    return dict(x=0.0, y=_REFERENCE_Y, scale=_REFERENCE_SCALE * drawn_world.size)
+
+
 def spot(scene: Scene, slot: int, *, exact: bool = False) -> tuple[tuple[float, float], float]:
     """Where to look for a subject: the middle (x, y) and the scale, in the picture's [-1, 1]².
 
@@ -222,6 +227,8 @@ def spot(scene: Scene, slot: int, *, exact: bool = False) -> tuple[tuple[float, 
       slot: from 0. exact: where the scene's own picture has it; otherwise where the caption says,
         which is all that a generated picture can know, and within .11 of the former or so.
     """
+    if not exact and scene.facts.background == backgrounds.PLAIN:
+        exact = True  # a portrait has one place
     if not exact:
         x, y, scale = place(scene.facts, slot, world(scene.world).size)
         return (x, y), scale

@@ -5,8 +5,10 @@ on what was drawn before. A batch holds, with S = max_subjects and V = max_views
 
     image          float32 (B, H, W, 3) in [-1, 1], the target
     ref_{s}_{v}    float32 (B, H, W, 3) in [-1, 1], view v of subject s from 1 on; zeros if absent
-    refs_present   bool (B, S, V), which references an example has
+    refs_present   bool (B, S, V), which references an example has; with V = 0 there are neither
     text           int32 (B, text_length), the caption, if text is on; subject s is `@s` in it
+
+With `places`, references stand in as many places, whosever they are, see `packed`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 
 from uvit_jax.data.config import DataConfig
 from uvit_jax.data.subjects import drawing, scenes
-from uvit_jax.data.subjects.backgrounds import BACKGROUNDS
+from uvit_jax.data.subjects.backgrounds import WORDS
 from uvit_jax.data.subjects.worlds import world
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
@@ -62,6 +64,8 @@ class SceneSource(grain.sources.RandomAccessDataSource):
             int(index),
             subjects=config.max_subjects,
             views=config.max_views,
+            places=config.places,
+            portraits=config.portraits if config.split == "train" else 0.0,
         )
         name = f"{config.name}, {config.split}, number {index}"
         return {"scene": scene, "name": name, "captions": (scene.caption,)}
@@ -108,12 +112,17 @@ class SubjectData:
           UvitError: if it has more subjects or views than the config's `max_subjects`, `max_views`.
         """
         S, V = self.config.max_subjects, self.config.max_views
+        if not V:
+            scene = drawing.without_references(scene)
         example = scenes.render(scene, self.image_shape[0], subjects=S, views=V)
         row = {"image": example.image}
         for s in range(S):
             for v in range(V):
                 row[f"ref_{s + 1}_{v + 1}"] = example.references[s, v]
-        row["refs_present"] = example.present
+        if V:
+            row["refs_present"] = example.present
+        if self.config.places:
+            row = packed(row, self.config.places)
         if self.tokenizer is not None:
             row["text"] = self.tokenizer.encode(scene.caption, self.config.text_length)
         return row
@@ -126,8 +135,36 @@ class SubjectData:
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+def packed(row: dict[str, np.ndarray], places: int) -> dict[str, np.ndarray]:
+    """A row whose references stand in `places` alike, whosever they are: `ref_{p}_1`.
+
+    `refs_present` (P, 1) says which places are taken, `subject_slots` (P,) and `view_slots` (P, 1)
+    of whom and which view each is, from 0. A sequence of P references then serves one subject of P
+    views as well as P subjects of one.
+
+    Raises:
+      UvitError: if there are more references.
+    """
+    present_SV = row["refs_present"]
+    taken = np.argwhere(present_SV)
+    if len(taken) > places:
+        raise UvitError(f"the scene has {len(taken)} references, and there are {places} places")
+    found = {name: value for name, value in row.items() if not name.startswith("ref")}
+    for p in range(places):
+        s, v = taken[p] if p < len(taken) else (0, 0)
+        picture = row[f"ref_{s + 1}_{v + 1}"]
+        found[f"ref_{p + 1}_1"] = picture if p < len(taken) else np.zeros_like(picture)
+    slots = np.zeros((places, 2), np.int32)
+    slots[: len(taken)] = taken
+    return found | {
+        "refs_present": (np.arange(places) < len(taken))[:, None],
+        "subject_slots": slots[:, 0],
+        "view_slots": slots[:, 1:],
+    }
+
+
 def vocabulary() -> Tokenizer:
     """The words of every caption of both worlds, those of slots first."""
     found = ["on the left of right and in middle , a small large from front behind to left"]
-    words = [*SLOT_WORDS, *" ".join([*found, *BACKGROUNDS.values()]).split()]
+    words = [*SLOT_WORDS, *" ".join([*found, *WORDS.values()]).split()]
     return Tokenizer(tuple(dict.fromkeys(words)))

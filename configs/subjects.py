@@ -1,8 +1,19 @@
-"""One sequence against DiT + LoRA: who keeps a subject, at what cost. On totems, on two CPU cores.
+"""One sequence against DiT + LoRA: who keeps a subject, and at what cost? Totems, two CPU cores.
 
-python -m experiments.compare --config=configs/subjects.py
-python -m experiments.compare --config=configs/subjects.py --quick
-python -m experiments.train --config=configs/subjects.py:uvit_context    # one network of it
+    python -m experiments.compare --config=configs/subjects.py
+    python -m experiments.compare --config=configs/subjects.py --quick
+    python -m experiments.train --config=configs/subjects.py:uvit_context    # one network of it
+
+Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, of equal width and equal
+training compute: those without references have shorter sequences and so more steps. On the first
+two the references are shown, on the others a LoRA is trained for every subject (or, in one arm, the
+whole network), with rank, rate and steps chosen on validation subjects. Training scenes have one or
+two subjects with two references in all; three subjects, or three views, are never trained.
+
+On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other numbers below.
+
+Cost: about two hours of two cores for the first two networks, as long again for the others, an hour
+for the answers. --quick takes 15 minutes; its pictures are mush, and it says so.
 """
 
 from typing import Any
@@ -11,36 +22,45 @@ from ml_collections import ConfigDict
 
 from uvit_jax.models import unified
 
-WIDTH, TEXT = 160, 24
-SHAPE = (32, 32, 3)
-STEPS = {"uvit_context": 2400, "dit_context": 2540, "uvit_text": 6500, "dit_text": 6980}
+WIDTH, TEXT, SHAPE = 160, 24, (32, 32, 3)
+DEPTH = {"uvit": 6, "dit": 7}  # a U-ViT has a block in the middle as well
+STEPS = {"uvit_context": 2000, "dit_context": 2120, "uvit_text": 5420, "dit_text": 5820}
+"""Of equal compute, about 1.2e14 FLOPs."""
 
 
-def network(name: str) -> dict[str, Any]:
-    """The model config of a network: a backbone, with references in its sequence or without."""
-    style, _, kind = name.partition("_")
-    model = unified.preset(
+QUICK_STEPS = {"uvit_context": 60, "dit_context": 62, "uvit_text": 182, "dit_text": 192}
+
+
+def model(name: str) -> dict[str, Any]:
+    """A network's model: a backbone, with references in its sequence or without."""
+    style, kind = name.split("_")
+    context = kind == "context"
+    return unified.preset(
         style,
         SHAPE,
         patch_size=4,
-        subjects=2 if kind == "context" else 0,
+        # Two places, for one view of two subjects or two of one.
+        subjects=2 if context else 0,
         views=1,
-        max_subjects=3 if kind == "context" else 4,
+        max_subjects=3 if context else 4,
         max_views=3,
         text_length=TEXT,
         vocab_size=320,
         text_enter="token",
         positions="sincos2d",
         width=WIDTH,
-        depth={"uvit": 6, "dit": 7}[style],
+        depth=DEPTH[style],
         num_heads=WIDTH // 32,
         init="xavier",
-        unroll=7,
+        unroll=3,
+        attention="blocked",
+        products="flat",
     )
-    return model
 
 
-def run(name: str) -> ConfigDict:
+def run(name: str) -> dict[str, Any]:
+    """The training run of a network."""
+    context = name.endswith("context")
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -49,12 +69,12 @@ def run(name: str) -> ConfigDict:
         text=True,
         text_length=TEXT,
         max_subjects=2,
-        max_views=2 if name.endswith("context") else 0,
-        places=2 if name.endswith("context") else 0,
+        max_views=2 if context else 0,
+        places=2 if context else 0,
         portraits=0.1,
         workers=1,
     )
-    config.model = network(name)
+    config.model = model(name)
     config.diffusion = dict(
         schedule=dict(name="rectified_flow"),
         prediction="x0",
@@ -75,7 +95,7 @@ def run(name: str) -> ConfigDict:
         batch_size=16,
         ema_decay=0.995,
         drop={"text": 0.1},
-        drop_references=0.1 if name.endswith("context") else 0.0,
+        drop_references=0.1 if context else 0.0,
         checkpoint_every=200,
         log_every=10,
         sample_every=400,
@@ -83,11 +103,66 @@ def run(name: str) -> ConfigDict:
     config.sample = dict(
         sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
         guidance_scale=0.5,
+        reference_guidance_scale=0.5 if context else 0.0,
         count=16,
         clip=1.0,
     )
+    return config.to_dict()
+
+
+def get_config(name: str = "") -> dict[str, Any]:
+    """The comparison, the same as a smoke test (`quick`), or the run of one network."""
+    if name in STEPS:
+        return run(name)
+    config = dict(
+        world="totems",
+        networks={name: run(name) for name in STEPS},
+        arms=dict(
+            unified=dict(network="uvit_context", title="Unified sequence (U-ViT)"),
+            dit_lora=dict(network="dit_text", title="DiT + LoRA a subject", method="lora"),
+            dit_context=dict(network="dit_context", title="DiT, references in context"),
+            uvit_lora=dict(
+                network="uvit_text",
+                title="U-ViT + LoRA a subject",
+                method="lora",
+                compose=("fused",),
+            ),
+            dit_full=dict(
+                network="dit_text", title="DiT, fully fine-tuned a subject", method="full"
+            ),
+        ),
+        baseline="unified",
+        settings=dict(
+            identities_2v=dict(subjects=12),
+            identities_1v=dict(subjects=12),
+            identities_3v=dict(subjects=12),
+            pairs=dict(subjects=12),
+            two_subjects=dict(subjects=6),
+            three_subjects=dict(subjects=6),
+        ),
+        main="identities_2v",
+        full_settings=("identities_2v",),
+        finetune=dict(batch_size=4),
+        full=dict(method="full", batch_size=4, steps=100, learning_rate=2e-4),
+        grid=dict(ranks=(8,), rates=(1e-3, 4e-3), steps=(40, 80, 160)),
+        validation=4,
+        at_once=6,
+    )
+    if name == "quick":
+        for which, given in config["networks"].items():
+            given["train"] |= dict(steps=QUICK_STEPS[which], sample_every=0)
+            depth = 2 if which.startswith("uvit") else 3
+            given["model"]["backbone"] |= dict(width=64, num_heads=2, depth=depth)
+            given["sample"]["sampler"]["steps"] = 8
+        config |= dict(
+            settings={name: dict(subjects=3, prompts=1) for name in config["settings"]},
+            grid=dict(ranks=(4,), rates=(4e-3,), steps=(10, 20)),
+            full=dict(method="full", batch_size=2, steps=10, learning_rate=2e-4),
+            finetune=dict(batch_size=2),
+            validation=2,
+            prior=16,
+            tolerance=0.1,
+            at_once=3,
+            notes=("A smoke test: networks of a minute's training, whose pictures are mush.",),
+        )
     return config
-
-
-def get_config(name: str = "uvit_context") -> Any:
-    return run(name)

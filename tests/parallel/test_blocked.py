@@ -10,7 +10,7 @@ from uvit_jax.parallel.attention import attention
 B, N, M, H, K = 2, 13, 11, 3, 8
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [False, True, "present", "both"])
 def test_outputs_and_gradients_are_those_of_full_attention(masked):
     rng = np.random.default_rng(0)
 
@@ -19,8 +19,10 @@ def test_outputs_and_gradients_are_those_of_full_attention(masked):
 
     # Large queries, so that some weights vanish and the softmax needs its maximum.
     q, k, v, w = 8 * array(N), array(M), array(M), array(N)
-    mask = None
-    if masked:
+    mask = present = None
+    if masked in ("present", "both"):  # an example lacks keys
+        present = jnp.asarray(rng.random((B, M)) < 0.6).at[:, 0].set(True)
+    if masked in (True, "both"):
         mask = rng.random((N, M)) < 0.5
         mask[:, 0] = True
         mask[0] = np.arange(M) == 0  # sees one key alone
@@ -28,7 +30,8 @@ def test_outputs_and_gradients_are_those_of_full_attention(masked):
 
     def run(implementation):
         def loss(q, k, v):
-            out = attention(q, k, v, mask_NM=mask, implementation=implementation)
+            masks = dict(mask_NM=mask, present_BM=present)
+            out = attention(q, k, v, implementation=implementation, **masks)
             return (w * out).sum(), out
 
         gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)

@@ -20,7 +20,7 @@ from uvit_jax.evaluation.encoders import encoder
 from uvit_jax.evaluation.validation import make_validation
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel.mesh import make_mesh
-from uvit_jax.training.checkpoint import load_workdir
+from uvit_jax.training.checkpoint import checkpoints, load_workdir
 from uvit_jax.training.config import parse_run
 from uvit_jax.training.loop import check_data
 from uvit_jax.training.workdir import Workdir
@@ -174,9 +174,3 @@ class Measure:
 def model_shape(model: Model) -> tuple[int, ...]:
     """(H, W, C) of the pictures that a model draws."""
     return model.layout.by_name[pictures.picture_segment(model)].shape
-
-
-def checkpoints(path: Path) -> list[int]:
-    """The steps of a workdir's checkpoints, ascending."""
-    names = [p.name for p in (path / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())

@@ -18,11 +18,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from uvit_jax.ablation import figures, results
-from uvit_jax.ablation.measure import Measure, checkpoints
+from uvit_jax.ablation.measure import Measure
 from uvit_jax.ablation.plan import Job, Plan
 from uvit_jax.ablation.results import Record
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
+from uvit_jax.training.checkpoint import checkpoints
 from uvit_jax.training.config import changed_keys
 from uvit_jax.training.loop import train
 from uvit_jax.training.metrics import read_metrics

@@ -30,6 +30,9 @@ HEADS = {
 """Head → number of classes. `background` wants a whole picture, the others a cut-out; `present`
 says whether there is a subject at all."""
 
+MEASURED = factors.NAMES
+"""The factors that both judges can tell: their one-factor AUC is above .8 (see judges.md)."""
+
 _CONVOLUTIONS = ((12, 32, 1), (32, 64, 2), (64, 96, 1), (96, 128, 2))
 """Channels in and out, and stride, at 16² to begin with: of 2 x 2 pixels, stacked."""
 _TRUNK = 256

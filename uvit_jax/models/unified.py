@@ -8,6 +8,7 @@ a U-ViT (all tokens, long skips) or a DiT (time and text by adaLN-Zero, referenc
 Plain nested dicts with nothing heavy behind them, so that config files can call `preset`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from uvit_jax.errors import UvitError, nearest
@@ -103,30 +104,19 @@ def preset(
         if enter == "adaln":
             given["text"]["positions"] = "none"
 
-    grid = [(s, v) for s in range(1, subjects + 1) for v in range(1, views + 1)]
-    names = {(s, v): f"ref_{s}_{v}" for s, v in grid}
-    references = {}
-    for s, v in grid:
-        seen = {
-            "full": (),
-            "ref_isolated": tuple(names[pair] for pair in grid if pair[0] == s),
-            "ref_joint": tuple(names.values()),
-        }[visibility]
-        references[names[s, v]] = dict(
-            modality="image",
-            role="clean",
-            shape=tuple(image_shape),
-            patch_size=patch_size,
-            positions=image.get("positions", "learned"),
-            like="image",
-            type="reference",
-            subject=s - 1,
-            view=v - 1,
-            optional=True,
-            offset=offset,
-            modulated_at="zero" if style == "dit" else "target",
-            sees=seen,
-        )
+    one = dict(
+        modality="image",
+        role="clean",
+        shape=tuple(image_shape),
+        patch_size=patch_size,
+        positions=image.get("positions", "learned"),
+        like="image",
+        type="reference",
+        optional=True,
+        offset=offset,
+        modulated_at="zero" if style == "dit" else "target",
+    )
+    references = _references(one, subjects, views, visibility)
     return model | dict(
         sequence=(*given, *references, "time", "image"),
         segments=dict(**given, **references, time=time, image=image),
@@ -134,3 +124,52 @@ def preset(
         max_views=max_views,
         axes=tuple(axes),
     )
+
+
+def with_references(model: Mapping[str, Any], subjects: int, views: int) -> dict[str, Any]:
+    """The model config with references of so many subjects and views, of the same parameters.
+
+    Args:
+      model: a config that has `ref_1_1`, such as `to_dict(model.config)`; the others are made like
+        it, and see one another as those that there are do.
+
+    Raises:
+      UvitError: if it has no such reference, or too few slots.
+    """
+    segments = dict(model["segments"])
+    if "ref_1_1" not in segments:
+        raise UvitError("the model takes no references (it has no segment 'ref_1_1')")
+    for key, count in (("max_subjects", subjects), ("max_views", views)):
+        if not 1 <= count <= model[key]:
+            raise UvitError(f"the model has {key}={model[key]} slots, got {count}")
+    old = [name for name in segments if name.startswith("ref_")]
+    seen = set(segments["ref_1_1"]["sees"])
+    apart = len({name.split("_")[1] for name in old}) > 1
+    alone = apart and not any(name.split("_")[1] != "1" for name in seen)
+    visibility = "full" if not seen else "ref_isolated" if alone else "ref_joint"
+    new = _references(segments["ref_1_1"], subjects, views, visibility)
+    sequence = [name for name in model["sequence"] if name not in old]
+    at = model["sequence"].index(old[0])
+    kept = {name: segment for name, segment in segments.items() if name not in old}
+    return {
+        **model,
+        "sequence": (*sequence[:at], *new, *sequence[at:]),
+        "segments": kept | new,
+    }
+
+
+def _references(
+    one: Mapping[str, Any], subjects: int, views: int, visibility: str
+) -> dict[str, dict[str, Any]]:
+    """A segment for every view of every subject, like `one`."""
+    grid = [(s, v) for s in range(1, subjects + 1) for v in range(1, views + 1)]
+    names = {(s, v): f"ref_{s}_{v}" for s, v in grid}
+    found = {}
+    for s, v in grid:
+        sees = {
+            "full": (),
+            "ref_isolated": tuple(names[pair] for pair in grid if pair[0] == s),
+            "ref_joint": tuple(names.values()),
+        }[visibility]
+        found[names[s, v]] = dict(one) | dict(subject=s - 1, view=v - 1, sees=sees)
+    return found

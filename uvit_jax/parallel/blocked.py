@@ -8,31 +8,25 @@ log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1) and so keeps no (N,
 import jax
 import jax.numpy as jnp
 
-from uvit_jax.errors import UvitError
-
 Saved = tuple[jax.Array, ...]
 
 
 def blocked(
-    q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, mask_NM: jax.Array | None
+    q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
     """softmax(q kᵀ / √K) v with a float32 softmax; (B, N, H, K), in the queries' dtype.
 
-    The mask is bool, True where query n may see key m; None when all see all.
-
-    Raises:
-      UvitError: if the mask differs by example.
+    The mask is bool, True where query n may see key m: (N, M), or (B, 1, N or 1, M) where it
+    differs by example; None when all see all.
     """
-    if mask_NM is not None and mask_NM.ndim != 2:
-        raise UvitError(
-            f"attention 'blocked' takes one mask (N, M) for all examples, not {mask_NM.shape}; "
-            "use 'xla'"
-        )
     B = q_BNHK.shape[0]
     # The scale stands outside, so that its gradient is JAX's.
     q_BNHK = q_BNHK * q_BNHK.shape[-1] ** -0.5
     parts = (_by_head(x) for x in (q_BNHK, k_BMHK, v_BMHK))
-    return _by_token(_attend(*parts, mask_NM), B)
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        mask = mask[None] if mask.ndim == 2 else mask[:, 0]
+    return _by_token(_attend(*parts, mask), B)
 
 
 def _by_head(x_BNHK: jax.Array) -> jax.Array:
@@ -54,32 +48,35 @@ def _logits(q_NK: jax.Array, k_MK: jax.Array, mask_NM: jax.Array | None) -> jax.
 
 @jax.custom_vjp
 def _attend(
-    q_GNK: jax.Array, k_GMK: jax.Array, v_GMK: jax.Array, mask_NM: jax.Array | None
+    q_GNK: jax.Array, k_GMK: jax.Array, v_GMK: jax.Array, mask_ENM: jax.Array | None
 ) -> jax.Array:
-    return _forward(q_GNK, k_GMK, v_GMK, mask_NM)[0]
+    return _forward(q_GNK, k_GMK, v_GMK, mask_ENM)[0]
 
 
 def _forward(
-    q_GNK: jax.Array, k_GMK: jax.Array, v_GMK: jax.Array, mask_NM: jax.Array | None
+    q_GNK: jax.Array, k_GMK: jax.Array, v_GMK: jax.Array, mask_ENM: jax.Array | None
 ) -> tuple[jax.Array, Saved]:
     def one(head):
-        q_NK, k_MK, v_MK = head
-        logits_NM = _logits(q_NK, k_MK, mask_NM)
+        q_NK, k_MK, v_MK, e = head
+        logits_NM = _logits(q_NK, k_MK, _mask(mask_ENM, e))
         most_N1 = logits_NM.max(axis=-1, keepdims=True)
         weights_NM = jnp.exp(logits_NM - most_N1)
         sum_N1 = weights_NM.sum(axis=-1, keepdims=True)
         out_NK = (weights_NM.astype(v_MK.dtype) @ v_MK).astype(jnp.float32) / sum_N1
         return out_NK.astype(v_MK.dtype), most_N1 + jnp.log(sum_N1)
 
-    out_GNK, logsumexp_GN1 = jax.lax.map(one, (q_GNK, k_GMK, v_GMK))
-    return out_GNK, (q_GNK, k_GMK, v_GMK, mask_NM, out_GNK, logsumexp_GN1)
+    out_GNK, logsumexp_GN1 = jax.lax.map(
+        one, (q_GNK, k_GMK, v_GMK, _examples(mask_ENM, len(q_GNK)))
+    )
+    return out_GNK, (q_GNK, k_GMK, v_GMK, mask_ENM, out_GNK, logsumexp_GN1)
 
 
 def _backward(saved: Saved, grad_GNK: jax.Array):
-    *heads, mask_NM, out_GNK, logsumexp_GN1 = saved
+    *heads, mask_ENM, out_GNK, logsumexp_GN1 = saved
 
     def one(head):
-        q_NK, k_MK, v_MK, out_NK, logsumexp_N1, grad_NK = head
+        q_NK, k_MK, v_MK, out_NK, logsumexp_N1, grad_NK, e = head
+        mask_NM = _mask(mask_ENM, e)
         weights_NM = jnp.exp(_logits(q_NK, k_MK, mask_NM) - logsumexp_N1)
         dv_MK = weights_NM.astype(grad_NK.dtype).T @ grad_NK
         dweights_NM = jnp.einsum("nk,mk->nm", grad_NK, v_MK, preferred_element_type=jnp.float32)
@@ -89,7 +86,21 @@ def _backward(saved: Saved, grad_GNK: jax.Array):
             dlogits_NM = jnp.where(mask_NM, dlogits_NM, 0)
         return dlogits_NM @ k_MK, dlogits_NM.T @ q_NK, dv_MK
 
-    return *jax.lax.map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK)), None
+    examples = _examples(mask_ENM, len(out_GNK))
+    return *jax.lax.map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples)), None
+
+
+def _examples(mask_ENM: jax.Array | None, G: int) -> jax.Array:
+    """Which of the masks each of G heads has: examples stand one after the other."""
+    masks = 1 if mask_ENM is None else mask_ENM.shape[0]
+    return jnp.arange(G) // (G // masks)
+
+
+def _mask(mask_ENM: jax.Array | None, e: jax.Array) -> jax.Array | None:
+    """One head's mask, (N or 1, M)."""
+    if mask_ENM is None or mask_ENM.shape[0] == 1:
+        return None if mask_ENM is None else mask_ENM[0]
+    return mask_ENM[e]
 
 
 _attend.defvjp(_forward, _backward)

@@ -110,6 +110,12 @@ class Checkpointer:
         self._orbax.reload()
 
 
+def checkpoints(workdir: Path) -> list[int]:
+    """The steps of a workdir's checkpoints, ascending."""
+    names = [p.name for p in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Params]:
     """A workdir's model and parameters, as numpy arrays; see `uvit_jax.load`."""
     config = Workdir(path).read_config()

@@ -9,7 +9,9 @@ Mix-of-Show's gradient fusion (Gu et al. 2023, eq. 4) and with RegMean's closed 
 subject i's adapter on subject i's examples. All that is needed of them is Gᵢ = XᵢᵀXᵢ.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,22 +74,29 @@ def input_moments(
       params: with the subject's adapter attached or merged.
       examples: by segment, leaves (m, …). rounds: so often all of them, each time anew noised.
     """
+    once = _round(model, diffusion, tuple(paths))
+    total = None
+    for i in range(rounds):
+        found = once(params, dict(examples), jax.random.fold_in(key, i))
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    return jax.device_get(total)
+
+
+@functools.lru_cache(maxsize=8)
+def _round(model: Model, diffusion: ObjectiveConfig, paths: tuple[str, ...]) -> Callable[..., Any]:
+    """The moments of examples noised once, jitted: one program for all subjects."""
     layout = model.layout
     noisy = [s.name for s in layout.noisy]
     learned = [s.name for s in layout.noisy if s.learned_range]
 
     @jax.jit
-    def once(params, examples, key, total):
+    def once(params, examples, key):
         clean = {name: examples[name] for name in noisy}
         corrupted = objective.corrupt(key, clean, diffusion, learned)
         times = {name: corrupted.network_times[name] for name in layout.time_keys}
-        found = moments_of(model, params, paths, {**examples, **corrupted.noisy}, times)
-        return found if total is None else jax.tree.map(jnp.add, total, found)
+        return moments_of(model, params, paths, {**examples, **corrupted.noisy}, times)
 
-    total = None
-    for i in range(rounds):
-        total = once(params, dict(examples), jax.random.fold_in(key, i), total)
-    return jax.device_get(total)
+    return once
 
 
 def fuse(

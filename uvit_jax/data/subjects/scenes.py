@@ -142,9 +142,14 @@ def place(facts: Facts, slot: int, size: float) -> tuple[float, float, float]:
       size: `World.size`.
     """
     count = len(facts.places)
-    x = _ABSCISSA[count][PLACES[count].index(facts.places[slot])]
+    x = abscissa(count, facts.places[slot])
     scale = _SCALE[facts.sizes[slot] if count == 1 else count]
     return x, _FEET + 0.9 * scale, scale * size
+
+
+def abscissa(count: int, name: str) -> float:
+    """Where the middle of a place of `PLACES[count]` lies, in scene coordinates."""
+    return _ABSCISSA[count][PLACES[count].index(name)]
 
 
 def render(scene: Scene, size: int, *, subjects: int = 0, views: int = 0) -> Example:

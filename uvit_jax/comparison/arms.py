@@ -190,11 +190,9 @@ class Finetuned:
     @property
     def subject_bytes(self) -> int:
         """What is kept of a subject, float32."""
+        start = self.tuner(self.recipe.steps).method.start
         one = jax.eval_shape(
-            self.tuner(self.recipe.steps).method.start,
-            jax.random.key(0),
-            self.network.params,
-            self.recipe.lora,
+            lambda params: start(jax.random.key(0), params, self.recipe.lora), self.network.params
         )
         return int(sum(4 * np.prod(leaf.shape) for leaf in jax.tree.leaves(one)))
 

@@ -44,8 +44,9 @@ class Store:
 
     def note(self, name: str, value: Any) -> None:
         """Keeps plain JSON under a name."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / f"{name}.json", json.dumps(value, indent=1) + "\n")
+        path = self.folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(value, indent=1) + "\n")
 
     def noted(self, name: str) -> Mapping[str, Any] | None:
         """What `note` kept, None if nothing; UvitError if it is damaged."""

@@ -172,4 +172,6 @@ def _references(
             "ref_joint": tuple(names.values()),
         }[visibility]
         found[names[s, v]] = dict(one) | dict(subject=s - 1, view=v - 1, sees=sees)
+        if "name" in one:  # a parsed config's segments know theirs
+            found[names[s, v]]["name"] = names[s, v]
     return found

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax import decoding, images, load
     from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
     from uvit_jax.errors import UvitError
+    from uvit_jax.parallel import heap
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.parallel.sharding import jit_whole, shardings
     from uvit_jax.sampling import make_sampler
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     conditions, captions = conditions_for(model, vocabulary, config, encode_text)
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
+    heap.keep(mesh.devices.flat[0].platform)
     draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)
     params = jax.device_put(params, shardings(params, mesh))
     parts = []

@@ -8,11 +8,14 @@ are pytrees, so that a scan over layers, `vmap`, `grad` and remat go through the
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.nnx.nn.dtypes import canonicalize_dtype
+
+Options = tuple[tuple[str, Any], ...]  # of `jax.lax.dot_general`, by name
 
 
 @jax.tree_util.register_dataclass
@@ -101,8 +104,45 @@ def flat_dot_general(x: jax.Array, kernel: Any, dimension_numbers: Any, **option
         return kernel.dot_general(x, dimension_numbers, **options)
     x, outputs = _flat(x, dimension_numbers), kernel.shape[len(dimension_numbers[0][0]) :]
     rows, kernel_IO = x.reshape(-1, x.shape[-1]), kernel.reshape(x.shape[-1], -1)
-    y = jax.lax.dot_general(rows, kernel_IO, (((1,), (0,)), ((), ())), **options)
+    y = _product(rows, kernel_IO, tuple(sorted(options.items())))
     return y.reshape(*x.shape[:-1], *outputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x_RI: jax.Array, kernel_IO: jax.Array, options: Options) -> jax.Array:
+    """x kernel; in reverse mode with a gradient by the kernel that a CPU computes fast.
+
+    That gradient is xᵀg. XLA's CPU backend has a fast kernel (YNNPACK's) for left operands whose
+    rows are contracted, and a slow one (Eigen's) where it would have to transpose them. So the
+    narrower of x and g is transposed apart, which costs less than the difference.
+    """
+    return _matmul(x_RI, kernel_IO, options)
+
+
+def _product_forward(x_RI: jax.Array, kernel_IO: jax.Array, options: Options):
+    return _matmul(x_RI, kernel_IO, options), (x_RI, kernel_IO)
+
+
+def _product_backward(options: Options, saved: tuple[jax.Array, jax.Array], grad_RO: jax.Array):
+    x_RI, kernel_IO = saved
+    grad_x_RI = jax.lax.dot_general(grad_RO, kernel_IO, (((1,), (1,)), ((), ())), **dict(options))
+    if x_RI.shape[1] <= grad_RO.shape[1]:
+        grad_IO = _matmul(_transposed(x_RI), grad_RO, options)
+    else:
+        grad_IO = _matmul(_transposed(grad_RO), x_RI, options).T
+    return grad_x_RI.astype(x_RI.dtype), grad_IO.astype(kernel_IO.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _matmul(a: jax.Array, b: jax.Array, options: Options) -> jax.Array:
+    return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), **dict(options))
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    """xᵀ in memory; without the barrier, XLA would put it back into the product."""
+    return jax.lax.optimization_barrier(x.T)
 
 
 PRODUCTS = {"plain": dot_general, "flat": flat_dot_general}

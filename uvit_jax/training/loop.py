@@ -21,7 +21,7 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, build
-from uvit_jax.parallel import distributed
+from uvit_jax.parallel import distributed, heap
 from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
@@ -81,6 +81,7 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
     mesh = make_mesh(run.mesh)
     check_mesh(run, mesh)
     check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
+    heap.keep(mesh.devices.flat[0].platform)
     model = build(run.model)
     dataset = pipeline.dataset(run.data)
     check_data(model, dataset)

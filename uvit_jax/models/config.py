@@ -25,6 +25,7 @@ class BackboneConfig:
     """A stack of transformer blocks. The defaults are U-ViT's.
 
     Attributes:
+      name: a key of `uvit_jax.models.model.BACKBONES`.
       width: D. depth: number of blocks, of which half are before and half after `mid_block`.
       num_heads: H; the head size is D / H.
       mlp_ratio: hidden width of the MLPs, in units of D.
@@ -80,6 +81,7 @@ class BackboneConfig:
     unroll: int = 1
     remat: str = "none"
     residual: str = "same"
+    name: str = "transformer"
 
     def __post_init__(self):
         for key, known in (

@@ -66,6 +66,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are; 0 if labels are off."""
         return len(self.class_names)
 
     def __len__(self) -> int:

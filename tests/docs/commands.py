@@ -1,5 +1,6 @@
 """What a command line would make of its flags, with nothing run."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 from unittest import mock
@@ -8,7 +9,9 @@ import pytest
 
 from experiments import cli
 from tests.running import ROOT
-from uvit_jax.training.config import parse_run
+from uvit_jax.training.config import RunConfig, parse_run
+
+FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
 class Parsed(Exception):
@@ -40,10 +43,7 @@ def check(words: list[str]) -> None:
         return
     assert Path(ROOT / name).exists(), f"{' '.join(words)}: there is no {name}"
     config = cli.read_config(str(ROOT / spec), args.overrides)
-    if "groups" in config:
-        from uvit_jax.ablation.plan import make_plan
-
+    if module == "experiments.ablate":  # whose config is a run's, with groups of variants
         groups = [part for part in args.group.split(",") if part]
-        make_plan(config, groups=groups, seeds=args.seeds)
-    else:
-        parse_run(config)
+        assert set(groups) <= set(config["groups"]), f"{' '.join(words)}: groups"
+    parse_run({key: value for key, value in config.items() if key in FIELDS})

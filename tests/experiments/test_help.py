@@ -1,5 +1,6 @@
 """`--help` of every command: each flag explained, each example one that the command would take."""
 
+import argparse
 import importlib
 import pkgutil
 
@@ -23,7 +24,7 @@ def test_help_is_complete(command):
     text = " ".join(parser.format_help().split())
     for action in parser._actions:
         assert action.help, f"{command} {action.option_strings} is not explained"
-        if action.default not in (None, False, "", []) and action.option_strings[0] != "-h":
+        if action.default not in (None, False, "", [], argparse.SUPPRESS):
             shown = str(action.default)
             assert shown in text or "default" in action.help, f"{action.option_strings}: {shown}"
     examples = pages.commands(importlib.import_module(command).__doc__)

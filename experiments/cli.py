@@ -9,8 +9,10 @@ import argparse
 import ast
 import contextlib
 import importlib.util
+import inspect
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,18 @@ from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.parallel import heap
 
+SHARED = {"--seed": "of all random numbers; the same seed gives the same results"}
+"""Flags that mean the same in every command, and are explained here unless one says otherwise."""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Examples as they stand, and every flag with its default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        unset = action.default in (None, "", [], argparse.SUPPRESS) or action.default is False
+        shown = unset or "default" in action.help
+        return action.help if shown else f"{action.help} (default: %(default)s)"
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are `UvitError`s, and that knows `--config.KEY=VALUE`."""
@@ -28,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, *, config: bool = True, config_required: bool = True):
         super().__init__(
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
         self._config = config
@@ -43,6 +57,12 @@ class Parser(argparse.ArgumentParser):
                 "uvit_jax.training.config.RunConfig and of the classes it names."
             )
         self.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+
+    def format_help(self) -> str:
+        for action in self._actions:
+            known = [SHARED[option] for option in action.option_strings if option in SHARED]
+            action.help = action.help or next(iter(known), None)
+        return super().format_help()
 
     def error(self, message: str):
         raise UvitError(f"{message} (see --help)")
@@ -66,6 +86,16 @@ class Parser(argparse.ArgumentParser):
                 value = rest.pop(0)
             args.overrides[flag.removeprefix("--config.")] = literal(value)
         return args
+
+
+def explained(cls: type) -> dict[str, str]:
+    """What a config class's docstring says of its fields, by field."""
+    section = inspect.getdoc(cls).partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = {}
+    for entry in re.split(r"\n(?=  \S)", f"\n{section}"):
+        names, _, text = " ".join(entry.split()).partition(": ")
+        found |= dict.fromkeys(names.split(", "), text)
+    return found
 
 
 def literal(text: str) -> Any:

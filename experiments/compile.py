@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__)
     parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:4x4")
-    parser.add_argument("--what", choices=("step", "sample"), default="step")
+    parser.add_argument("--what", choices=("step", "sample"), default="step", help="which program")
     parser.add_argument("--suggest", type=int, default=4, metavar="N", help="changes to try")
     args = parser.parse(argv)
 

@@ -22,7 +22,7 @@ FLAGS = {
 
 def add_flags(parser: Any) -> None:
     """Adds them to a parser or to a group of one; None is what was not given."""
-    parser.add_argument("--batch_size", type=int, default=64, help="at once; default 64")
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures drawn at once")
     parser.add_argument("--sampler", help="ddpm, ddim, dpm_solver, dpm_solver_pp, heun, …")
     parser.add_argument("--steps", type=int, help="of the sampler")
     parser.add_argument("--guidance", type=float, help="s in cond + s (cond - uncond)")

@@ -113,11 +113,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--distributed", metavar="SPEC", default="", help="as of experiments.train, for --part"
     )
     group = parser.add_argument_group(
-        "the pictures", "the fields of uvit_jax.data.config.DataConfig, which explains them"
+        "the pictures", "the fields of uvit_jax.data.config.DataConfig"
     )
     names = [field.name for field in dataclasses.fields(DataConfig)]
+    told = cli.explained(DataConfig)
     for name in names:
-        group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS)
+        text = told[name].replace("%", "%%")
+        group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
     args = parser.parse(argv)
     given = {n: getattr(args, f"data.{n}") for n in names if hasattr(args, f"data.{n}")}
     args.data = parse(DataConfig, {n: cli.literal(v) for n, v in given.items()}, "data")

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the data")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=800, help="of the optimizer")
     parser.add_argument("--out", metavar="FILE", help="instead of the package's own, or the table")
     parser.add_argument("--calibrate", action="store_true", help="measure, do not train")
     parser.add_argument("--judges", nargs="+", default=["0", "1"], help="seeds or files")

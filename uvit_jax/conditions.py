@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from uvit_jax.sampling import SampleConfig
     from uvit_jax.tokens.layout import Layout
 
+NAMED = ("label", "text", "features")
+"""The modalities that a label or a prompt can name."""
 EncodeText = Callable[[Sequence[str]], np.ndarray]
 """Texts to a frozen encoder's features, float32 (B, N, F)."""
 
@@ -175,7 +177,7 @@ def conditions_like(
     conditional = _conditional(model.layout)
     for segment in conditional:
         missing = ""
-        if segment.modality not in ("label", "text", "features"):
+        if segment.modality not in NAMED:
             raise UvitError(
                 f"segment {segment.name!r} ({segment.modality}) cannot be drawn from the data; "
                 "sample from Python and give the pictures with --images"

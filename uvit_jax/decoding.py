@@ -58,7 +58,15 @@ def is_latent(segment: Segment) -> bool:
 def pictures(
     layout: Layout, samples: Mapping[str, np.ndarray], decode: Decoder | None
 ) -> dict[str, np.ndarray]:
-    """Samples by segment, with pictures under the segment's name and latents as NAME_latents."""
+    """Samples by segment, with pictures under the segment's name and latents as NAME_latents.
+
+    Args:
+      samples: by noisy segment, (B, h, w, C) of images. decode: as `decoder` makes it; None leaves
+        latents undecoded.
+
+    Returns:
+      Pictures float32 (B, H, W, 1 or 3), about in [-1, 1]; latents and other segments as they are.
+    """
     found = dict(samples)
     for segment in _images(layout):
         name = segment.name

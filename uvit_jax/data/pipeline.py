@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from uvit_jax.data.latents import LatentData
     from uvit_jax.data.subjects.source import SubjectData
 
+SOURCES = {"emoji": EmojiSource, "folder": FolderSource}
+"""Random access to records, by `DataConfig.name`; every other name is a TFDS data set's."""
 CACHE_BYTES = 256 * 2**20
 """Data sets whose decoded pictures are smaller than this are decoded once and kept in memory."""
+
+
+_NOTES = ("label", "captions", "inputs")  # what is kept of a record, besides its picture
 
 
 class Dataset:
@@ -39,7 +44,8 @@ class Dataset:
     Attributes:
       config: what it was made from.
       source: random access to records, with `len`. A record is a dict: `image` (encoded bytes),
-        `name`, and where they apply `label` (int), `captions` (texts), and the source's own.
+        `name`, and where they apply `label` (int), `captions` (texts), `inputs` (arrays of further
+        segments by name, as the model takes them), and the source's own.
       class_names: the classes in the order of their labels; empty if labels are off.
       tokenizer: a `Tokenizer`, or None if text is off.
       image_shape: (H, W, C) of what `decode` makes.
@@ -60,6 +66,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are; 0 if labels are off."""
         return len(self.class_names)
 
     def __len__(self) -> int:
@@ -70,12 +77,13 @@ class Dataset:
 
         Returns:
           `image` float32 (H, W, C) in [-1, 1]; `label` int32 () if labels are on; `text` int32
-          (text_length,) if text is on: the first caption, cut where it is too long.
+          (text_length,) if text is on: the first caption, cut where it is too long; and what the
+          record has in `inputs`.
 
         Raises:
           UvitError: if the picture is broken, naming it.
         """
-        row = self._row(self._pixels(record), record.get("label"), record.get("captions"))
+        row = self._row(self._pixels(record), *map(record.get, _NOTES))
         return {**row, "image": images.to_float(row["image"])}
 
     def row(self, index: int, number: int = 0) -> dict[str, np.ndarray]:
@@ -84,16 +92,15 @@ class Dataset:
         Of several captions, it is the one of this number (modulo their count).
         """
         if self._kept is not None and self._notes[index] is not None:
-            pixels, (label, captions) = self._kept[index], self._notes[index]
+            pixels, notes = self._kept[index], self._notes[index]
         else:
             record = self.source[index]
-            pixels = self._pixels(record)
-            label, captions = record.get("label"), record.get("captions")
+            pixels, notes = self._pixels(record), tuple(map(record.get, _NOTES))
             if self._kept is not None:
                 self._kept[index] = pixels
                 # Written last: it tells other threads that the pixels are there.
-                self._notes[index] = (label, captions)
-        return self._row(pixels, label, captions, number)
+                self._notes[index] = notes
+        return self._row(pixels, *notes, number)
 
     def batch(
         self, indices: Sequence[int], chances: Sequence[int] | None = None
@@ -129,8 +136,8 @@ class Dataset:
             )
         return pixels
 
-    def _row(self, pixels, label, captions, number: int = 0) -> dict[str, np.ndarray]:
-        row = {"image": pixels}
+    def _row(self, pixels, label, captions, inputs, number: int = 0) -> dict[str, np.ndarray]:
+        row = {**(inputs or {}), "image": pixels}
         if self.config.labels:
             row["label"] = np.int32(label)
         if self.tokenizer is not None:
@@ -173,8 +180,7 @@ def dataset(config: DataConfig) -> Dataset | LatentData | SubjectData:
         from uvit_jax.data.subjects.source import SubjectData
 
         return SubjectData(config, _vocabulary(config.vocabulary))
-    kinds = {"emoji": EmojiSource, "folder": FolderSource}
-    source = kinds.get(config.name, TfdsSource)(config)
+    source = SOURCES.get(config.name, TfdsSource)(config)
     tokenizer = None
     if config.text:
         tokenizer = _vocabulary(config.vocabulary) or Tokenizer.from_captions(source.captions or ())

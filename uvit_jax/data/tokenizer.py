@@ -100,6 +100,7 @@ class Tokenizer:
         return np.full((length,), PADDING, np.int32)
 
     def to_json(self) -> str:
+        """The words as JSON, in the order of their ids."""
         return json.dumps({"words": self.words}, ensure_ascii=False)
 
     @classmethod

@@ -27,6 +27,9 @@ __all__ = ["SAMPLERS", "SamplerConfig", "Trajectory", "num_evaluations", "sample
 
 Tree = Any
 
+EVALUATIONS = {"heun": 2}
+"""Network evaluations a step, where they are not one; those of DPM-Solver follow from its order."""
+
 
 class Trajectory(NamedTuple):
     """The states at the ends of all steps.
@@ -42,11 +45,9 @@ class Trajectory(NamedTuple):
 
 def num_evaluations(config: SamplerConfig) -> int:
     """How many times `sample` evaluates the network."""
-    if config.name == "heun":
-        return 2 * config.steps
     if config.name.startswith("dpm_solver") and config.method == "singlestep":
         return config.order * config.steps
-    return config.steps
+    return EVALUATIONS.get(config.name, 1) * config.steps
 
 
 def sample(

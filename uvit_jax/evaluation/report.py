@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -93,28 +94,46 @@ def figures(encoder: Encoder, samples: Features, reference: Features) -> dict[st
     names, but the encoder's own: `<encoder>_frechet_distance`, `_kernel_distance`, `_class_score`,
     `_precision`, `_recall`.
     """
+    prefix, known = encoder.name, {}
     if encoder.official:
-        frechet, kernel, score = "fid", "kid", "inception_score"
-        prefix = "inception"
-    else:
-        prefix = encoder.name
-        if prefix.startswith("inception"):
-            prefix = f"unofficial_{prefix}"
-        frechet, kernel = f"{prefix}_frechet_distance", f"{prefix}_kernel_distance"
-        score = f"{prefix}_class_score"
-    found = {frechet: frechet_distance(samples.statistics, reference.statistics)}
+        prefix, known = "inception", OFFICIAL_NAMES
+    elif prefix.startswith("inception"):
+        prefix = f"unofficial_{prefix}"
+    found = {"frechet_distance": frechet_distance(samples.statistics, reference.statistics)}
     if samples.logits is not None:
         splits = min(10, len(samples.logits))
         mean, std = inception_score(samples.logits, splits=splits)
-        found |= {score: mean, f"{score}_std": std}
+        found |= {"class_score": mean, "class_score_std": std}
     if reference.pool is not None:
         count = compared(samples, reference)
         pools = samples.pool[:count], reference.pool[:count]
-        precision, recall = precision_recall(*pools)
-        found |= {f"{prefix}_precision": precision, f"{prefix}_recall": recall}
-        mean, std = kernel_distance(*pools)
-        found |= {kernel: mean, f"{kernel}_std": std}
-    return found
+        for compare in COMPARISONS:
+            found |= compare(*pools)
+    return {known.get(name, f"{prefix}_{name}"): value for name, value in found.items()}
+
+
+def _manifolds(samples: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    precision, recall = precision_recall(samples, reference)
+    return {"precision": precision, "recall": recall}
+
+
+def _kernels(samples: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    mean, std = kernel_distance(samples, reference)
+    return {"kernel_distance": mean, "kernel_distance_std": std}
+
+
+COMPARISONS: list[Callable[[np.ndarray, np.ndarray], dict[str, float]]] = [_manifolds, _kernels]
+"""What is computed of two sets of features (n, D), equally many: functions (samples, reference) →
+figures by name, to which `figures` adds the encoder's."""
+
+OFFICIAL_NAMES = {
+    "frechet_distance": "fid",
+    "class_score": "inception_score",
+    "class_score_std": "inception_score_std",
+    "kernel_distance": "kid",
+    "kernel_distance_std": "kid_std",
+}
+"""What figures are called where Inception's official weights make them."""
 
 
 def compared(samples: Features, reference: Features) -> int:

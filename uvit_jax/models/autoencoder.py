@@ -164,7 +164,17 @@ def sample_moments(key: jax.Array, moments: jax.Array, *, scale: float = SCALE) 
 def encode_in_batches(
     autoencoder: Autoencoder, params: Params, images: np.ndarray, *, batch_size: int = 8
 ) -> np.ndarray:
-    """`encode`, `batch_size` pictures at a time, compiled once: numpy float32 (B, h, w, 2C)."""
+    """`encode`, `batch_size` pictures at a time, compiled once.
+
+    Args:
+      images: float (B, H, W, image channels) in [-1, 1].
+
+    Returns:
+      numpy float32 (B, h, w, 2C), the moments: means and log-variances.
+
+    Raises:
+      UvitError: if there are no images, or batch_size is below 1.
+    """
     return _in_batches(lambda x: autoencoder._encode(params, x), images, batch_size)
 
 
@@ -178,8 +188,15 @@ def decode_in_batches(
 ) -> np.ndarray:
     """`decode`, `batch_size` pictures at a time, so that memory suffices for any number of them.
 
+    Args:
+      latents: (B, h, w, C). scale: what they were multiplied by.
+
     Returns:
       numpy float32 (B, fh, fw, image channels), about in [-1, 1].
+
+    Raises:
+      UvitError: if there are no latents, they have another number of channels, or batch_size is
+        below 1.
     """
     return _in_batches(lambda z: autoencoder._decode(params, z, scale), latents, batch_size)
 

@@ -25,6 +25,7 @@ class BackboneConfig:
     """A stack of transformer blocks. The defaults are U-ViT's.
 
     Attributes:
+      name: a key of `uvit_jax.models.model.BACKBONES`.
       width: D. depth: number of blocks, of which half are before and half after `mid_block`.
       num_heads: H; the head size is D / H.
       mlp_ratio: hidden width of the MLPs, in units of D.
@@ -80,6 +81,7 @@ class BackboneConfig:
     unroll: int = 1
     remat: str = "none"
     residual: str = "same"
+    name: str = "transformer"
 
     def __post_init__(self):
         for key, known in (
@@ -114,6 +116,7 @@ class ModelConfig:
     can drop a segment: `--config.model.sequence="('time', 'image')"`.
 
     Attributes:
+      sequence: names of segments, in their order. segments: by name. backbone: of the model.
       max_subjects, max_views: sizes of the tables of subject and view slots, 0 for as many as the
         segments name: what more subjects and views can be had at sampling than in training.
       axes: along which rotary positions turn, of `segment`, `frame`, `row` and `column`.
@@ -149,7 +152,15 @@ class ModelConfig:
 
 
 def parse_model(config: Mapping[str, Any], where: str = "config.model") -> ModelConfig:
-    """Builds a `ModelConfig` from a mapping; raises UvitError naming the key that is wrong."""
+    """Builds a `ModelConfig` from a mapping.
+
+    Args:
+      config: nested mappings, such as a preset's; a `ModelConfig` stays as it is.
+      where: its dotted path, for error messages.
+
+    Raises:
+      UvitError: on an unknown or missing key or an impossible value, naming the key.
+    """
     if isinstance(config, ModelConfig):
         return config
     config = plain(config, where)

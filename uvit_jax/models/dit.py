@@ -5,6 +5,8 @@ Plain nested dicts with nothing heavy behind them, so that config files can call
 
 from typing import Any
 
+from uvit_jax.errors import UvitError, nearest
+
 # width, depth, number of heads
 SIZES = {
     "S": (384, 12, 6),
@@ -37,12 +39,22 @@ def preset(
     Args:
       size: a key of `SIZES`; its width, depth and num_heads can be overridden in `backbone`.
       image_shape: (H, W, C) of the latents that are denoised.
+      patch_size: side of a patch, which has to divide H and W.
       num_classes: without the null class.
       conditioning: a key of `CONDITIONINGS`; the published checkpoints are `adaln_zero`.
       learned_range: whether the output has 2C channels (DiT) or C (SiT's flows may have either).
       backbone: any other key of `BackboneConfig`.
+
+    Raises:
+      UvitError: if there is no such size or conditioning.
     """
+    if size not in SIZES:
+        raise UvitError(f"unknown size {size!r}{nearest(size, SIZES)}")
     width, depth, num_heads = SIZES[size]
+    if conditioning not in CONDITIONINGS:
+        raise UvitError(
+            f"unknown conditioning {conditioning!r}{nearest(conditioning, CONDITIONINGS)}"
+        )
     enter, modulation = CONDITIONINGS[conditioning]
     # The original has no positions for its two extra tokens; as a context they need none either.
     entry = dict(enter=enter, positions="none")

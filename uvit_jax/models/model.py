@@ -22,6 +22,10 @@ from uvit_jax.tokens.layout import PRESENT, Layout
 
 Params = dict[str, Any]
 
+BACKBONES: dict[str, Any] = {"transformer": Backbone}
+"""By `BackboneConfig.name`: modules built by (config, layout, dtype=, rngs=), which take what was
+embedded and the layout to tokens (B, N, D), as `Backbone` does."""
+
 _INTEGERS = ("label", "text")  # the modalities that are given by numbers
 
 
@@ -33,7 +37,10 @@ class Network(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         zero = config.backbone.modulation == "adaln_zero"
         self.embed = Embed(layout, width, dtype=dtype, rngs=rngs)
-        self.backbone = Backbone(config.backbone, layout, dtype=dtype, rngs=rngs)
+        name = config.backbone.name
+        if name not in BACKBONES:
+            raise UvitError(f"unknown backbone.name {name!r}{nearest(name, BACKBONES)}")
+        self.backbone = BACKBONES[name](config.backbone, layout, dtype=dtype, rngs=rngs)
         self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
 
     def __call__(self, inputs, times, layout, cache=None):

@@ -43,7 +43,7 @@ def preset(
 
     Args:
       style: `uvit` or `dit`, whose published settings the backbone takes (U-ViT-S, DiT-S).
-      image_shape: (H, W, C) of the target and of every reference.
+      image_shape: (H, W, C) of the target and of every reference. patch_size: of both.
       subjects, views: S and V; an example may have fewer, and `refs_present` says which. With 0
         subjects it is the style's text-to-image model.
       max_subjects, max_views: slots to be trained, 0 for as many as there are. With more, the same

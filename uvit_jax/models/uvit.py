@@ -5,6 +5,8 @@ Plain nested dicts with nothing heavy behind them, so that config files can call
 
 from typing import Any
 
+from uvit_jax.errors import UvitError, nearest
+
 # width, depth, number of heads
 SIZES = {
     "S": (512, 12, 8),
@@ -34,13 +36,19 @@ def preset(
     Args:
       size: a key of `SIZES`; its width, depth and num_heads can be overridden in `backbone`.
       image_shape: (H, W, C) of what is denoised, pixels or latents.
+      patch_size: side of a patch, which has to divide H and W.
       num_classes: 0 for no label. null: whether the label has a null class for guidance.
       text_shape: (N, F) of precomputed text features, None for none.
       vocab_size, text_length: of a text whose token table is trained along, 0 for none.
       final_conv: where the 3×3 convolution at the end stands (`none` for the H models).
       time_mlp: sends the time sinusoid through an MLP (no published model does).
       backbone: any other key of `BackboneConfig`.
+
+    Raises:
+      UvitError: if there is no such size.
     """
+    if size not in SIZES:
+        raise UvitError(f"unknown size {size!r}{nearest(size, SIZES)}")
     width, depth, num_heads = SIZES[size]
     segments: dict[str, Any] = {
         "time": dict(modality="time", of="image", mlp_ratio=4.0 if time_mlp else 0.0),

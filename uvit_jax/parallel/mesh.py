@@ -24,7 +24,14 @@ _AUTO = (AxisType.Auto,) * len(AXES)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1, "all that is left"."""
+    """Devices along each axis; one of them may be -1, "all that is left".
+
+    Attributes:
+      data: copies of the parameters, each with a part of the batch.
+      fsdp: parameters, optimizer and average are spread over so many, and the batch too.
+      context: a sequence's tokens are spread over so many.
+      tensor: heads and hidden units are spread over so many.
+    """
 
     data: int = -1
     fsdp: int = 1

@@ -59,6 +59,8 @@ class Report:
     """What the compiler says of a program. Bytes and FLOPs are of one chip and one run of it.
 
     Attributes:
+      topology, what: as `compile_run` was asked. chips: how many there are.
+      batch_size, mesh, attention, remat, accumulate: of the run.
       fits: whether the program fits the chip. memory_bytes: that it needs at its peak; 0 if the
         compiler gave up without saying. chip_memory_bytes: that a program can have.
       model_flops: of a training step three forward passes, of sampling the network's evaluations.
@@ -69,6 +71,7 @@ class Report:
       gathered_activations: bytes of activations that all-gathers and permutations move: 0 where
         each chip keeps to its own examples.
       kernels: custom kernels by name, and how often they stand in the program.
+      compile_seconds: on the clock of the machine that compiled. bound: on the time of one run.
     """
 
     topology: str
@@ -96,6 +99,10 @@ class Report:
 
 def compile_run(run: RunConfig, topology: str, what: str = "step") -> Report:
     """Compiles a run's training step, or its sampler, for a topology.
+
+    Args:
+      topology: such as `v5e:4x4` or `gpu:h100x8`, see `parallel.topology.devices_of`.
+      what: `step` or `sample`.
 
     Raises:
       UvitError: if the topology is unknown or its compiler missing, or mesh, batch, attention and

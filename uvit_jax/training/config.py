@@ -123,7 +123,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All of a run. See each group's class for its keys."""
+    """All of a run. See each group's class for its keys.
+
+    Attributes:
+      model: layout and backbone. data: what is learned. train: the loop. diffusion: the objective.
+      optimizer: AdamW. sample: the grids that are drawn, and how samples are drawn later.
+      mesh: how devices are used together.
+      seed: of parameters, data order and noise, in [0, 2^32).
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -163,6 +170,9 @@ FREE_KEYS = (
 
 def parse_run(config: Mapping[str, Any]) -> RunConfig:
     """Builds a `RunConfig` from nested mappings.
+
+    Args:
+      config: an `ml_collections.ConfigDict`, dicts, or the JSON of a workdir's config.json.
 
     Raises:
       UvitError: on an unknown or missing key or an impossible value, naming the key; also when the

@@ -7,7 +7,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uvit_jax import decoding, images
-from uvit_jax.conditions import conditions_for, conditions_like, nulls_of, text_encoder_of
+from uvit_jax.conditions import (
+    NAMED,
+    conditions_for,
+    conditions_like,
+    nulls_of,
+    text_encoder_of,
+)
 from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
@@ -78,7 +84,8 @@ def _conditions(
     """What the grid's samples are conditioned on, and a caption for each: what the config says, or
     captions of the data where a text encoder would be needed and is not named."""
     config = run.sample
-    if model.layout.references:  # pictures, which no flag can name
+    if not all(s.modality in NAMED for s in model.layout.inputs if s.role != "noisy"):
+        # Pictures and the like, which no flag can name.
         return _first_examples(model, dataset, config.count)
     features = nulls_of(model.layout, vocabulary)
     if not features or config.prompts:

@@ -57,6 +57,10 @@ def init_state(
 ) -> tuple[TrainState, TrainState]:
     """A fresh state, born sharded over `mesh`, so that no device ever holds the whole of it.
 
+    Args:
+      optimizer: as `make_optimizer` makes it.
+      key: a typed PRNG key, split into that of the parameters and that of the run.
+
     Returns:
       (state, its shardings).
     """

@@ -36,13 +36,18 @@ def make_step(
     nulls: Mapping[str, np.ndarray] | None = None,
     slot_words: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step for a model, to be jitted. A batch holds every input of the model by name.
+    """The step for a model, to be jitted.
 
-    `nulls` are those that the layout cannot know (see `conditions.nulls_of`), and `slot_words` the
-    ids by which captions name subjects (see `references.slot_words`).
+    Args:
+      config: of the run: its objective, and what is dropped, accumulated and averaged.
+      optimizer, learning_rate: as `state.make_optimizer` makes them.
+      nulls: those that the layout cannot know (see `conditions.nulls_of`).
+      slot_words: the ids by which captions name subjects (see `references.slot_words`).
 
-    The metrics are float32 scalars: loss, the gradient's norm, the learning rate, and each noisy
-    segment's part of the loss.
+    Returns:
+      `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name,
+      leaves (B, …), with noisy segments' clean data. The metrics are float32 scalars: loss, the
+      gradient's norm, the learning rate, and each noisy segment's part of the loss.
     """
     layout = model.layout
     noisy = [s.name for s in layout.noisy]

@@ -1,0 +1,255 @@
+"""Writes docs/api.md, the public names and what their docstrings say.
+
+    python tools/api_page.py            # writes the page
+    python tools/api_page.py --check    # only says whether it is up to date; exit status 1 if not
+
+The sources are read, not imported, so that the page is the same on every machine. A name that lacks
+a docstring, or a function with arguments of its own that it does not explain, is an error.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/api.md"
+
+# By heading: what a user calls, a file and its names. Methods are those without an underscore.
+PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "The package": (
+        ("interop/load.py", ("load",)),
+        ("models/model.py", ("build", "Model")),
+        ("errors.py", ("UvitError",)),
+    ),
+    "Token layouts": (
+        ("tokens/segment.py", ("Segment",)),
+        ("tokens/layout.py", ("Layout",)),
+        ("tokens/references.py", ("reference_inputs",)),
+    ),
+    "Models": (
+        ("models/config.py", ("ModelConfig", "BackboneConfig", "parse_model")),
+        ("models/uvit.py", ("preset",)),
+        ("models/dit.py", ("preset",)),
+        ("models/unified.py", ("preset",)),
+        ("models/cost.py", ("forward_cost", "Cost")),
+        ("models/lora.py", ("LoraConfig", "init", "attach", "merge")),
+        ("models/autoencoder.py", ("Autoencoder", "encode_in_batches", "decode_in_batches")),
+    ),
+    "Diffusion": (
+        ("diffusion/schedule.py", ("ScheduleConfig", "make")),
+        ("diffusion/objective.py", ("ObjectiveConfig", "corrupt", "loss")),
+        ("diffusion/process.py", ("Denoised", "add_noise", "denoiser")),
+        ("diffusion/plan.py", ("SamplerConfig",)),
+        ("diffusion/samplers.py", ("sample", "num_evaluations")),
+    ),
+    "Sampling": (
+        ("sampling.py", ("SampleConfig", "make_sampler")),
+        ("conditions.py", ("conditions_for", "conditions_like", "uniform_labels", "nulls_of")),
+        ("decoding.py", ("decoder", "pictures")),
+        ("images.py", ("grid", "save_png", "to_uint8")),
+    ),
+    "Data": (
+        ("data/config.py", ("DataConfig",)),
+        ("data/pipeline.py", ("dataset", "batches", "Dataset")),
+        ("data/vocabulary.py", ("Vocabulary",)),
+        ("data/tokenizer.py", ("Tokenizer",)),
+    ),
+    "Training": (
+        ("training/config.py", ("RunConfig", "TrainConfig", "OptimizerConfig", "parse_run")),
+        ("training/loop.py", ("train", "Summary")),
+        ("training/state.py", ("TrainState", "init_state", "make_optimizer")),
+        ("training/step.py", ("make_step", "jit_step")),
+        ("training/workdir.py", ("Workdir",)),
+        ("training/subjects.py", ("stacked", "class_examples")),
+        ("training/finetune.py", ("FinetuneConfig", "Finetuner", "Tuned")),
+    ),
+    "Meshes and pods": (
+        ("parallel/mesh.py", ("MeshConfig", "make_mesh", "abstract_mesh")),
+        ("parallel/sharding.py", ("shardings", "spec", "jit_whole")),
+        ("training/plan.py", ("plan_run",)),
+        ("training/aot.py", ("compile_run", "Report")),
+        ("parallel/distributed.py", ("initialize",)),
+    ),
+    "Evaluation": (
+        ("evaluation/encoders.py", ("encoder", "Encoder")),
+        ("evaluation/pictures.py", ("Pictures", "of_file", "of_array", "of_dataset")),
+        ("evaluation/report.py", ("encode", "figures", "Features")),
+        ("evaluation/frechet.py", ("frechet_distance", "Statistics", "read_statistics")),
+        ("evaluation/precision_recall.py", ("precision_recall",)),
+        ("evaluation/scores.py", ("inception_score", "kernel_distance")),
+        ("evaluation/statistics.py", ("mean_interval", "paired_interval", "Interval")),
+        ("evaluation/clusters.py", ("clustered_interval", "paired_clustered_interval")),
+    ),
+    "Weights in and out": (
+        ("interop/exporting.py", ("export",)),
+        ("interop/importing.py", ("import_checkpoint",)),
+        ("interop/adapters.py", ("load", "save")),
+        ("interop/autoencoder.py", ("load_autoencoder",)),
+        ("interop/clip.py", ("load_text_encoder",)),
+    ),
+}
+SECTIONS = ("Args", "Attributes", "Returns", "Raises")
+HEAD = """# The API
+
+Made from docstrings by `python tools/api_page.py`; do not edit. One capital letter stands for a
+dimension: B batch, N tokens, D width, H heads (or height), K head size, C channels, L layers.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    anchors = [f"[{heading}](#{heading.lower().replace(' ', '-')})" for heading in PUBLIC]
+    parts.append(" · ".join(anchors) + "\n")
+    for heading, files in PUBLIC.items():
+        parts.append(f"## {heading}\n")
+        for file, names in files:
+            tree = ast.parse((ROOT / "uvit_jax" / file).read_text())
+            there = {node.name: node for node in tree.body if hasattr(node, "name")}
+            parts += [entry(file, there[name]) for name in names]
+    return "\n".join(parts)
+
+
+def entry(file: str, node: ast.AST) -> str:
+    """A function's or a class's part of the page."""
+    module = "uvit_jax." + file.removesuffix(".py").replace("/", ".")
+    lines = [f"### {title(node, module)}\n", f"`{module}.{node.name}`\n"]
+    if isinstance(node, ast.FunctionDef):
+        lines.append(f"```python\n{signature(node)}\n```\n")
+        lines.append(prose(node, file))
+        return "\n".join(lines)
+    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+    init = next((n for n in methods if n.name == "__init__"), None)
+    if init is not None:
+        lines.append(f"```python\n{signature(init, node.name)}\n```\n")
+    elif fields := [n for n in node.body if isinstance(n, ast.AnnAssign)]:
+        shown = "\n".join(f"    {ast.unparse(n)}" for n in fields)
+        lines.append(f"```python\nclass {node.name}:\n{shown}\n```\n")
+    lines.append(prose(node, file))
+    for method in methods:
+        if not method.name.startswith("_") or (method.name == "__call__" and _doc(method)):
+            decorators = [ast.unparse(d) for d in method.decorator_list]
+            kind = "property " if "property" in decorators else ""
+            call = method.name if kind else _on_one_line(method)
+            lines.append(f"**{kind}`{call}`**\n")
+            lines.append(prose(method, file))
+    return "\n".join(lines)
+
+
+def title(node: ast.AST, module: str) -> str:
+    """A heading that no other entry has: presets and the like go by their module's name."""
+    short = {"preset", "make", "load", "save", "init", "attach", "merge", "spec"}
+    short |= {"loss", "corrupt", "sample", "encode", "figures", "grid", "pictures", "train"}
+    last = module.rpartition(".")[2]
+    return f"{last}.{node.name}" if node.name in short and node.name != last else node.name
+
+
+def signature(node: ast.FunctionDef, name: str = "") -> str:
+    """`def name(arguments) -> result`, an argument a line where they do not fit one."""
+    arguments = node.args
+    if arguments.args and arguments.args[0].arg in ("self", "cls"):
+        arguments.args = arguments.args[1:]
+    inner = ", ".join(_split(arguments))
+    result = f" -> {ast.unparse(node.returns)}" if node.returns is not None else ""
+    result = "" if name else result.replace("'", "")
+    head = name or f"def {node.name}"
+    line = f"{head}({inner}){result}"
+    if len(line) <= 88:
+        return line
+    return f"{head}(\n" + "".join(f"    {one},\n" for one in _split(arguments)) + f"){result}"
+
+
+def _on_one_line(node: ast.FunctionDef) -> str:
+    words = " ".join(signature(node).removeprefix("def ").split())
+    return words.replace("( ", "(").replace(", )", ")")
+
+
+def _split(arguments: ast.arguments) -> list[str]:
+    """Arguments one by one, with the star where those by keyword begin."""
+    empty = dict(posonlyargs=[], kw_defaults=[], defaults=[], kwonlyargs=[])
+    found = []
+    missing = len(arguments.args) - len(arguments.defaults)
+    for i, a in enumerate(arguments.args):
+        default = arguments.defaults[i - missing : i - missing + 1] if i >= missing else []
+        found.append(ast.arguments(**empty | dict(args=[a], defaults=default)))
+    if arguments.kwonlyargs and not arguments.vararg:
+        found.append(ast.Name("*"))
+    elif arguments.vararg:
+        found.append(ast.arguments(**empty | dict(args=[], vararg=arguments.vararg)))
+    for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        defaults = [default] if default is not None else []
+        found.append(ast.arguments(**empty | dict(args=[a], defaults=defaults)))
+    if arguments.kwarg:
+        found.append(ast.arguments(**empty | dict(args=[], kwarg=arguments.kwarg)))
+    texts = [ast.unparse(one) for one in found]
+    return [re.sub(r"^(\w+: [^=]+)=", r"\1 = ", text) for text in texts]
+
+
+def prose(node: ast.AST, file: str) -> str:
+    """A docstring as Markdown: its sections become lists.
+
+    Raises:
+      SystemExit: if there is none.
+    """
+    text = _doc(node)
+    if not text:
+        raise SystemExit(f"uvit_jax/{file}: {node.name} is public and has no docstring")
+    pattern = rf"^({'|'.join(SECTIONS)}):\n"
+    first, *rest = re.split(pattern, text, flags=re.MULTILINE)
+    lines = [_paragraphs(first)]
+    for kind, body in zip(rest[::2], rest[1::2], strict=True):
+        section, _, after = body.partition("\n\n")
+        # A section ends where its indentation does.
+        while after and after.startswith("  "):
+            more, _, after = after.partition("\n\n")
+            section += f"\n\n{more}"
+        lines.append(f"*{kind}*\n\n{_items(kind, section)}\n")
+        if after.strip():
+            lines.append(_paragraphs(after))
+    return "\n".join(lines)
+
+
+def _items(kind: str, section: str) -> str:
+    body = inspect.cleandoc(section)
+    if kind == "Returns":
+        return " ".join(body.split())
+    entries = re.split(r"\n(?=\S)", body)
+    found = []
+    for text in entries:
+        names, colon, meaning = " ".join(text.split()).partition(": ")
+        named = ", ".join(f"`{name}`" for name in names.split(", "))
+        found.append(f"- {named}: {meaning}" if colon else f"- {names}")
+    return "\n".join(found)
+
+
+def _paragraphs(text: str) -> str:
+    """Paragraphs on lines of their own; what is indented stays as it is, as code."""
+    found = []
+    for part in text.strip("\n").split("\n\n"):
+        if part.startswith(" ") or re.search(r"^    ", part, flags=re.MULTILINE):
+            found.append(f"```\n{inspect.cleandoc(part)}\n```")
+        else:
+            found.append(" ".join(part.split()))
+    return "\n\n".join(part for part in found if part) + "\n"
+
+
+def _doc(node: ast.AST) -> str:
+    return ast.get_docstring(node) or ""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command and returns its exit status."""
+    text = page()
+    if "--check" in argv:
+        current = PAGE.exists() and PAGE.read_text() == text
+        print("up to date" if current else "docs/api.md is out of date: python tools/api_page.py")
+        return 0 if current else 1
+    PAGE.write_text(text)
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

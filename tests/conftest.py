@@ -5,6 +5,7 @@ Nothing else is shared: a compiled program is the same program, and the cache st
 
 import os
 import tempfile
+from importlib import metadata
 
 import pytest
 
@@ -18,5 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Tests compile much and compute little: half their time would go into optimising programs.
+    # Tests compile much and compute little: most of their time would go into optimising programs.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # A flag that a jaxlib does not know ends the process; these are known to this one.
+    if metadata.version("jaxlib").startswith("0.10."):
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()

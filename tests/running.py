@@ -14,8 +14,8 @@ TINY = "tests/configs/tiny.py"
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a fresh process with so many CPU devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def free_port() -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import running
 from uvit_jax.config import parse, to_dict
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig, corrupt, loss, weight
@@ -192,11 +193,7 @@ jax.tree.map(np.testing.assert_array_equal, one.times, four.times)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, four)
 print("same")
 """
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    environment = running.environment(4) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

@@ -1,6 +1,7 @@
 """Properties of the pure step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,30 @@ from uvit_jax.training.config import parse_run
 from uvit_jax.training.state import init_state, make_optimizer
 from uvit_jax.training.step import make_step
 
+# What several tests learn with: nothing is dropped, and the average moves.
+LEARNING = {"train.drop.label": 0.0, "train.ema_decay": 0.9, "optimizer.learning_rate": 1e-2}
+
+
+@functools.cache
+def fresh(model):
+    """A state of the model, the same whatever the rates."""
+    run = parse_run(read_config(str(ROOT / TINY), {}))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    optimizer, _ = make_optimizer(run.optimizer, run.train)
+    return init_state(model, optimizer, jax.random.key(0), mesh)[0]
+
 
 def setup(**overrides):
-    run = parse_run(read_config(str(ROOT / TINY), overrides))
+    """(run, model, state, batch, step); the same overrides give the same compiled step."""
+    return _setup(tuple(overrides.items()))
+
+
+@functools.cache
+def _setup(overrides):
+    run = parse_run(read_config(str(ROOT / TINY), dict(overrides)))
     model = uvit_jax.build(run.model)
     optimizer, rate = make_optimizer(run.optimizer, run.train)
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    state, _ = init_state(model, optimizer, jax.random.key(0), mesh)
+    state = fresh(model)
     rng = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(rng.uniform(-1, 1, (16, 16, 16, 3)), jnp.float32),
@@ -72,15 +90,15 @@ def test_the_step_is_a_function_of_state_and_batch_alone():
 
 def test_dropped_conditions_are_the_null_class():
     """With all labels dropped, which labels there were makes no difference; with none, it does."""
-    for share, same in ((1.0, True), (0.0, False)):
-        *_, state, batch, step = setup(**{"train.drop.label": share})
+    for overrides, same in (({"train.drop.label": 1.0}, True), (LEARNING, False)):
+        *_, state, batch, step = setup(**overrides)
         one = step(state, batch)[1]["loss"]
         other = step(state, {**batch, "label": jnp.flip(batch["label"])})[1]["loss"]
         assert bool(one == other) == same
 
 
 def test_ema_follows_its_recursion():
-    *_, state, batch, step = setup(**{"train.ema_decay": 0.9})
+    *_, state, batch, step = setup(**LEARNING)
     expected = state.ema
     for _ in range(3):
         decay = min(0.9, (1 + int(state.step)) / (10 + int(state.step)))
@@ -98,7 +116,7 @@ def test_the_learning_rate_warms_up_and_decays():
 
 
 def test_training_lowers_the_loss_of_a_fixed_problem():
-    *_, state, batch, step = setup(**{"optimizer.learning_rate": 1e-2})
+    *_, state, batch, step = setup(**LEARNING)
     batch = jax.tree.map(lambda a: a[:1].repeat(16, axis=0), batch)
     losses = []
     for _ in range(150):

@@ -5,6 +5,7 @@ array_record files.
 """
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 from uvit_jax.data import emoji
@@ -43,17 +44,13 @@ class EmojiSource:
         else:
             self.class_names = ()
         builder = preparation.builder(config.data_dir)
-        data = _open(builder, config.split, ["image"])
-        # All of it is 20 MB.
         self._records = []
-        for i in range(len(data)):
-            stored = data[i]
-            key = stored["key"].decode()
+        for key, image in _stored(str(builder.data_path), config.split):
             if key not in kept:
                 continue
             entry = kept[key]
             record = {
-                "image": stored["image"],
+                "image": image,
                 "name": key,
                 "captions": (entry["caption"],),
                 "concept": entry["label"],
@@ -70,6 +67,16 @@ class EmojiSource:
 
     def __getitem__(self, index: int) -> dict:
         return dict(self._records[index])
+
+
+@functools.lru_cache(4)
+def _stored(data_path: str, split: str) -> tuple[tuple[str, bytes], ...]:
+    """(key, encoded picture) of every emoji of a split, read once a process: all of it is 20 MB."""
+    import tensorflow_datasets as tfds
+
+    data = _open(tfds.builder_from_directory(data_path), split, ["image"])
+    records = data.__getitems__(range(len(data)))
+    return tuple((record["key"].decode(), record["image"]) for record in records)
 
 
 def _filter(records: list[dict], config: DataConfig) -> list[dict]:

@@ -144,7 +144,11 @@ def build_autoencoder(config: Mapping[str, Any] | AutoencoderConfig | None = Non
     """
     if not isinstance(config, AutoencoderConfig):
         config = parse(AutoencoderConfig, config or {}, "autoencoder")
-    return Autoencoder(config)
+    return _built(config)
+
+
+# It is pure: who asks for the same one again gets it, with all that was compiled for it.
+_built = functools.lru_cache(32)(Autoencoder)
 
 
 def sample_moments(key: jax.Array, moments: jax.Array, *, scale: float = SCALE) -> jax.Array:

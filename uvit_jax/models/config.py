@@ -141,6 +141,10 @@ class ModelConfig:
         if self.dtype not in DTYPES:
             raise UvitError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}")
 
+    def __hash__(self) -> int:
+        # A mapping has no hash; the segments are told apart by equality.
+        return hash((self.sequence, self.backbone, self.dtype))
+
     def layout(self) -> Layout:
         """The layout that these segments make; raises UvitError if they make none."""
         return Layout(

@@ -195,4 +195,8 @@ def build(config: Mapping[str, Any] | ModelConfig) -> Model:
     Raises:
       UvitError: on an unknown key or a model that cannot be, naming the key.
     """
-    return Model(parse_model(config))
+    return _built(parse_model(config))
+
+
+# It is pure: who asks for the same one again gets it, with all that was compiled for it.
+_built = functools.lru_cache(64)(Model)

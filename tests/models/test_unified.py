@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import uvit_jax
+from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.models import unified
 from uvit_jax.training.references import permute
@@ -248,3 +249,24 @@ def test_wrong_references_are_told():
     del inputs["ref_2_2"]
     with pytest.raises(UvitError, match="inputs lacks 'ref_2_2'"):
         model.apply({}, inputs, times)
+
+
+@pytest.mark.parametrize("visibility", unified.VISIBILITIES)
+@pytest.mark.parametrize("start", [(2, 1), (2, 2), (1, 1)])
+def test_a_layout_of_more_references_is_the_presets(visibility, start):
+    def config(subjects, views):
+        return unified.preset(
+            "uvit", SHAPE, patch_size=4, subjects=subjects, views=views, max_subjects=3,
+            max_views=3, visibility=visibility, text_length=4, vocab_size=9, width=16, depth=2,
+            num_heads=2,
+        )  # fmt: skip
+
+    if start == (1, 1) and visibility == "ref_isolated":
+        return  # one reference alone does not say which of the two it is
+    resized = unified.with_references(config(*start), 3, 2)
+    assert uvit_jax.build(resized).layout == uvit_jax.build(config(3, 2)).layout
+    parsed = to_dict(uvit_jax.build(config(*start)).config)
+    again = unified.with_references(parsed, 3, 2)
+    assert uvit_jax.build(again).layout == uvit_jax.build(config(3, 2)).layout
+    with pytest.raises(UvitError, match="max_subjects=3 slots, got 4"):
+        unified.with_references(parsed, 4, 1)

@@ -30,8 +30,9 @@ HEADS = {
 """Head → number of classes. `background` wants a whole picture, the others a cut-out; `present`
 says whether there is a subject at all."""
 
-MEASURED = factors.NAMES
-"""The factors that both judges can tell: their one-factor AUC is above .8 (see judges.md)."""
+MEASURED = ("profile", "second_hue", "front", "back", "top", "arm")
+"""The factors that heads of both judges name rightly in .8 of true pictures or more; hue (.75, its
+neighbours are close) and pattern (.52) are not (see docs/subjects/judges.md)."""
 
 _CONVOLUTIONS = ((12, 32, 1), (32, 64, 2), (64, 96, 1), (96, 128, 2))
 """Channels in and out, and stride, at 16² to begin with: of 2 x 2 pixels, stacked."""

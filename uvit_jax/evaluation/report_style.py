@@ -50,7 +50,8 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .pictures th:first-child { position: static; min-width: 0; }
 .strip { display: flex; gap: 4px; } .strip img { width: 88px; height: 88px; border-radius: 4px;
   object-fit: contain; display: block; } .pixels { image-rendering: pixelated; }
-.prompt { font-weight: 400; min-width: 9rem; max-width: 13rem; white-space: normal; font-size: .82rem; }
+.prompt { font-weight: 400; min-width: 9rem; max-width: 13rem; white-space: normal;
+  font-size: .82rem; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .3rem 1.2rem;
   font-size: .92rem; } dt { color: var(--soft); } dd { margin: 0; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); padding: .8rem;

@@ -2,6 +2,7 @@
 
     python -m experiments.compare --config=configs/subjects.py
     python -m experiments.compare --config=configs/subjects.py --quick
+    python -m experiments.compare --config=configs/subjects.py:emoji         # of emoji scenes
     python -m experiments.train --config=configs/subjects.py:uvit_context    # one network of it
 
 Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, of equal width and equal
@@ -111,9 +112,12 @@ def run(name: str) -> dict[str, Any]:
 
 
 def get_config(name: str = "") -> dict[str, Any]:
-    """The comparison, the same as a smoke test (`quick`), or the run of one network."""
+    """The comparison on totems or `emoji` scenes, as a smoke test (`quick`, `emoji_quick`), or the
+    run of one network."""
     if name in STEPS:
         return run(name)
+    if name.startswith("emoji"):
+        return _of_emoji(get_config(name.removeprefix("emoji").strip("_")))
     config = dict(
         world="totems",
         networks={name: run(name) for name in STEPS},
@@ -166,3 +170,11 @@ def get_config(name: str = "") -> dict[str, Any]:
             notes=("A smoke test: networks of a minute's training, whose pictures are mush.",),
         )
     return config
+
+
+def _of_emoji(config: dict[str, Any]) -> dict[str, Any]:
+    """The same of emoji scenes, where a whole vendor is held out, by EfficientNet-Lite0."""
+    for given in config["networks"].values():
+        given["data"]["name"] = "emoji_scenes"
+    asked = config["settings"].pop("pairs")
+    return config | dict(world="emoji_scenes", settings=config["settings"] | dict(vendor=asked))

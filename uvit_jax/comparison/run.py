@@ -72,9 +72,9 @@ class Comparison:
         for name in dict.fromkeys(self.config.arms[arm].network for arm in self.chosen):
             if not self._train(name):
                 return None
-        check_compute(
-            [self._network(name) for name in self.runs if self._ready(name)], self.config.tolerance
-        )
+        trained = [name for name, run in self.runs.items() if run and self._ready(name)]
+        if trained:
+            check_compute([self._network(name) for name in trained], self.config.tolerance)
         for name in self.chosen:
             arm = self.config.arms[name]
             if arm.method == "context":

@@ -16,7 +16,6 @@ from typing import Any
 from experiments import cli
 from uvit_jax.errors import UvitError
 from uvit_jax.models import uvit
-from uvit_jax.parallel import heap
 
 SEED = 0
 
@@ -102,12 +101,14 @@ def set_threads(count: int) -> None:
     """
     import torch
 
+    from uvit_jax.parallel import heap
+
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(cores):
         raise UvitError(f"--threads must lie between 1 and {len(cores)} cores, got {count}")
     os.sched_setaffinity(0, cores[:count])
     torch.set_num_threads(count)
-    heap.keep("cpu")  # as the trainer does; PyTorch's memory is kept, too
+    heap.keep()  # as the trainer does; PyTorch's memory is kept, too
 
 
 def measure(

@@ -21,7 +21,6 @@ from typing import Any
 from experiments import cache
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.parallel import heap
 
 SHARED = {"--seed": "of all random numbers; the same seed gives the same results"}
 """Flags that mean the same in every command, and are explained here unless one says otherwise."""
@@ -163,15 +162,13 @@ def write_json(path: str | None, results: Any) -> None:
 def run(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command's `main(argv) → exit status`; a `UvitError` is one line and status 2.
 
-    What it compiles is kept for the next time (see cache.py), and what a CPU's programs free for
-    the next call (see heap.py).
+    What it compiles is kept for the next time (see cache.py).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax think aloud there
     try:
         cache.enable()
-        heap.dispatch_in_place()
         status = main(None)
     except UvitError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.text_encoder is not None:
         changes["text_encoder"] = args.text_encoder
     config = drawing.sample_config(run.sample, args, **changes)
+    heap.keep()
     model, params = load(folder.path, step=args.step, ema=not args.raw)
     params = drawing.adapted(model, params, args)
 
@@ -78,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     conditions, captions = conditions_for(model, vocabulary, config, encode_text)
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
-    heap.keep(mesh.devices.flat[0].platform)
     draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)
     params = jax.device_put(params, shardings(params, mesh))
     parts = []

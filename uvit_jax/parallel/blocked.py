@@ -1,13 +1,19 @@
 """Attention head by head, for CPUs: one head's logits fit into a core's cache, all heads' do not.
 
-A `lax.map` over examples and heads runs plain two-dimensional products, which XLA's CPU backend
-does faster than batched ones. The backward pass recomputes the attention weights from each row's
-log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1) and so keeps no (N, M) array either.
+A loop over examples and heads runs plain two-dimensional products, which XLA's CPU backend does
+faster than batched ones. Each is too small for several cores, but the backend runs loops that do
+not depend on each other side by side, so there are a few of them. The backward pass recomputes the
+attention weights from each row's log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1) and
+so keeps no (N, M) array either.
 """
+
+import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+LOOPS = 2
 Saved = tuple[jax.Array, ...]
 
 
@@ -39,6 +45,19 @@ def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
     return x_GNK.reshape(B, G // B, N, K).transpose(0, 2, 1, 3)
 
 
+def _map(one: Callable, heads: Saved):
+    """`jax.lax.map(one, heads)`, in LOOPS loops."""
+    G = heads[0].shape[0]
+    ends = [G * i // LOOPS for i in range(LOOPS + 1)]
+
+    def loop(start: int, stop: int):
+        # Heads are taken by number, so that no loop needs a copy of its part of the arrays.
+        return jax.lax.map(lambda g: one([x[g] for x in heads]), jnp.arange(start, stop))
+
+    parts = [loop(a, b) for a, b in itertools.pairwise(ends) if a < b]
+    return jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+
+
 def _logits(q_NK: jax.Array, k_MK: jax.Array, mask_NM: jax.Array | None) -> jax.Array:
     logits_NM = jnp.einsum("nk,mk->nm", q_NK, k_MK, preferred_element_type=jnp.float32)
     if mask_NM is None:
@@ -65,9 +84,8 @@ def _forward(
         out_NK = (weights_NM.astype(v_MK.dtype) @ v_MK).astype(jnp.float32) / sum_N1
         return out_NK.astype(v_MK.dtype), most_N1 + jnp.log(sum_N1)
 
-    out_GNK, logsumexp_GN1 = jax.lax.map(
-        one, (q_GNK, k_GMK, v_GMK, _examples(mask_ENM, len(q_GNK)))
-    )
+    examples = _examples(mask_ENM, len(q_GNK))
+    out_GNK, logsumexp_GN1 = _map(one, (q_GNK, k_GMK, v_GMK, examples))
     return out_GNK, (q_GNK, k_GMK, v_GMK, mask_ENM, out_GNK, logsumexp_GN1)
 
 
@@ -87,7 +105,7 @@ def _backward(saved: Saved, grad_GNK: jax.Array):
         return dlogits_NM @ k_MK, dlogits_NM.T @ q_NK, dv_MK
 
     examples = _examples(mask_ENM, len(out_GNK))
-    return *jax.lax.map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples)), None
+    return *_map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples)), None
 
 
 def _examples(mask_ENM: jax.Array | None, G: int) -> jax.Array:

@@ -1,37 +1,31 @@
 """Memory that a process on a CPU keeps from one call of a program to the next.
 
 XLA's CPU client allocates a program's temporary memory anew for every call. The C library gives
-blocks of such a size back to the kernel at once, which has to zero every page of the next one: in a
-train step of a U-ViT-S/2 that took a tenth of the processor time. TPUs and GPUs have allocators of
-their own, and need none of this.
+blocks of that size back to the kernel, which has to zero every page of the next one. TPUs and GPUs
+have allocators of their own, and need none of this.
 """
 
 import ctypes
 import os
 
-ASYNC_DISPATCH = "JAX_CPU_ENABLE_ASYNC_DISPATCH"
+import jax
+
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of glibc's mallopt(3)
 
 
-def dispatch_in_place() -> None:
-    """Makes JAX, not imported yet, run a single CPU's programs in the thread that calls them.
+def keep() -> bool:
+    """Lets a process whose default devices are CPUs keep what it frees; says whether it does.
 
-    Only there is their memory taken from the heap that `keep` is about: glibc has another one for
-    every thread, and none of those holds large blocks. The variable is JAX's own; one that is set
-    already stays, and nothing changes for other devices.
+    Call it before anything asks JAX for devices. A CPU's programs then run in the thread that calls
+    them, since only the main thread's heap holds large blocks, and not beside it; with other
+    devices, nothing changes. Nothing does either where the C library is not glibc, or where the
+    environment has glibc's own variable `MALLOC_TRIM_THRESHOLD_`, which then decides.
     """
-    os.environ.setdefault(ASYNC_DISPATCH, "false")
-
-
-def keep(platform: str) -> bool:
-    """Where programs run on CPUs, lets the process keep what it frees; says whether it does.
-
-    Nothing is done for other platforms, where the C library is not glibc, or if the environment has
-    `MALLOC_TRIM_THRESHOLD_`, glibc's own variable, which then decides.
-    """
-    if platform != "cpu" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+    if "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return False
+    # Does nothing to devices other than CPUs, and has to be known before JAX looks for any.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if jax.default_backend() != "cpu":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:
-        return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+    return mallopt is not None and bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))

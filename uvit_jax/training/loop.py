@@ -78,10 +78,10 @@ def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Su
 def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
     clock = Clock()
     folder.check(raw)
+    heap.keep()
     mesh = make_mesh(run.mesh)
     check_mesh(run, mesh)
     check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
-    heap.keep(mesh.devices.flat[0].platform)
     model = build(run.model)
     dataset = pipeline.dataset(run.data)
     check_data(model, dataset)

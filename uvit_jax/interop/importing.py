@@ -34,9 +34,9 @@ from uvit_jax.interop.recognise import (
 from uvit_jax.interop.sources import Source, open_source
 from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.model import Model, Params
+from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.config import RunConfig, parse_run
-from uvit_jax.training.loop import check_data
 from uvit_jax.training.state import TrainState, make_optimizer
 from uvit_jax.training.workdir import Workdir
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.parallel.sharding import jit_whole, shardings
-    from uvit_jax.sampling import make_sampler
+    from uvit_jax.sampling import batches, make_sampler
     from uvit_jax.training.config import parse_run
     from uvit_jax.training.workdir import Workdir
 
@@ -81,12 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     params = jax.device_put(params, shardings(params, mesh))
     parts = []
     with jax.set_mesh(mesh):
-        for start in range(0, config.count, args.batch_size):
-            # The last batch is filled up, so that there is one shape to compile for.
-            rows = np.arange(start, start + min(args.batch_size, config.count)) % config.count
-            key = jax.random.fold_in(jax.random.key(args.seed), start)
-            batch = {name: value[rows] for name, value in conditions.items()}
-            parts.append(jax.device_get(draw(params, key, batch)))
+        for key_and_batch in batches(conditions, min(args.batch_size, config.count), args.seed):
+            parts.append(jax.device_get(draw(params, key_and_batch)))
     samples = {
         name: np.concatenate([part[name] for part in parts])[: config.count] for name in parts[0]
     }

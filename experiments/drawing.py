@@ -2,6 +2,7 @@
 
 add_flags(parser)
 config = sample_config(run.sample, args, count=16)     # a run's own, but for the flags
+model = with_attention(model, args.attention)          # where the run's own does not run
 samples, told = Run(args).samples(mesh)                # of the data's conditions, to be measured
 """
 
@@ -60,6 +61,37 @@ def how(sample: "SampleConfig") -> dict[str, Any]:
         "guidance_channels": sample.guidance_channels,
         "clip": sample.clip,
     }
+
+
+def add_attention_flag(parser: Any) -> None:
+    """Adds `--attention`."""
+    parser.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="in place of the run's: xla, blocked, splash, cudnn, …; the same but for rounding",
+    )
+
+
+def with_attention(model: Any, name: str | None) -> Any:
+    """The model with the attention that `--attention` names, or its own, for the devices at hand.
+
+    Raises:
+      UvitError: if there is no such attention, or it does not run here.
+    """
+    import jax
+
+    from uvit_jax import build
+    from uvit_jax.parallel.attention import check_platform
+
+    if name:
+        backbone = dataclasses.replace(model.config.backbone, attention=name)
+        model = build(dataclasses.replace(model.config, backbone=backbone))
+    check_platform(
+        model.config.backbone.attention,
+        jax.devices()[0].platform,
+        remedy="give another, which is the same but for rounding: --attention=xla",
+    )
+    return model
 
 
 def add_adapter_flags(parser: Any) -> None:
@@ -184,6 +216,7 @@ class Run:
 
         args, count = self.args, self.args.count or 10_000
         step, model, params = self._load()
+        model = with_attention(model, args.attention)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
         pictures.picture_segment(model, decoder)

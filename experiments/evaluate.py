@@ -119,6 +119,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the data's (the default), or each class equally often, which needs no data",
     )
     drawing.add_flags(drawn)
+    drawing.add_attention_flag(drawn)
     drawn.add_argument("--seed", type=int, default=0)
     drawn.add_argument("--fsdp", type=int, default=1, help="shard parameters over so many")
     drawn.add_argument("--distributed", metavar="SPEC", default="", help="as experiments.train")
@@ -129,7 +130,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not (args.workdir or args.images):
         raise UvitError("give --workdir=DIR to measure a run, or --images=PATH to measure pictures")
     if args.images:
-        names = ("step", "raw", "labels", "sampler", "steps", *drawing.FLAGS)
+        names = ("step", "raw", "labels", "sampler", "steps", "attention", *drawing.FLAGS)
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if given:
             raise UvitError(f"{given[0]} tells how to draw samples, and --images are drawn already")

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, drawing
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -48,6 +48,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--autoencoder", metavar="FILE", help="of a model of latents")
     parser.add_argument("--text_encoder", metavar="DIR", help="of a model of CLIP's features")
+    drawing.add_attention_flag(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +116,8 @@ class _Command:
         self.args, self.config = args, config
         folder = Workdir(args.workdir)
         self.run = parse_run(folder.read_config())
-        self.model, self.params = load(folder.path, step=args.step, ema=not args.raw)
+        model, self.params = load(folder.path, step=args.step, ema=not args.raw)
+        self.model = drawing.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
         changes = {k: v for k in ("autoencoder", "text_encoder") if (v := getattr(args, k))}
@@ -225,7 +227,7 @@ class _Command:
             )
         images = np.stack([data.decode(data.source[i])["image"] for i in range(len(data))])
         if self._decoder is not None:
-            images = self._encoded(images)
+            images = self._decoder.encode(images)
         given = self._given(self._prompts(name)[0], len(images))
         return {s.name: images if s is segment else given[s.name] for s in self.model.layout.inputs}
 
@@ -244,16 +246,6 @@ class _Command:
                 nulls=self._nulls,
             )
         return self._classes[prompt]
-
-    def _encoded(self, images: Any) -> Any:
-        """Pictures as the mean latents that the model is of."""
-        import numpy as np
-
-        from uvit_jax.models.autoencoder import encode_in_batches
-
-        decoder = self._decoder
-        moments = encode_in_batches(decoder.autoencoder, decoder.params, images)
-        return np.split(moments, 2, axis=-1)[0] * decoder.scale
 
 
 def _folders(args: Any) -> dict[str, Path]:

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{imported.heads} heads"
     )
     if imported.note:
-        print(f"labels are numbers, for want of the data's class names: {imported.note}")
+        print(imported.note)
     if imported.caution:
         print(imported.caution)
     print(

@@ -6,10 +6,13 @@
         --text_encoder=clip-vit-large-patch14 --autoencoder=vae.safetensors
     python -m experiments.sample --workdir=workdirs/emoji_text --prompt="@1 bear" \\
         --adapter=bear.safetensors --adapter=style.safetensors:0.5
+    python -m experiments.sample --workdir=workdirs/subjects --prompt="@1 left of @2" \\
+        --references=photos
 
 The sampler, its steps, the guidance, the autoencoder and the text encoder are the run's own unless
-flags say otherwise. The npz holds each image segment by its name, in about [-1, 1], and what the
-model itself drew, if that were latents, as NAME_latents.
+flags say otherwise. References are a folder for each subject, @1, @2, … by the folders' names, or
+the pictures of one subject. The npz holds each image segment by its name, in about [-1, 1], and
+what the model itself drew, if that were latents, as NAME_latents.
 """
 
 from collections.abc import Sequence
@@ -27,12 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
     parser.add_argument("--label", action="append", default=[], help="a class, by name or number")
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be repeated")
+    parser.add_argument(
+        "--references", metavar="FOLDER", help="of a folder for each subject, or of one's pictures"
+    )
     parser.add_argument("--count", type=int, help="how many pictures")
     drawing.add_flags(parser)
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="for a model of a text encoder's features, its CLIP"
     )
     drawing.add_adapter_flags(parser)
+    drawing.add_attention_flag(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", metavar="FILE", help="the PNG; an .npz stands beside it; default in the workdir"
@@ -48,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.parallel import heap
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.parallel.sharding import jit_whole, shardings
-    from uvit_jax.sampling import make_sampler
+    from uvit_jax.references import from_folder
+    from uvit_jax.sampling import batches, make_sampler
     from uvit_jax.training.config import parse_run
     from uvit_jax.training.workdir import Workdir
 
@@ -72,23 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = drawing.sample_config(run.sample, args, **changes)
     heap.keep()
     model, params = load(folder.path, step=args.step, ema=not args.raw)
+    model = drawing.with_attention(model, args.attention)
     params = drawing.adapted(model, params, args)
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
-    conditions, captions = conditions_for(model, vocabulary, config, encode_text)
+    shown = from_folder(model.layout, args.references, decode) if args.references else {}
+    conditions, captions = conditions_for(
+        model, vocabulary, config, encode_text, list(shown.values())
+    )
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
     draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)
     params = jax.device_put(params, shardings(params, mesh))
     parts = []
     with jax.set_mesh(mesh):
-        for start in range(0, config.count, args.batch_size):
-            # The last batch is filled up, so that there is one shape to compile for.
-            rows = np.arange(start, start + min(args.batch_size, config.count)) % config.count
-            key = jax.random.fold_in(jax.random.key(args.seed), start)
-            batch = {name: value[rows] for name, value in conditions.items()}
-            parts.append(jax.device_get(draw(params, key, batch)))
+        for key_and_batch in batches(conditions, min(args.batch_size, config.count), args.seed):
+            parts.append(jax.device_get(draw(params, key_and_batch)))
     samples = {
         name: np.concatenate([part[name] for part in parts])[: config.count] for name in parts[0]
     }
@@ -114,7 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"uvit_jax.models.autoencoder.decode_in_batches(…, scale={config.latent_scale})"
         )
     results = {"png": str(out) if drawn else None, "npz": str(out.with_suffix(".npz"))}
-    results |= {"captions": captions, "seed": args.seed, "count": config.count}
+    results |= {
+        "captions": captions,
+        "references": list(shown),
+        "seed": args.seed,
+        "count": config.count,
+    }
     results |= drawing.how(config) | {"adapters": args.adapter}
     cli.write_json(args.json, results)
     return 0

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import uvit_jax
-from uvit_jax.conditions import conditions_like, uniform_labels, with_features
+from uvit_jax.conditions import conditions_for, conditions_like, uniform_labels, with_features
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.models import unified
 from uvit_jax.models.uvit import preset
+from uvit_jax.sampling import SampleConfig
 
 
 def model(channels=3, **options):
@@ -88,8 +90,38 @@ def test_captions_are_the_datas_in_the_models_tokens():
     assert {t[0] for t in texts} == {"a", "b"}
 
 
-def test_conditions_that_data_do_not_have_are_named():
-    segment = types.SimpleNamespace(name="reference", modality="image", role="clean", shape=())
-    fake = types.SimpleNamespace(layout=types.SimpleNamespace(inputs=[segment]))
-    with pytest.raises(UvitError, match=r"segment 'reference'.*--images"):
-        conditions_like(fake, Data(), Vocabulary(), 4, seed=0)
+class Shown(Data):
+    """Ten examples, each of which says in every input which it is."""
+
+    def batch(self, indices):
+        numbers = np.asarray(indices, np.float32)
+        pictures = np.broadcast_to(numbers[:, None, None, None], (len(numbers), 8, 8, 3))
+        refs = {"ref_1_1": pictures, "refs_present": np.ones((len(numbers), 1, 1), bool)}
+        return {"image": pictures, "text": numbers.astype(np.int32)[:, None], **refs}
+
+
+@pytest.fixture(scope="module")
+def unified_model():
+    sizes = dict(patch_size=4, width=16, depth=2, num_heads=2, text_length=1, vocab_size=12)
+    return uvit_jax.build(unified.preset("uvit", (8, 8, 3), subjects=1, **sizes))
+
+
+def test_what_a_sample_is_shown_and_told_is_of_one_example(unified_model):
+    found = conditions_like(unified_model, Shown(), Vocabulary(), 20, seed=0)
+    assert found.keys() == {"count", "ref_1_1", "refs_present", "text"}
+    parts = [np.array([3, 1]), np.arange(4, 20)]  # in whatever parts they are asked for
+    for rows in parts:
+        assert np.array_equal(found["ref_1_1"][rows][:, 0, 0, 0], found["text"][rows][:, 0])
+    everyone = found["text"][np.arange(20)][:, 0]
+    assert np.bincount(everyone).tolist() == [2] * 10  # each once before any comes twice
+    assert sorted(everyone[:10]) == list(range(10)) and everyone[:10].tolist() != list(range(10))
+
+
+def test_conditions_that_data_do_not_have_are_named(unified_model):
+    plain = Shown()
+    plain.batch = lambda indices: {"image": np.zeros((len(indices), 8, 8, 3), np.float32)}
+    with pytest.raises(UvitError, match=r"segment 'ref_1_1'.*bring no.*--images"):
+        conditions_like(unified_model, plain, Vocabulary(), 4, seed=0)
+    tokenizer = Tokenizer(("@1",))
+    with pytest.raises(UvitError, match=r"none are given.*--references=FOLDER"):
+        conditions_for(unified_model, Vocabulary((), tokenizer), SampleConfig(count=2))

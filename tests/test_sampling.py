@@ -13,7 +13,8 @@ from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError
 from uvit_jax.models import dit
-from uvit_jax.sampling import SampleConfig, make_sampler
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+from uvit_jax.sampling import SampleConfig, batches, make_sampler
 
 C, P, D = 3, 4, 16
 FLOW = ScheduleConfig(name="rectified_flow")
@@ -140,6 +141,33 @@ def test_references_are_cached_and_guided_beside_text(unified):
     all_, refs, nothing = (np.asarray(run(**conditions | c)) for c in ({}, null, none))
     expected = nothing + 1.5 * (refs - nothing) + 2.5 * (all_ - refs)
     np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_spread_tokens_have_no_cache(unified):
+    """What `when_exact` leaves out, `always` refuses."""
+    model, params, conditions, draw = unified
+    segments = {k: dataclasses.replace(s, optional=False) for k, s in model.config.segments.items()}
+    backbone = dataclasses.replace(model.config.backbone, attention="ring")
+    spread = uvit_jax.build(dataclasses.replace(model.config, segments=segments, backbone=backbone))
+    sampler = dict(name="ddim", steps=1)
+    with pytest.raises(UvitError, match="attention 'ring' knows no cached keys"):
+        draw(spread, cache_references="always")
+    given = {name: conditions[name] for name in ("ref_1_1", "ref_2_1", "text")}
+    diffusion = ObjectiveConfig(schedule=FLOW, prediction="x0")
+    function = make_sampler(spread, diffusion, parse(SampleConfig, dict(sampler=sampler)))
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        found = jax.eval_shape(function, params, jax.random.key(0), given)
+    assert found["image"].shape == (2, 8, 8, C)
+
+
+def test_batches_are_of_one_shape_and_hold_every_row():
+    conditions = {"label": np.arange(5), "text": np.arange(10).reshape(5, 2)}
+    found = list(batches(conditions, 2, seed=3))
+    keys = [jax.random.key_data(key).tolist() for key, _ in found]
+    assert len(found) == 3 and len(set(map(tuple, keys))) == 3
+    assert all(len(batch["label"]) == 2 for _, batch in found)
+    for name, value in conditions.items():
+        assert np.array_equal(np.concatenate([b[name] for _, b in found])[:5], value)
 
 
 def test_misuse_of_references_is_told(unified):

@@ -1,6 +1,7 @@
 """What a model is conditioned on when it draws: labels and prompts, or those of a data set.
 
-conditions, captions = conditions_for(model, vocabulary, config)          # of flags
+conditions, captions = conditions_for(model, vocabulary, config)          # of flags, and of
+                                                                          # references' pictures
 conditions = conditions_like(model, dataset, vocabulary, count, seed)     # of data
 conditions = uniform_labels(model, vocabulary, count, seed)               # every class alike
 nulls = nulls_of(model.layout, vocabulary)                                # for guidance
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uvit_jax.condition_rows import FeatureRows, example_rows
 from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.tokens.references import reference_inputs
 
 if TYPE_CHECKING:
     from uvit_jax.data.latents import LatentData
@@ -107,14 +110,18 @@ def conditions_for(
     vocabulary: Vocabulary,
     config: SampleConfig,
     encode_text: EncodeText | None = None,
+    references: Sequence[Sequence[np.ndarray]] = (),
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The conditions that `config.labels` and `config.prompts` name, and a caption for each.
 
     Args:
       encode_text: for a model whose text is the features of a frozen encoder, that encoder.
+      references: for a model that takes them, the subjects of every sample, `@1`, `@2`, … of its
+        prompt, each with its views as the model takes pictures (see `references.from_folder`).
 
     Raises:
-      UvitError: for a label or prompt that the model cannot take.
+      UvitError: for a label, prompt or reference that the model cannot take, or without a
+        reference for a model that takes them.
     """
     count = config.count
     conditions: dict[str, np.ndarray] = {"count": np.zeros((count,), np.int32)}
@@ -132,6 +139,8 @@ def conditions_for(
             ids = [vocabulary.class_id(w, segment.num_classes) for w in wanted]
             conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
             named = [vocabulary.class_name(i) for i in conditions[segment.name]]
+        elif segment.is_reference:
+            continue
         elif segment.modality in ("text", "features"):
             given = config.prompts or ("",)
             named = [given[i % len(given)] for i in range(count)]
@@ -147,6 +156,14 @@ def conditions_for(
                 "call uvit_jax.sampling.make_sampler from Python"
             )
         captions = [" ".join(filter(None, pair)) for pair in zip(captions, named, strict=True)]
+    if references:
+        shown = reference_inputs(model.layout, [references])
+        conditions |= {name: np.repeat(value, count, axis=0) for name, value in shown.items()}
+    elif model.layout.references:
+        raise UvitError(
+            "the model takes pictures of subjects, and none are given; experiments.sample takes a "
+            "folder of them with --references=FOLDER"
+        )
     return conditions, captions
 
 
@@ -168,20 +185,20 @@ def conditions_like(
 
     Returns:
       By segment, leaves (count, ...); `count` zeros (count,) for a model without conditions.
-      Features are `FeatureRows`, read from their files when they are indexed.
+      Features are `FeatureRows`, read from their files when they are indexed. Of a model with
+      references all are `ExampleRows`: what a sample is shown and told is of one example.
 
     Raises:
-      UvitError: if a segment is neither a label nor a text, or a class is unknown to the model.
+      UvitError: if the data bring no such condition, or a class is unknown to the model.
     """
     found: dict[str, Any] = {"count": np.zeros((count,), np.int32)}
     conditional = _conditional(model.layout)
+    shown = [s.name for s in conditional if s.modality not in NAMED]
+    if shown:
+        order = _order(np.random.default_rng(seed), len(dataset), count)
+        return found | example_rows(model.layout, shown[0], dataset, order)
     for segment in conditional:
         missing = ""
-        if segment.modality not in NAMED:
-            raise UvitError(
-                f"segment {segment.name!r} ({segment.modality}) cannot be drawn from the data; "
-                "sample from Python and give the pictures with --images"
-            )
         if segment.modality == "text" and vocabulary.tokenizer is None:
             raise UvitError(f"segment {segment.name!r} takes tokens, and the run has no tokenizer")
         if segment.modality == "label" and not dataset.class_names:
@@ -194,8 +211,7 @@ def conditions_like(
     if not conditional:
         return found
     rng = np.random.default_rng(seed)
-    rounds = -(-count // len(dataset))
-    order = np.concatenate([rng.permutation(len(dataset)) for _ in range(rounds)])[:count]
+    order = _order(rng, len(dataset), count)
     wanted = {s.modality: s for s in conditional}
     labels, texts = [], []
     for index in order.tolist() if {"label", "text"} & wanted.keys() else ():
@@ -217,6 +233,12 @@ def conditions_like(
     return found
 
 
+def _order(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
+    """`count` of `length` records in a random order, every one once before any comes twice."""
+    rounds = -(-count // length)
+    return np.concatenate([rng.permutation(length) for _ in range(rounds)])[:count]
+
+
 def uniform_labels(
     model: Model, vocabulary: Vocabulary, count: int, seed: int
 ) -> dict[str, np.ndarray]:
@@ -236,26 +258,6 @@ def uniform_labels(
     known = len(vocabulary.classes) or conditional[0].num_classes
     labels = np.random.default_rng(seed).permutation(np.arange(count, dtype=np.int32) % known)
     return {"count": np.zeros((count,), np.int32), conditional[0].name: labels}
-
-
-class FeatureRows:
-    """Features (count, N, F) that are read when indexed by an array of rows: 50,000 captions of
-    CLIP's would be 12 GB."""
-
-    def __init__(self, dataset: LatentData, order: np.ndarray, numbers: np.ndarray):
-        self._dataset, self._order, self._numbers = dataset, order, numbers
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        pairs = zip(self._order[rows].tolist(), self._numbers[rows].tolist(), strict=True)
-        return np.stack([self._dataset.feature(*pair) for pair in pairs])
-
-    def captions(self) -> list[str]:
-        """The texts behind the features."""
-        pairs = zip(self._order.tolist(), self._numbers.tolist(), strict=True)
-        return [self._dataset.caption(*pair) for pair in pairs]
 
 
 def _conditional(layout: Layout) -> list[Any]:

@@ -11,7 +11,12 @@ import jax
 import numpy as np
 
 from uvit_jax.interop.autoencoder import load_autoencoder
-from uvit_jax.models.autoencoder import Autoencoder, decode_in_batches, decode_in_parts
+from uvit_jax.models.autoencoder import (
+    Autoencoder,
+    decode_in_batches,
+    decode_in_parts,
+    encode_in_batches,
+)
 from uvit_jax.models.model import Params
 from uvit_jax.sampling import SampleConfig
 from uvit_jax.tokens.layout import Layout
@@ -29,6 +34,11 @@ class Decoder:
     def __call__(self, latents: np.ndarray) -> np.ndarray:
         """Latents (B, h, w, C) to pictures float32 (B, H, W, image channels), in batches."""
         return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Pictures (B, H, W, image channels) in [-1, 1] to their mean latents, in batches."""
+        moments = encode_in_batches(self.autoencoder, self.params, images)
+        return np.split(moments, 2, axis=-1)[0] * self.scale
 
     def traced(self, params: Params, latents: jax.Array, *, shards: int = 1) -> jax.Array:
         """The same inside a jitted function, to which `self.params` are given as an argument: the

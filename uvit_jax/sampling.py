@@ -5,7 +5,7 @@ images = draw(params, key, conditions)["image"]
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from uvit_jax.diffusion.schedule import make
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.autoencoder import SCALE
 from uvit_jax.models.model import Model
+from uvit_jax.parallel.attention import SPREAD
 from uvit_jax.parallel.sharding import constrain_batch
 
 CACHES = ("when_exact", "always", "never")
@@ -189,9 +190,36 @@ def make_sampler(
     return draw
 
 
+def batches(
+    conditions: Mapping[str, Any], batch_size: int, seed: int
+) -> Iterator[tuple[jax.Array, dict[str, Any]]]:
+    """The conditions in batches of one shape, for which `draw` is compiled once, each with its key.
+
+    Args:
+      conditions: by segment, leaves (N, …), which are indexed by arrays of rows.
+      batch_size: B. The last batch is filled up with the first rows; of what is drawn of them all,
+        the first N are the samples.
+
+    Yields:
+      (a key of its own, by segment leaves (B, …)), N / B times, rounded up.
+    """
+    count = len(next(iter(conditions.values())))
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, start + batch_size) % count
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        yield key, {name: value[rows] for name, value in conditions.items()}
+
+
 def _caches(model: Model, option: str) -> bool:
     """Whether references are cached under an option of `CACHES`; UvitError if they cannot be."""
+    implementation = model.config.backbone.attention
+    spread = implementation in SPREAD  # where there are as many keys as queries
     if option == "always" and model.layout.only_references:  # which raises if they cannot be
+        if spread:
+            raise UvitError(
+                f"references cannot be cached: attention {implementation!r} knows no cached keys; "
+                "take another, or set cache_references='when_exact'"
+            )
         return True
     exact = bool(model.layout.references) and not model.layout.changing_references()
-    return option == "when_exact" and exact
+    return option == "when_exact" and exact and not spread

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import jax
@@ -196,6 +197,19 @@ def test_a_config_that_is_found_computes_in_float32(tmp_path, configs, capsys):
     with pytest.raises(UvitError, match="unknown dtype 'half'"):
         bring_in(out, tmp_path / "bad", "--config.model.dtype=half")
     assert not (tmp_path / "bad").exists()
+
+
+def test_what_lacks_without_the_data_is_told_of_what_there_is(tmp_path, configs, capsys):
+    for name, text, told in (
+        ("classes", small("uvit"), "labels are numbers.*latents"),
+        ("nothing", small("uvit").replace("num_classes=5, ", ""), "$"),
+    ):
+        (configs / f"{name}.py").write_text(text)
+        out = official_of(configs / f"{name}.py", tmp_path / f"{name}.safetensors")
+        results = tmp_path / "results.json"
+        bring_in(out, tmp_path / name, f"--config=configs/{name}.py", f"--json={results}")
+        assert re.match(told, json.loads(results.read_text())["note"])
+        assert ("labels" in capsys.readouterr().out) == (name == "classes")
 
 
 def test_a_broken_config_stands_in_nobodys_way(configs, caplog):

@@ -1,13 +1,14 @@
 """`experiments.sample` on a run of seconds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import uvit_jax
-from experiments import sample, train
+from experiments import evaluate, finetune_lora, sample, train
 from tests.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.training.workdir import Workdir
@@ -68,6 +69,26 @@ def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
 def test_what_cannot_be_drawn_is_a_sentence(workdir, tmp_path, args, message):
     with pytest.raises(UvitError, match=message):
         draw(workdir, tmp_path, *args)
+
+
+def test_a_run_of_an_attention_that_is_of_elsewhere(workdir, tmp_path):
+    elsewhere = shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((elsewhere / "config.json").read_text())
+    config["model"]["backbone"]["attention"] = "splash"
+    (elsewhere / "config.json").write_text(json.dumps(config))
+    told, of = "'splash' runs on TPUs, not on cpu; .*--attention=xla", f"--workdir={elsewhere}"
+    few = ("--count=2", "--steps=2")
+    with pytest.raises(UvitError, match=told):
+        draw(elsewhere, tmp_path, *few)
+    with pytest.raises(UvitError, match=told):
+        evaluate.main([of, "--encoder=pixels", "--count=2"])
+    with pytest.raises(UvitError, match=told):
+        finetune_lora.main([of, f"--images={tmp_path}", f"--out={tmp_path / 'x.safetensors'}"])
+    with pytest.raises(UvitError, match="unknown attention 'xlb'; did you mean 'xla'"):
+        draw(elsewhere, tmp_path, *few, "--attention=xlb")
+    own = draw(workdir, tmp_path, *few)[0]["image"]
+    other = draw(elsewhere, tmp_path, *few, "--attention=blocked")[0]["image"]
+    np.testing.assert_allclose(other, own, atol=1e-4)
 
 
 def test_earlier_samples_are_never_overwritten(workdir):

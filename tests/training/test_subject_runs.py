@@ -1,14 +1,18 @@
-"""A run of a world of subjects: references come in as tokens, grids are of the data's examples."""
+"""A run of a world of subjects: references come in as tokens, of the data and of folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import uvit_jax
+from experiments import evaluate, sample
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.models import unified
+from uvit_jax.references import from_folder
 from uvit_jax.training.config import parse_run
 from uvit_jax.training.loop import train
 
@@ -35,11 +39,89 @@ def run(**data):
     )
 
 
-def test_a_world_is_trained_and_drawn(tmp_path):
-    config = run(max_subjects=2, max_views=2)
-    summary = train(config, json.loads(json.dumps(to_dict(config))), tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The workdir of such a run, and its summary."""
+    config, workdir = run(max_subjects=2, max_views=2), tmp_path_factory.mktemp("run") / "run"
+    return workdir, train(config, json.loads(json.dumps(to_dict(config))), workdir)
+
+
+def test_a_world_is_trained_and_drawn(trained):
+    summary = trained[1]
     assert summary.step == 2 and np.isfinite(summary.loss)
     assert Image.open(summary.samples).size[0] >= 32
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Folders `bear` with two pictures and `clock` with one, of another size than the model's."""
+    rng, root = np.random.default_rng(0), tmp_path / "photos"
+    for file in ("bear/back.png", "bear/front.png", "clock/it.png"):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 18, 3), np.uint8)).save(root / file)
+    return root
+
+
+def test_subjects_of_a_folder_are_drawn(trained, photos, tmp_path):
+    def drawn(folder, *args):
+        out, results = tmp_path / "out.png", tmp_path / "results.json"
+        files = (f"--out={out}", f"--json={results}", f"--references={folder}")
+        base = (f"--workdir={trained[0]}", "--prompt=@1 left of @2", "--count=3", "--batch_size=2")
+        assert sample.main([*base, *files, *args]) == 0
+        return json.loads(results.read_text())["references"], np.load(out.with_suffix(".npz"))[
+            "image"
+        ]
+
+    names, both = drawn(photos)
+    assert names == ["bear", "clock"] and both.shape == (3, 16, 16, 3)
+    names, alone = drawn(photos / "bear")
+    assert names == ["bear"] and not np.array_equal(alone, both)
+    # Pictures of one subject are a folder with one folder.
+    (photos / "clock").rename(tmp_path / "aardvark")
+    names, same = drawn(photos)
+    assert names == ["bear"] and np.array_equal(same, alone)
+    # Subjects are in the order of their names.
+    (tmp_path / "aardvark").rename(photos / "aardvark")
+    names, swapped = drawn(photos)
+    assert names == ["aardvark", "bear"]
+    assert not np.array_equal(swapped, both)
+
+
+def test_folders_that_are_no_references_are_told(trained, photos, tmp_path):
+    def told(message, *args):
+        with pytest.raises(UvitError, match=message):
+            sample.main([f"--workdir={trained[0]}", f"--out={tmp_path / 'out.png'}", *args])
+        assert not (tmp_path / "out.png").exists()
+
+    given = f"--references={photos}"
+    told(r"none are given; .*--references=FOLDER", "--prompt=@1")
+    told("does not exist", f"--references={photos / 'nowhere'}")
+    (photos / "empty").mkdir()
+    told("empty holds no picture", given)
+    shutil.copy(photos / "clock" / "it.png", photos / "empty" / "it.png")
+    told(r"3 subjects \(bear, clock, empty\), and the model takes at most 2", given)
+    shutil.rmtree(photos / "empty")
+    shutil.copy(photos / "clock" / "it.png", photos / "bear" / "side.png")
+    told("bear holds 3 pictures, and the model takes at most 2", given)
+    (photos / "bear" / "side.png").rename(photos / "side.png")
+    told("holds pictures and folders", given)
+    (photos / "side.png").unlink()
+    broken = photos / "bear" / "front.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    told(r"cannot be opened.*front\.png", given)
+    with pytest.raises(UvitError, match="takes no references"):
+        from_folder(uvit_jax.build(run().model).without_references().layout, photos)
+
+
+def test_samples_of_the_datas_references_are_measured(trained, tmp_path):
+    pictures = np.random.default_rng(0).uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
+    np.savez(tmp_path / "pictures.npz", image=pictures)
+    args = ["--encoder=pixels", "--count=4", "--batch_size=2", f"--json={tmp_path / 'row.json'}"]
+    reference = f"--reference={tmp_path / 'pictures.npz'}"
+    assert evaluate.main([f"--workdir={trained[0]}", *args, reference]) == 0
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert np.isfinite(row["figures"]["pixels_frechet_distance"])
+    assert row["samples"]["conditions"] == "totems/train" and row["samples"]["count"] == 4
 
 
 def test_slots_that_the_data_do_not_fill_are_told(tmp_path):

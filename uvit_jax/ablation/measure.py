@@ -20,9 +20,9 @@ from uvit_jax.evaluation.encoders import encoder
 from uvit_jax.evaluation.validation import make_validation
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel.mesh import make_mesh
+from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import checkpoints, load_workdir
 from uvit_jax.training.config import parse_run
-from uvit_jax.training.loop import check_data
 from uvit_jax.training.workdir import Workdir
 
 SAMPLES = "ablation_samples.npz"

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from uvit_jax import sampling
 from uvit_jax.data import pipeline
 from uvit_jax.data.config import DataConfig
 from uvit_jax.decoding import Decoder, is_latent
@@ -24,7 +25,7 @@ from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.mesh import batch_shards
 from uvit_jax.parallel.rows import global_array, local_rows
 from uvit_jax.parallel.sharding import BATCH, shardings
-from uvit_jax.sampling import SampleConfig, make_sampler
+from uvit_jax.sampling import SampleConfig
 
 Batches = Callable[[], Iterator[np.ndarray | jax.Array]]
 
@@ -68,7 +69,7 @@ def drawn(
     count = len(next(iter(conditions.values())))
     batch_size = min(batch_size, -(-count // batch_shards(mesh)) * batch_shards(mesh))
     check_batch_size(mesh, batch_size)
-    sampler = make_sampler(model, diffusion, config, nulls)
+    sampler = sampling.make_sampler(model, diffusion, config, nulls)
     draw = jax.jit(
         lambda params, key, batch: sampler(params, key, batch)[segment],
         out_shardings=NamedSharding(mesh, BATCH),
@@ -84,10 +85,8 @@ def drawn(
             placed = jax.device_put(params, shardings(params, mesh))
             if decoder is not None:
                 whole = jax.device_put(decoder.params, NamedSharding(mesh, PartitionSpec()))
-        for start in range(0, count, batch_size):
-            rows = np.arange(start, start + batch_size) % count
-            batch = {k: spread(value[rows], mesh) for k, value in conditions.items()}
-            key = jax.random.fold_in(jax.random.key(seed), start)
+        for key, batch in sampling.batches(conditions, batch_size, seed):
+            batch = {name: spread(value, mesh) for name, value in batch.items()}
             with jax.set_mesh(mesh):
                 samples = draw(placed, key, batch)
                 if decoder is not None:

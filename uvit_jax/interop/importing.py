@@ -34,9 +34,9 @@ from uvit_jax.interop.recognise import (
 from uvit_jax.interop.sources import Source, open_source
 from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.model import Model, Params
+from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.config import RunConfig, parse_run
-from uvit_jax.training.loop import check_data
 from uvit_jax.training.state import TrainState, make_optimizer
 from uvit_jax.training.workdir import Workdir
 
@@ -44,13 +44,20 @@ logger = logging.getLogger(__name__)
 
 RUN_KEY = "uvit_jax.run"  # in the metadata of our own files: the run's config as JSON
 VOCABULARY_KEY = "uvit_jax.vocabulary"
+# What the inputs of a model lack without the data that it was trained on, by their modality.
+NAMELESS = {
+    "label": "labels are numbers, for want of the data's class names",
+    "text": "no prompt can be taken, for want of the data's words",
+    "features": "guidance needs --text_encoder, for want of the data's features",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
     """What was imported: the file, its form, the model's name, how many parameters (trained
-    numbers), tokens and heads it has, whose config it got, what it computes in, the workdir, why
-    the workdir has no class names, if it has none, and what else the tensors may be, if anything.
+    numbers), tokens and heads it has, whose config it got, what it computes in, the workdir, what
+    its conditions lack for want of the data and why, if anything, and what else the tensors may
+    be, if anything.
     """
 
     file: str
@@ -226,7 +233,8 @@ def _vocabulary(source: Source, run: RunConfig, model: Model) -> tuple[Vocabular
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
     except UvitError as problem:
-        return Vocabulary(), str(problem)
+        lost = [NAMELESS[s.modality] for s in model.layout.inputs if s.modality in NAMELESS]
+        return Vocabulary(), f"{' and '.join(lost)}: {problem}" if lost else ""
     return Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features), ""
 
 

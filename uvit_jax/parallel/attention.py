@@ -21,13 +21,15 @@ def check(implementation: str) -> None:
         raise UvitError(f"unknown attention {implementation!r}{hint}")
 
 
-def check_platform(implementation: str, platform: str) -> None:
-    """Raises UvitError if `implementation` cannot run on devices of `platform` (cpu, gpu, tpu)."""
+def check_platform(
+    implementation: str, platform: str, remedy: str = "set config.model.backbone.attention='xla'"
+) -> None:
+    """Raises UvitError if `implementation` cannot run on devices of `platform` (cpu, gpu, tpu),
+    with what to do about it."""
     needed, named = KERNELS.get(implementation, (platform, ""))
     if platform not in (needed, {"gpu": "cuda"}.get(needed)):
         raise UvitError(
-            f"attention {implementation!r} runs on {named}, not on {platform}; set "
-            "config.model.backbone.attention='xla'"
+            f"attention {implementation!r} runs on {named}, not on {platform}; {remedy}"
         )
 
 

@@ -121,18 +121,20 @@ def _gather_bwd(own, whole, dtype, _, g):
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def jit_whole(function: Callable, mesh: Mesh) -> Callable:
-    """`jax.jit` of `function(params, *others)`: its results, and all arguments but the first, are
-    whole on every device. Inside it a batch may be spread over devices that do not divide it; that
-    of an argument or a result may not.
+def jit_whole(function: Callable, mesh: Mesh, where: Any = None) -> jax.stages.Wrapped:
+    """`function(params, *others)` as a jitted `run(params, others)`: the others, a tuple, and the
+    results are whole on every device. Inside it a batch may be spread over devices that do not
+    divide it; that of an argument or a result may not.
+
+    Args:
+      where: the parameters' shardings; None for those that they come with.
     """
     whole = NamedSharding(mesh, P())
 
     def run(params, others):
         return function(params, *others)
 
-    jitted = jax.jit(run, in_shardings=(None, whole), out_shardings=whole)
-    return lambda params, *others: jitted(params, others)
+    return jax.jit(run, in_shardings=(where, whole), out_shardings=whole)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -16,8 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from uvit_jax.models.cost import count, forward_cost
 from uvit_jax.models.model import Model, build
@@ -26,7 +25,7 @@ from uvit_jax.parallel.attention import check_platform
 from uvit_jax.parallel.chips import GIB, Chip
 from uvit_jax.parallel.hlo import Module
 from uvit_jax.parallel.mesh import make_mesh
-from uvit_jax.parallel.sharding import path_string, spec
+from uvit_jax.parallel.sharding import jit_whole, path_string, spec
 from uvit_jax.parallel.topology import devices_of
 from uvit_jax.sampling import make_sampler
 from uvit_jax.training.config import RunConfig, check_mesh
@@ -175,9 +174,8 @@ def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrappe
     optimizer, _ = make_optimizer(run.optimizer, run.train)
     state, where = abstract_state(model, optimizer, mesh)
     draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
-    whole = NamedSharding(mesh, P())
-    program = jax.jit(draw, in_shardings=(where.ema, whole, whole), out_shardings=whole)
-    return program, (state.ema, state.key, _conditions(model, run.sample.count))
+    program = jit_whole(draw, mesh, where.ema)
+    return program, (state.ema, (state.key, _conditions(model, run.sample.count)))
 
 
 def _conditions(model: Model, count: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -47,12 +47,12 @@ class Sampler:
         if decode is not None:
             traced = jit_whole(decode.traced, mesh)
             # Its parameters are on the devices only while it decodes.
-            self._decode = lambda latents: jax.device_get(traced(decode.params, latents))
+            self._decode = lambda latents: jax.device_get(traced(decode.params, (latents,)))
         self.last, self.last_step = None, -1
 
     def __call__(self, params: Any, step: int) -> None:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
-        samples = jax.device_get(self._draw(params, key, self._conditions))
+        samples = jax.device_get(self._draw(params, (key, self._conditions)))
         samples = decoding.pictures(self._layout, samples, self._decode)
         self.last_step = step
         if jax.process_index() != 0:

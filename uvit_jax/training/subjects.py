@@ -16,7 +16,7 @@ import numpy as np
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
-from uvit_jax.sampling import SampleConfig, make_sampler
+from uvit_jax.sampling import SampleConfig, batches, make_sampler
 
 Examples = Mapping[str, np.ndarray]
 """Every input of a model by segment, leaves (m, …): m pictures and their conditions."""
@@ -111,13 +111,8 @@ def class_examples(
     """
     draw = jax.jit(make_sampler(model, diffusion, sample, nulls))
     count = len(next(iter(conditions.values())))
-    batch_size = min(batch_size, count)
     parts = []
-    for start in range(0, count, batch_size):
-        # The last batch is filled up, so that there is one shape to compile for.
-        rows = np.arange(start, start + batch_size) % count
-        key = jax.random.fold_in(jax.random.key(seed), start)
-        batch = {name: value[rows] for name, value in conditions.items()}
+    for key, batch in batches(conditions, min(batch_size, count), seed):
         parts.append(jax.device_get(draw(params, key, batch)))
     drawn = {k: np.concatenate([part[k] for part in parts])[:count] for k in parts[0]}
     return {name: drawn.get(name, conditions.get(name)) for name in model.layout.input_shapes}

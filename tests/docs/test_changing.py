@@ -22,9 +22,11 @@ SMALL = (
     "--config.train.log_every=1",
     "--config.data.workers=0",
     "--config.model.backbone.width=32",
-    "--config.model.backbone.depth=2",
+    "--config.model.backbone.depth=1",
     "--config.model.backbone.num_heads=2",
-    "--config.sample.sampler.steps=3",
+    "--config.model.backbone.skip=none",
+    "--config.model.backbone.mid_block=False",
+    "--config.sample.sampler.steps=2",
     "--config.sample.count=3",
 )
 

@@ -77,7 +77,8 @@ class Parser(argparse.ArgumentParser):
         while rest:
             flag, given, value = rest.pop(0).partition("=")
             if not (self._config and flag.startswith("--config.")):
-                known = [option for action in self._actions for option in action.option_strings]
+                options = [option for action in self._actions for option in action.option_strings]
+                known = [option for option in options if option not in ("-h", "--help")]
                 raise UvitError(f"unknown flag {flag!r}{nearest(flag, known)} (see --help)")
             if not given:
                 if not rest:

@@ -45,10 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse(argv)
 
+    from uvit_jax.errors import UvitError
     from uvit_jax.parallel import distributed
     from uvit_jax.training.config import parse_run
 
-    run = parse_run(cli.read_config(args.config, args.overrides))
+    config = cli.read_config(args.config, args.overrides)
+    if "groups" in config:
+        raise UvitError(
+            f"{args.config} is of many runs; python -m experiments.ablate --config={args.config}"
+        )
+    run = parse_run(config)
     if args.plan is not None:
         from uvit_jax.training.plan import plan_run
 

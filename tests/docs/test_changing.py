@@ -5,6 +5,10 @@ the network says; the new sampler is of order 2; the new metric is computed.
 """
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -14,6 +18,7 @@ import pytest
 
 from experiments import train
 from tests.docs import pages, running_pages
+from tests.running import ROOT
 
 PAGE = "docs/changing.md"
 SMALL = (
@@ -22,9 +27,11 @@ SMALL = (
     "--config.train.log_every=1",
     "--config.data.workers=0",
     "--config.model.backbone.width=32",
-    "--config.model.backbone.depth=2",
+    "--config.model.backbone.depth=1",
     "--config.model.backbone.num_heads=2",
-    "--config.sample.sampler.steps=3",
+    "--config.model.backbone.skip=none",
+    "--config.model.backbone.mid_block=False",
+    "--config.sample.sampler.steps=2",
     "--config.sample.count=3",
 )
 
@@ -111,3 +118,25 @@ def test_the_metric_is_the_share_that_is_covered(followed):
     assert coverage(a + 1e3, a) == {"coverage": 0.0}
     both = np.concatenate([a, a + 1e3])
     assert coverage(a, both) == {"coverage": 0.5}
+
+
+@pytest.mark.slow
+def test_the_same_in_a_copy_of_the_code_whose_files_are_changed(tmp_path):
+    for folder in ("uvit_jax", "experiments", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    script = ["from experiments import train"]
+    for block in pages.blocks(PAGE):
+        if block.kind == "python" and block.file:
+            with (tmp_path / block.file).open("a") as file:
+                file.write(f"\n\n{block.text}")
+        elif block.kind == "python":
+            script.append(block.text)
+        for command, *flags in pages.commands(block.text) if block.kind == "shell" else ():
+            if command == "experiments.train":
+                script.append(f"assert train.main({[*flags, *SMALL]!r}) == 0")
+    (tmp_path / "page.py").write_text("\n".join(script))
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Layout(colour×1, time×1, image×16)" in done.stdout

@@ -179,7 +179,9 @@ def _check(
     for name, shape in known.items():
         if name not in given:
             if name in shapes:
-                raise UvitError(f"{kind} lacks {name!r}, shape (B, *{shape})")
+                raise UvitError(
+                    f"{kind} lacks {name!r}, an array (B{''.join(f', {n}' for n in shape)})"
+                )
         elif jnp.shape(given[name]) != (*batch, *shape):
             raise UvitError(
                 f"{kind}[{name!r}] has shape {jnp.shape(given[name])}, expected {(*batch, *shape)}"

@@ -71,6 +71,8 @@ class Workdir:
 
     def read_config(self) -> dict[str, Any]:
         """The config of the run in this folder; UvitError if there is none or it is damaged."""
+        if not self.path.exists():
+            raise UvitError(f"the workdir {self.path} does not exist")
         if not self.config.is_file():
             raise UvitError(f"{self.path} is no workdir: it has no config.json")
         try:

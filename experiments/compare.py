@@ -4,8 +4,8 @@
     python -m experiments.compare --config=configs/subjects.py --quick
     python -m experiments.compare --config=configs/subjects.py --arms=unified,dit_lora
 
-The workdir gets results.csv (every number), manifest.json (how they were made) and report.html (one
-page: tables, paired differences with intervals, plots, costs, pictures). The same command again
+The workdir gets results.csv (every number), manifest.json (how they were made), tables.md and
+report.html (one page: tables, paired differences with intervals, plots, costs, pictures). The same command again
 goes on where it was stopped; SIGTERM and Ctrl-C save first. --report judges and writes what there
 is, and trains nothing.
 """
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found is None:
         return 143
     cli.write_json(args.json, {"workdir": str(workdir), **found})
-    print(f"{workdir}: results.csv, manifest.json, report.html")
+    print(f"{workdir}: results.csv, manifest.json, tables.md, report.html")
     return 0
 
 

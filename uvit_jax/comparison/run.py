@@ -2,7 +2,7 @@
 
 Its workdir holds `compare.json` (the config), `networks/NAME` (each the ordinary workdir of a
 training run), `tuning/ARM`, `pictures/METHOD/SETTING.npz`, and from these `results.csv`,
-`manifest.json` and `report.html`, which are written anew after every piece. Killed anywhere, it
+`manifest.json`, `tables.md` and `report.html`, which are written anew at the end. Killed anywhere, it
 goes on from there.
 """
 
@@ -300,6 +300,7 @@ class Comparison:
         pictures = tables.grids(settings, answers, manifest.methods)
         write_text(self.workdir / "results.csv", text(rows))
         manifest.write(self.workdir / "manifest.json")
+        write_text(self.workdir / "tables.md", tables.markdown(rows, manifest))
         write_text(self.workdir / "report.html", page(rows, manifest, pictures))
         return {
             "rows": len(rows),

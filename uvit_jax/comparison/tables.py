@@ -6,8 +6,10 @@ import numpy as np
 
 from uvit_jax.comparison.judging import Judge
 from uvit_jax.comparison.questions import Question
+from uvit_jax.evaluation import report_summary as summary
 from uvit_jax.evaluation.report_page import PictureGrid, PictureRow
-from uvit_jax.evaluation.results import Metric, Row
+from uvit_jax.evaluation.results import Manifest, Metric, Row
+from uvit_jax.evaluation.statistics import Interval
 
 VIEWS = ("identities_1v", "identities_2v", "identities_3v")
 COUNTS = ("two_subjects", "three_subjects")
@@ -145,3 +147,49 @@ def grids(
             title = setting.replace("_", " ").capitalize()
             found.append(PictureGrid(title=title, rows=rows, note=note))
     return found
+
+
+def markdown(rows: Sequence[Row], manifest: Manifest) -> str:
+    """The means of every cell with their intervals over subjects, and the differences to the
+    baseline, as a page of Markdown."""
+    means, lines = summary.means(rows), []
+    for cell in summary.cells(rows, manifest):
+        setting, split, subjects, views = cell
+        metrics = [m for m in manifest.metrics if any(k[0] == cell and k[2] == m for k in means)]
+        heads = [
+            f"{manifest.metrics[m].title} {_ARROWS[manifest.metrics[m].higher_is_better]}"
+            for m in metrics
+        ]
+        lines += ["", f"**{setting}** ({split}), {subjects} × {views} references", ""]
+        lines += [_line(["", *heads]), _line(["---", *["---:"] * len(heads)])]
+        for method, about in manifest.methods.items():
+            found = [means.get((cell, method, metric)) for metric in metrics]
+            if any(found):
+                title = f"*{about.title}*" if about.anchor else about.title
+                lines.append(_line([title, *map(_shown, found)]))
+    found = summary.differences(rows, manifest)
+    if found:
+        base = manifest.methods[manifest.baseline].title
+        lines += ["", f"Against *{base}*, picture by picture, p adjusted for all (Holm):", ""]
+        lines += [_line(["setting", "arm", "metric", "difference", "p"]), _line(["---"] * 5)]
+        for one in found:
+            setting, split, subjects, views = one.cell
+            where = f"{setting} ({split}), {subjects} × {views}"
+            title, metric = manifest.methods[one.method].title, manifest.metrics[one.metric].title
+            lines.append(_line([where, title, metric, _shown(one.interval, "+"), f"{one.p:.3f}"]))
+    return "\n".join(lines).strip() + "\n"
+
+
+_ARROWS = {True: "↑", False: "↓"}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _shown(interval: Interval | None, sign: str = "") -> str:
+    if interval is None:
+        return "–"
+    if np.isnan(interval.low):
+        return f"{interval.mean:{sign}.2f}"
+    return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"

@@ -5,9 +5,9 @@
     python -m experiments.compare --config=configs/subjects.py --arms=unified,dit_lora
 
 The workdir gets results.csv (every number), manifest.json (how they were made), tables.md and
-report.html (one page: tables, paired differences with intervals, plots, costs, pictures). The same command again
-goes on where it was stopped; SIGTERM and Ctrl-C save first. --report judges and writes what there
-is, and trains nothing.
+report.html (one page: tables, paired differences with intervals, plots, costs, pictures). The same
+command again goes on where it was stopped; SIGTERM and Ctrl-C save first. --report judges and
+writes what there is, and trains nothing.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 Its workdir holds `compare.json` (the config), `networks/NAME` (each the ordinary workdir of a
 training run), `tuning/ARM`, `pictures/METHOD/SETTING.npz`, and from these `results.csv`,
-`manifest.json`, `tables.md` and `report.html`, which are written anew at the end. Killed anywhere, it
-goes on from there.
+`manifest.json`, `tables.md` and `report.html`, which are written anew at the end. Killed anywhere,
+it goes on from there.
 """
 
 import dataclasses

@@ -138,11 +138,11 @@ def get_config(name: str = "") -> dict[str, Any]:
         baseline="unified",
         settings=dict(
             identities_2v=dict(subjects=10),
+            three_subjects=dict(subjects=5),
             identities_1v=dict(subjects=10),
             identities_3v=dict(subjects=10),
-            pairs=dict(subjects=10),
             two_subjects=dict(subjects=5),
-            three_subjects=dict(subjects=5),
+            pairs=dict(subjects=10),
         ),
         main="identities_2v",
         full_settings=("identities_2v",),

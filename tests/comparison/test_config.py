@@ -1,12 +1,11 @@
 """What is no comparison is told in one line, and a workdir keeps to its own."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from configs import subjects
 from uvit_jax.comparison.arms import SAMPLE_STRIDE, seeds_of
 from uvit_jax.comparison.config import Asked, parse_compare
 from uvit_jax.comparison.networks import Batched, check_compute
@@ -17,10 +16,6 @@ from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.training.config import parse_run
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from configs import subjects
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""Runs notebooks of colab/ at their own size and keeps what they print and draw.
+
+    python tools/store_notebooks.py                            # all of them, one after another
+    python tools/store_notebooks.py quickstart --timeout=3600  # seconds a cell
+
+Each runs in a temporary folder, on whatever devices there are. Of progress bars only the last state
+is kept. A notebook that fails stays as it was.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbclient
+import nbformat
+
+ROOT = Path(__file__).parents[1]
+MOST = 1_500_000  # bytes
+NOISE = re.compile(r"[WEI]\d{4} |\[IPKernelApp\]|\s*$")  # of compilers and kernels, on stderr
+
+
+def run(name: str, timeout: float) -> nbformat.NotebookNode:
+    """A notebook with fresh outputs."""
+    notebook = nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    with tempfile.TemporaryDirectory(prefix=f"{name}_") as folder:
+        resources = {"metadata": {"path": folder}}
+        nbclient.NotebookClient(notebook, timeout=timeout, resources=resources).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when it ran, which differs every time
+        if cell.cell_type == "code":
+            cell.outputs = [kept for kept in map(tidy, cell.outputs) if kept is not None]
+    return notebook
+
+
+def tidy(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """An output without what carriage returns have overwritten; None if nothing is left of it."""
+    if output.output_type != "stream":
+        return output
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.splitlines()]
+    if output.name == "stderr":
+        lines = [line for line in lines if not NOISE.match(line)]
+    output.text = "".join(f"{line}\n" for line in lines)
+    return output if output.text else None
+
+
+def main() -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = sorted(path.stem for path in (ROOT / "colab").glob("*.ipynb"))
+    parser.add_argument("names", nargs="*", default=known, help="default all")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds a cell")
+    args = parser.parse_args()
+    for name in args.names:
+        began = time.perf_counter()
+        text = nbformat.writes(run(name, args.timeout)) + "\n"
+        if len(text.encode()) > MOST:
+            print(f"{name}: {len(text.encode())} bytes are more than {MOST}; nothing was changed")
+            return 1
+        (ROOT / "colab" / f"{name}.ipynb").write_text(text)
+        print(f"{name}: {len(text.encode())} bytes, {time.perf_counter() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

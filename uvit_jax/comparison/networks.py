@@ -24,7 +24,7 @@ from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.unified import with_references
 from uvit_jax.sampling import SampleConfig, make_sampler
 from uvit_jax.tokens.references import reference_inputs
-from uvit_jax.training.config import parse_run
+from uvit_jax.training.config import RunConfig, parse_run
 from uvit_jax.training.workdir import Workdir
 
 Conditions = Mapping[str, np.ndarray]
@@ -33,14 +33,17 @@ Conditions = Mapping[str, np.ndarray]
 class Network:
     """A trained network.
 
+    Args:
+      run: its config where the comparison has it, whose sampling counts; else its workdir's.
+
     Attributes:
       name: in the comparison. run: its config. model, params: with averaged parameters.
       in_context: whether it takes references. style: `uvit` or `dit`.
     """
 
-    def __init__(self, name: str, workdir: Path):
+    def __init__(self, name: str, workdir: Path, run: RunConfig | None = None):
         folder = Workdir(workdir)
-        self.name, self.run = name, parse_run(folder.read_config())
+        self.name, self.run = name, run or parse_run(folder.read_config())
         self.model, params = api.load(folder.path)
         self.params: Params = jax.device_put(params)
         self.vocabulary = folder.read_vocabulary()

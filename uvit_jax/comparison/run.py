@@ -65,7 +65,7 @@ class Comparison:
         self._claim()
         self.store = Store(workdir / "pictures")
         self._networks: dict[str, Network] = {}
-        self._finetuned: dict[str, Finetuned] = {}
+        self._finetuned: dict[tuple, Finetuned] = {}
 
     def __call__(self) -> dict[str, Any] | None:
         """Runs what is missing and prints a line a piece; None if it was asked to stop."""
@@ -274,10 +274,13 @@ class Comparison:
         return dataclasses.replace(answers.recipe, lora=lora, learning_rate=choice.rate, steps=step)
 
     def _drawn_by(self, answers: Finetuned, tuner: Finetuner, trained: Any, by_group) -> np.ndarray:
-        other = Finetuned(answers.network, answers.arm, self.config, self.world, tuner.config)
-        key = "validation", tuner.config.lora.rank
-        known = self._finetuned.setdefault(str(key), other)
-        return known.draw(trained, by_group)
+        """Pictures by what a tuner has trained, whose rank the recipe may not have."""
+        key = answers.network.name, tuner.config.lora.rank
+        if key not in self._finetuned:
+            self._finetuned[key] = Finetuned(
+                answers.network, answers.arm, self.config, self.world, tuner.config
+            )
+        return self._finetuned[key].draw(trained, by_group)
 
     def _nobody(self, asked: Sequence[Question]) -> list[Question]:
         """The same questions about nobody in particular, for what the class has become."""
@@ -448,7 +451,7 @@ class Comparison:
 
     def _network(self, name: str) -> Network:
         if name not in self._networks:
-            self._networks[name] = Network(name, self._folder(name))
+            self._networks[name] = Network(name, self._folder(name), self.runs[name])
         return self._networks[name]
 
     def _folder(self, name: str) -> Path:

@@ -42,7 +42,13 @@ def check(words: list[str]) -> None:
     if not (ROOT / name).exists() and name == "configs/discs.py":  # that changing.md writes
         return
     assert Path(ROOT / name).exists(), f"{' '.join(words)}: there is no {name}"
-    config = cli.read_config(str(ROOT / spec), args.overrides)
+    quick = ":quick" if getattr(args, "quick", False) else ""
+    config = cli.read_config(f"{ROOT / spec}{quick}", args.overrides)
+    if module == "experiments.compare":
+        from uvit_jax.comparison.config import parse_compare
+
+        parse_compare(config)
+        return
     if module == "experiments.ablate":  # whose config is a run's, with groups of variants
         groups = [part for part in args.group.split(",") if part]
         assert set(groups) <= set(config["groups"]), f"{' '.join(words)}: groups"

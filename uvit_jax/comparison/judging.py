@@ -31,6 +31,7 @@ class TotemJudging:
         real = np.concatenate([world.real(one) for one in self._gallery])
         own = crops.MARGIN * scenes.portrait_place(world.world)["scale"]
         self._place = (0.0, scenes.portrait_place(world.world)["y"]), own
+        self._own: dict[tuple[str, str], np.ndarray] = {}
         self._known = {
             key: self._portraits(judge, real).reshape(len(gallery), -1, totem_judge.EMBEDDING)
             for key, judge in self._judges.items()
@@ -122,12 +123,12 @@ class TotemJudging:
 
     def _identity(self, found: Scores, key: str, i: int, question: Question, slots, own) -> None:
         """Each subject's cut-out against its own portraits and everybody's."""
-        judge, values = self._judges[key], []
+        values = []
         known = self._known[key].mean(axis=1)  # mean cosine to a set is the cosine to its mean
         everybody = np.array(self._gallery)
         for row, slot in enumerate(slots):
             subject = question.scene.subjects[slot]
-            real = self._portraits(judge, question.real[slot]).mean(axis=0)
+            real = self._real(key, question, slot).mean(axis=0)
             cosine = float(own["embedding"][row] @ real)
             others = (everybody != np.array(subject.identity)).any(axis=1)
             rivals = known[others] @ own["embedding"][row]
@@ -146,8 +147,7 @@ class TotemJudging:
 
     def _several(self, found: Scores, i: int, question: Question, slots, own, taken) -> None:
         """What got mixed up between the subjects of a picture."""
-        judge = self._judges["a"]
-        real = [self._portraits(judge, pictures) for pictures in question.real]
+        real = [self._real("a", question, slot) for slot in range(len(question.names))]
         place = slots[slots >= 0]
         boxes_KD, where = own["embedding"][taken], place[taken]
         similarity = np.stack([boxes_KD @ one.mean(axis=0) for one in real], axis=1)
@@ -161,6 +161,13 @@ class TotemJudging:
         }
         found["leaked"][i] = boxes.leak_rate(predicted, labels, where) if len(where) else np.nan
         found["detect_and_compare"][i] = boxes.detect_and_compare(boxes_KD, real, where)
+
+    def _real(self, key: str, question: Question, slot: int) -> np.ndarray:
+        """Embeddings of a subject's true pictures (R, D), which many questions ask for."""
+        known = (key, question.names[slot])
+        if known not in self._own:
+            self._own[known] = self._portraits(self._judges[key], question.real[slot])
+        return self._own[known]
 
     def _portraits(self, judge: totem_judge.Judge, pictures: np.ndarray) -> np.ndarray:
         """Embeddings of references, (R, D)."""

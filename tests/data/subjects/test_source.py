@@ -128,7 +128,7 @@ def test_portraits_are_alone_on_plain_ground_and_views_may_be_none():
     assert set(row) == {"image", "text"}
     assert np.allclose(row["image"][0], 2 * backgrounds.PLAIN_COLOUR - 1, atol=1e-5)
     alone = scenes.portrait("totems", scene.subjects[0].identity, scene.subjects[0].pose, 32)
-    assert np.abs(alone - row["image"]).max() < 0.5  # but for the shadow that scenes have
+    assert np.abs(alone - row["image"])[:20].max() < 1e-4  # below is the shadow that scenes have
     # Leaving the references out changes no picture.
     plain = dataset(DataConfig(**config, max_views=0))
     other = dataset(DataConfig(**config, max_views=1))

@@ -45,16 +45,16 @@ def example_rows(
       UvitError: if the data bring one of them not.
     """
     noisy = {s.name for s in layout.noisy}
-    names = [name for name in layout.input_shapes if name not in noisy]
     brought = dataset.batch([0])
-    for name in names:
-        if name not in brought:
+    for name in layout.input_shapes:
+        if name not in noisy and name not in brought:
             raise UvitError(
                 f"segment {shown!r} cannot be drawn from these data, which bring no {name!r}; draw "
                 "samples with experiments.sample or from Python, and give them with --images"
             )
     examples = _Examples(dataset, order)
-    return {name: ExampleRows(examples, name) for name in names}
+    names = layout.inputs_in(brought)
+    return {name: ExampleRows(examples, name) for name in names if name not in noisy}
 
 
 class _Examples:

@@ -270,3 +270,11 @@ def test_a_layout_of_more_references_is_the_presets(visibility, start):
     assert uvit_jax.build(again).layout == uvit_jax.build(config(3, 2)).layout
     with pytest.raises(UvitError, match="max_subjects=3 slots, got 4"):
         unified.with_references(parsed, 4, 1)
+
+
+def test_a_batch_is_asked_for_all_that_a_layout_takes():
+    """Slots that the data bring are inputs too; what no segment takes is none."""
+    layout = build(subjects=1, views=1).layout
+    batch = dict.fromkeys(("image", "text", "ref_1_1", "refs_present", "view_slots", "index"))
+    assert set(layout.inputs_in(batch)) == set(batch) - {"index"}
+    assert "view_slots" not in layout.without_references.inputs_in(batch)

@@ -10,7 +10,7 @@ modules.
 
 import copy
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,10 @@ class Layout:
             SUBJECT_SLOTS: (self.num_subjects,),
             VIEW_SLOTS: (self.num_subjects, self.num_views),
         }
+
+    def inputs_in(self, batch: Container[str]) -> list[str]:
+        """The names of this layout's inputs that a batch holds, slots of references among them."""
+        return [name for name in (*self.input_shapes, *self.slot_shapes) if name in batch]
 
     @functools.cached_property
     def without_references(self) -> "Layout":

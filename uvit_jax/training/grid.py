@@ -104,5 +104,4 @@ def _first_examples(
     rows = [i % len(dataset) for i in range(count)]
     batch, noisy = dataset.batch(rows), {s.name for s in model.layout.noisy}
     captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
-    names = [n for n in (*model.layout.input_shapes, *model.layout.slot_shapes) if n in batch]
-    return {n: batch[n] for n in names if n not in noisy}, captions
+    return {n: batch[n] for n in model.layout.inputs_in(batch) if n not in noisy}, captions

@@ -233,9 +233,7 @@ class _Batches:
     def __init__(
         self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
     ):
-        self._names = list(model.layout.input_shapes)
-        if run.data.places:
-            self._names += list(model.layout.slot_shapes)
+        self._layout = model.layout
         self._mesh, self._batch_size = mesh, run.train.batch_size
         self._rows = local_rows(mesh, run.train.batch_size)
         self._iterator = pipeline.batches(
@@ -250,7 +248,7 @@ class _Batches:
     def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
         local = next(self._iterator)
         self.position += 1
-        missing = [name for name in self._names if name not in local]
+        missing = [name for name in self._layout.input_shapes if name not in local]
         if missing:
             raise UvitError(
                 f"the data bring no {missing[0]!r}, which the model needs; they bring "
@@ -258,6 +256,6 @@ class _Batches:
             )
         batch = {
             name: global_array(local[name], self._rows, self._batch_size, self._mesh)
-            for name in self._names
+            for name in self._layout.inputs_in(local)
         }
         return batch, np.asarray(local["index"]).tolist()

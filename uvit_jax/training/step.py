@@ -55,8 +55,7 @@ def make_step(
     accumulate = config.train.accumulate
 
     def drop(key: jax.Array, batch: Batch) -> Batch:
-        names = [name for name in (*layout.input_shapes, *layout.slot_shapes) if name in batch]
-        conditions = {name: batch[name] for name in names if name not in noisy}
+        conditions = {name: batch[name] for name in layout.inputs_in(batch) if name not in noisy}
         for i, (name, share) in enumerate(sorted(config.train.drop.items())):
             value = conditions[name]
             dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])

@@ -190,6 +190,13 @@ def make_sampler(
     return draw
 
 
+def filled(count: int, size: int) -> Iterator[np.ndarray]:
+    """The rows 0 … count - 1 in batches of one size, for which a program is compiled once; the last
+    one is filled up with the first rows."""
+    for start in range(0, count, size):
+        yield np.arange(start, start + size) % count
+
+
 def batches(
     conditions: Mapping[str, Any], batch_size: int, seed: int
 ) -> Iterator[tuple[jax.Array, dict[str, Any]]]:
@@ -204,9 +211,8 @@ def batches(
       (a key of its own, by segment leaves (B, …)), N / B times, rounded up.
     """
     count = len(next(iter(conditions.values())))
-    for start in range(0, count, batch_size):
-        rows = np.arange(start, start + batch_size) % count
-        key = jax.random.fold_in(jax.random.key(seed), start)
+    for rows in filled(count, batch_size):
+        key = jax.random.fold_in(jax.random.key(seed), int(rows[0]))
         yield key, {name: value[rows] for name, value in conditions.items()}
 
 

@@ -21,6 +21,7 @@ from uvit_jax.conditions import nulls_of
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.cost import forward_cost
+from uvit_jax.sampling import filled
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner, Tuned, tree_index
 from uvit_jax.training.fusion import fuse, input_moments
 from uvit_jax.training.subjects import (
@@ -211,13 +212,12 @@ class Finetuned:
         at_once = min(self.config.at_once, len(names))
         size = max(len(next(iter(examples.values()))) for examples in subjects.values())
         parts: list[Tuned] = []
-        for start in range(0, len(names), at_once):
-            # The last of them are filled up with others, so that there is one program.
-            chosen = [names[i % len(names)] for i in range(start, start + at_once)]
+        for rows in filled(len(names), at_once):
+            chosen = [names[i] for i in rows]
             prior, prior_of = self.prior([kinds[names.index(name)] for name in chosen])
             found = tuner(
                 self.network.params,
-                stacked({f"{i}/{n}": subjects[n] for i, n in enumerate(chosen, start)}, size),
+                stacked({f"{i}/{n}": subjects[n] for i, n in enumerate(chosen, rows[0])}, size),
                 prior=prior,
                 prior_of=prior_of,
                 at=sorted({self.recipe.steps, *steps} - {last}),

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax import api
-from uvit_jax.comparison.questions import Question
+from uvit_jax.comparison.questions import Question, next_group
 from uvit_jax.conditions import nulls_of
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.unified import with_references
-from uvit_jax.sampling import SampleConfig, make_sampler
+from uvit_jax.sampling import SampleConfig, filled, make_sampler
 from uvit_jax.tokens.references import reference_inputs
 from uvit_jax.training.config import RunConfig, parse_run
 from uvit_jax.training.workdir import Workdir
@@ -77,7 +77,7 @@ class Network:
         return {s.name: np.stack([encode(prompt, s.shape[0]) for prompt in prompts]) for s in texts}
 
     def asked(self, questions: Sequence[Question], references: str = "own") -> dict[str, Any]:
-        """Questions of one setting as conditions, leaves (Q, …), and the seeds of their noise.
+        """Questions of one setting as conditions, leaves (Q, …).
 
         Args:
           references: `own`; `none`, of a network that knows such; or `others`, those of the next
@@ -87,7 +87,7 @@ class Network:
         if self.in_context and references != "none":
             given = [q.references for q in questions]
             if references == "others":
-                given = [_next_group(questions, i).references for i in range(len(questions))]
+                given = [next_group(questions, i).references for i in range(len(questions))]
             model = self.model_for(len(given[0]), questions[0].views)
             found |= reference_inputs(model.layout, given)
         return found
@@ -152,9 +152,7 @@ class Batched:
         """The results of all rows (Q, …), leaves of `rows` being (Q, …)."""
         count = len(jax.tree.leaves(rows)[0])
         parts = []
-        for start in range(0, count, self.size):
-            # The last batch is filled up, so that there is one shape to compile for.
-            chosen = np.arange(start, start + self.size) % count
+        for chosen in filled(count, self.size):
             batch = jax.tree.map(lambda a, c=chosen: np.asarray(a)[c], rows)
             if self._compiled is None:
                 self._compile(params, batch)
@@ -182,9 +180,3 @@ def check_compute(networks: Sequence[Network], tolerance: float) -> None:
             f"{flops[least]:.3g}; the comparison is of equal compute: change train.steps, or raise "
             "config.tolerance"
         )
-
-
-def _next_group(questions: Sequence[Question], index: int) -> Question:
-    """The same question's place in the next group of subjects."""
-    each = sum(q.group == questions[0].group for q in questions)
-    return questions[(index + each) % len(questions)]

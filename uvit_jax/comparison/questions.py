@@ -194,3 +194,9 @@ def groups(questions: Sequence[Question]) -> list[list[Question]]:
     for question in questions:
         found.setdefault(question.group, []).append(question)
     return list(found.values())
+
+
+def next_group(questions: Sequence[Question], index: int) -> Question:
+    """The question in the same place of the next group of subjects."""
+    each = sum(q.group == questions[0].group for q in questions)
+    return questions[(index + each) % len(questions)]

@@ -11,7 +11,7 @@ import functools
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from uvit_jax.comparison.arms import Finetuned, InContext
 from uvit_jax.comparison.config import Asked, CompareConfig
 from uvit_jax.comparison.judging import make_judge, score
 from uvit_jax.comparison.networks import Network, check_compute
-from uvit_jax.comparison.questions import Question, World, groups, open_world
+from uvit_jax.comparison.questions import Question, World, groups, next_group, open_world
 from uvit_jax.comparison.store import Store
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError, nearest
@@ -46,8 +46,8 @@ class Comparison:
       only: the arms to run, empty for all; the others' results are shown where they are there.
 
     Raises:
-      UvitError: if the workdir is another comparison's, an arm is unknown, or networks were not
-        trained with equal compute. Nothing was overwritten then.
+      UvitError: if the workdir is another comparison's, or an arm is unknown. Nothing was
+        overwritten then.
     """
 
     def __init__(self, config: CompareConfig, workdir: Path, only: Sequence[str] = ()):
@@ -68,7 +68,11 @@ class Comparison:
         self._finetuned: dict[tuple, Finetuned] = {}
 
     def __call__(self) -> dict[str, Any] | None:
-        """Runs what is missing and prints a line a piece; None if it was asked to stop."""
+        """Runs what is missing and prints a line a piece; None if it was asked to stop.
+
+        Raises:
+          UvitError: if networks were not trained with equal compute, or what is kept is damaged.
+        """
         for name in dict.fromkeys(self.config.arms[arm].network for arm in self.chosen):
             if not self._train(name):
                 return None
@@ -180,8 +184,9 @@ class Comparison:
             if setting == config.main:
                 self._answer_main(name, answers, asked)
             else:
-                for compose in arm.compose if lora and len(asked[0].names) > 1 else ("",):
-                    method = name if compose in ("", arm.compose[0]) else f"{name}_{compose}"
+                several = lora and len(asked[0].names) > 1
+                variants = self._variants(name) if several else {name: ""}
+                for method, compose in variants.items():
                     if not self.store.has(method, setting):
                         self.store.write(method, setting, answers(asked, compose))
             self._told(name, setting, began)
@@ -206,10 +211,10 @@ class Comparison:
             untrained = jax.tree.map(np.zeros_like, trained[chosen])
             found = answers.draw(untrained, nobody)
             self.store.write(f"{name}@0~nobody", self.config.main, found)
-        draw = answers.drawer(trained[chosen], len(by_group[0]) * self.config.samples)
+        each = len(by_group[0]) * self.config.samples
+        draw = answers.drawer(trained[chosen], each)
         mark = len(draw.seconds)
         found = answers.draw(trained[chosen], by_group)
-        each = len(by_group[0]) * self.config.samples
         self.store.note(
             f"costs/{name}",
             {
@@ -291,14 +296,14 @@ class Comparison:
 
     def write(self) -> dict[str, Any]:
         """Judges all pictures there are and writes the table, the manifest and the page."""
-        rows = self.rows()
-        manifest = self._manifest(rows)
         answers = {
             (method, setting): self._answers(method, setting)
-            for method in manifest.methods
             for setting in self.config.settings
+            for method in self._methods()
             if self._answered(method, setting)
         }
+        rows = self.rows(answers)
+        manifest = self._manifest(rows)
         settings = {name: self.questions(name) for name in self.config.settings}
         pictures = tables.grids(settings, answers, manifest.methods)
         write_text(self.workdir / "results.csv", text(rows))
@@ -311,18 +316,14 @@ class Comparison:
             "report": str(self.workdir / "report.html"),
         }
 
-    def rows(self) -> list[Row]:
-        """All rows of what has been answered, anchors included."""
+    def rows(self, answers: Mapping[tuple[str, str], np.ndarray]) -> list[Row]:
+        """All rows of what has been answered, by method and setting, anchors included."""
         found: list[Row] = []
         main = self.config.main
-        for setting in self.config.settings:
-            asked = self.questions(setting)
-            for method in self._methods():
-                if not self._answered(method, setting):
-                    continue
-                answers, style = self._answers(method, setting), self._style(method)
-                found += tables.rows_of(method, style, asked, answers, self.judge, main=main)
-                found += tables.diversity_rows(method, style, asked, answers, main)
+        for (method, setting), pictures in answers.items():
+            asked, style = self.questions(setting), self._style(method)
+            found += tables.rows_of(method, style, asked, pictures, self.judge, main=main)
+            found += tables.diversity_rows(method, style, asked, pictures, main)
         for name, arm in self.config.arms.items():
             if arm.method == "lora" and self._answered(name, main):
                 found += self._curve_rows(name)
@@ -377,9 +378,9 @@ class Comparison:
             costs = dict(self.store.noted(f"costs/{name}") or {})
             costs.pop("recipe", None)
             costs = {k: tuple(v) if isinstance(v, list) else v for k, v in costs.items()}
+            for method, compose in self._variants(name).items():
+                methods[method] = Method(title=f"{arm.title}, {compose}")
             methods[name] = Method(title=arm.title, **costs)
-            for compose in arm.compose[1:]:
-                methods[f"{name}_{compose}"] = Method(title=f"{arm.title}, {compose}")
             best = f"{arm.title}, each subject's best step (an oracle's choice)"
             methods[f"{name}_best"] = Method(title=best, anchor=True)
         methods |= {n: Method(title=t, anchor=True) for n, t in tables.ANCHORS.items()}
@@ -416,10 +417,13 @@ class Comparison:
         )
 
     def _methods(self) -> list[str]:
-        found = []
-        for name, arm in self.config.arms.items():
-            found += [name, *(f"{name}_{compose}" for compose in arm.compose[1:])]
+        found = [method for name in self.config.arms for method in self._variants(name)]
         return [*found, *tables.ANCHORS]
+
+    def _variants(self, name: str) -> dict[str, str]:
+        """An arm's methods by how they compose several subjects: its own, and those beside it."""
+        first, *others = self.config.arms[name].compose
+        return {name: first} | {f"{name}_{compose}": compose for compose in others}
 
     def _answered(self, method: str, setting: str) -> bool:
         return method in _MADE or self.store.has(method, setting)
@@ -428,15 +432,14 @@ class Comparison:
         if method not in _MADE:
             return self.store.read(method, setting)
         asked, samples = self.questions(setting), self.config.samples
-        each = sum(q.group == asked[0].group for q in asked)
         found = []
         for i, question in enumerate(asked):
-            other = asked[(i + each) % len(asked)]
             if method == "copy_paste":
                 own = [question.references[0][0]] * samples
             elif method == "oracle":
                 own = [self.world.oracle(question, k) for k in range(samples)]
             else:
+                other = next_group(asked, i)
                 own = [self.world.impostor(question, other, k) for k in range(samples)]
             found.append(np.stack(own))
         return np.stack(found)

@@ -57,25 +57,11 @@ def rows_of(
     scores = judge(repeated, answers.reshape(Q * samples, *answers.shape[2:]))
     found = []
     for i, question in enumerate(repeated):
-        for place, split in [(setting, question.split)] if setting else places_of(question, main):
-            found += [
-                Row(
-                    method=method,
-                    architecture=architecture,
-                    setting=place,
-                    split=split,
-                    subjects=len(question.names),
-                    views=question.views,
-                    subject=question.subject,
-                    prompt=question.prompt,
-                    # Two questions of a subject may have one prompt, never one seed.
-                    seed=question.seed + i % samples,
-                    metric=metric,
-                    value=round(float(values[i]), 6),
-                )
-                for metric, values in scores.items()
-                if np.isfinite(values[i])
-            ]
+        places = [(setting, question.split)] if setting else places_of(question, main)
+        values = {metric: of_all[i] for metric, of_all in scores.items()}
+        # Two questions of a subject may have one prompt, never one seed.
+        seed = question.seed + i % samples
+        found += _rows(method, architecture, question, places, seed, values)
     return found
 
 
@@ -89,23 +75,38 @@ def diversity_rows(
     for question, own in zip(questions, answers, strict=True):
         pairs = [(a, b) for a in range(len(own)) for b in range(a)]
         value = np.mean([np.sqrt(((own[a] - own[b]) ** 2).mean()) for a, b in pairs])
-        found += [
-            Row(
-                method=method,
-                architecture=architecture,
-                setting=place,
-                split=split,
-                subjects=len(question.names),
-                views=question.views,
-                subject=question.subject,
-                prompt=question.prompt,
-                seed=question.seed,
-                metric="diversity",
-                value=round(float(value), 6),
-            )
-            for place, split in places_of(question, main)
-        ]
+        places, values = places_of(question, main), {"diversity": value}
+        found += _rows(method, architecture, question, places, question.seed, values)
     return found
+
+
+def _rows(
+    method: str,
+    architecture: str,
+    question: Question,
+    places: Sequence[tuple[str, str]],
+    seed: int,
+    values: Mapping[str, float],
+) -> list[Row]:
+    """The rows of one picture: in each (setting, split), each metric that says something."""
+    return [
+        Row(
+            method=method,
+            architecture=architecture,
+            setting=setting,
+            split=split,
+            subjects=len(question.names),
+            views=question.views,
+            subject=question.subject,
+            prompt=question.prompt,
+            seed=seed,
+            metric=metric,
+            value=round(float(value), 6),
+        )
+        for setting, split in places
+        for metric, value in values.items()
+        if np.isfinite(value)
+    ]
 
 
 DIVERSITY = Metric(

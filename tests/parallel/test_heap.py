@@ -21,7 +21,7 @@ def program(x):  # with temporary memory of 64 MiB
     return (x @ x.T) @ x
 
 x, faults = jnp.ones((4096, 8)), []
-for _ in range(5):
+for _ in range(20):  # the heap takes a few to find its shape
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     program(x).block_until_ready()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

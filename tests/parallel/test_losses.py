@@ -18,7 +18,8 @@ from tests.running import TINY
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.config import parse_run
-from uvit_jax.training.state import init_state, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import init_state
 from uvit_jax.training.step import make_step
 meshes = {
     "one": dict(data=1), "data": dict(data=8), "fsdp": dict(data=1, fsdp=8),

@@ -12,8 +12,9 @@ from tests.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.training.config import parse_run
+from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.plan import plan_run
-from uvit_jax.training.state import abstract_state, init_state, make_optimizer
+from uvit_jax.training.state import abstract_state, init_state
 
 
 def run(**overrides):

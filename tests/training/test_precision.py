@@ -12,7 +12,8 @@ from tests.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.models.uvit import preset
 from uvit_jax.training.config import OptimizerConfig, TrainConfig, parse_run
-from uvit_jax.training.state import TrainState, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import TrainState
 from uvit_jax.training.step import make_step
 
 HALF = {"model.dtype": "bfloat16"}

@@ -17,7 +17,8 @@ from uvit_jax.models.unified import preset
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.training import references
 from uvit_jax.training.config import parse_run
-from uvit_jax.training.state import init_state, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import init_state
 from uvit_jax.training.step import make_step
 
 MODEL = preset(

@@ -14,7 +14,8 @@ from tests.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.training.config import parse_run
-from uvit_jax.training.state import init_state, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import init_state
 from uvit_jax.training.step import make_step
 
 # What several tests learn with: nothing is dropped, and the average moves.

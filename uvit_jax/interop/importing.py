@@ -37,7 +37,8 @@ from uvit_jax.models.model import Model, Params
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.config import RunConfig, parse_run
-from uvit_jax.training.state import TrainState, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import TrainState
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)

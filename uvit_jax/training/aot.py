@@ -29,7 +29,8 @@ from uvit_jax.parallel.sharding import jit_whole, path_string, spec
 from uvit_jax.parallel.topology import devices_of
 from uvit_jax.sampling import make_sampler
 from uvit_jax.training.config import RunConfig, check_mesh
-from uvit_jax.training.state import abstract_state, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import abstract_state
 from uvit_jax.training.step import jit_step, make_step
 
 # XLA tunes its own matrix products for GPUs by running them. Where it cannot, cuBLAS does them all.

@@ -17,15 +17,21 @@ from uvit_jax.parallel.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
 from uvit_jax.sampling import SampleConfig
 
+OPTIMIZERS = ("adamw", "muon")
 LEARNING_RATES = ("constant", "cosine")
 MOMENTS = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW after a linear warm-up.
+    """AdamW or Muon after a linear warm-up.
 
     Attributes:
+      name: `adamw`, as in all published recipes here, or `muon`: the matrices of the blocks move by
+        their momentum with all its singular values made equal (Jordan 2024, `optax.contrib.muon`),
+        scaled so that AdamW's rates fit (Liu et al. 2025), and all else by AdamW with Nesterov's
+        momentum. It needs fewer steps and keeps half the state of the matrices; a sharded one has
+        to be gathered.
       learning_rate: the peak. schedule: after the warm-up `constant`, or `cosine` down to 0 at
         `config.train.steps`.
       warmup_steps: of linear growth from 0. b1, b2, eps: Adam's. weight_decay: decoupled, on every
@@ -38,6 +44,7 @@ class OptimizerConfig:
         that they would stand still. A run keeps the dtype that it began with.
     """
 
+    name: str = "adamw"
     learning_rate: float = 2e-4
     schedule: str = "constant"
     warmup_steps: int = 2500
@@ -49,6 +56,8 @@ class OptimizerConfig:
     mu_dtype: str = "float32"
 
     def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise UvitError(f"unknown optimizer {self.name!r}{nearest(self.name, OPTIMIZERS)}")
         if self.schedule not in LEARNING_RATES:
             hint = nearest(self.schedule, LEARNING_RATES)
             raise UvitError(f"unknown schedule {self.schedule!r}{hint}")

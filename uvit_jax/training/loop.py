@@ -32,9 +32,10 @@ from uvit_jax.training.clock import Clock
 from uvit_jax.training.config import RunConfig, check_mesh
 from uvit_jax.training.grid import Sampler
 from uvit_jax.training.metrics import MetricsWriter, read_metrics
+from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
 from uvit_jax.training.references import slot_words
-from uvit_jax.training.state import TrainState, init_state, make_optimizer
+from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.workdir import Workdir
 

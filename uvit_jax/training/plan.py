@@ -10,7 +10,8 @@ from uvit_jax.models.model import build
 from uvit_jax.parallel import plan
 from uvit_jax.parallel.mesh import abstract_mesh
 from uvit_jax.training.config import RunConfig, check_mesh
-from uvit_jax.training.state import abstract_state, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.state import abstract_state
 
 
 def plan_run(run: RunConfig, num_devices: int = 0) -> plan.Plan:

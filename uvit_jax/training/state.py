@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import shardings
-from uvit_jax.training.config import OptimizerConfig, TrainConfig
 
 
 @jax.tree_util.register_dataclass
@@ -27,38 +26,13 @@ class TrainState:
     key: jax.Array
 
 
-def make_optimizer(
-    config: OptimizerConfig, train: TrainConfig
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with clipping, and its learning rate as a function of the step.
-
-    All is computed in float32; only the first moment may be kept in another dtype between steps.
-    """
-    rate = config.learning_rate
-    after = optax.constant_schedule(rate)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(rate, max(1, train.steps - config.warmup_steps))
-    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
-    schedule = optax.join_schedules([warmup, after], [config.warmup_steps])
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mu_dtype=jnp.dtype(config.mu_dtype),
-    )
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adamw), schedule
-
-
 def init_state(
     model: Model, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
     """A fresh state, born sharded over `mesh`, so that no device ever holds the whole of it.
 
     Args:
-      optimizer: as `make_optimizer` makes it.
+      optimizer: as `optimizer.make_optimizer` makes it.
       key: a typed PRNG key, split into that of the parameters and that of the run.
 
     Returns:

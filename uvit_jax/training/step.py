@@ -40,7 +40,7 @@ def make_step(
 
     Args:
       config: of the run: its objective, and what is dropped, accumulated and averaged.
-      optimizer, learning_rate: as `state.make_optimizer` makes them.
+      optimizer, learning_rate: as `optimizer.make_optimizer` makes them.
       nulls: those that the layout cannot know (see `conditions.nulls_of`).
       slot_words: the ids by which captions name subjects (see `references.slot_words`).
 

@@ -1,0 +1,88 @@
+"""Muon moves the matrices of the blocks, and AdamW all else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvit_jax.errors import UvitError
+from uvit_jax.models.model import build
+from uvit_jax.training.config import OptimizerConfig, TrainConfig
+from uvit_jax.training.optimizer import make_optimizer, matrices
+
+
+def leaves(tree):
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None or _named(x))
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in found}
+
+
+def _named(x):
+    return hasattr(x, "reduction_axis")
+
+
+def small(**backbone):
+    return build(
+        dict(
+            segments=dict(
+                time=dict(modality="time", of="image"),
+                image=dict(modality="image", role="noisy", shape=(8, 8, 3), patch_size=4),
+            ),
+            sequence=("time", "image"),
+            backbone=dict(width=32, depth=2, num_heads=2) | backbone,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    return small().init(jax.random.key(0))
+
+
+def test_matrices_are_those_of_the_blocks(params):
+    shapes, found = leaves(params), leaves(matrices(params))
+    assert found["backbone/mid_block/attention/qkv/kernel"] == ((0,), (2, 3))
+    assert found["backbone/in_blocks/attention/out/kernel"] == ((1, 2), (3,))
+    assert found["backbone/out_blocks/skip/kernel"] == ((1,), (2,))
+    chosen = {name for name, value in found.items() if value is not None}
+    kernels = {k for k in shapes if k.startswith("backbone/") and k.endswith("/kernel")}
+    assert chosen == kernels
+
+
+def test_the_updates_singular_values_are_alike(params):
+    """Of every matrix, and for each layer of a stack by itself (Jordan 2024: 0.7 to 1.2)."""
+    config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
+    optimizer, _ = make_optimizer(config, TrainConfig(steps=9, batch_size=1))
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+    keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    gradients = jax.tree.map(lambda p, k: jax.random.normal(k, p.shape), params, keys)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    found = leaves(updates)
+    stacks = {
+        "backbone/in_blocks/mlp/fc1/kernel": lambda x: x,
+        "backbone/in_blocks/attention/qkv/kernel": lambda x: x.transpose(0, 2, 1, 3, 4).reshape(
+            -1, 32, 32
+        ),
+        "backbone/in_blocks/attention/out/kernel": lambda x: x.reshape(-1, 32, 32),
+    }
+    for name, as_matrices in stacks.items():
+        values = np.linalg.svd(as_matrices(np.asarray(found[name])), compute_uv=False)
+        assert values.max() / values.min() < 2.5, name
+        rms = np.sqrt(np.mean(np.square(found[name])))
+        assert rms == pytest.approx(0.2, rel=0.2)  # what AdamW's rates are made for
+    # All else moves by AdamW, whose first step is the gradient's sign, of one size.
+    table = np.abs(found["embed/segments/image/proj/kernel"])
+    np.testing.assert_allclose(table, table[0, 0], rtol=1e-4)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(UvitError, match="unknown optimizer 'moun'.*'muon'"):
+        OptimizerConfig(name="moun")
+
+
+def test_adamw_is_as_it_was(params):
+    """Its state has the tree that checkpoints of earlier runs have."""
+    optimizer, _ = make_optimizer(OptimizerConfig(), TrainConfig(steps=9, batch_size=1))
+    state = jax.eval_shape(optimizer.init, params)
+    names = {k.split("/")[-1] for k in leaves(state)}
+    assert {"count"} <= names
+    assert len(jax.tree.leaves(state)) == 2 * len(jax.tree.leaves(params)) + 2

@@ -1,0 +1,73 @@
+"""Optimizers by name: AdamW, and Muon for the matrices of the blocks."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from uvit_jax.parallel.sharding import path_string
+from uvit_jax.training.config import OptimizerConfig, TrainConfig
+
+MATRICES = (
+    # Path; axes of a matrix's inputs and outputs. Queries, keys and values are three.
+    (r"(attention/qkv|cross/kv)/kernel$", -4, (-2, -1)),
+    (r"cross/q/kernel$", -3, (-2, -1)),
+    (r"(attention|cross)/out/kernel$", (-3, -2), -1),
+    (r"(mlp/fc1|mlp/fc2|skip)/kernel$", -2, -1),
+)
+UPDATE_RMS = 0.2  # of AdamW's updates, so that both take the same rates (Liu et al. 2025, §2.2)
+
+
+def make_optimizer(
+    config: OptimizerConfig, train: TrainConfig
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer with clipping, and its learning rate as a function of the step.
+
+    All is computed in float32; only the first moment may be kept in another dtype between steps.
+    """
+    rate = config.learning_rate
+    after = optax.constant_schedule(rate)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, max(1, train.steps - config.warmup_steps))
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
+    schedule = optax.join_schedules([warmup, after], [config.warmup_steps])
+    adam = dict(
+        eps=config.eps, weight_decay=config.weight_decay, mu_dtype=jnp.dtype(config.mu_dtype)
+    )
+    if config.name == "muon":
+        update = muon(
+            schedule,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=UPDATE_RMS,
+            **adam,
+        )
+    else:
+        update = optax.adamw(schedule, b1=config.b1, b2=config.b2, **adam)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, update), schedule
+
+
+def matrices(params: Any) -> Any:
+    """Which axes of each parameter are a matrix that Muon may orthogonalise; None where AdamW is to
+    update it: embeddings, heads, biases, scales. Axes not named (layers) are so many matrices."""
+
+    def one(path, leaf):
+        for pattern, inputs, outputs in MATRICES:
+            if re.search(pattern, path_string(path)):
+                return MuonDimensionNumbers(
+                    reduction_axis=_positive(inputs, leaf.ndim),
+                    output_axis=_positive(outputs, leaf.ndim),
+                )
+        return None
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _positive(axes: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return tuple(ndim + axis for axis in ((axes,) if isinstance(axes, int) else axes))

@@ -7,7 +7,7 @@ import pytest
 
 from uvit_jax.comparison import tables
 from uvit_jax.comparison.config import Asked
-from uvit_jax.comparison.judging import TotemJudging, score
+from uvit_jax.comparison.judging import TotemJudging, judged, score
 from uvit_jax.comparison.questions import Drawn
 from uvit_jax.data.subjects import drawing, scenes
 
@@ -81,7 +81,7 @@ def test_settings_of_views_are_pairs_and_stand_where_the_page_looks(world, judge
     assert [q.seed for q in one] == [q.seed for q in three]
     assert {len(q.references[0]) for q in one} == {1} and {len(q.captions[0]) for q in three} == {3}
     answers = np.stack([np.stack([world.oracle(q, k) for k in (0, 1)]) for q in one])
-    rows = tables.rows_of("oracle", "none", one, answers, judge, main="identities_1v")
+    rows = tables.rows_of("oracle", "none", one, judged(judge, one, answers), main="identities_1v")
     assert {(r.setting, r.split, r.views) for r in rows} == {
         ("views", "test", 1),
         ("single", "test", 1),

@@ -1,7 +1,6 @@
 """Muon moves the matrices of the blocks, and AdamW all else."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,7 +74,7 @@ def test_the_updates_singular_values_are_alike(params):
 
 
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(UvitError, match="unknown optimizer 'moun'.*'muon'"):
+    with pytest.raises(UvitError, match=r"unknown optimizer 'moun'.*'muon'"):
         OptimizerConfig(name="moun")
 
 

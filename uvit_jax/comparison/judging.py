@@ -255,6 +255,12 @@ def make_judge(config: CompareConfig, world: World) -> Judge:
     return EncoderJudging(config, world)
 
 
+def judged(judge: Judge, questions: Sequence[Question], answers: np.ndarray) -> Scores:
+    """Scores (Q · samples,) of answers (Q, samples, H, W, C), those of a question in a row."""
+    repeated = [q for q in questions for _ in range(answers.shape[1])]
+    return judge(repeated, answers.reshape(-1, *answers.shape[2:]))
+
+
 def score(judge: Judge, scores: Scores) -> np.ndarray:
     """What tuning maximises: the mean of identity and prompt-following, (Q,)."""
     picked = [name for name, about in judge.metrics.items() if about.role != "other"]

@@ -196,6 +196,11 @@ def groups(questions: Sequence[Question]) -> list[list[Question]]:
     return list(found.values())
 
 
+def nobody(asked: Sequence[Question], word: str) -> list[Question]:
+    """The same questions about nobody in particular, for what the class has become."""
+    return [dataclasses.replace(q, prompt=q.prompt.replace("@1", word)) for q in asked]
+
+
 def next_group(questions: Sequence[Question], index: int) -> Question:
     """The question in the same place of the next group of subjects."""
     each = sum(q.group == questions[0].group for q in questions)

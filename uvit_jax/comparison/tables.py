@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from uvit_jax.comparison.judging import Judge
+from uvit_jax.comparison.judging import Scores
 from uvit_jax.comparison.questions import Question
 from uvit_jax.evaluation import report_summary as summary
 from uvit_jax.evaluation.report_page import PictureGrid, PictureRow
@@ -40,8 +40,7 @@ def rows_of(
     method: str,
     architecture: str,
     questions: Sequence[Question],
-    answers: np.ndarray,
-    judge: Judge,
+    scores: Scores,
     *,
     main: str,
     setting: str = "",
@@ -49,12 +48,11 @@ def rows_of(
     """A row of each metric a picture.
 
     Args:
-      answers: (Q, samples, H, W, C) in [-1, 1].
+      scores: as `judging.judged` has them.
       setting: in place of the questions' own, such as `lora_step=100`.
     """
-    Q, samples = answers.shape[:2]
+    samples = len(next(iter(scores.values()))) // len(questions)
     repeated = [q for q in questions for _ in range(samples)]
-    scores = judge(repeated, answers.reshape(Q * samples, *answers.shape[2:]))
     found = []
     for i, question in enumerate(repeated):
         places = [(setting, question.split)] if setting else places_of(question, main)

@@ -15,7 +15,7 @@ from uvit_jax.tokens.segment import Segment
 # How a model is computed and how its training starts, but not what it computes.
 INDIFFERENT = {
     "": ("dtype",),
-    "backbone": ("attention", "scan", "unroll", "remat", "init"),
+    "backbone": ("attention", "products", "scan", "unroll", "remat", "init"),
     "segments": ("patch_init", "init_std"),
 }
 

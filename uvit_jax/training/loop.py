@@ -44,8 +44,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run came to: the last step, its loss, whether it was asked to stop before the end,
-    the seconds it took, where they went (see `Clock`), and the last grid of samples."""
+    """What a run came to.
+
+    Attributes:
+      step, loss: the last step and its loss.
+      stopped: whether it was asked to stop before the end, and saved.
+      seconds, seconds_by_place: that it took on the clock, and where they went (see `Clock`).
+      samples: path of the last grid of samples, empty if there is none.
+    """
 
     step: int
     loss: float

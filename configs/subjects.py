@@ -150,7 +150,7 @@ def get_config(name: str = "") -> dict[str, Any]:
         full_settings=("identities_2v",),
         finetune=dict(batch_size=4),
         full=dict(method="full", batch_size=4, steps=60, learning_rate=2e-4),
-        grid=dict(ranks=(8,), rates=(1e-3, 4e-3), steps=(30, 60, 120)),
+        grid=dict(ranks=(4, 16), rates=(3e-4, 1e-3), steps=(20, 60, 200)),
         validation=4,
         at_once=5,
     )

@@ -59,7 +59,8 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "Training": (
         ("training/config.py", ("RunConfig", "TrainConfig", "OptimizerConfig", "parse_run")),
         ("training/loop.py", ("train", "Summary")),
-        ("training/state.py", ("TrainState", "init_state", "make_optimizer")),
+        ("training/optimizer.py", ("make_optimizer",)),
+        ("training/state.py", ("TrainState", "init_state")),
         ("training/step.py", ("make_step", "jit_step")),
         ("training/workdir.py", ("Workdir",)),
         ("training/subjects.py", ("stacked", "class_examples")),

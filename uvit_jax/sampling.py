@@ -97,8 +97,8 @@ def make_sampler(
     slots of references (see `Model.apply`); a model without any takes `{"count": zeros (B,)}`. All
     noisy segments share one time (joint sampling). `diffusion` is what the model was trained with,
     of which schedule and prediction count; `config` says how to sample. `nulls` are those that the
-    layout cannot know (see `conditions.nulls_of`). What a model with a learned range says of its variances goes to the
-    sampler that asks for it, unguided, and to no other.
+    layout cannot know (see `conditions.nulls_of`). What a model with a learned range says of its
+    variances goes to the sampler that asks for it, unguided, and to no other.
 
     Raises:
       UvitError: if guidance is asked of a model with nothing to drop, a cache of one whose

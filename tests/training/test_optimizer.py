@@ -1,9 +1,14 @@
 """Muon moves the matrices of the blocks, and AdamW all else."""
 
+import json
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
+from tests.running import ROOT, environment
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import build
 from uvit_jax.training.config import OptimizerConfig, TrainConfig
@@ -32,6 +37,19 @@ def small(**backbone):
     )
 
 
+def gradients_like(params):
+    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+    keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    return jax.tree.map(lambda p, k: jax.random.normal(k, p.shape), params, keys)
+
+
+def update(params, gradients):
+    """Muon's first, at a rate of 1."""
+    config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
+    optimizer, _ = make_optimizer(config, TrainConfig(steps=9, batch_size=1))
+    return jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0]
+
+
 @pytest.fixture(scope="module")
 def params():
     return small().init(jax.random.key(0))
@@ -49,13 +67,7 @@ def test_matrices_are_those_of_the_blocks(params):
 
 def test_the_updates_singular_values_are_alike(params):
     """Of every matrix, and for each layer of a stack by itself (Jordan 2024: 0.7 to 1.2)."""
-    config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
-    optimizer, _ = make_optimizer(config, TrainConfig(steps=9, batch_size=1))
-    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
-    gradients = jax.tree.map(lambda p, k: jax.random.normal(k, p.shape), params, keys)
-    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
-    found = leaves(updates)
+    found = leaves(update(params, gradients_like(params)))
     stacks = {
         "backbone/in_blocks/mlp/fc1/kernel": lambda x: x,
         "backbone/in_blocks/attention/qkv/kernel": lambda x: x.transpose(0, 2, 1, 3, 4).reshape(
@@ -85,3 +97,31 @@ def test_adamw_is_as_it_was(params):
     names = {k.split("/")[-1] for k in leaves(state)}
     assert {"count"} <= names
     assert len(jax.tree.leaves(state)) == 2 * len(jax.tree.leaves(params)) + 2
+
+
+ON_A_MESH = """
+import json, jax, numpy as np
+from tests.training.test_optimizer import gradients_like, small, update
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+from uvit_jax.parallel.sharding import shardings
+
+params = small().init(jax.random.key(0))
+apart = {}
+whole = update(params, gradients_like(params))
+for name, sizes in {"fsdp": dict(fsdp=8), "tensor": dict(fsdp=2, tensor=2, data=2)}.items():
+    mesh = make_mesh(MeshConfig(**{"data": 1} | sizes))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings(params, mesh))
+        found = update(placed, gradients_like(placed))
+        assert len(found["backbone"]["mid_block"]["mlp"]["fc1"]["kernel"].sharding.device_set) == 8
+        off = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), found, whole)
+    apart[name] = float(max(jax.tree.leaves(off)))
+print(json.dumps(apart))
+"""
+
+
+def test_the_update_is_the_same_on_a_mesh():
+    command = [sys.executable, "-c", ON_A_MESH]
+    env = environment(8) | {"PYTHONPATH": str(ROOT)}
+    apart = json.loads(subprocess.check_output(command, env=env, text=True, cwd=ROOT))
+    assert max(apart.values()) < 1e-4, apart  # of updates of size 1

@@ -5,13 +5,12 @@
 
 Every cell compiles a model's training step for a slice, with as many examples a chip as `--batch`
 says (64 if it says nothing: U-ViT-L/2's 1024 on v5e:4x4), under each remat policy from the one that
-recomputes least, until one fits. A program takes one to several minutes; each that is done is a
-line of the file and is not done again, so the command can be stopped and continued. `--table`
-compiles nothing and prints what there is.
+keeps least to the one that keeps most, until one does not fit. A program takes one to several
+minutes; each that is done is a line of the file and is not done again, so the command can be
+stopped and continued. `--table` compiles nothing and prints what there is.
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,8 +34,7 @@ CHIPS = {
     "v6e:2x4": 8,
     "v6e:16x16": 256,
 }
-REMATS = ("none", "dots", "full")  # the one that recomputes least first
-STATE_BYTES = 16  # a parameter: itself, its average and Adam's moments, in float32
+REMATS = ("full", "dots", "none")  # the one that keeps least first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,45 +81,16 @@ def missing(
     """Compiles what `rows` lacks, a row at a time."""
     models = [m for m in MODELS if m in only] or list(MODELS)
     slices = [t for t in CHIPS if t in only] or list(CHIPS)
-    rows = list(rows)
     for topology in slices:
         for model in models:
             for remat in remats:
                 key = (model, topology, remat, attention, batch)
                 row = next((r for r in rows if of(r) == key), None)
-                if row is None and hopeless(rows, *key):
-                    continue
                 if row is None:
                     row = compiled(*key)
-                    rows.append(row)
                     yield row
-                if row["fits"]:
+                if not row["fits"]:
                     break
-
-
-def hopeless(
-    rows: list[dict[str, Any]], model: str, topology: str, remat: str, attention: str, batch: int
-) -> bool:
-    """Whether another slice of such chips, with as many examples a chip, has shown that activations
-    alone do not fit: more chips share the state, and nothing else."""
-    state = STATE_BYTES * parameters(model)
-    return any(
-        not row["fits"]
-        and row["memory_bytes"] - state > row["chip_memory_bytes"]
-        and row["topology"].partition(":")[0] == topology.partition(":")[0]
-        and of(row) == (model, row["topology"], remat, attention, batch)
-        for row in rows
-    )
-
-
-@functools.cache
-def parameters(model: str) -> int:
-    """How many a model has."""
-    from uvit_jax.models.model import build
-    from uvit_jax.training.config import parse_run
-
-    config, overrides = MODELS[model]
-    return build(parse_run(cli.read_config(config, overrides)).model).num_params
 
 
 def of(row: dict[str, Any]) -> tuple:

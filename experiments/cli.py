@@ -80,7 +80,12 @@ class Parser(argparse.ArgumentParser):
                 options = [option for action in self._actions for option in action.option_strings]
                 known = [option for option in options if option not in ("-h", "--help")]
                 hint = nearest(flag, known)
-                if self._config and "." in flag and "did you mean" not in hint:
+                if (
+                    self._config
+                    and flag.startswith("--")
+                    and "." in flag
+                    and "did you mean" not in hint
+                ):
                     hint = f"; a key of the config is given as --config.{flag.lstrip('-')}=VALUE"
                 raise UvitError(f"unknown flag {flag!r}{hint} (see --help)")
             if not given:

@@ -36,10 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = Path(args.workdir or f"workdirs/{cli.config_name(spec)}").expanduser()
 
     from uvit_jax.comparison.run import Comparison
+    from uvit_jax.comparison.writing import write
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
+    if args.report and not (workdir / "compare.json").exists():
+        raise cli.UvitError(f"{workdir} holds no comparison (no compare.json) to report on")
     comparison = Comparison(config, workdir, only)
-    found = comparison.write() if args.report else comparison()
+    found = write(comparison.space) if args.report else comparison()
     if found is None:
         return 143
     cli.write_json(args.json, {"workdir": str(workdir), **found})

@@ -1,4 +1,4 @@
-"""A whole comparison of networks of two steps: all arms, killed between them, and its files."""
+"""A whole comparison of networks of two steps: arms run one after another, and its files."""
 
 import json
 
@@ -7,6 +7,8 @@ import pytest
 from configs import subjects
 from uvit_jax.comparison.config import parse_compare
 from uvit_jax.comparison.run import Comparison
+from uvit_jax.comparison.workspace import Workspace
+from uvit_jax.comparison.writing import write
 from uvit_jax.evaluation.results import read, read_manifest
 
 
@@ -30,6 +32,10 @@ def test_arms_one_after_the_other_make_one_page(tmp_path):
     both = Comparison(parse_compare(config), tmp_path, ["dit_full"])()
     assert "dit_full" in both["methods"] and both["rows"] > first["rows"]
     assert (tmp_path / "pictures/unified/two_subjects.npz").read_bytes() == pictures
+
+    results = (tmp_path / "results.csv").read_bytes()
+    write(Workspace(parse_compare(config), tmp_path))
+    assert (tmp_path / "results.csv").read_bytes() == results
 
     rows = read(tmp_path / "results.csv")
     assert {"single", "views", "multi", "lora_step=2", "forgetting=0"} <= {r.setting for r in rows}

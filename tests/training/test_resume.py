@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+import uvit_jax
 from tests.running import TINY, finish, losses, start, train, wait_for_step
 
 
@@ -80,3 +81,12 @@ def test_all_checkpoints_broken_is_an_error_and_changes_nothing(undisturbed, tmp
 
 def test_a_finished_run_does_nothing_more(undisturbed):
     assert train(undisturbed[0]) == undisturbed[1]
+
+
+def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
+    """Its state has other leaves than AdamW's."""
+    muon = "--config.optimizer.name=muon"
+    whole = train(tmp_path / "whole", muon)
+    copy_without_end(tmp_path / "whole", tmp_path / "run")
+    assert train(tmp_path / "run", muon) == whole
+    assert uvit_jax.load(tmp_path / "run")

@@ -144,7 +144,8 @@ class Comparison:
             else:
                 several = lora and len(asked[0].names) > 1
                 variants = self.space.variants(name) if several else {name: ""}
-                for method, compose in variants.items():
+                # The own one last: it says that all are there.
+                for method, compose in reversed(variants.items()):
                     if not self.store.has(method, setting):
                         self.store.write(method, setting, answers(asked, compose))
             _told(name, setting, began)

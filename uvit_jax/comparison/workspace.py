@@ -59,6 +59,8 @@ class Workspace:
             if self.ready(name):
                 layout = self.network(name).model.layout
                 sizes.add(next(s.shape[0] for s in layout.noisy if s.modality == "image"))
+        if not sizes:
+            raise UvitError(f"no network in {self.workdir} is trained to its end yet")
         if len(sizes) != 1:
             raise UvitError(f"the networks' pictures must be of one size, got {sorted(sizes)}")
         return open_world(self.config, sizes.pop())

@@ -107,6 +107,7 @@ def _manifest(space: Workspace, rows: Sequence[Row]) -> Manifest:
         best = f"{arm.title}, each subject's best step (an oracle's choice)"
         methods[f"{name}_best"] = Method(title=best, anchor=True)
     methods |= {n: Method(title=t, anchor=True) for n, t in tables.ANCHORS.items()}
+    methods = {name: method for name, method in methods.items() if name in present}
     metrics = {**space.judge.metrics, "diversity": tables.DIVERSITY, "pres": tables.PRES}
     used = {row.metric for row in rows}
     return Manifest(
@@ -133,9 +134,11 @@ def _manifest(space: Workspace, rows: Sequence[Row]) -> Manifest:
         timing="wall seconds without compilation: an image in batches of "
         f"{config.batch_size}, cached and uncached in turn; fine-tuning by the subject, "
         f"{config.at_once} at once",
-        methods={n: m for n, m in methods.items() if n in present},
+        methods=methods,
         metrics={n: m for n, m in metrics.items() if n in used},
-        baseline=config.baseline if config.baseline in present else next(iter(methods)),
+        baseline=config.baseline
+        if config.baseline in present
+        else next(n for n in methods if n in present),
         notes=config.notes,
     )
 

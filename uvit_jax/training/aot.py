@@ -64,8 +64,8 @@ class Report:
       fits: whether the program fits the chip. memory_bytes: that it needs at its peak; 0 if the
         compiler gave up without saying. chip_memory_bytes: that a program can have.
       model_flops: of a training step three forward passes, of sampling the network's evaluations.
-        program_flops: with what the backward pass recomputes. None of what follows if it does not
-        fit.
+        program_flops: with what the backward pass recomputes, and what Muon computes. None of what
+        follows if it does not fit.
       traffic_bytes: in and out of main memory. intensity: program_flops / traffic_bytes.
       collectives: the largest first. moved: their bytes by role and kind.
       gathered_activations: bytes of activations that all-gathers and permutations move: 0 where

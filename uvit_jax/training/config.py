@@ -27,19 +27,19 @@ class OptimizerConfig:
     """AdamW or Muon after a linear warm-up.
 
     Attributes:
-      name: `adamw`, as in all published recipes here, or `muon`: the matrices of the blocks move by
-        their momentum with all its singular values made equal (Jordan 2024, `optax.contrib.muon`),
-        scaled so that AdamW's rates fit (Liu et al. 2025), and all else by AdamW with Nesterov's
-        momentum. It needs fewer steps and keeps half the state of the matrices; a sharded one has
-        to be gathered.
+      name: `adamw`, as in all published recipes here, or `muon`: the matrices of the backbone's
+        attention, MLPs and skips move by their momentum (0.95, Nesterov's) with all its singular
+        values made equal (Jordan 2024, `optax.contrib.muon`), scaled so that AdamW's rates fit (Liu
+        et al. 2025), and all else by AdamW with Nesterov's momentum. It keeps one moment of the
+        matrices instead of two; a sharded one is gathered at every step.
       learning_rate: the peak. schedule: after the warm-up `constant`, or `cosine` down to 0 at
         `config.train.steps`.
       warmup_steps: of linear growth from 0. b1, b2, eps: Adam's. weight_decay: decoupled, on every
         parameter, as the published U-ViTs in effect have it.
       clip_norm: the gradient's global norm is cut to it; 0 is no clipping.
-      mu_dtype: of Adam's first moment as it is kept between steps, `float32` or `bfloat16`, which
-        takes 2 bytes a parameter less in memory and checkpoints. It is updated in float32 and
-        rounded. The second moment and the averaged parameters are float32 always: a step changes
+      mu_dtype: of the first moment (Muon's only one) as it is kept between steps, `float32` or
+        `bfloat16`, which takes 2 bytes a parameter less in memory and checkpoints. It is updated in
+        float32 and rounded. The second moment and the averaged parameters are float32 always: a step changes
         them by about 1 - b2 or 1 - ema_decay of themselves, which is less than bfloat16's 2^-8, so
         that they would stand still. A run keeps the dtype that it began with.
     """
@@ -136,7 +136,7 @@ class RunConfig:
 
     Attributes:
       model: layout and backbone. data: what is learned. train: the loop. diffusion: the objective.
-      optimizer: AdamW. sample: the grids that are drawn, and how samples are drawn later.
+      optimizer: AdamW or Muon. sample: the grids that are drawn, and how samples are drawn later.
       mesh: how devices are used together.
       seed: of parameters, data order and noise, in [0, 2^32).
     """

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from uvit_jax.errors import UvitError
 from uvit_jax.parallel.sharding import path_string
 from uvit_jax.training.config import OptimizerConfig, TrainConfig
 
@@ -26,7 +27,7 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer with clipping, and its learning rate as a function of the step.
 
-    All is computed in float32; only the first moment may be kept in another dtype between steps.
+    All is kept in float32, but for the first moment where `mu_dtype` says otherwise.
     """
     rate = config.learning_rate
     after = optax.constant_schedule(rate)
@@ -54,20 +55,25 @@ def make_optimizer(
 
 
 def matrices(params: Any) -> Any:
-    """Which axes of each parameter are a matrix that Muon may orthogonalise; None where AdamW is to
-    update it: embeddings, heads, biases, scales. Axes not named (layers) are so many matrices."""
+    """Which axes of each parameter are a matrix that Muon is to move, None where AdamW is: all
+    outside the backbone, adaLN's modulations, biases, scales. Axes not named are so many matrices,
+    such as a stack's layers.
+
+    Raises:
+      UvitError: if none is.
+    """
 
     def one(path, leaf):
+        name = path_string(path)
         for pattern, inputs, outputs in MATRICES:
-            if re.search(pattern, path_string(path)):
-                return MuonDimensionNumbers(
-                    reduction_axis=_positive(inputs, leaf.ndim),
-                    output_axis=_positive(outputs, leaf.ndim),
-                )
+            if name.startswith("backbone/") and re.search(pattern, name):
+                return MuonDimensionNumbers(inputs, outputs)
         return None
 
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
-def _positive(axes: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    return tuple(ndim + axis for axis in ((axes,) if isinstance(axes, int) else axes))
+    found = jax.tree_util.tree_map_with_path(one, params)
+    if jax.tree.leaves(params) and not jax.tree.leaves(found):
+        raise UvitError(
+            "config.optimizer.name='muon' finds no matrix of the blocks in this model; take "
+            "'adamw', or name its kernels in MATRICES of training/optimizer.py"
+        )
+    return found

@@ -79,13 +79,8 @@ class Parser(argparse.ArgumentParser):
             if not (self._config and flag.startswith("--config.")):
                 options = [option for action in self._actions for option in action.option_strings]
                 known = [option for option in options if option not in ("-h", "--help")]
-                hint = nearest(flag, known)
-                if (
-                    self._config
-                    and flag.startswith("--")
-                    and "." in flag
-                    and "did you mean" not in hint
-                ):
+                hint, dotted = nearest(flag, known), flag.startswith("--") and "." in flag
+                if self._config and dotted and "did you mean" not in hint:
                     hint = f"; a key of the config is given as --config.{flag.lstrip('-')}=VALUE"
                 raise UvitError(f"unknown flag {flag!r}{hint} (see --help)")
             if not given:

@@ -136,9 +136,7 @@ def _manifest(space: Workspace, rows: Sequence[Row]) -> Manifest:
         f"{config.at_once} at once",
         methods=methods,
         metrics={n: m for n, m in metrics.items() if n in used},
-        baseline=config.baseline
-        if config.baseline in present
-        else next(n for n in methods if n in present),
+        baseline=config.baseline if config.baseline in methods else next(iter(methods)),
         notes=config.notes,
     )
 

@@ -39,9 +39,9 @@ class OptimizerConfig:
       clip_norm: the gradient's global norm is cut to it; 0 is no clipping.
       mu_dtype: of the first moment (Muon's only one) as it is kept between steps, `float32` or
         `bfloat16`, which takes 2 bytes a parameter less in memory and checkpoints. It is updated in
-        float32 and rounded. The second moment and the averaged parameters are float32 always: a step changes
-        them by about 1 - b2 or 1 - ema_decay of themselves, which is less than bfloat16's 2^-8, so
-        that they would stand still. A run keeps the dtype that it began with.
+        float32 and rounded. The second moment and the averaged parameters are float32 always: a
+        step changes them by about 1 - b2 or 1 - ema_decay of themselves, which is less than
+        bfloat16's 2^-8, so that they would stand still. A run keeps the dtype that it began with.
     """
 
     name: str = "adamw"

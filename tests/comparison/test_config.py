@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import subjects
+from experiments import compare
 from uvit_jax.comparison.arms import SAMPLE_STRIDE, seeds_of
 from uvit_jax.comparison.config import Asked, parse_compare
 from uvit_jax.comparison.networks import Batched, check_compute
@@ -98,3 +99,17 @@ def test_every_picture_has_noise_of_its_own():
     seeds = seeds_of(asked, 3)
     assert seeds.shape == (16, 3) and len(np.unique(seeds)) == 48
     assert seeds[0, 1] == (asked[0].seed + SAMPLE_STRIDE) % 2**32
+
+
+def test_a_report_on_nothing_is_refused_and_makes_nothing(tmp_path):
+    flags = ["--config=configs/subjects.py", f"--workdir={tmp_path / 'none'}", "--report"]
+    with pytest.raises(UvitError, match=r"holds no comparison \(no compare.json\)"):
+        compare.main(flags)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_report_before_any_network_is_trained_says_so(tmp_path):
+    Comparison(parse_compare(subjects.get_config()), tmp_path)
+    flags = ["--config=configs/subjects.py", f"--workdir={tmp_path}", "--report"]
+    with pytest.raises(UvitError, match="no network .* is trained to its end yet"):
+        compare.main(flags)

@@ -111,5 +111,5 @@ def test_a_report_on_nothing_is_refused_and_makes_nothing(tmp_path):
 def test_a_report_before_any_network_is_trained_says_so(tmp_path):
     Comparison(parse_compare(subjects.get_config()), tmp_path)
     flags = ["--config=configs/subjects.py", f"--workdir={tmp_path}", "--report"]
-    with pytest.raises(UvitError, match="no network .* is trained to its end yet"):
+    with pytest.raises(UvitError, match=r"no network .* is trained to its end yet"):
         compare.main(flags)

@@ -106,7 +106,7 @@ def run(name: str) -> dict[str, Any]:
     config.sample = dict(
         sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
         guidance_scale=0.5,
-        reference_guidance_scale=0.5 if context else 0.0,
+        reference_guidance_scale=1.0 if context else 0.0,  # of .5, 1, 2: on validation subjects
         count=16,
         clip=1.0,
     )

@@ -68,7 +68,8 @@ def plain(config: Any, where: str = "config") -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> Any:
-    """The mapping that `parse` turns back into `config` (dataclasses to dicts, recursively)."""
+    """The mapping that `parse` turns back into `config` (dataclasses to dicts, tuples to lists,
+    recursively), as JSON gives it back."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):

@@ -8,7 +8,6 @@ All of it is parsed, and every model built, before anything is trained or writte
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,7 +184,7 @@ def make_plan(
     for seed in range(base_run.seed, base_run.seed + ablation.seeds):
         for name, run in runs.items():
             seeded = dataclasses.replace(run, seed=seed)
-            raw = json.loads(json.dumps(to_dict(seeded)))
+            raw = to_dict(seeded)
             variants = tuple(key for key, value in names.items() if value == name)
             jobs.append(Job(name, seed, seeded, raw, variants))
-    return Plan(ablation, json.loads(json.dumps(to_dict(base_run))), tuple(jobs), params, names)
+    return Plan(ablation, to_dict(base_run), tuple(jobs), params, names)

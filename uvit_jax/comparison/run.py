@@ -18,8 +18,9 @@ from uvit_jax.comparison.config import Asked, CompareConfig
 from uvit_jax.comparison.judging import judged, score
 from uvit_jax.comparison.networks import check_compute
 from uvit_jax.comparison.questions import Question, groups, nobody
-from uvit_jax.comparison.workspace import Workspace, plain
+from uvit_jax.comparison.workspace import Workspace
 from uvit_jax.comparison.writing import write
+from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner
 from uvit_jax.training.loop import train
@@ -74,7 +75,7 @@ class Comparison:
         run = self.space.runs[name]
         if run is None or self.space.ready(name):
             return True
-        if train(run, plain(run), self.space.folder(name)).stopped:
+        if train(run, to_dict(run), self.space.folder(name)).stopped:
             print(f"network {name}: stopped and saved; the same command goes on from there")
             return False
         jax.clear_caches()

@@ -7,7 +7,6 @@ training run), `tuning/ARM` and `pictures/METHOD/SETTING.npz`.
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ class Workspace:
         }
         for name, run in self.runs.items():
             if run is not None:
-                Workdir(self.folder(name)).check(plain(run))
+                Workdir(self.folder(name)).check(to_dict(run))
         self._claim()
         self.store = Store(workdir / "pictures")
         self._networks: dict[str, Network] = {}
@@ -136,7 +135,6 @@ class Workspace:
     def _claim(self) -> None:
         """Writes the config into a new workdir, or checks that it is the same."""
         file, asked = self.workdir / "compare.json", to_dict(self.config)
-        asked = json.loads(json.dumps(asked))
         asked.pop("notes")
         if not file.exists():
             others = [p.name for p in self.workdir.glob("*") if p.name not in ("networks",)]
@@ -157,8 +155,3 @@ class Workspace:
                 f"workdir {self.workdir} belongs to another comparison; it differs in "
                 f"{', '.join(changed)}. Nothing was changed; give another --workdir"
             )
-
-
-def plain(run: Any) -> dict[str, Any]:
-    """A run's config as JSON has it."""
-    return json.loads(json.dumps(to_dict(run)))

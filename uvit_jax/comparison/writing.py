@@ -78,15 +78,12 @@ def _curve_rows(space: Workspace, name: str) -> list[Row]:
         rows = tables.rows_of(name, style, unnamed, seen, main=main, setting=setting)
         found += [dataclasses.replace(r, metric="pres") for r in rows if r.metric in identity]
         found += [r for r in rows if r.metric in prompt]
-    chosen = np.empty(len(asked), int)
+    chosen = np.empty((len(asked), space.config.samples), int)
     for group in {q.group for q in asked}:
         own = [i for i, q in enumerate(asked) if q.group == group]
         chosen[own] = max(scores, key=lambda step, own=own: scores[step][own].mean())
-    chosen = chosen.repeat(space.config.samples)
     best = {
-        metric: np.choose(
-            np.searchsorted(sorted(by_step), chosen), [by_step[s][metric] for s in sorted(by_step)]
-        )
+        metric: np.array([by_step[step][metric][i] for i, step in enumerate(chosen.flat)])
         for metric in judge.metrics
     }
     found += tables.rows_of(f"{name}_best", style, asked, best, main=main)

@@ -196,7 +196,7 @@ def settle(index: T, final: Path, plan: Path, *, about: Collection[str] = ()) ->
     if stored is None:
         write_index(plan, index)
         return index
-    old, new = (json.loads(json.dumps(to_dict(i))) for i in (stored, index))
+    old, new = (to_dict(i) for i in (stored, index))
     changed = [key for key in new if key not in about and old[key] != new[key]]
     if changed:
         key = changed[0]

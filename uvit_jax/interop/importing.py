@@ -254,7 +254,7 @@ def _write(target: Path, run: RunConfig, vocabulary: Vocabulary, params: Params)
     partial = target.with_name(f".{target.name}.importing.{os.getpid()}")
     folder = Workdir(partial)
     try:
-        folder.create(json.loads(json.dumps(to_dict(run))), vocabulary)
+        folder.create(to_dict(run), vocabulary)
         checkpointer = Checkpointer(partial, run.train.keep_checkpoints)
         checkpointer.save(state, 0)
         checkpointer.close()

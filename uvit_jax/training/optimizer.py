@@ -35,7 +35,7 @@ def make_optimizer(
         after = optax.cosine_decay_schedule(rate, max(1, train.steps - config.warmup_steps))
     warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
     schedule = optax.join_schedules([warmup, after], [config.warmup_steps])
-    adam = dict(
+    shared = dict(
         eps=config.eps, weight_decay=config.weight_decay, mu_dtype=jnp.dtype(config.mu_dtype)
     )
     if config.name == "muon":
@@ -46,10 +46,10 @@ def make_optimizer(
             adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=matrices,
             consistent_rms=UPDATE_RMS,
-            **adam,
+            **shared,
         )
     else:
-        update = optax.adamw(schedule, b1=config.b1, b2=config.b2, **adam)
+        update = optax.adamw(schedule, b1=config.b1, b2=config.b2, **shared)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, update), schedule
 

@@ -20,7 +20,7 @@ def filled(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config as JSON, in which keys that did not exist yet when it began have their
     defaults. One that describes no run stays as it is."""
     try:
-        return json.loads(json.dumps(to_dict(parse_run(config))))
+        return to_dict(parse_run(config))
     except UvitError:
         return config
 

@@ -37,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from uvit_jax.comparison.run import Comparison
     from uvit_jax.comparison.writing import write
+    from uvit_jax.parallel import heap
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
     if args.report and not (workdir / "compare.json").exists():
         raise cli.UvitError(f"{workdir} holds no comparison (no compare.json) to report on")
+    heap.keep()
     comparison = Comparison(config, workdir, only)
     found = write(comparison.space) if args.report else comparison()
     if found is None:

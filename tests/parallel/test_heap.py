@@ -11,7 +11,7 @@ import pytest
 from uvit_jax.parallel import heap
 
 FAULTS = """
-import resource
+import os, resource, threading
 import jax, jax.numpy as jnp
 from uvit_jax.parallel import heap
 {before}
@@ -23,15 +23,20 @@ def program(x):  # with temporary memory of 64 MiB
 x, faults = jnp.ones((4096, 8)), []
 for _ in range(20):  # the heap takes a few to find its shape
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    program(x).block_until_ready()
+    {call}
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(min(faults))
 """
 
 
-def faults(before: str) -> int:
+HERE = "program(x).block_until_ready()"
+ELSEWHERE = f"thread = threading.Thread(target=lambda: {HERE}); thread.start(); thread.join()"
+ONE_CORE = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+
+
+def faults(before: str, call: str = HERE) -> int:
     """How many pages the kernel has to make for a call that is not the first."""
-    code = FAULTS.format(before=before)
+    code = FAULTS.format(before=before, call=call)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -43,6 +48,13 @@ def test_memory_is_kept():
     pages = 2**26 // resource.getpagesize()
     assert faults("assert heap.keep()") < pages / 100
     assert faults("") > pages / 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_on_one_core_every_threads_memory_is_kept():
+    pages = 2**26 // resource.getpagesize()
+    assert faults(f"{ONE_CORE}; assert heap.keep()", ELSEWHERE) < pages / 100
+    assert faults(ONE_CORE, ELSEWHERE) > pages / 2
 
 
 def test_other_devices_and_glibcs_own_variable_are_left_alone(monkeypatch):

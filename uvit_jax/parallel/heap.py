@@ -10,7 +10,7 @@ import os
 
 import jax
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of glibc's mallopt(3)
+_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # of glibc's mallopt(3)
 
 
 def keep() -> bool:
@@ -23,9 +23,15 @@ def keep() -> bool:
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    # On one core XLA leaves a program to its pool's only thread, whose own heap gives blocks back
+    # all the same; so all threads share the main one, from before JAX starts any. With more cores,
+    # waiting for it would cost a tenth.
+    shared = len(os.sched_getaffinity(0)) > 1 or mallopt(_ARENA_MAX, 1)
     # Does nothing to devices other than CPUs, and has to be known before JAX looks for any.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() != "cpu":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    return mallopt is not None and bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+    return bool(shared and mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))

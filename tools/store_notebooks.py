@@ -20,7 +20,10 @@ import nbformat
 
 ROOT = Path(__file__).parents[1]
 MOST = 1_500_000  # bytes
-NOISE = re.compile(r"[WEI]\d{4} |\[IPKernelApp\]|\s*$")  # of compilers and kernels, on stderr
+NOISE = re.compile(  # of compilers, kernels and libtpu without a TPU, on stderr
+    r"[WEI]\d{4} |\[IPKernelApp\]|\s*$|WARNING: Logging before|=== Source Location|\S+\.cc:\d+$"
+    r"|Failed to find host bounds"
+)
 
 
 def run(name: str, timeout: float) -> nbformat.NotebookNode:
@@ -34,19 +37,31 @@ def run(name: str, timeout: float) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran, which differs every time
         if cell.cell_type == "code":
-            cell.outputs = [kept for kept in map(tidy, cell.outputs) if kept is not None]
+            cell.outputs = tidy(cell.outputs)
     return notebook
 
 
-def tidy(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    """An output without what carriage returns have overwritten; None if nothing is left of it."""
-    if output.output_type != "stream":
-        return output
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.splitlines()]
-    if output.name == "stderr":
-        lines = [line for line in lines if not NOISE.match(line)]
-    output.text = "".join(f"{line}\n" for line in lines)
-    return output if output.text else None
+def tidy(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Outputs without what carriage returns have overwritten, and with pictures once each."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        before = found[-1] if found else None
+        if output.output_type != "stream":
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)
+            found.append(output)
+        elif before and before.output_type == "stream" and before.name == output.name:
+            before.text += output.text  # a bar's states come one by one
+        else:
+            found.append(output)
+    for output in found:
+        if output.output_type == "stream":
+            # Lines end in \n alone here: a bar's states are parts of one line.
+            lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n")]
+            if output.name == "stderr":
+                lines = [line for line in lines if not NOISE.match(line)]
+            output.text = "\n".join(lines).strip("\n") + "\n"
+    return [o for o in found if o.output_type != "stream" or o.text.strip()]
 
 
 def main() -> int:

@@ -46,6 +46,9 @@ def test_it_can_be_opened_and_read(name):
     assert f"colab.research.google.com/github/uvit-jax/uvit_jax/blob/main/colab/{name}" in first
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert "visualize_array_sharding" in code and 'get("UVIT_JAX_NOTEBOOK") == "small"' in code
+    # What a reader wants to see is stored, by tools/store_notebooks.py, and no error with it.
+    stored = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert stored and all(output.output_type != "error" for output in stored)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" not in link:

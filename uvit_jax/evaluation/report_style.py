@@ -48,7 +48,7 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
   text-align: left; } .pictures thead th { min-width: 0; }
 .pictures .given { background: var(--anchor); border-right: 2px solid var(--soft); }
 .pictures th:first-child { position: static; min-width: 0; }
-.strip { display: flex; gap: 4px; } .strip img { width: 88px; height: 88px; border-radius: 4px;
+.strip { display: flex; gap: 4px; } .strip img { width: 64px; height: 64px; border-radius: 4px;
   object-fit: contain; display: block; } .pixels { image-rendering: pixelated; }
 .prompt { font-weight: 400; min-width: 9rem; max-width: 13rem; white-space: normal;
   font-size: .82rem; }
@@ -56,8 +56,8 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .3re
   font-size: .92rem; } dt { color: var(--soft); } dd { margin: 0; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); padding: .8rem;
   border-radius: 8px; font-size: .8rem; line-height: 1.45; }
-@media (max-width: 560px) { th, td { padding: .42rem .55rem; } .strip img { width: 64px;
-  height: 64px; } dl { grid-template-columns: minmax(0, 1fr); } dt { margin-top: .4rem; }
+@media (max-width: 560px) { th, td { padding: .42rem .55rem; }
+  dl { grid-template-columns: minmax(0, 1fr); } dt { margin-top: .4rem; }
   th:first-child { min-width: 6.5rem; } thead th { min-width: 6rem; } }
 @media print { .scroll { overflow: visible; } h2 { break-after: avoid; } }
 """

@@ -5,7 +5,8 @@
 
 Every cell compiles a model's training step for a slice, with as many examples a chip as `--batch`
 says (64 if it says nothing: U-ViT-L/2's 1024 on v5e:4x4), under each remat policy from the one that
-keeps least to the one that keeps most, until one does not fit. A program takes one to several
+keeps least to the one that keeps most, until one does not fit. Parameters are spread over at most
+64 chips (`SPREAD`); more chips are copies of such groups. A program takes one to several
 minutes; each that is done is a line of the file and is not done again, so the command can be
 stopped and continued. `--table` compiles nothing and prints what there is.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from experiments import cli
 
 MODELS = {
-    "U-ViT-S/2": ("configs/cifar10_uvit_s.py", {"model.dtype": "bfloat16", "mesh.fsdp": -1}),
+    "U-ViT-S/2": ("configs/cifar10_uvit_s.py", {"model.dtype": "bfloat16"}),
     "U-ViT-M/4": ("configs/imagenet64_uvit_m.py", {}),
     "U-ViT-L/2": ("configs/uvit_l.py", {}),
     "U-ViT-H/2": ("configs/imagenet256_uvit_h.py", {}),
@@ -34,6 +35,8 @@ CHIPS = {
     "v6e:2x4": 8,
     "v6e:16x16": 256,
 }
+# All widths divide by 64, and 1152 does not by 256.
+SPREAD = 64
 REMATS = ("full", "dots", "none")  # the one that keeps least first
 
 
@@ -106,7 +109,8 @@ def compiled(model: str, topology: str, remat: str, attention: str, batch: int) 
 
     config, overrides = MODELS[model]
     overrides = overrides | {
-        "mesh.data": 1,
+        "mesh.data": max(1, CHIPS[topology] // SPREAD),
+        "mesh.fsdp": min(CHIPS[topology], SPREAD),
         "train.batch_size": batch * CHIPS[topology],
         "model.backbone.remat": remat,
         "model.backbone.attention": attention,
@@ -118,8 +122,9 @@ def compiled(model: str, topology: str, remat: str, attention: str, batch: int) 
 def table(rows: list[dict[str, Any]]) -> str:
     """For each model and slice the fastest policy that fits, by its bound, as Markdown."""
     lines = [
-        "| model | slice | examples a chip | fits | remat | HBM a chip | bound: images/s | limit |",
-        "|---|---|---:|---|---|---:|---:|---|",
+        "| model | slice | mesh | examples a chip | fits | remat | HBM a chip | bound: images/s "
+        "| limit |",
+        "|---|---|---|---:|---|---|---:|---:|---|",
     ]
     cells: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
@@ -135,17 +140,22 @@ def table(rows: list[dict[str, Any]]) -> str:
         bound = best["bound"] or {}
         rate = f"{bound['images_per_second']:,.0f}" if bound else "–"
         lines.append(
-            f"| {name} | {topology} | {batch} | {'yes' if best['fits'] else 'no'} | "
+            f"| {name} | {topology} | {mesh(best)} | {batch} | {'yes' if best['fits'] else 'no'} | "
             f"{best['remat']} | {memory} | {rate} | {bound.get('limit', '–')} |"
         )
     return "\n".join(lines)
 
 
+def mesh(row: dict[str, Any]) -> str:
+    """The axes over which there is more than one chip, such as "data 4 × fsdp 64"."""
+    return " × ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
+
+
 def scaling(rows: list[dict[str, Any]]) -> str:
     """How what a chip sends grows with the number of chips, for the same examples a chip."""
     lines = [
-        "| model | remat | slice | chips | parameters | gradients | activations | all, a chip |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| model | remat | slice | mesh | parameters | gradients | activations | all, a chip |",
+        "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for row in sorted(rows, key=lambda r: (r["model"], r["remat"], r["attention"], r["chips"])):
         if not row["moved"]:
@@ -154,9 +164,7 @@ def scaling(rows: list[dict[str, Any]]) -> str:
         parts = [moved.get(role, 0.0) for role in ("parameters", "gradients", "activations")]
         numbers = " | ".join(f"{mb:,.1f} MB" for mb in (*parts, sum(moved.values())))
         name = row["model"] if row["attention"] == "xla" else f"{row['model']}, {row['attention']}"
-        lines.append(
-            f"| {name} | {row['remat']} | {row['topology']} | {row['chips']} | {numbers} |"
-        )
+        lines.append(f"| {name} | {row['remat']} | {row['topology']} | {mesh(row)} | {numbers} |")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from uvit_jax.models.layers import (
     modulate,
     rotary_angles,
 )
-from uvit_jax.parallel.sharding import constrain_tokens, gathered
+from uvit_jax.parallel.sharding import constrain_batch, constrain_tokens, gathered
 from uvit_jax.tokens.embed import Embedded
 from uvit_jax.tokens.layout import Layout
 
@@ -182,8 +182,9 @@ class Backbone(nnx.Module):
         if self.modulation is not None and embedded.still_1D is not None:
             which_N = [np.full(layout.count(s), s.modulated_at == "zero") for s in layout.tokens]
             still = embedded.still_1D, jnp.asarray(np.concatenate(which_N))[:, None]
+        c_BD = embedded.modulation_BD
         return dict(
-            c_BD=embedded.modulation_BD,
+            c_BD=None if c_BD is None else constrain_batch(c_BD),
             still=still,
             context_BMD=embedded.context_BMD,
             # It stays NumPy's: kernels leave out the blocks of it that nobody sees.

@@ -23,6 +23,7 @@ from uvit_jax.models.layers import (
     layer_norm,
     modulate,
     rotary_angles,
+    whole,
 )
 from uvit_jax.parallel.sharding import constrain_batch, constrain_tokens, gathered
 from uvit_jax.tokens.embed import Embedded
@@ -115,7 +116,8 @@ class Backbone(nnx.Module):
         x_BND, _ = self._blocks(embedded.tokens_BND, context, cache=cache)
         x_BND = self.norm(x_BND)
         if self.modulation is not None:
-            x_BND = modulate(x_BND, *self.modulation(context["c_BD"], context["still"]))
+            modulation = whole(self.modulation, self.dtype, path="modulation")
+            x_BND = modulate(x_BND, *modulation(context["c_BD"], context["still"]))
         return x_BND
 
     def cache(self, embedded: Embedded, layout: Layout) -> Cache:

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from uvit_jax.models.config import BackboneConfig
 from uvit_jax.models.kernels import hooks
 from uvit_jax.parallel.attention import SPREAD, attention
+from uvit_jax.parallel.sharding import gathered
 from uvit_jax.tokens.initializers import normal
 
 
@@ -39,6 +40,12 @@ Still = tuple[jax.Array, jax.Array]
 def linear_options(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:
     """What all linear layers of the blocks have in common."""
     return dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs, **hooks(config.products))
+
+
+def whole(module: nnx.Module, dtype: Any, *, path: str = "") -> nnx.Module:
+    """The module with its parameters as `gathered` has them, to be called at once."""
+    graph, params = nnx.split(module)
+    return nnx.merge(graph, gathered(params, dtype, path=path))
 
 
 class QKNorm(nnx.Module):

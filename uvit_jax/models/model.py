@@ -17,6 +17,7 @@ from flax import nnx
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.backbone import Backbone, Cache
 from uvit_jax.models.config import ModelConfig, parse_model
+from uvit_jax.models.layers import whole
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import PRESENT, Layout
 
@@ -34,7 +35,7 @@ class Network(nnx.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
         width = config.backbone.width
-        dtype = jnp.dtype(config.dtype)
+        self.dtype = dtype = jnp.dtype(config.dtype)
         zero = config.backbone.modulation == "adaln_zero"
         self.embed = Embed(layout, width, dtype=dtype, rngs=rngs)
         name = config.backbone.name
@@ -44,11 +45,12 @@ class Network(nnx.Module):
         self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
 
     def __call__(self, inputs, times, layout, cache=None):
-        tokens_BND = self.backbone(self.embed(inputs, times, layout), layout, cache)
-        return self.heads(tokens_BND, layout)
+        embedded = whole(self.embed, self.dtype)(inputs, times, layout)
+        tokens_BND = self.backbone(embedded, layout, cache)
+        return whole(self.heads, self.dtype)(tokens_BND, layout)
 
     def cache(self, inputs, layout):
-        return self.backbone.cache(self.embed(inputs, None, layout), layout)
+        return self.backbone.cache(whole(self.embed, self.dtype)(inputs, None, layout), layout)
 
 
 class Model:

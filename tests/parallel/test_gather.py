@@ -25,7 +25,8 @@ with jax.set_mesh(mesh):
     rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
     grads = jax.jit(jax.grad(loss), in_shardings=(where, rows)).lower(params, x).compile()
     found = grads(params, x)
-    traced = str(jax.make_jaxpr(lambda p: gathered(p, jnp.bfloat16))(params))
+    layer = params | {"table": {"embedding": jnp.ones((8, 16))}}
+    traced = str(jax.make_jaxpr(lambda p: gathered(p, jnp.bfloat16))(layer))
 errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, found)
 kernel = found["mlp"]["fc1"]["kernel"]
 print(json.dumps(dict(
@@ -41,4 +42,4 @@ def test_what_is_gathered_comes_back_scattered_and_in_float32():
     found = json.loads(output.splitlines()[-1])
     assert found["error"] < 1e-2  # a gradient that passed through bfloat16
     assert found["gathers"] and found["same_place"] and found["dtype"] == "float32"
-    assert found["constraints"] == 1  # the kernel; a bias is on every device anyway
+    assert found["constraints"] == 1  # the kernel: biases are everywhere, tables are looked up

@@ -82,6 +82,29 @@ def test_for_a_slice_parameters_are_gathered_and_gradients_reduced(tmp_path, cap
     assert "bound, not a measurement" in capsys.readouterr().out
 
 
+@needs_libtpu
+def test_a_dits_conditions_keep_to_their_examples(tmp_path):
+    # Each of its modulations is a product of the batch's conditions: (B, D), no tokens.
+    flags = {
+        "mesh.data": 2,
+        "mesh.fsdp": 8,
+        "train.batch_size": 1024,
+        "model.dtype": "bfloat16",
+        "model.segments.time.enter": "adaln",
+        "model.segments.label.enter": "adaln",
+        "model.backbone.modulation": "adaln_zero",
+        "model.backbone.skip": "none",
+        "model.backbone.width": 256,
+        "model.backbone.remat": "full",
+    }
+    out = tmp_path / "report.json"
+    argv = [f"--config={ROOT / TINY}", "--topology=v5e:4x4", f"--json={out}"]
+    assert command.main(argv + [f"--config.{key}={value}" for key, value in flags.items()]) == 0
+    report = json.loads(out.read_text())
+    assert report["gathered_activations"] == 0
+    assert sum(report["moved"]["activations"].values()) < 100_000  # a look-up in split labels
+
+
 def test_the_nearest_change_is_the_first_that_fits():
     run = tiny(**{"mesh.data": 4, "mesh.fsdp": -1})
     seen = []

@@ -73,6 +73,22 @@ def test_summaries_find_what_was_put_in(rows):
     assert [place for place, _ in steps["dit_lora"]] == [50, 100, 200, 400] and line == sorted(line)
 
 
+def test_p_is_adjusted_within_its_family_and_the_same_pictures_count_once(rows):
+    manifest = comparisons.manifest()
+    main = [r for r in rows if (r.setting, r.split) == ("single", "test")]
+    alone = {(d.method, d.metric): d for d in summary.differences(main, manifest)}
+    assert {d.among for d in alone.values()} == {len(alone)} and all(d.main for d in alone.values())
+    # Other settings, and the main one's pictures as a column of another, change nothing for it.
+    copied = [type(r)(**{**vars(r), "setting": "views"}) for r in main]
+    others = [r for r in rows if r.setting == "multi"]
+    found = summary.differences([*main, *copied, *others], manifest)
+    for d in found:
+        if d.cell[0] != "multi":
+            assert (d.p, d.main) == (alone[d.method, d.metric].p, True)
+        else:
+            assert not d.main and d.among == len([d for d in found if d.cell[0] == "multi"])
+
+
 def test_texts_cannot_break_the_page(rows):
     few = [r for r in rows if r.setting == "single" and r.method in ("unified", "oracle")]
     bad = "<script>alert(1)</script>"

@@ -7,6 +7,7 @@ import numpy as np
 from uvit_jax.comparison.judging import Scores
 from uvit_jax.comparison.questions import Question
 from uvit_jax.evaluation import report_summary as summary
+from uvit_jax.evaluation import report_tables
 from uvit_jax.evaluation.report_page import PictureGrid, PictureRow
 from uvit_jax.evaluation.results import Manifest, Metric, Row
 from uvit_jax.evaluation.statistics import Interval
@@ -169,7 +170,8 @@ def markdown(rows: Sequence[Row], manifest: Manifest) -> str:
     found = summary.differences(rows, manifest)
     if found:
         base = manifest.methods[manifest.baseline].title
-        lines += ["", f"Against *{base}*, picture by picture, p adjusted for all (Holm):", ""]
+        adjusted = report_tables.adjusted_for(found, manifest)
+        lines += ["", f"Against *{base}*, picture by picture. p is adjusted (Holm) {adjusted}:", ""]
         lines += [_line(["setting", "arm", "metric", "difference", "p"]), _line(["---"] * 5)]
         for one in found:
             setting, split, subjects, views = one.cell

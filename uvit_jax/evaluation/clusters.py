@@ -136,7 +136,7 @@ def sign_flip_p(
     return (hits + extra) / (len(signs) + extra)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
     """Adjusted p: below α, a comparison stands when all of them are made (Holm 1979)."""
     ordered = sorted(p_values, key=p_values.__getitem__)
     adjusted, highest = {}, 0.0

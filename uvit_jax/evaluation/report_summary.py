@@ -19,13 +19,21 @@ Cell = tuple[str, str, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """method - baseline in a metric, of one cell. p: adjusted for all comparisons of the page."""
+    """method - baseline in a metric, of one cell.
+
+    Attributes:
+      p: of sign flips, adjusted for all `among` comparisons of its family.
+      main: whether that is of the manifest's setting and split, which the whole was made for; the
+        other family is all else.
+    """
 
     cell: Cell
     method: str
     metric: str
     interval: Interval
     p: float
+    main: bool
+    among: int
 
 
 def cell(row: Row) -> Cell:
@@ -53,7 +61,8 @@ def means(rows: Iterable[Row]) -> dict[tuple[Cell, str, str], Interval]:
 def differences(rows: Sequence[Row], manifest: Manifest) -> list[Difference]:
     """Each method against the baseline, picture by picture, in identity and prompt-following.
 
-    Anchors are no competitors and are left out, so that they cost no power.
+    Anchors are no competitors and are left out, so that they cost no power. The same pictures in
+    two cells, such as the main one and its column of `views`, are one comparison.
     """
     metrics = [m for m, about in manifest.metrics.items() if about.role != "other"]
     values: dict[tuple, dict[tuple, float]] = {}
@@ -61,7 +70,7 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> list[Difference]:
         if row.point is None:
             found = values.setdefault((cell(row), row.method, row.metric), {})
             found[row.image] = row.value
-    pending, p_values = [], {}
+    pending, p_values, main = [], {}, set()
     for where in cells(rows, manifest):
         for method, about in manifest.methods.items():
             if about.anchor or method == manifest.baseline:
@@ -72,16 +81,29 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> list[Difference]:
                 interval = paired_clustered_interval(ours, base, _subject)
                 if interval is None:
                     continue
-                shared = [key for key in ours if key in base]
-                name = str(len(pending))
-                p_values[name] = sign_flip_p(
-                    [ours[k] - base[k] for k in shared], [_subject(k) for k in shared]
-                )
-                pending.append((name, where, method, metric, interval))
-    adjusted = holm(p_values)
+                found = {key: ours[key] - base[key] for key in ours if key in base}
+                same = frozenset((key[1:], value) for key, value in found.items())
+                name = method, metric, same
+                if where[:2] == (manifest.setting, manifest.split):
+                    main.add(name)
+                if name not in p_values:
+                    p_values[name] = sign_flip_p(list(found.values()), [*map(_subject, found)])
+                pending.append((name, where, interval))
+    adjusted = {}
+    for family in (main, p_values.keys() - main):
+        found = holm({name: p for name, p in p_values.items() if name in family})
+        adjusted |= {name: (p, len(family)) for name, p in found.items()}
     return [
-        Difference(cell=where, method=method, metric=metric, interval=interval, p=adjusted[name])
-        for name, where, method, metric, interval in pending
+        Difference(
+            cell=where,
+            method=name[0],
+            metric=name[1],
+            interval=interval,
+            p=adjusted[name][0],
+            main=name in main,
+            among=adjusted[name][1],
+        )
+        for name, where, interval in pending
     ]
 
 

@@ -61,8 +61,7 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> str:
     text = (
         f"<p>Each method minus {baseline}, for the same subject, prompt and seed, averaged by "
         "subject; 95 % intervals by resampling subjects. <b>Bold</b> where zero lies outside. p is "
-        f"of sign flips by subject, adjusted by Holm's method for all {len(found)} comparisons of "
-        "this table.</p>"
+        f"of sign flips by subject, adjusted by Holm's method: {adjusted_for(found, manifest)}.</p>"
     )
     by_place: dict[tuple, dict[str, str]] = {}
     metrics = list(dict.fromkeys(d.metric for d in found))
@@ -82,6 +81,16 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> str:
         heads = ["", *(_title(manifest, m) for m in metrics)]
         parts.append(_table(f"{words(cell[0])}: {_caption(cell)}", heads, body, manifest))
     return "".join(parts)
+
+
+def adjusted_for(found: Sequence[summary.Difference], manifest: Manifest) -> str:
+    """Which comparisons share their p, in words."""
+    counts = {d.main: d.among for d in found}
+    families = {
+        True: f"for the {counts.get(True)} of the main setting ({words(manifest.setting)})",
+        False: f"for the {counts.get(False)} of all others",
+    }
+    return " and ".join(families[main] for main in (True, False) if main in counts)
 
 
 def worst(rows: Sequence[Row], manifest: Manifest, metric: str, k: int) -> str:

@@ -230,8 +230,9 @@ class Manifest:
         the latter is the protocol of the times.
       methods, metrics: by name as in the rows, in the order to show them.
       baseline: the method to which the others are compared.
-      setting, split: those that the plots of identity against prompt-following and the worst
-        subjects are of; curves are of this split.
+      setting, split: the main ones: of them are the plots of identity against prompt-following and
+        the worst subjects, and their comparisons are a family of their own. Curves are of this
+        split.
       notes: sentences to show first, such as that a run was a smoke test.
     """
 

@@ -22,7 +22,6 @@ def test_arms_one_after_the_other_make_one_page(tmp_path):
     config |= dict(
         settings={name: dict(subjects=2, prompts=1) for name in ("identities_2v", "two_subjects")},
         grid=dict(ranks=(2,), rates=(1e-3,), steps=(1, 2)),
-        full=dict(method="full", batch_size=2, steps=2),
         prior=4,
         tolerance=9.0,
     )

@@ -25,12 +25,18 @@ class ArmConfig:
       method: `context` shows the references to the network; `lora` and `full` fine-tune it to them.
       compose: of several subjects, for `lora`: `fused` (closed-form least squares), `sum` of the
         adapters, `joint` training. The first is the arm's own row, the others have rows beside it.
+      grid: of ranks, rates and steps, of which `lora` and `full` take what does best on validation
+        subjects; None for the comparison's.
+      settings: the ones that it answers; () for all. `full` keeps a network a subject, and no two
+        can be composed, so it answers about single ones.
     """
 
     network: str
     title: str
     method: str = "context"
     compose: tuple[str, ...] = COMPOSITIONS
+    grid: Grid | None = None
+    settings: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -68,9 +74,8 @@ class CompareConfig:
       main: the setting of the plots, the tuning curves and the costs.
       samples: pictures a question, from as many seeds.
       batch_size: pictures drawn at once. at_once: subjects fine-tuned at once.
-      finetune, full: the recipes of `lora` and `full` arms; what `grid` tries is its.
-      grid, validation: of tuning `lora` arms, and on how many validation subjects.
-      full_settings: where `full` arms answer; it is dear, and keeps a network a subject.
+      finetune: the recipe of `lora` and `full` arms, but for what a grid tries.
+      grid, validation: what is tried (see `ArmConfig`), and on how many validation subjects.
       prior: class pictures for prior preservation.
       word: the caption's name of a subject nobody means (of the class), which no question has.
       encoders: for worlds without judges of their own, as `experiments.evaluate` has them.
@@ -90,10 +95,8 @@ class CompareConfig:
     batch_size: int = 16
     at_once: int = 8
     finetune: FinetuneConfig = FinetuneConfig()
-    full: FinetuneConfig = FinetuneConfig(method="full")
     grid: Grid = Grid()
     validation: int = 4
-    full_settings: tuple[str, ...] = ()
     prior: int = 64
     word: str = "@4"
     encoders: tuple[str, ...] = ("efficientnet_lite0",)
@@ -123,7 +126,8 @@ class CompareConfig:
                     f"{self.world} have no setting {name!r}"
                     f"{nearest(name, settings.settings(self.world))}"
                 )
-        for name in (self.main, *self.full_settings):
+        chosen = [name for arm in self.arms.values() for name in arm.settings]
+        for name in (self.main, *chosen):
             if name not in self.settings:
                 raise UvitError(f"{name!r} is none of the settings{nearest(name, self.settings)}")
         for key in ("samples", "batch_size", "at_once", "validation", "prior"):

@@ -90,7 +90,7 @@ class Comparison:
         before = _fingerprint(network.params)
         for references, method in drawn.items():
             answers = InContext(network, self.config, references)
-            for setting in self.config.settings:
+            for setting in self._asked(name):
                 if not self.store.has(method, setting):
                     began = time.perf_counter()
                     self.store.write(method, setting, answers(self.space.questions(setting)))
@@ -131,9 +131,7 @@ class Comparison:
 
     def _answer_finetuned(self, name: str) -> None:
         config, arm = self.config, self.config.arms[name]
-        lora = arm.method == "lora"
-        settings = [s for s in config.settings if lora or s in config.full_settings]
-        missing = [s for s in settings if not self.space.answered(name, s)]
+        missing = [s for s in self._asked(name) if not self.space.answered(name, s)]
         if not missing:
             return
         answers = self._finetuner(name)
@@ -143,7 +141,7 @@ class Comparison:
             if setting == config.main:
                 self._answer_main(name, answers, asked)
             else:
-                several = lora and len(asked[0].names) > 1
+                several = arm.method == "lora" and len(asked[0].names) > 1
                 variants = self.space.variants(name) if several else {name: ""}
                 # The own one last: it says that all are there.
                 for method, compose in reversed(variants.items()):
@@ -155,7 +153,7 @@ class Comparison:
         """The main setting, with the way there: pictures after fewer and more steps, and what is
         then drawn of nobody in particular."""
         lora = self.config.arms[name].method == "lora"
-        steps = self.config.grid.steps if lora else ()
+        steps = self.space.grid(name).steps if lora else ()
         answers.seconds.clear()
         trained = answers.trained(asked, steps=steps)
         by_group, unnamed = groups(asked), groups(nobody(asked, self.config.word))
@@ -193,14 +191,17 @@ class Comparison:
         )
         self.store.write(name, self.config.main, found)
 
+    def _asked(self, name: str) -> list[str]:
+        """The settings that an arm answers."""
+        own = self.config.arms[name].settings
+        return [setting for setting in self.config.settings if not own or setting in own]
+
     def _finetuner(self, name: str) -> Finetuned:
         arm = self.config.arms[name]
         network = self.space.network(arm.network)
-        base = self.config.finetune if arm.method == "lora" else self.config.full
-        recipe = dataclasses.replace(base, method=arm.method, seed=self.config.seed)
+        recipe = dataclasses.replace(self.config.finetune, method=arm.method, seed=self.config.seed)
         found = Finetuned(network, arm, self.config, self.space.world, recipe)
-        if arm.method == "lora":
-            found.recipe = self._tuned(name, found)
+        found.recipe = self._tuned(name, found)
         return found
 
     def _tuned(self, name: str, answers: Finetuned) -> FinetuneConfig:
@@ -222,7 +223,7 @@ class Comparison:
             network.run.diffusion,
             network.params,
             stacked(subjects),
-            config.grid,
+            self.space.grid(name),
             by_judge,
             folder=self.space.workdir / "tuning" / name,
             config=answers.recipe,
@@ -241,7 +242,7 @@ class Comparison:
 
     def _drawn_by(self, answers: Finetuned, tuner: Finetuner, trained: Any, by_group) -> np.ndarray:
         """Pictures by what a tuner has trained, whose rank the recipe may not have."""
-        key = answers.network.name, tuner.config.lora.rank
+        key = answers.network.name, tuner.config.method, tuner.config.lora.rank
         if key not in self._finetuned:
             self._finetuned[key] = Finetuned(
                 answers.network, answers.arm, self.config, self.space.world, tuner.config

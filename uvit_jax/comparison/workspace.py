@@ -20,6 +20,7 @@ from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.training.checkpoint import checkpoints
 from uvit_jax.training.config import changed_keys, parse_run
+from uvit_jax.training.tuning import Grid
 from uvit_jax.training.workdir import Workdir, write_text
 
 MADE = ("oracle", "copy_paste", "random_identity")
@@ -91,6 +92,10 @@ class Workspace:
         """Whether a network is trained to its end."""
         run = self.runs[name]
         return run is None or max(checkpoints(self.folder(name)), default=0) >= run.train.steps
+
+    def grid(self, name: str) -> Grid:
+        """What is tried for an arm."""
+        return self.config.arms[name].grid or self.config.grid
 
     def variants(self, name: str) -> dict[str, str]:
         """An arm's methods by how they compose several subjects: its own, and those beside it."""

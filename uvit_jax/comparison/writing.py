@@ -63,7 +63,7 @@ def _curve_rows(space: Workspace, name: str) -> list[Row]:
     judge, main, style = space.judge, space.config.main, space.style(name)
     asked, found = space.questions(main), []
     by_step, scores = {}, {}
-    for step in space.config.grid.steps:
+    for step in space.grid(name).steps:
         answers = space.store.read(f"{name}@{step}", main)
         by_step[step] = judged(judge, asked, answers)
         scores[step] = score(judge, by_step[step]).reshape(answers.shape[:2])
@@ -72,7 +72,7 @@ def _curve_rows(space: Workspace, name: str) -> list[Row]:
     identity = [metric for metric in judge.metrics if metric.startswith("identity")][:1]
     prompt = [m for m, about in judge.metrics.items() if about.role == "text"][:1]
     unnamed = nobody(asked, space.config.word)
-    for step in (0, *space.config.grid.steps):
+    for step in (0, *space.grid(name).steps):
         seen = judged(judge, unnamed, space.store.read(f"{name}@{step}~nobody", main))
         setting = f"forgetting={step}"
         rows = tables.rows_of(name, style, unnamed, seen, main=main, setting=setting)

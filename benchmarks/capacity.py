@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", required=True, help="one JSON line a program")
     parser.add_argument("--only", default="", help="models and topologies, with commas")
     parser.add_argument("--remat", default=",".join(REMATS), help="policies to try, with commas")
-    parser.add_argument("--attention", default="xla")
+    parser.add_argument("--attention", default="xla", help="of all models")
     parser.add_argument("--batch", type=int, default=64, help="examples a chip")
     parser.add_argument("--table", action="store_true", help="print what there is")
     args = parser.parse(argv)

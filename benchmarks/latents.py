@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
     parser.add_argument("--count", type=int, default=8192, help="examples to write")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=256, help="read at once")
     parser.add_argument("--workers", type=int, action="append", help="threads; may be repeated")
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
     args = parser.parse(argv)

@@ -20,12 +20,12 @@ from experiments import cli
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
-    parser.add_argument("--backbone", default="uvit", help="uvit or dit")
-    parser.add_argument("--subjects", type=int, default=16)
+    parser.add_argument("--backbone", choices=("uvit", "dit"), default="uvit", help="of the base")
+    parser.add_argument("--subjects", type=int, default=16, help="fine-tuned at once, and in turn")
     parser.add_argument("--steps", type=int, default=3, help="of fine-tuning, a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7, help="pairs to measure")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters")
+    parser.add_argument("--batch_size", type=int, default=4, help="of a subject, a step")
     parser.add_argument("--merged", action="store_true", help="also time adapters that are merged")
     args = parser.parse(argv)
 

@@ -22,7 +22,17 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A U-ViT's, and the batch's; the defaults are U-ViT-S/2 on CIFAR-10."""
+    """A U-ViT's, and the batch's; the defaults are U-ViT-S/2 on CIFAR-10.
+
+    Attributes:
+      size: of a picture's side, in pixels.
+      channels: of a picture.
+      patch_size: a patch's side, in pixels.
+      width: of a token.
+      depth: blocks.
+      num_heads: of attention.
+      batch_size: examples a step, or pictures drawn at once.
+    """
 
     size: int = 32
     channels: int = 3
@@ -71,8 +81,11 @@ def converted(module, num_heads: int):
 def parser(description: str) -> cli.Parser:
     """The flags that both benchmarks share: a field of `Shape` each, threads, pairs, backbone."""
     parser = cli.Parser(description, config=False)
+    helps = cli.explained(Shape)
     for field in dataclasses.fields(Shape):
-        parser.add_argument(f"--{field.name}", type=int, default=field.default)
+        parser.add_argument(
+            f"--{field.name}", type=int, default=field.default, help=helps[field.name]
+        )
     parser.add_argument("--threads", type=int, default=2, help="of both")
     parser.add_argument("--pairs", type=int, default=7, help="how many to measure")
     parser.add_argument("--attention", default="blocked", help="ours: see parallel/attention.py")
@@ -97,9 +110,14 @@ def set_threads(count: int) -> None:
     Call it before JAX's first computation, which is when its pool of threads is made.
 
     Raises:
-      UvitError: if there are fewer cores.
+      UvitError: if there are fewer cores, or PyTorch is not installed.
     """
-    import torch
+    try:
+        import torch
+    except ImportError:
+        raise UvitError(
+            "this times PyTorch beside ours, and it is not installed: pip install -e '.[test]'"
+        ) from None
 
     from uvit_jax.parallel import heap
 

@@ -65,16 +65,21 @@ def setup(args) -> tuple[uvit_jax.Model, dict, dict[str, jax.Array]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
-    parser.add_argument("--style", choices=unified.STYLES, default="uvit")
-    parser.add_argument("--visibility", choices=unified.VISIBILITIES[1:], default="ref_joint")
-    parser.add_argument("--subjects", type=int, default=3)
-    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--style", choices=unified.STYLES, default="uvit", help="of the model")
+    parser.add_argument(
+        "--visibility",
+        choices=unified.VISIBILITIES[1:],
+        default="ref_joint",
+        help="whom references see",
+    )
+    parser.add_argument("--subjects", type=int, default=3, help="with references")
+    parser.add_argument("--views", type=int, default=2, help="references of each subject")
     parser.add_argument("--width", type=int, default=192, help="a multiple of 32")
-    parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--depth", type=int, default=6, help="blocks")
+    parser.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=1.0, help="of references and of text")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5, help="how many to measure")
     args = parser.parse(argv)
 
     model, params, conditions = setup(args)

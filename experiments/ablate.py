@@ -16,7 +16,11 @@ from experiments import cli
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(
+        __doc__,
+        keys="uvit_jax.ablation.plan.AblationConfig",
+        example="--config.seeds=1, --config.base.train.steps=100",
+    )
     parser.add_argument("--group", default="", help="which groups, with commas; default all")
     parser.add_argument("--seeds", type=int, help="how many; default config.seeds")
     parser.add_argument("--workdir", metavar="DIR", help="default workdirs/<name of the config>")

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,15 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose complaints are `UvitError`s, and that knows `--config.KEY=VALUE`."""
 
-    def __init__(self, description: str, *, config: bool = True, config_required: bool = True):
+    def __init__(
+        self,
+        description: str,
+        *,
+        config: bool = True,
+        config_required: bool = True,
+        keys: str = "uvit_jax.training.config.RunConfig",
+        example: str = "--config.train.steps=100, --config.model.backbone.depth=6",
+    ):
         super().__init__(
             description=description,
             formatter_class=_Formatter,
@@ -51,11 +60,15 @@ class Parser(argparse.ArgumentParser):
                 "--config", metavar="FILE", required=required, help="a file of configs/"
             )
             self.epilog = (
-                "Any key of the config can be overridden: --config.train.steps=100, "
-                "--config.model.backbone.depth=6.\nThe keys and their meanings are the fields of "
-                "uvit_jax.training.config.RunConfig and of the classes it names."
+                f"Any key of the config can be overridden: {example}.\n"
+                f"The keys and their meanings are the fields of {keys} and of the classes it names."
             )
         self.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+
+    def add_argument(self, *names, **options):
+        if options.get("type") is float:
+            options["type"] = number
+        return super().add_argument(*names, **options)
 
     def format_help(self) -> str:
         for action in self._actions:
@@ -89,6 +102,14 @@ class Parser(argparse.ArgumentParser):
                 value = rest.pop(0)
             args.overrides[flag.removeprefix("--config.")] = literal(value)
         return args
+
+
+def number(text: str) -> float:
+    """A flag's value as a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def explained(cls: type) -> dict[str, str]:

@@ -18,7 +18,11 @@ from experiments import cli
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(
+        __doc__,
+        keys="uvit_jax.comparison.config.CompareConfig",
+        example="--config.validation=8, --config.networks.dit_text.train.steps=100",
+    )
     parser.add_argument("--arms", default="", help="which, with commas; default all")
     parser.add_argument("--quick", action="store_true", help="a smoke test of some 15 minutes")
     parser.add_argument("--report", action="store_true", help="only judge and write what there is")

@@ -24,9 +24,17 @@ FLAGS = {
 def add_flags(parser: Any) -> None:
     """Adds them to a parser or to a group of one; None is what was not given."""
     parser.add_argument("--batch_size", type=int, default=64, help="pictures drawn at once")
-    parser.add_argument("--sampler", help="ddpm, ddim, dpm_solver, dpm_solver_pp, heun, …")
-    parser.add_argument("--steps", type=int, help="of the sampler")
-    parser.add_argument("--guidance", type=float, help="s in cond + s (cond - uncond)")
+    parser.add_argument(
+        "--sampler",
+        help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver or dpm_solver_pp (see "
+        "docs/sampling.md); default the run's",
+    )
+    parser.add_argument("--steps", type=int, help="of the sampler; default the run's")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="s in cond + s (cond - uncond), 0 is none; default the run's",
+    )
     parser.add_argument("--guidance_channels", type=int, help="so many are guided; 0 for all")
     parser.add_argument(
         "--autoencoder", metavar="FILE", help="for a model of latents, what decodes them"

@@ -110,7 +110,9 @@ class _Command:
 
         from uvit_jax import decoding, load
         from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
+        from uvit_jax.errors import UvitError
         from uvit_jax.evaluation.report import params_sha256
+        from uvit_jax.models.lora import targeted
         from uvit_jax.training.config import parse_run
         from uvit_jax.training.finetune import Finetuner
         from uvit_jax.training.workdir import Workdir
@@ -119,6 +121,12 @@ class _Command:
         folder = Workdir(args.workdir)
         self.run = parse_run(folder.read_config())
         model, self.params = load(folder.path, step=args.step, ema=not args.raw)
+        # What cannot be is told before minutes go by.
+        if config.method == "lora":
+            targeted(model.abstract_params, config.lora.targets)
+        inputs = {s.modality for s in model.layout.inputs}
+        if args.prompt is None and inputs & {"text", "features"}:
+            raise UvitError('the model takes text: say what the pictures show, --prompt="@1 bear"')
         self.model = drawing.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
@@ -134,16 +142,26 @@ class _Command:
 
     def tune(self, folders: dict[str, Path]) -> Any:
         """Fine-tunes to the pictures in some folders, by name."""
+        from tqdm import tqdm
+
         from uvit_jax.training.subjects import stacked
 
         subjects = {name: self._examples(name, folder) for name, folder in folders.items()}
         prior = prior_of = None
         if self.args.prior:
+            print(f"drawing {self.args.prior} pictures of the class", flush=True)
             prompts = [self._prompts(name)[1] for name in folders]
             classes = {prompt: self._class_examples(prompt) for prompt in prompts}
             prior = stacked(classes)
             prior_of = [list(classes).index(prompt) for prompt in prompts]
-        return self._tuner(self.params, stacked(subjects), prior=prior, prior_of=prior_of)
+        with tqdm(total=self.config.steps, desc=", ".join(subjects)[:40], unit="step") as bar:
+            return self._tuner(
+                self.params,
+                stacked(subjects),
+                prior=prior,
+                prior_of=prior_of,
+                progress=lambda step: bar.update(),
+            )
 
     def is_new(self, out: Path, name: str) -> bool:
         """Whether there is something to do; UvitError if something else stands there."""

@@ -110,7 +110,8 @@ def known_configs(folder: Path = Path("configs")) -> "dict[str, RunConfig]":
         for argument in arguments:
             try:
                 config = get_config(*argument)
-                if "groups" not in config:  # an ablation's, which is many runs
+                # An ablation's and a comparison's are many runs.
+                if "groups" not in config and "networks" not in config:
                     found[":".join((str(path), *argument))] = parse_run(config)
             except UvitError as problem:
                 problems.append(problem)

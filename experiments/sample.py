@@ -15,6 +15,7 @@ the pictures of one subject. The npz holds each image segment by its name, in ab
 what the model itself drew, if that were latents, as NAME_latents.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
     parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
-    parser.add_argument("--label", action="append", default=[], help="a class, by name or number")
+    parser.add_argument(
+        "--label", action="append", default=[], help="a class, by name or number; may be repeated"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be repeated")
     parser.add_argument(
         "--references", metavar="FOLDER", help="of a folder for each subject, or of one's pictures"
     )
-    parser.add_argument("--count", type=int, help="how many pictures")
+    parser.add_argument(
+        "--count", type=int, help="how many pictures; default one a label or prompt, or the run's"
+    )
     drawing.add_flags(parser)
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="for a model of a text encoder's features, its CLIP"
@@ -89,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     conditions, captions = conditions_for(
         model, vocabulary, config, encode_text, list(shown.values())
     )
+    if vocabulary.tokenizer is not None and encode_text is None:
+        strange = [w for p in config.prompts for w in vocabulary.tokenizer.unknown(p)]
+        if strange:
+            print(f"note: training never met {', '.join(strange)}", file=sys.stderr)
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
     draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)

@@ -54,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UvitError(
             f"{args.config} is of many runs; python -m experiments.ablate --config={args.config}"
         )
+    if "networks" in config:
+        raise UvitError(
+            f"{args.config} is of a comparison; python -m experiments.compare "
+            f"--config={args.config}"
+        )
     run = parse_run(config)
     if args.plan is not None:
         from uvit_jax.training.plan import plan_run
@@ -72,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
     raw = json.loads(json.dumps(to_dict(run)))
+    if jax.process_index() == 0:
+        print(f"{workdir}: checkpoints, metrics, and pictures in samples/", flush=True)
     summary = train(run, raw, workdir)
     if jax.process_index() == 0:
         cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})

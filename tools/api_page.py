@@ -11,6 +11,7 @@ import ast
 import inspect
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -213,10 +214,11 @@ def prose(node: ast.AST, file: str) -> str:
 
 
 def _items(kind: str, section: str) -> str:
-    body = inspect.cleandoc(section)
+    body = textwrap.dedent(section).strip()
     if kind == "Returns":
         return " ".join(body.split())
-    entries = re.split(r"\n(?=\S)", body)
+    # A name on a line of its own, or after another's sentence.
+    entries = re.split(r"\n(?=\S)|(?<=[.;]) (?=[a-z_\d]+(?:, [a-z_\d]+)*: )", body)
     found = []
     for text in entries:
         names, colon, meaning = " ".join(text.split()).partition(": ")

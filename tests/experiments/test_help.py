@@ -3,23 +3,30 @@
 import argparse
 import importlib
 import pkgutil
+import re
 
 import pytest
 
+import benchmarks
 import experiments
+from experiments import cli
 from tests.docs import commands, pages
 from tests.running import ROOT
+from uvit_jax.diffusion.plan import SAMPLERS
 
-COMMANDS = [
-    f"experiments.{found.name}"
-    for found in pkgutil.iter_modules(experiments.__path__)
-    if hasattr(importlib.import_module(f"experiments.{found.name}"), "main")
-]
+
+def _commands(package):
+    names = [f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__)]
+    return [name for name in names if hasattr(importlib.import_module(name), "main")]
+
+
+COMMANDS = _commands(experiments)
+BENCHMARKS = _commands(benchmarks)
 TAKE_A_CONFIG = ("train", "ablate", "compare")
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS + BENCHMARKS)
 def test_help_is_complete(command):
     parser = commands.parser_of(command)
     text = " ".join(parser.format_help().split())
@@ -28,6 +35,9 @@ def test_help_is_complete(command):
         if action.default not in (None, False, "", [], argparse.SUPPRESS):
             shown = str(action.default)
             assert shown in text or "default" in action.help, f"{action.option_strings}: {shown}"
+    if command in BENCHMARKS:
+        assert f"python -m {command}" in importlib.import_module(command).__doc__
+        return
     examples = pages.commands(importlib.import_module(command).__doc__)
     assert command in [words[0] for words in examples]
     for words in examples:
@@ -41,6 +51,21 @@ def test_examples_of_configs_are_commands(config):
     assert {words[0].removeprefix("experiments.") for words in examples} & {*TAKE_A_CONFIG}
     for words in examples:
         commands.check(words)
+
+
+def test_help_of_sampling_names_every_sampler():
+    text = commands.parser_of("experiments.sample").format_help()
+    assert all(re.search(rf"\b{name}\b", text) for name in SAMPLERS)
+
+
+def test_a_commands_epilog_is_about_its_own_config():
+    for name in TAKE_A_CONFIG:
+        parser = commands.parser_of(f"experiments.{name}")
+        keys = re.findall(r"--config\.([\w.]+)=", parser.epilog)
+        found = {"compare": "subjects", "ablate": "ablations"}.get(name, "quickstart")
+        config = cli.read_config(str(ROOT / f"configs/{found}.py"), {})
+        for key in keys:
+            assert key.split(".")[0] in config or name == "ablate", f"{name}: {key}"
 
 
 def test_no_command_is_forgotten_by_the_readme():

@@ -82,9 +82,12 @@ class DataConfig:
         if not self.name:
             known = ", ".join(map(repr, ("emoji", "folder", "latents", *WORLDS)))
             raise UvitError(f"name is empty; known: {known}, or a TFDS name")
-        if (self.name in ("folder", "latents")) != bool(self.path):
+        if self.name in ("folder", "latents") and not self.path:
+            raise UvitError(f"name {self.name!r} needs a path, the folder to read")
+        if self.path and self.name not in ("folder", "latents"):
             raise UvitError(
-                f"path goes with name 'folder' or 'latents' only, got {self.name!r}, {self.path!r}"
+                f"path goes with name 'folder' or 'latents', got name {self.name!r} and path "
+                f"{self.path!r}"
             )
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
@@ -100,7 +103,11 @@ class DataConfig:
         else:
             for key in ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels"):
                 if getattr(self, key):
-                    raise UvitError(f"{key} filters emoji only, and name is {self.name!r}")
+                    hint = nearest(self.name, ("emoji",))
+                    raise UvitError(
+                        f"{key} filters emoji, and name is {self.name!r}"
+                        f"{hint if 'mean' in hint else f'; clear the filter with {key}=()'}"
+                    )
         if self.path and self.labels not in ("", "label"):
             raise UvitError(f"labels of a folder is '' or 'label', got {self.labels!r}")
         if self.path and self.split != "train":

@@ -94,6 +94,11 @@ class Tokenizer:
         # Truncation can cut a character in two.
         return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
 
+    def unknown(self, text: str) -> list[str]:
+        """The words of `text` that are spelled in bytes, because training met them nowhere."""
+        pieces = (piece for piece in _pieces(text) if piece.strip())
+        return [piece.strip() for piece in pieces if piece not in self._ids]
+
     @staticmethod
     def null(length: int) -> np.ndarray:
         """The null text, for classifier-free guidance: int32 zeros (length,)."""

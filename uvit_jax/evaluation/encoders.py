@@ -180,8 +180,8 @@ def _load_inception(path: Path | None) -> Network:
     if path is None:
         raise UvitError(
             "the encoder inception needs its weights, which are not part of this package: "
-            "get pt_inception-2015-12-05-6726825d.pth from pytorch-fid's releases and name it "
-            "with weights="
+            "get pt_inception-2015-12-05-6726825d.pth from pytorch-fid's releases and name it as "
+            "its weights (--weights)"
         )
     params = weights.read(path, inception.entries(), inception.abstract_params())
     return Network(params=params, sha256=weights.sha256(path), apply=inception.apply)

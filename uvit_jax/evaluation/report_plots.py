@@ -19,7 +19,11 @@ from uvit_jax.evaluation.statistics import Interval
 
 # Okabe & Ito's colours, which the colour-blind can tell apart and both themes show.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6fd1", "#a3a300")
-MARKERS = (("o", "●", "○"), ("s", "■", "□"), ("^", "▲", "△"), ("D", "◆", "◇"), ("v", "▼", "▽"))
+MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"))
+ANCHORS = (
+    *(("o", "○"), ("s", "□"), ("^", "△"), ("D", "◇"), ("v", "▽")),
+    *(("x", "✕"), ("*", "☆"), ("p", "⬠")),
+)
 _INK = "#010203"  # stands for the page's text colour
 _GREY = "#808080"
 
@@ -29,11 +33,10 @@ def look(manifest: Manifest) -> dict[str, tuple[str, str, str]]:
     found, competitors, anchors = {}, 0, 0
     for name, method in manifest.methods.items():
         if method.anchor:
-            marker, _, hollow = MARKERS[anchors % len(MARKERS)]
-            found[name], anchors = (_GREY, marker, hollow), anchors + 1
+            found[name], anchors = (_GREY, *ANCHORS[anchors % len(ANCHORS)]), anchors + 1
         else:
-            marker, full, _ = MARKERS[competitors % len(MARKERS)]
-            found[name] = (COLOURS[competitors % len(COLOURS)], marker, full)
+            marker = MARKERS[competitors % len(MARKERS)]
+            found[name] = (COLOURS[competitors % len(COLOURS)], *marker)
             competitors += 1
     return found
 

@@ -81,7 +81,7 @@ def _given(path: Path | None, name: str, what: str) -> Path:
     if path is None:
         raise UvitError(
             f"the encoder {name} needs its weights, which are not part of this package: give "
-            f"the folder of {what}, or its file (.safetensors, .pth), with weights="
+            f"the folder of {what}, or its file (.safetensors, .pth), as its weights (--weights)"
         )
     return path
 

@@ -130,7 +130,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         model, topology, _, attention, batch = of(row)
         cells.setdefault((model, topology, attention, batch), []).append(row)
-    for (model, topology, attention, batch), tried in cells.items():
+    for (model, topology, attention, batch), tried in sorted(cells.items(), key=_order):
         name = model if attention == "xla" else f"{model}, {attention}"
         fitting = [r for r in tried if r["fits"]]
         best = max(fitting, key=lambda r: r["bound"]["images_per_second"], default=tried[0])
@@ -144,6 +144,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{best['remat']} | {memory} | {rate} | {bound.get('limit', '–')} |"
         )
     return "\n".join(lines)
+
+
+def _order(cell: tuple) -> tuple:
+    (model, topology, *others), _ = cell
+    return list(MODELS).index(model), list(CHIPS).index(topology), *others
 
 
 def mesh(row: dict[str, Any]) -> str:

@@ -146,6 +146,14 @@ def test_an_impossible_model_is_a_sentence(change, message):
         uvit_jax.build({**SMALL, **change})
 
 
+def test_a_label_that_is_no_integer_is_a_sentence():
+    inputs, times = example()
+    model = uvit_jax.build(SMALL)
+    wrong = {**inputs, "label": jnp.ones(2)}
+    with pytest.raises(UvitError, match="'label'.*must be integers.*float32"):
+        model.apply(model.abstract_params, wrong, times)
+
+
 def test_importing_the_package_or_a_preset_imports_nothing_heavy():
     code = "import sys, uvit_jax, uvit_jax.models.uvit; print('jax' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

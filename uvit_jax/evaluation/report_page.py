@@ -5,7 +5,7 @@ html = page(results.rows, manifest, pictures)
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from itertools import groupby
 
@@ -126,20 +126,24 @@ def _trade(rows: Sequence[Row], manifest: Manifest) -> str:
     )
     notes = (note, "The same without anchors.")
     figures = _figures([(svg, notes[i % 2]) for i, svg in enumerate(drawn)])
-    return figures and f"{_legend(manifest)}{figures}"
+    shown = {row.method for row in rows if plots.is_main(row, manifest)}
+    return figures and f"{_legend(manifest, shown)}{figures}"
 
 
 def _curves(rows: Sequence[Row], manifest: Manifest) -> str:
-    parts = []
+    parts, shown = [], set()
     for axis in summary.axes(rows, manifest):
-        drawn = [
-            (plots.curve(rows, manifest, axis, metric), "")
+        metrics = [
+            metric
             for metric, about in manifest.metrics.items()
             if about.role != "other" or axis not in ("views", "subjects")
         ]
+        drawn = [(plots.curve(rows, manifest, axis, metric), "") for metric in metrics]
+        for metric in metrics:
+            shown |= set(summary.curves(rows, manifest, axis, metric))
         if figures := _figures(drawn):
             parts.append(f"<h3>Along {escape(plots.words(axis))}</h3>{figures}")
-    return "".join([_legend(manifest), *parts]) if parts else ""
+    return "".join([_legend(manifest, shown), *parts]) if parts else ""
 
 
 def _cost(manifest: Manifest) -> str:
@@ -147,7 +151,8 @@ def _cost(manifest: Manifest) -> str:
     if not table:
         return ""
     note = "Fine-tuning is paid once a subject, and then every image."
-    return f"{table}{_legend(manifest)}{_figures([(plots.cost(manifest), note)])}"
+    shown = {name for name, about in manifest.methods.items() if about.image_seconds}
+    return f"{table}{_legend(manifest, shown)}{_figures([(plots.cost(manifest), note)])}"
 
 
 def _worst(rows: Sequence[Row], manifest: Manifest, k: int = 5) -> str:
@@ -165,11 +170,13 @@ def _figures(drawn: Sequence[tuple[str, str]]) -> str:
     return figures and f'<div class="plots">{figures}</div>'
 
 
-def _legend(manifest: Manifest) -> str:
+def _legend(manifest: Manifest, shown: Collection[str]) -> str:
+    """Of the methods that its plots show."""
     lines = "".join(
         f'<li><span style="color:{colour}">{mark}</span> '
         f"{escape(manifest.methods[name].title)}</li>"
         for name, (colour, _, mark) in plots.look(manifest).items()
+        if name in shown
     )
     return f'<ul class="legend">{lines}</ul>'
 

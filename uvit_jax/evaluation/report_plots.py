@@ -54,7 +54,7 @@ def pareto(
         if about.anchor and not anchors:
             continue
         found = [
-            [r for r in rows if (r.method, r.metric) == (name, metric) and _main(r, manifest)]
+            [r for r in rows if (r.method, r.metric) == (name, metric) and is_main(r, manifest)]
             for metric in (text, identity)
         ]
         if all(found):
@@ -162,7 +162,8 @@ def _far(timed: Mapping[str, Method]) -> float:
     return float(np.clip(10 * max(tuning, default=0) / image, 100, 1e5))
 
 
-def _main(row: Row, manifest: Manifest) -> bool:
+def is_main(row: Row, manifest: Manifest) -> bool:
+    """Whether a row is of the manifest's setting and split."""
     return (row.setting, row.split) == (manifest.setting, manifest.split)
 
 

@@ -123,12 +123,20 @@ class Model:
           A float32 prediction for each noisy segment, in the segment's shape.
 
         Raises:
-          UvitError: if an input or a time is missing, unknown, or of another shape.
+          UvitError: if an input or a time is missing, unknown, of another shape, or no integers
+            where they number a label or words.
         """
         layout = self.layout if cache is None else self.layout.without_references
         batch = jnp.shape(inputs.get(layout.noisy[0].name, ()))[:1]
         _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
         _check(times, dict.fromkeys(layout.time_keys, ()), batch, "times")
+        for segment in layout.inputs:
+            kind = jnp.result_type(inputs[segment.name])
+            if segment.modality in _INTEGERS and not jnp.issubdtype(kind, jnp.integer):
+                raise UvitError(
+                    f"inputs[{segment.name!r}] must be integers, numbers of a {segment.modality}, "
+                    f"got {kind}"
+                )
         if cache is not None:
             found, expected = cache.size, (*batch, self.layout.only_references.num_tokens)
             if found != expected:

@@ -149,8 +149,8 @@ def test_an_impossible_model_is_a_sentence(change, message):
 def test_a_label_that_is_no_integer_is_a_sentence():
     inputs, times = example()
     model = uvit_jax.build(SMALL)
-    wrong = {**inputs, "label": jnp.ones(2)}
-    with pytest.raises(UvitError, match="'label'.*must be integers.*float32"):
+    wrong = {**inputs, "label": jnp.ones(3)}
+    with pytest.raises(UvitError, match=r"'label'.*must be integers.*float32"):
         model.apply(model.abstract_params, wrong, times)
 
 

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         __doc__,
         keys="uvit_jax.ablation.plan.AblationConfig",
-        example="--config.seeds=1, --config.base.train.steps=100",
+        example="--config.seeds=1, --config.train.steps=960",
     )
     parser.add_argument("--group", default="", help="which groups, with commas; default all")
     parser.add_argument("--seeds", type=int, help="how many; default config.seeds")

@@ -53,6 +53,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
+        self.register("type", float, number)  # groups of arguments share it
         self._config = config
         if config:
             required = config_required
@@ -64,11 +65,6 @@ class Parser(argparse.ArgumentParser):
                 f"The keys and their meanings are the fields of {keys} and of the classes it names."
             )
         self.add_argument("--json", metavar="FILE", help="write the results there as JSON")
-
-    def add_argument(self, *names, **options):
-        if options.get("type") is float:
-            options["type"] = number
-        return super().add_argument(*names, **options)
 
     def format_help(self) -> str:
         for action in self._actions:

@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if vocabulary.tokenizer is not None and encode_text is None:
         strange = [w for p in config.prompts for w in vocabulary.tokenizer.unknown(p)]
         if strange:
-            print(f"note: training never met {', '.join(strange)}", file=sys.stderr)
+            strange = ", ".join(dict.fromkeys(strange))
+            print(f"note: no known words, spelled in bytes: {strange}", file=sys.stderr)
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
     draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)

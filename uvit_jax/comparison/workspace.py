@@ -4,6 +4,7 @@ Its workdir holds `compare.json` (the config), `networks/NAME` (each the ordinar
 training run), `tuning/ARM` and `pictures/METHOD/SETTING.npz`.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -95,7 +96,10 @@ class Workspace:
 
     def grid(self, name: str) -> Grid:
         """What is tried for an arm."""
-        return self.config.arms[name].grid or self.config.grid
+        arm = self.config.arms[name]
+        grid = arm.grid or self.config.grid
+        # All parameters have no rank, so one stands for all.
+        return dataclasses.replace(grid, ranks=grid.ranks[:1]) if arm.method == "full" else grid
 
     def variants(self, name: str) -> dict[str, str]:
         """An arm's methods by how they compose several subjects: its own, and those beside it."""

@@ -95,7 +95,7 @@ class Tokenizer:
         return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
 
     def unknown(self, text: str) -> list[str]:
-        """The words of `text` that are spelled in bytes, because training met them nowhere."""
+        """The words of `text` that are not among the known ones, and are spelled in bytes."""
         pieces = (piece for piece in _pieces(text) if piece.strip())
         return [piece.strip() for piece in pieces if piece not in self._ids]
 

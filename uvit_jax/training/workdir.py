@@ -65,7 +65,7 @@ class Workdir:
             changed.append("train.steps (the cosine schedule depends on it)")
         if changed:
             trained = any((self.path / "checkpoints").glob("*"))
-            remedy = "" if trained else ", or remove this folder, in which nothing was trained yet"
+            remedy = "" if trained else " (this one has no checkpoint yet)"
             raise UvitError(
                 f"workdir {self.path} belongs to a run of another config; it differs in "
                 f"{', '.join(changed)}. Nothing was changed; give another --workdir{remedy}"

@@ -139,9 +139,8 @@ def _curves(rows: Sequence[Row], manifest: Manifest) -> str:
             if about.role != "other" or axis not in ("views", "subjects")
         ]
         drawn = [(plots.curve(rows, manifest, axis, metric), "") for metric in metrics]
-        for metric in metrics:
-            shown |= set(summary.curves(rows, manifest, axis, metric))
         if figures := _figures(drawn):
+            shown |= summary.methods_along(rows, manifest, axis)
             parts.append(f"<h3>Along {escape(plots.words(axis))}</h3>{figures}")
     return "".join([_legend(manifest, shown), *parts]) if parts else ""
 

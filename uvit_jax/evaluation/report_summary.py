@@ -146,6 +146,13 @@ def curves(rows: Iterable[Row], manifest: Manifest, axis: str, metric: str) -> d
     return found
 
 
+def methods_along(rows: Iterable[Row], manifest: Manifest, axis: str) -> set[str]:
+    """Whose curves there are along an axis, in any metric; no interval is computed for it."""
+    return {
+        row.method for row in rows if row.split == manifest.split and _place(row, axis) is not None
+    }
+
+
 def axes(rows: Sequence[Row], manifest: Manifest) -> list[str]:
     """The axes along which there are curves, `views` and `subjects` first."""
     named = dict.fromkeys(row.point[0] for row in rows if row.point is not None)

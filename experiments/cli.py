@@ -81,23 +81,31 @@ class Parser(argparse.ArgumentParser):
         Raises:
           UvitError: on an unknown flag.
         """
+        argv = sys.argv[1:] if argv is None else argv
+        for flag in argv:  # before a required one that is misspelt is called missing
+            if flag.startswith("--"):
+                self._check_known(flag.partition("=")[0])
         args, rest = self.parse_known_args(argv)
         args.overrides = {}
         while rest:
             flag, given, value = rest.pop(0).partition("=")
-            if not (self._config and flag.startswith("--config.")):
-                options = [option for action in self._actions for option in action.option_strings]
-                known = [option for option in options if option not in ("-h", "--help")]
-                hint, dotted = nearest(flag, known), flag.startswith("--") and "." in flag
-                if self._config and dotted and "did you mean" not in hint:
-                    hint = f"; a key of the config is given as --config.{flag.lstrip('-')}=VALUE"
-                raise UvitError(f"unknown flag {flag!r}{hint} (see --help)")
+            self._check_known(flag)
             if not given:
                 if not rest:
                     raise UvitError(f"{flag} needs a value: {flag}=VALUE")
                 value = rest.pop(0)
             args.overrides[flag.removeprefix("--config.")] = literal(value)
         return args
+
+    def _check_known(self, flag: str) -> None:
+        options = [option for action in self._actions for option in action.option_strings]
+        if flag in options or (self._config and flag.startswith("--config.")):
+            return
+        known = [option for option in options if option not in ("-h", "--help")]
+        hint, dotted = nearest(flag, known), flag.startswith("--") and "." in flag
+        if self._config and dotted and "did you mean" not in hint:
+            hint = f"; a key of the config is given as --config.{flag.lstrip('-')}=VALUE"
+        raise UvitError(f"unknown flag {flag!r}{hint} (see --help)")
 
 
 def number(text: str) -> float:

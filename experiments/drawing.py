@@ -261,14 +261,11 @@ class Run:
         from uvit_jax import load
         from uvit_jax.errors import UvitError
 
-        names = [p.name for p in (self.folder.path / "checkpoints").glob("*")]
-        steps = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-        if self.args.step is not None:
-            steps = [self.args.step]
+        steps = self.folder.steps[::-1] if self.args.step is None else [self.args.step]
         for step in steps:
             try:
                 return step, *load(self.folder.path, step=step, ema=not self.args.raw)
             except UvitError:
                 if step == steps[-1]:
                     raise
-        raise UvitError(f"{self.folder.path / 'checkpoints'} holds no checkpoint yet")
+        raise UvitError(f"{self.folder.checkpoints} holds no checkpoint yet")

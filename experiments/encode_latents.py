@@ -115,13 +115,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group(
         "the pictures", "the fields of uvit_jax.data.config.DataConfig"
     )
-    names = [field.name for field in dataclasses.fields(DataConfig)]
+    fields = {field.name: field.default for field in dataclasses.fields(DataConfig)}
     told = cli.explained(DataConfig)
-    for name in names:
+    for name, default in fields.items():
         text = told[name].replace("%", "%%")
+        if default not in ("", (), False):
+            text += f" (default: {default})"
         group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
     args = parser.parse(argv)
-    given = {n: getattr(args, f"data.{n}") for n in names if hasattr(args, f"data.{n}")}
+    given = {n: getattr(args, f"data.{n}") for n in fields if hasattr(args, f"data.{n}")}
     args.data = parse(DataConfig, {n: cli.literal(v) for n, v in given.items()}, "data")
     if args.data.name == "latents":
         raise UvitError("--data.name=latents: these are encoded already; name the pictures")

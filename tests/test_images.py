@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from uvit_jax.images import grid, save_png, to_uint8
+from uvit_jax.images import _wrapped, grid, save_png, to_uint8
 
 
 def test_the_range_is_kept_and_nothing_overflows():
@@ -19,6 +19,15 @@ def test_every_picture_is_in_the_grid_where_it_belongs(tmp_path):
         assert sheet.getpixel((2 + i % 3 * 10 + 4, 2 + i // 3 * 10 + 4)) == (colour,) * 3
     save_png(sheet, tmp_path / "new" / "a.png")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_long_captions_are_wrapped_between_words_and_what_is_cut_shows_it():
+    assert _wrapped("skull, twemoji", 96) == ["skull, twemoji"]
+    lines = _wrapped("smiling face with heart-eyes, openmoji", 96)
+    assert len(lines) > 1 and " ".join(lines) == "smiling face with heart-eyes, openmoji"
+    cut = _wrapped("one of very many words " * 9, 96)
+    assert len(cut) == 3 and cut[-1].endswith("…") and "…" not in cut[0]
+    assert _wrapped("b" * 99, 96)[0].endswith("b…") and _wrapped("", 96) == []
 
 
 def test_captions_take_a_line_and_grey_is_shown_as_grey():

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def grid(
     Args:
       images: float (B, H, W, C) in [-1, 1], C 1 or 3.
       columns: 0 makes the grid about square.
-      captions: a line under each picture.
+      captions: under each picture, in up to three lines; what is longer ends in an ellipsis.
       cell: pictures smaller than this are enlarged by a whole factor, pixels left visible.
     """
     pixels = to_uint8(images)
@@ -31,8 +31,10 @@ def grid(
     columns = columns or int(np.ceil(count**0.5))
     rows = -(-count // columns)
     factor = max(1, cell // max(height, width))
-    gap, line = 2, 12 if captions and any(captions) else 0
-    step_x, step_y = width * factor + gap, height * factor + gap + line
+    gap, line = 2, 12
+    texts = [_wrapped(text, width * factor) for text in captions or []]
+    below = line * max(map(len, texts), default=0)
+    step_x, step_y = width * factor + gap, height * factor + gap + below
     sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for i, array in enumerate(pixels):
@@ -40,12 +42,28 @@ def grid(
         picture = Image.fromarray(array[..., :3])
         picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
         sheet.paste(picture, (x, y))
-        if line:
-            text = captions[i]
-            while text and draw.textlength(text) > step_x - gap:
-                text = text[:-1]
-            draw.text((x, y + height * factor), text, fill="black")
+        for number, text in enumerate(texts[i] if texts else ()):
+            draw.text((x, y + height * factor + number * line), text, fill="black")
     return sheet
+
+
+def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
+    """The text in lines of at most `width` pixels, between words where they fit."""
+    length = ImageFont.load_default().getlength
+    lines: list[str] = []
+    for word in text.split():
+        if lines and length(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    kept = lines[:most]
+    if len(lines) > most:
+        kept[-1] += "…"
+    for i, line in enumerate(kept):
+        while length(line) > width and len(line) > 1:
+            line = line.rstrip("…")[:-1] + "…"
+        kept[i] = line
+    return kept
 
 
 def save_png(picture: Image.Image, path: str | os.PathLike) -> None:

@@ -31,6 +31,13 @@ from uvit_jax.training.config import parse_run
         ({"path": "photos"}, r"path names DreamBench's folder"),
         ({"arms.unified.compose": ("fusd",)}, r"unknown composition 'fusd'; did you mean 'fused'"),
         ({"settings.pairs.subjects": 0}, r"subjects and prompts must be at least 1"),
+        ({"arms.dit_lora.settings": ("seen",)}, r"'seen' is none of the settings"),
+        ({"arms.dit_lora.grid": {"ranks": ()}}, r"arms\.dit_lora\.grid: ranks"),
+        ({"arms.dit_lora.grid": {"rank": (4,)}}, r"grid\.rank is not a known key; .* 'ranks'"),
+        (
+            {"arms.dit_full.settings": ()},
+            r"arm dit_full: the networks of three_subjects's 3 subjects cannot be made one",
+        ),
     ],
 )
 def test_complaints(changes, message):
@@ -72,6 +79,25 @@ def test_a_workdir_is_of_one_comparison(tmp_path):
         Comparison(parse_compare(config), other)
     with pytest.raises(UvitError, match=r"there is no arm 'dit_lroa'; did you mean 'dit_lora'"):
         Comparison(parse_compare(config), tmp_path, ["dit_lroa"])
+
+
+def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
+    config = parse_compare(subjects.get_config("quick"))
+    Comparison(config, tmp_path)
+    file = tmp_path / "compare.json"
+    kept = json.loads(file.read_text())
+    del kept["tolerance"], kept["arms"]["unified"]["grid"]  # as from before these keys existed
+    file.write_text(json.dumps(kept | {"tolerance": config.tolerance}))
+    Comparison(config, tmp_path)
+    del kept["world"]
+    file.write_text(json.dumps(kept))
+    with pytest.raises(UvitError, match=r"it differs in .*world"):
+        Comparison(config, tmp_path)
+
+
+def test_whole_networks_of_several_subjects_can_be_trained_together():
+    changes = {"arms.dit_full.settings": (), "arms.dit_full.compose": ("joint",)}
+    parse_compare(replaced(subjects.get_config("quick"), changes))
 
 
 def test_pictures_are_kept_whole_or_told_of(tmp_path):

@@ -1,17 +1,24 @@
-"""Attention head by head is full attention, gradients too."""
+"""Attention by blocks of heads is full attention, gradients too."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uvit_jax.parallel import blocked
 from uvit_jax.parallel.attention import attention
 
 B, N, M, H, K = 2, 13, 11, 3, 8
 
 
+# Of six heads: a turn of all; turns of three, of four and two; more cores than heads of a turn.
+@pytest.mark.parametrize(("heads_a_turn", "cores"), [(6, 2), (3, 2), (4, 3), (2, 16), (1, 1)])
 @pytest.mark.parametrize("masked", [False, True, "present", "both"])
-def test_outputs_and_gradients_are_those_of_full_attention(masked):
+def test_outputs_and_gradients_are_those_of_full_attention(
+    masked, heads_a_turn, cores, monkeypatch
+):
+    monkeypatch.setattr(blocked, "_cores", lambda: cores)
+    monkeypatch.setattr(blocked, "BLOCK", heads_a_turn * N * M * 4 / cores)
     rng = np.random.default_rng(0)
 
     def array(tokens):

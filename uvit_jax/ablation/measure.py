@@ -21,7 +21,7 @@ from uvit_jax.evaluation.validation import make_validation
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.training.check_data import check_data
-from uvit_jax.training.checkpoint import checkpoints, load_workdir
+from uvit_jax.training.checkpoint import load_workdir
 from uvit_jax.training.config import parse_run
 from uvit_jax.training.workdir import Workdir
 
@@ -94,7 +94,7 @@ class Measure:
         )
         rows = list(known)
         params = None
-        for step in checkpoints(path):
+        for step in Workdir(path).steps:
             # Others than these were saved because a run was told to stop.
             due = step == run.train.steps or step % run.train.checkpoint_every == 0
             if not due or any(row.step == step for row in known):

@@ -23,7 +23,6 @@ from uvit_jax.ablation.plan import Job, Plan
 from uvit_jax.ablation.results import Record
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.training.checkpoint import checkpoints
 from uvit_jax.training.config import changed_keys
 from uvit_jax.training.loop import train
 from uvit_jax.training.metrics import read_metrics
@@ -160,5 +159,6 @@ def _seconds(path: Path, batch_size: int) -> float:
 
 def _forget_measured(path: Path) -> None:
     """Removes all checkpoints of a measured run but the last, from which it could go on."""
-    for step in checkpoints(path)[:-1]:
-        shutil.rmtree(path / "checkpoints" / str(step))
+    workdir = Workdir(path)
+    for step in workdir.steps[:-1]:
+        shutil.rmtree(workdir.checkpoints / str(step))

@@ -233,16 +233,7 @@ class Finetuned:
         }
 
     def _composed(self, by_group: Sequence[Sequence[Question]], compose: str) -> Any:
-        """Every group's subjects' adapters as one.
-
-        Raises:
-          UvitError: if whole networks were fine-tuned, which nothing makes one.
-        """
-        if self.arm.method == "full":
-            raise UvitError(
-                f"{self.arm.title}: the networks of {len(by_group[0][0].names)} subjects cannot be "
-                "made one; name the arm's settings of single subjects, or compose=('joint',)"
-            )
+        """Every group's subjects' adapters as one."""
         units = {
             f"{i}/{s}": self.examples(part[0], s)
             for i, part in enumerate(by_group)

@@ -28,7 +28,7 @@ class ArmConfig:
       grid: of ranks, rates and steps, of which `lora` and `full` take what does best on validation
         subjects; None for the comparison's.
       settings: the ones that it answers; () for all. `full` keeps a network a subject, and no two
-        can be composed, so it answers about single ones.
+        can be made one: it answers about single ones, or trains them together (`joint` first).
     """
 
     network: str
@@ -130,9 +130,22 @@ class CompareConfig:
         for name in (self.main, *chosen):
             if name not in self.settings:
                 raise UvitError(f"{name!r} is none of the settings{nearest(name, self.settings)}")
+        if self.world != DREAMBENCH:
+            self._check_composable()
         for key in ("samples", "batch_size", "at_once", "validation", "prior"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+
+    def _check_composable(self) -> None:
+        for name, arm in self.arms.items():
+            if arm.method != "full" or arm.compose[0] == "joint":
+                continue
+            for setting in arm.settings or self.settings:
+                if (count := settings.SETTINGS[setting].subjects) > 1:
+                    raise UvitError(
+                        f"arm {name}: the networks of {setting}'s {count} subjects cannot be made "
+                        "one; give the arm settings of single subjects, or compose=('joint',)"
+                    )
 
 
 def parse_compare(config: Mapping[str, Any]) -> CompareConfig:

@@ -4,6 +4,7 @@ Its workdir holds `compare.json` (the config), `networks/NAME` (each the ordinar
 training run), `tuning/ARM` and `pictures/METHOD/SETTING.npz`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from uvit_jax.comparison import tables
-from uvit_jax.comparison.config import CompareConfig
+from uvit_jax.comparison.config import CompareConfig, parse_compare
 from uvit_jax.comparison.judging import Judge, make_judge
 from uvit_jax.comparison.networks import Network
 from uvit_jax.comparison.questions import Question, World, next_group, open_world
 from uvit_jax.comparison.store import Store
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.training.checkpoint import checkpoints
 from uvit_jax.training.config import changed_keys, parse_run
 from uvit_jax.training.tuning import Grid
 from uvit_jax.training.workdir import Workdir, write_text
@@ -92,7 +92,7 @@ class Workspace:
     def ready(self, name: str) -> bool:
         """Whether a network is trained to its end."""
         run = self.runs[name]
-        return run is None or max(checkpoints(self.folder(name)), default=0) >= run.train.steps
+        return run is None or max(Workdir(self.folder(name)).steps, default=0) >= run.train.steps
 
     def grid(self, name: str) -> Grid:
         """What is tried for an arm."""
@@ -144,7 +144,6 @@ class Workspace:
     def _claim(self) -> None:
         """Writes the config into a new workdir, or checks that it is the same."""
         file, asked = self.workdir / "compare.json", to_dict(self.config)
-        asked.pop("notes")
         if not file.exists():
             others = [p.name for p in self.workdir.glob("*") if p.name not in ("networks",)]
             if others:
@@ -159,6 +158,9 @@ class Workspace:
             before = json.loads(file.read_text())
         except ValueError as error:
             raise UvitError(f"{file} is damaged: {error}") from None
+        with contextlib.suppress(UvitError):  # keys that did not exist yet have their defaults
+            before = to_dict(parse_compare(before))
+        asked, before = ({**given, "notes": None} for given in (asked, before))
         if changed := changed_keys(before, asked):
             raise UvitError(
                 f"workdir {self.workdir} belongs to another comparison; it differs in "

@@ -30,6 +30,8 @@ class FolderSource:
     def __init__(self, config: DataConfig):
         self.root = Path(config.path).expanduser()
         if not self.root.is_dir():
+            if self.root.exists():
+                raise UvitError(f"{self.root} is a file; give the folder that it lies in")
             raise UvitError(f"the folder {self.root} does not exist")
         self.files = sorted(
             Path(folder, name).relative_to(self.root)

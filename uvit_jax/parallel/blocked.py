@@ -1,19 +1,21 @@
-"""Attention head by head, for CPUs: one head's logits fit into a core's cache, all heads' do not.
+"""Attention by blocks of heads, for CPUs: a block's logits fit into a cache, all heads' do not.
 
-A loop over examples and heads runs plain two-dimensional products, which XLA's CPU backend does
-faster than batched ones. Each is too small for several cores, but the backend runs loops that do
-not depend on each other side by side, so there are a few of them. The backward pass recomputes the
-attention weights from each row's log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1) and
-so keeps no (N, M) array either.
+A head's products are too small for several cores, so a few blocks are computed side by side, a
+block to a core, in one turn of a loop. (XLA's CPU backend runs what does not depend on each other
+in parallel, but two loops one after the other, as they share their temporary memory.) The backward
+pass recomputes the attention weights from each row's log-sum-exp (Dao et al. 2022,
+"FlashAttention", section 3.1) and so keeps no (N, M) array either.
 """
 
 import itertools
+import math
+import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-LOOPS = 2
+BLOCK = 5 << 20  # bytes of a block's logits, at most about
 Saved = tuple[jax.Array, ...]
 
 
@@ -45,17 +47,32 @@ def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
     return x_GNK.reshape(B, G // B, N, K).transpose(0, 2, 1, 3)
 
 
-def _map(one: Callable, heads: Saved):
-    """`jax.lax.map(one, heads)`, in LOOPS loops."""
-    G = heads[0].shape[0]
-    ends = [G * i // LOOPS for i in range(LOOPS + 1)]
+def _map(one: Callable, heads: Saved, logits: int):
+    """`jax.vmap(one)(heads)`, a few blocks at a time. `logits`: of one head, their number."""
+    G, lanes = heads[0].shape[0], _cores()
+    turns = math.ceil(G * logits * 4 / (lanes * BLOCK))
+    each = -(-G // turns)  # heads in a turn
 
-    def loop(start: int, stop: int):
-        # Heads are taken by number, so that no loop needs a copy of its part of the arrays.
-        return jax.lax.map(lambda g: one([x[g] for x in heads]), jnp.arange(start, stop))
+    def turn(start: jax.Array | int, count: int):
+        own = [jax.lax.dynamic_slice_in_dim(x, start, count) for x in heads]
+        ends = sorted({count * i // lanes for i in range(lanes + 1)})
+        blocks = [jax.vmap(one)([x[a:b] for x in own]) for a, b in itertools.pairwise(ends)]
+        return jax.tree.map(lambda *block: jnp.concatenate(block), *blocks)
 
-    parts = [loop(a, b) for a, b in itertools.pairwise(ends) if a < b]
-    return jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+    if turns == 1:
+        return turn(0, G)
+    whole, rest = divmod(G, each)
+    found = jax.lax.map(lambda i: turn(i * each, each), jnp.arange(whole))
+    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    if not rest:
+        return found
+    return jax.tree.map(lambda *part: jnp.concatenate(part), found, turn(whole * each, rest))
+
+
+def _cores() -> int:
+    """How many blocks are computed side by side."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, 16))
 
 
 def _logits(q_NK: jax.Array, k_MK: jax.Array, mask_NM: jax.Array | None) -> jax.Array:
@@ -85,7 +102,8 @@ def _forward(
         return out_NK.astype(v_MK.dtype), most_N1 + jnp.log(sum_N1)
 
     examples = _examples(mask_ENM, len(q_GNK))
-    out_GNK, logsumexp_GN1 = _map(one, (q_GNK, k_GMK, v_GMK, examples))
+    size = q_GNK.shape[1] * k_GMK.shape[1]
+    out_GNK, logsumexp_GN1 = _map(one, (q_GNK, k_GMK, v_GMK, examples), size)
     return out_GNK, (q_GNK, k_GMK, v_GMK, mask_ENM, out_GNK, logsumexp_GN1)
 
 
@@ -105,7 +123,8 @@ def _backward(saved: Saved, grad_GNK: jax.Array):
         return dlogits_NM @ k_MK, dlogits_NM.T @ q_NK, dv_MK
 
     examples = _examples(mask_ENM, len(out_GNK))
-    return *_map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples)), None
+    size = out_GNK.shape[1] * heads[1].shape[1]
+    return *_map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples), size), None
 
 
 def _examples(mask_ENM: jax.Array | None, G: int) -> jax.Array:

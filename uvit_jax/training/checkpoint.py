@@ -42,7 +42,7 @@ class Checkpointer:
     def __init__(self, workdir: Path, keep: int):
         self._workdir = workdir
         self._orbax = ocp.training.Checkpointer(
-            (workdir / "checkpoints").absolute(),
+            Workdir(workdir).checkpoints.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -110,18 +110,12 @@ class Checkpointer:
         self._orbax.reload()
 
 
-def checkpoints(workdir: Path) -> list[int]:
-    """The steps of a workdir's checkpoints, ascending."""
-    names = [p.name for p in (workdir / "checkpoints").glob("*")]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Params]:
     """A workdir's model and parameters, as numpy arrays; see `uvit_jax.load`."""
-    config = Workdir(path).read_config()
+    workdir = Workdir(path)
+    config = workdir.read_config()
     model = build(parse_model(config["model"], f"{path / 'config.json'}: model"))
-    folder = path / "checkpoints"
-    steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+    folder, steps = workdir.checkpoints, workdir.steps
     if step is not None:
         if step not in steps:
             raise UvitError(f"{folder} has no checkpoint {step}; it has {steps}")
@@ -131,7 +125,7 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cpu), model.abstract_params
     )
-    for candidate in steps:
+    for candidate in reversed(steps):
         where = os.fspath((folder / str(candidate)).absolute())
 
         def load_one(where: str = where) -> Params:

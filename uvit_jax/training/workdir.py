@@ -34,8 +34,15 @@ class Workdir:
         self.vocabulary = self.path / "vocabulary.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
         self.profile = self.path / "profile"
         self._lock: IO[str] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of its checkpoints, ascending."""
+        names = [p.name for p in self.checkpoints.glob("*")]
+        return sorted(int(name) for name in names if name.isdigit())
 
     def close(self) -> None:
         """Gives up the lock that `create` took, if it did."""
@@ -64,8 +71,7 @@ class Workdir:
         ):
             changed.append("train.steps (the cosine schedule depends on it)")
         if changed:
-            trained = any((self.path / "checkpoints").glob("*"))
-            remedy = "" if trained else " (this one has no checkpoint yet)"
+            remedy = "" if self.steps else " (this one has no checkpoint yet)"
             raise UvitError(
                 f"workdir {self.path} belongs to a run of another config; it differs in "
                 f"{', '.join(changed)}. Nothing was changed; give another --workdir{remedy}"

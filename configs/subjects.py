@@ -15,7 +15,7 @@ never trained.
 On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other numbers below.
 
 Cost: an hour and a half of two cores for the first two networks, as long again for the others, an
-hour for the answers. --quick takes 15 minutes; its pictures are mush, and it says so.
+hour for the answers. --quick takes 7 to 15 minutes; its pictures are mush, and it says so.
 """
 
 from typing import Any

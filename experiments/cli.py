@@ -82,9 +82,11 @@ class Parser(argparse.ArgumentParser):
           UvitError: on an unknown flag.
         """
         argv = sys.argv[1:] if argv is None else argv
-        for flag in argv:  # before a required one that is misspelt is called missing
-            if flag.startswith("--"):
-                self._check_known(flag.partition("=")[0])
+        if not {"-h", "--help"} & set(argv):
+            for flag in argv:  # before a required one that is misspelt is called missing
+                name = flag.partition("=")[0]
+                if name.startswith("--") and " " not in name:  # else a value, to argparse as well
+                    self._check_known(name)
         args, rest = self.parse_known_args(argv)
         args.overrides = {}
         while rest:

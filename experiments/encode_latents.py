@@ -119,7 +119,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     told = cli.explained(DataConfig)
     for name, default in fields.items():
         text = told[name].replace("%", "%%")
-        if default not in ("", (), False):
+        if default not in ("", ()) and default is not False:
             text += f" (default: {default})"
         group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
     args = parser.parse(argv)

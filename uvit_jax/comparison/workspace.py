@@ -158,6 +158,8 @@ class Workspace:
             before = json.loads(file.read_text())
         except ValueError as error:
             raise UvitError(f"{file} is damaged: {error}") from None
+        if not isinstance(before, dict):
+            raise UvitError(f"{file} is damaged: it is no config")
         with contextlib.suppress(UvitError):  # keys that did not exist yet have their defaults
             before = to_dict(parse_compare(before))
         asked, before = ({**given, "notes": None} for given in (asked, before))

@@ -50,7 +50,10 @@ def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
 def _map(one: Callable, heads: Saved, logits: int):
     """`jax.vmap(one)(heads)`, a few blocks at a time. `logits`: of one head, their number."""
     G, lanes = heads[0].shape[0], _cores()
-    turns = math.ceil(G * logits * 4 / (lanes * BLOCK))
+    # In every turn cores wait for each other, so blocks are large. One core has none to wait for,
+    # and is faster where all of a block's arrays stay in its cache.
+    block = BLOCK if lanes > 1 else BLOCK / 8
+    turns = max(1, math.ceil(G * logits * 4 / (lanes * block)))
     each = -(-G // turns)  # heads in a turn
 
     def turn(start: jax.Array | int, count: int):

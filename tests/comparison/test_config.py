@@ -93,6 +93,9 @@ def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
     file.write_text(json.dumps(kept))
     with pytest.raises(UvitError, match=r"it differs in .*world"):
         Comparison(config, tmp_path)
+    file.write_text("[1]")
+    with pytest.raises(UvitError, match=r"compare\.json is damaged: it is no config"):
+        Comparison(config, tmp_path)
 
 
 def test_whole_networks_of_several_subjects_can_be_trained_together():

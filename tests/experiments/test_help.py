@@ -13,6 +13,7 @@ from experiments import cli
 from tests.docs import commands, pages
 from tests.running import ROOT
 from uvit_jax.diffusion.plan import SAMPLERS
+from uvit_jax.errors import UvitError
 
 
 def _commands(package):
@@ -70,6 +71,20 @@ def test_a_commands_epilog_is_about_its_own_config():
             for part in key.split("."):
                 assert part in value, f"{name}: {key}"
                 value = value[part]
+
+
+def test_a_misspelt_flag_is_unknown_and_not_a_required_one_missing(capsys):
+    parser = commands.parser_of("experiments.train")
+    with pytest.raises(UvitError, match=r"unknown flag '--cofig'; did you mean '--config'"):
+        parser.parse(["--cofig=configs/quickstart.py"])
+    with pytest.raises(SystemExit):  # whoever asks for help is helped
+        parser.parse(["--cofig", "--help"])
+    assert "usage" in capsys.readouterr().out
+
+
+def test_what_has_a_space_is_a_value_even_if_it_begins_with_dashes():
+    args = commands.parser_of("experiments.sample").parse(["--workdir=x", "--prompt", "-- a dash"])
+    assert args.prompt == ["-- a dash"]
 
 
 def test_no_command_is_forgotten_by_the_readme():

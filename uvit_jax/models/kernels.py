@@ -113,8 +113,8 @@ def _product(x_RI: jax.Array, kernel_IO: jax.Array, options: Options) -> jax.Arr
     """x kernel; in reverse mode with a gradient by the kernel that a CPU computes fast.
 
     That gradient is xᵀg. XLA's CPU backend has a fast kernel (YNNPACK's) for left operands whose
-    rows are contracted, and a slow one (Eigen's) where it would have to transpose them. So the
-    narrower of x and g is transposed apart, which costs less than the difference.
+    rows are contracted, and a slow one (Eigen's) where it would have to transpose them. So x is
+    transposed apart, or g where that is much the narrower, which costs less than the difference.
     """
     return _matmul(x_RI, kernel_IO, options)
 
@@ -126,7 +126,7 @@ def _product_forward(x_RI: jax.Array, kernel_IO: jax.Array, options: Options):
 def _product_backward(options: Options, saved: tuple[jax.Array, jax.Array], grad_RO: jax.Array):
     x_RI, kernel_IO = saved
     grad_x_RI = jax.lax.dot_general(grad_RO, kernel_IO, (((1,), (1,)), ((), ())), **dict(options))
-    if x_RI.shape[1] <= grad_RO.shape[1]:
+    if x_RI.shape[1] <= 2 * grad_RO.shape[1]:
         grad_IO = _matmul(_transposed(x_RI), grad_RO, options)
     else:
         grad_IO = _matmul(_transposed(grad_RO), x_RI, options).T

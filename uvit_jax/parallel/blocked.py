@@ -60,7 +60,7 @@ def _map(one: Callable, heads: Saved, logits: int):
         own = [jax.lax.dynamic_slice_in_dim(x, start, count) for x in heads]
         ends = sorted({count * i // lanes for i in range(lanes + 1)})
         blocks = [jax.vmap(one)([x[a:b] for x in own]) for a, b in itertools.pairwise(ends)]
-        return jax.tree.map(lambda *block: jnp.concatenate(block), *blocks)
+        return jax.tree.map(lambda *part: jnp.concatenate(part), *blocks)
 
     if turns == 1:
         return turn(0, G)

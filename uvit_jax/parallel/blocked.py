@@ -47,13 +47,13 @@ def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
     return x_GNK.reshape(B, G // B, N, K).transpose(0, 2, 1, 3)
 
 
-def _map(one: Callable, heads: Saved, logits: int):
-    """`jax.vmap(one)(heads)`, a few blocks at a time. `logits`: of one head, their number."""
-    G, lanes = heads[0].shape[0], _cores()
+def _map(one: Callable, heads: Saved):
+    """`jax.vmap(one)(heads)`, a few blocks at a time; first of the heads' arrays are q and k."""
+    (G, N, _), M, lanes = heads[0].shape, heads[1].shape[1], _cores()
     # In every turn cores wait for each other, so blocks are large. One core has none to wait for,
     # and is faster where all of a block's arrays stay in its cache.
     block = BLOCK if lanes > 1 else BLOCK / 8
-    turns = max(1, math.ceil(G * logits * 4 / (lanes * block)))
+    turns = max(1, math.ceil(G * N * M * 4 / (lanes * block)))
     each = -(-G // turns)  # heads in a turn
 
     def turn(start: jax.Array | int, count: int):
@@ -105,8 +105,7 @@ def _forward(
         return out_NK.astype(v_MK.dtype), most_N1 + jnp.log(sum_N1)
 
     examples = _examples(mask_ENM, len(q_GNK))
-    size = q_GNK.shape[1] * k_GMK.shape[1]
-    out_GNK, logsumexp_GN1 = _map(one, (q_GNK, k_GMK, v_GMK, examples), size)
+    out_GNK, logsumexp_GN1 = _map(one, (q_GNK, k_GMK, v_GMK, examples))
     return out_GNK, (q_GNK, k_GMK, v_GMK, mask_ENM, out_GNK, logsumexp_GN1)
 
 
@@ -126,8 +125,7 @@ def _backward(saved: Saved, grad_GNK: jax.Array):
         return dlogits_NM @ k_MK, dlogits_NM.T @ q_NK, dv_MK
 
     examples = _examples(mask_ENM, len(out_GNK))
-    size = out_GNK.shape[1] * heads[1].shape[1]
-    return *_map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples), size), None
+    return *_map(one, (*heads, out_GNK, logsumexp_GN1, grad_GNK, examples)), None
 
 
 def _examples(mask_ENM: jax.Array | None, G: int) -> jax.Array:

@@ -40,9 +40,9 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: Path, keep: int):
-        self._workdir = workdir
+        self._workdir = Workdir(workdir)
         self._orbax = ocp.training.Checkpointer(
-            Workdir(workdir).checkpoints.absolute(),
+            self._workdir.checkpoints.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -81,7 +81,7 @@ class Checkpointer:
         if broken:
             step, problem = broken[0]
             raise UvitError(
-                f"no checkpoint in {self._workdir / 'checkpoints'} can be read "
+                f"no checkpoint in {self._workdir.checkpoints} can be read "
                 f"({len(broken)} tried; {step}: {_first_line(problem)}); "
                 "give another --workdir to start afresh"
             )
@@ -92,7 +92,7 @@ class Checkpointer:
         self._orbax.close()
 
     def _put_aside(self, step: int, problem: Exception | None, instead: int) -> None:
-        target = self._workdir / "broken_checkpoints" / str(step)
+        target = self._workdir.path / "broken_checkpoints" / str(step)
         while target.exists():
             target = target.with_name(target.name + "_")
         logger.warning(
@@ -104,7 +104,7 @@ class Checkpointer:
         )
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
-            shutil.move(self._workdir / "checkpoints" / str(step), target)
+            shutil.move(self._workdir.checkpoints / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("a broken checkpoint is put aside")
         self._orbax.reload()

@@ -115,16 +115,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group(
         "the pictures", "the fields of uvit_jax.data.config.DataConfig"
     )
-    fields = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    told = cli.explained(DataConfig)
-    for name, default in fields.items():
-        text = told[name].replace("%", "%%")
-        if default not in ("", ()) and default is not False:
-            text += f" (default: {default})"
-        group.add_argument(f"--data.{name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+    fields, told = dataclasses.fields(DataConfig), cli.explained(DataConfig)
+    for field in fields:
+        text = told[field.name].replace("%", "%%")
+        options = dict(metavar="VALUE", type=cli.literal, default=field.default, help=text)
+        group.add_argument(f"--data.{field.name}", **options)
     args = parser.parse(argv)
-    given = {n: getattr(args, f"data.{n}") for n in fields if hasattr(args, f"data.{n}")}
-    args.data = parse(DataConfig, {n: cli.literal(v) for n, v in given.items()}, "data")
+    given = {field.name: getattr(args, f"data.{field.name}") for field in fields}
+    args.data = parse(DataConfig, given, "data")
     if args.data.name == "latents":
         raise UvitError("--data.name=latents: these are encoded already; name the pictures")
     if args.data.name in WORLDS:

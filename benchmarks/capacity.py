@@ -104,8 +104,8 @@ def of(row: dict[str, Any]) -> tuple:
 
 def compiled(model: str, topology: str, remat: str, attention: str, batch: int) -> dict[str, Any]:
     """One row: a report without the single collectives."""
-    from uvit_jax.training.aot import compile_run
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.aot.compile_run import compile_run
+    from uvit_jax.training.run_config import parse_run
 
     config, overrides = MODELS[model]
     overrides = overrides | {

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli
-from uvit_jax.data import encoding, latents
-from uvit_jax.data.config import DataConfig
-from uvit_jax.data.iterator import Rows
+from uvit_jax.data import encoding
+from uvit_jax.data.batches import Rows
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.latent_shards import LatentIndex
 from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.sources import latents
 
 SHAPE = (32, 32, 4)
 

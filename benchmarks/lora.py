@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvit_jax
     from uvit_jax.diffusion.objective import ObjectiveConfig
     from uvit_jax.diffusion.schedule import ScheduleConfig
-    from uvit_jax.models import dit, uvit
     from uvit_jax.models.lora import LoraConfig
+    from uvit_jax.models.presets import dit, uvit
+    from uvit_jax.training.examples import stacked
     from uvit_jax.training.finetune import FinetuneConfig, Finetuner
-    from uvit_jax.training.subjects import stacked
 
     preset = {"uvit": uvit, "dit": dit}[args.backbone].preset
     size = dict(width=192, depth=6, num_heads=6)

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import cli
 from uvit_jax.errors import UvitError
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 SEED = 0
 
@@ -58,7 +58,7 @@ class Shape:
         """PyTorch's module, with weights drawn from SEED."""
         import torch
 
-        from tests.models.torch_uvit import UViT
+        from tests.helpers.torch_uvit import UViT
 
         torch.manual_seed(SEED)
         return UViT(

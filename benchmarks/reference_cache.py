@@ -20,10 +20,10 @@ import numpy as np
 import uvit_jax
 from experiments import cli
 from uvit_jax.diffusion.objective import ObjectiveConfig
-from uvit_jax.diffusion.samplers import SamplerConfig
 from uvit_jax.diffusion.schedule import ScheduleConfig
-from uvit_jax.models import unified
-from uvit_jax.sampling import SampleConfig, make_sampler
+from uvit_jax.diffusion.solvers.solve import SamplerConfig
+from uvit_jax.models.presets import unified
+from uvit_jax.sampling.sampler import SampleConfig, make_sampler
 
 SHAPE = (32, 32, 3)
 DIFFUSION = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="velocity")

@@ -22,10 +22,10 @@ def ours(shape: pairs.Shape, params, steps: int, **backbone) -> Callable[[], np.
     import jax.numpy as jnp
 
     from uvit_jax.diffusion.objective import ObjectiveConfig
-    from uvit_jax.diffusion.samplers import SamplerConfig
     from uvit_jax.diffusion.schedule import ScheduleConfig
+    from uvit_jax.diffusion.solvers.solve import SamplerConfig
     from uvit_jax.models.model import build
-    from uvit_jax.sampling import SampleConfig, make_sampler
+    from uvit_jax.sampling.sampler import SampleConfig, make_sampler
 
     diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="vp_linear"), prediction="eps")
     config = SampleConfig(sampler=SamplerConfig(name="ddim", steps=steps))

@@ -24,8 +24,8 @@ def ours(shape: pairs.Shape, images: np.ndarray, params, **backbone) -> Callable
     import jax.numpy as jnp
 
     from uvit_jax.models.model import build
-    from uvit_jax.training.config import parse_run
     from uvit_jax.training.optimizer import make_optimizer
+    from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.state import TrainState
     from uvit_jax.training.step import make_step
 

@@ -19,7 +19,7 @@ Cost: 12.2 GMAC a forward pass, 4.7e18 FLOPs in all.
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ been reproduced here: it wants an accelerator (12.2 GMAC a forward pass, 4.7e18 
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -22,7 +22,7 @@ Cost: 16.2 GMAC a forward pass, 2.5e19 FLOPs in all.
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

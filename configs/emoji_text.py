@@ -10,7 +10,7 @@ vendor, and most concepts are drawn by several: what is asked of the network is 
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -21,7 +21,7 @@ Cost: 133.2 GMAC a forward pass, 4.1e20 FLOPs in all.
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -20,7 +20,7 @@ Cost: 76.5 GMAC a forward pass, 2.4e20 FLOPs in all.
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ Cost: 35.2 GMAC a forward pass, 6.5e19 FLOPs in all.
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ network predicts x0 rather than eps, positions are fixed sinusoids, and matrices
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config() -> ConfigDict:

@@ -23,7 +23,7 @@ Cost: as DiT's, 1536 · GMAC FLOPs a step of 256, that is 1.3e21 FLOPs for XL/2-
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models.variants import parse_variant
+from uvit_jax.models.presets.dit import parse_variant
 
 STEPS = {256: 7_000_000, 512: 3_000_000}  # of the released XL/2; all others have 400k
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from uvit_jax.models import unified
+from uvit_jax.models.presets import unified
 
 WIDTH, TEXT, SHAPE = 160, 24, (32, 32, 3)
 DEPTH = {"uvit": 6, "dit": 7}  # a U-ViT has a block in the middle as well

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
     parser = cli.Parser(
         __doc__,
-        keys="uvit_jax.ablation.plan.AblationConfig",
+        keys="experiments.ablation.variants.AblationConfig",
         example="--config.seeds=1, --config.train.steps=960",
     )
     parser.add_argument("--group", default="", help="which groups, with commas; default all")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse(argv)
 
-    from uvit_jax.ablation.plan import make_plan
+    from experiments.ablation.variants import make_plan
     from uvit_jax.parallel import distributed
 
     groups = [name.strip() for name in args.group.split(",") if name.strip()]
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
-    from uvit_jax.ablation.run import run
+    from experiments.ablation.runs import run
 
     plan = make_plan(config, groups=groups, seeds=args.seeds)
     results = run(plan, workdir)

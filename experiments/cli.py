@@ -2,7 +2,7 @@
 
 A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict` (or takes
 the text after a colon: `--config=configs/x.py:text`). The keys that it leaves out have the defaults
-of the classes in `uvit_jax.training.config`, and any key can be overridden, left out or not.
+of the classes in `uvit_jax.training.run_config`, and any key can be overridden, left out or not.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cache
+from experiments import compilation_cache
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
 
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         *,
         config: bool = True,
         config_required: bool = True,
-        keys: str = "uvit_jax.training.config.RunConfig",
+        keys: str = "uvit_jax.training.run_config.RunConfig",
         example: str = "--config.train.steps=100, --config.model.backbone.depth=6",
     ):
         super().__init__(
@@ -193,13 +193,13 @@ def write_json(path: str | None, results: Any) -> None:
 def run(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command's `main(argv) → exit status`; a `UvitError` is one line and status 2.
 
-    What it compiles is kept for the next time (see cache.py).
+    What it compiles is kept for the next time (see compilation_cache.py).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax think aloud there
     try:
-        cache.enable()
+        compilation_cache.enable()
         status = main(None)
     except UvitError as error:
         print(f"error: {error}", file=sys.stderr)

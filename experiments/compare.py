@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
     parser = cli.Parser(
         __doc__,
-        keys="uvit_jax.comparison.config.CompareConfig",
+        keys="experiments.subjects.study_config.CompareConfig",
         example="--config.validation=8, --config.networks.dit_text.train.steps=100",
     )
     parser.add_argument("--arms", default="", help="which, with commas; default all")
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", metavar="DIR", help="default workdirs/<name of the config>")
     args = parser.parse(argv)
 
-    from uvit_jax.comparison.config import parse_compare
+    from experiments.subjects.study_config import parse_compare
 
     spec = args.config
     if args.quick:
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_compare(cli.read_config(spec, args.overrides))
     workdir = Path(args.workdir or f"workdirs/{cli.config_name(spec)}").expanduser()
 
-    from uvit_jax.comparison.run import Comparison
-    from uvit_jax.comparison.writing import write
+    from experiments.subjects.study import Comparison
+    from experiments.subjects.writing import write
     from uvit_jax.parallel import heap
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from experiments import cli
 
 if TYPE_CHECKING:
-    from uvit_jax.training.aot import Report
+    from uvit_jax.aot.compile_run import Report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
-    from uvit_jax.training.aot import compile_run
-    from uvit_jax.training.config import parse_run
-    from uvit_jax.training.fitting import nearest_fit
+    from uvit_jax.aot.compile_run import compile_run
+    from uvit_jax.aot.fitting import nearest_fit
+    from uvit_jax.training.run_config import parse_run
 
     # The machine that this runs on has no part in it, whatever it has.
     jax.config.update("jax_platforms", "cpu")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from experiments import cli
 from uvit_jax.config import parse
-from uvit_jax.data.config import WORLDS, DataConfig
+from uvit_jax.data.data_config import WORLDS, DataConfig
 from uvit_jax.errors import UvitError
 
 
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
+    from uvit_jax.autoencoders.kl import SCALE
+    from uvit_jax.autoencoders.kl_weights import load_autoencoder, resolve
     from uvit_jax.data import pipeline
     from uvit_jax.data.encoding import encode_dataset, source_config
     from uvit_jax.data.latent_shards import INDEX, LatentIndex
-    from uvit_jax.interop.autoencoder import load_autoencoder, resolve
-    from uvit_jax.models.autoencoder import SCALE
 
     file, settings = resolve(args.autoencoder)
     autoencoder, params = load_autoencoder(
@@ -113,7 +113,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--distributed", metavar="SPEC", default="", help="as of experiments.train, for --part"
     )
     group = parser.add_argument_group(
-        "the pictures", "the fields of uvit_jax.data.config.DataConfig"
+        "the pictures", "the fields of uvit_jax.data.data_config.DataConfig"
     )
     fields, told = dataclasses.fields(DataConfig), cli.explained(DataConfig)
     for field in fields:

@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     part = part_of(args.part) if args.part else None
 
     from uvit_jax.data import text_shards
-    from uvit_jax.data.config import DataConfig
+    from uvit_jax.data.data_config import DataConfig
     from uvit_jax.data.pipeline import dataset
-    from uvit_jax.interop.clip import load_text_encoder
+    from uvit_jax.encoders.clip_weights import load_text_encoder
     from uvit_jax.parallel import distributed
 
     if args.batch_size < 1:

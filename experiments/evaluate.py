@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, drawing
+from experiments import cli, sampling_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,21 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
-    from uvit_jax.evaluation import frechet, report
-    from uvit_jax.evaluation.encoders import encoder
-    from uvit_jax.evaluation.pictures import check_batch_size
+    from uvit_jax.encoders.image_encoder import encoder
+    from uvit_jax.evaluation import frechet, image_metrics
+    from uvit_jax.evaluation.image_sets import check_batch_size
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 
     began = time.perf_counter()
     mesh = make_mesh(MeshConfig(fsdp=args.fsdp))
     check_batch_size(mesh, args.batch_size)
-    run = drawing.Run(args) if args.workdir else None
+    run = sampling_flags.Run(args) if args.workdir else None
     # The cheap and the likely mistakes first: the reference before hours of sampling.
     encode = encoder(args.encoder, args.weights, mesh)
     samples, told = run.samples(mesh) if run and not args.images else _given(args, mesh)
     reference, reference_told = _reference(args, run, encode, mesh)
-    features = report.encode(encode, samples, keep=args.features, seed=args.seed)
-    figures = report.figures(encode, features, reference)
+    features = image_metrics.encode(encode, samples, keep=args.features, seed=args.seed)
+    figures = image_metrics.figures(encode, features, reference)
 
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "samples": {"count": samples.count, **told},
         "reference": {"count": reference.statistics.count, **reference_told},
-        "compared": report.compared(features, reference),
+        "compared": image_metrics.compared(features, reference),
         "seconds": round(time.perf_counter() - began, 1),
     }
     if jax.process_index() == 0:
@@ -118,8 +118,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("data", "uniform"),
         help="the data's (the default), or each class equally often, which needs no data",
     )
-    drawing.add_flags(drawn)
-    drawing.add_attention_flag(drawn)
+    sampling_flags.add_flags(drawn)
+    sampling_flags.add_attention_flag(drawn)
     drawn.add_argument("--seed", type=int, default=0)
     drawn.add_argument("--fsdp", type=int, default=1, help="shard parameters over so many")
     drawn.add_argument("--distributed", metavar="SPEC", default="", help="as experiments.train")
@@ -130,7 +130,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not (args.workdir or args.images):
         raise UvitError("give --workdir=DIR to measure a run, or --images=PATH to measure pictures")
     if args.images:
-        names = ("step", "raw", "labels", "sampler", "steps", "attention", *drawing.FLAGS)
+        names = ("step", "raw", "labels", "sampler", "steps", "attention", *sampling_flags.FLAGS)
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if given:
             raise UvitError(f"{given[0]} tells how to draw samples, and --images are drawn already")
@@ -149,7 +149,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _given(args: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any]]:
     """The pictures of `--images`."""
-    from uvit_jax.evaluation.pictures import of_file
+    from uvit_jax.evaluation.image_sets import of_file
 
     found = of_file(
         Path(args.images).expanduser(),
@@ -162,13 +162,13 @@ def _given(args: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _reference(
-    args: argparse.Namespace, run: drawing.Run | None, encode: Any, mesh: Any
+    args: argparse.Namespace, run: sampling_flags.Run | None, encode: Any, mesh: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The reference's features, and where they are from."""
+    from uvit_jax.encoders.weights import npz_names, sha256
     from uvit_jax.errors import UvitError
-    from uvit_jax.evaluation import pictures, report
+    from uvit_jax.evaluation import image_metrics, image_sets
     from uvit_jax.evaluation.frechet import read_statistics
-    from uvit_jax.evaluation.weights import npz_names, sha256
 
     told: dict[str, Any] = {"source": args.reference}
     path = Path(args.reference).expanduser()
@@ -179,7 +179,7 @@ def _reference(
                 "the pictures that they were made of, or their statistics, with --reference=PATH"
             )
         told["source"] = run.data_name
-        found = pictures.of_dataset(run.dataset(), args.batch_size, mesh, run.data_name)
+        found = image_sets.of_dataset(run.dataset(), args.batch_size, mesh, run.data_name)
     elif path.suffix == ".npz" and {"mu", "sigma"} <= npz_names(path):
         statistics = read_statistics(path)
         if statistics.mean.size != encode.size:
@@ -191,12 +191,12 @@ def _reference(
             raise UvitError(
                 f"{path} was made with the encoder {statistics.encoder}, not {encode.version}"
             )
-        return report.Features(statistics), {**told, "sha256": sha256(path)}
+        return image_metrics.Features(statistics), {**told, "sha256": sha256(path)}
     else:
-        found = pictures.of_file(path, args.batch_size, mesh, image_size=args.image_size)
+        found = image_sets.of_file(path, args.batch_size, mesh, image_size=args.image_size)
         if path.is_file():
             told["sha256"] = sha256(path)
-    return report.encode(encode, found, keep=args.features, seed=args.seed), told
+    return image_metrics.encode(encode, found, keep=args.features, seed=args.seed), told
 
 
 if __name__ == "__main__":

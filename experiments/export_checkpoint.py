@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvit_jax
     from uvit_jax.errors import UvitError
     from uvit_jax.interop.exporting import export
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
     told = {key: getattr(args, key) for key in ("num_heads", "num_classes", "image_size")}

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, drawing
+from experiments import cli, sampling_flags
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -48,7 +48,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--autoencoder", metavar="FILE", help="of a model of latents")
     parser.add_argument("--text_encoder", metavar="DIR", help="of a model of CLIP's features")
-    drawing.add_attention_flag(parser)
+    sampling_flags.add_attention_flag(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,13 +108,14 @@ class _Command:
     def __init__(self, args: Any, config: Any):
         import jax
 
-        from uvit_jax import decoding, load
-        from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
+        from uvit_jax import load
         from uvit_jax.errors import UvitError
-        from uvit_jax.evaluation.report import params_sha256
+        from uvit_jax.evaluation.image_metrics import params_sha256
         from uvit_jax.models.lora import targeted
-        from uvit_jax.training.config import parse_run
+        from uvit_jax.sampling import decoding
+        from uvit_jax.sampling.conditions import conditions_for, nulls_of, text_encoder_of
         from uvit_jax.training.finetune import Finetuner
+        from uvit_jax.training.run_config import parse_run
         from uvit_jax.training.workdir import Workdir
 
         self.args, self.config = args, config
@@ -127,7 +128,7 @@ class _Command:
         inputs = {s.modality for s in model.layout.inputs}
         if args.prompt is None and inputs & {"text", "features"}:
             raise UvitError('the model takes text: say what the pictures show, --prompt="@1 bear"')
-        self.model = drawing.with_attention(model, args.attention)
+        self.model = sampling_flags.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
         changes = {k: v for k in ("autoencoder", "text_encoder") if (v := getattr(args, k))}
@@ -144,7 +145,7 @@ class _Command:
         """Fine-tunes to the pictures in some folders, by name."""
         from tqdm import tqdm
 
-        from uvit_jax.training.subjects import stacked
+        from uvit_jax.training.examples import stacked
 
         subjects = {name: self._examples(name, folder) for name, folder in folders.items()}
         prior = prior_of = None
@@ -228,10 +229,10 @@ class _Command:
         """A subject's pictures as the model takes them, and their conditions."""
         import numpy as np
 
-        from uvit_jax.data.config import DataConfig
+        from uvit_jax.data.data_config import DataConfig
         from uvit_jax.data.pipeline import dataset
         from uvit_jax.errors import UvitError
-        from uvit_jax.evaluation.pictures import picture_segment
+        from uvit_jax.evaluation.image_sets import picture_segment
 
         segment = self.model.layout.by_name[picture_segment(self.model, self._decoder)]
         side, channels = segment.shape[0], segment.shape[-1]
@@ -252,7 +253,7 @@ class _Command:
         return {s.name: images if s is segment else given[s.name] for s in self.model.layout.inputs}
 
     def _class_examples(self, prompt: str) -> dict[str, Any]:
-        from uvit_jax.training.subjects import class_examples
+        from uvit_jax.training.examples import class_examples
 
         if prompt not in self._classes:
             self._classes[prompt] = class_examples(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from experiments import cli
 
 if TYPE_CHECKING:
-    from uvit_jax.training.config import RunConfig
+    from uvit_jax.training.run_config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse(argv)
 
     from uvit_jax.errors import UvitError
-    from uvit_jax.interop.importing import import_checkpoint
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.training.importing import import_checkpoint
+    from uvit_jax.training.run_config import parse_run
 
     dtype = None
     if args.config:
@@ -90,8 +90,8 @@ def known_configs(folder: Path = Path("configs")) -> "dict[str, RunConfig]":
     describes no run is no candidate; the log says so, and why.
     """
     from uvit_jax.errors import UvitError
-    from uvit_jax.models.variants import PATCHES, RESOLUTIONS, SIZES
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.models.presets.dit import PATCHES, RESOLUTIONS, SIZES
+    from uvit_jax.training.run_config import parse_run
 
     variants = [
         f"{size}/{patch}-{resolution}"

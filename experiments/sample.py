@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, drawing
+from experiments import cli, sampling_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--count", type=int, help="how many pictures; default one a label or prompt, or the run's"
     )
-    drawing.add_flags(parser)
+    sampling_flags.add_flags(parser)
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="for a model of a text encoder's features, its CLIP"
     )
-    drawing.add_adapter_flags(parser)
-    drawing.add_attention_flag(parser)
+    sampling_flags.add_adapter_flags(parser)
+    sampling_flags.add_attention_flag(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", metavar="FILE", help="the PNG; an .npz stands beside it; default in the workdir"
@@ -54,15 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
     import numpy as np
 
-    from uvit_jax import decoding, images, load
-    from uvit_jax.conditions import conditions_for, nulls_of, text_encoder_of
+    from uvit_jax import io, load
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel import heap
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.parallel.sharding import jit_whole, shardings
-    from uvit_jax.references import from_folder
-    from uvit_jax.sampling import batches, make_sampler
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.sampling import decoding
+    from uvit_jax.sampling.conditions import conditions_for, nulls_of, text_encoder_of
+    from uvit_jax.sampling.reference_folder import from_folder
+    from uvit_jax.sampling.sampler import batches, make_sampler
+    from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
     if not 0 <= args.seed < 2**32:
@@ -82,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         changes["count"] = args.count
     if args.text_encoder is not None:
         changes["text_encoder"] = args.text_encoder
-    config = drawing.sample_config(run.sample, args, **changes)
+    config = sampling_flags.sample_config(run.sample, args, **changes)
     heap.keep()
     model, params = load(folder.path, step=args.step, ema=not args.raw)
-    model = drawing.with_attention(model, args.attention)
-    params = drawing.adapted(model, params, args)
+    model = sampling_flags.with_attention(model, args.attention)
+    params = sampling_flags.adapted(model, params, args)
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
@@ -122,14 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn = [s.name for s in model.layout.noisy if s.modality == "image" and s.name in samples]
     for name in drawn:
         path = out if len(drawn) == 1 else out.with_stem(f"{out.stem}_{name}")
-        images.save_png(images.grid(samples[name], captions=captions), path)
+        io.save_png(io.grid(samples[name], captions=captions), path)
         print(path)
     print(out.with_suffix(".npz"))
     if not drawn:
         print(
             "these are latents; to see pictures, name the autoencoder that they are of with "
             "--autoencoder=FILE, or decode the npz with "
-            f"uvit_jax.models.autoencoder.decode_in_batches(…, scale={config.latent_scale})"
+            f"uvit_jax.autoencoders.kl.decode_in_batches(…, scale={config.latent_scale})"
         )
     results = {"png": str(out) if drawn else None, "npz": str(out.with_suffix(".npz"))}
     results |= {
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seed": args.seed,
         "count": config.count,
     }
-    results |= drawing.how(config) | {"adapters": args.adapter}
+    results |= sampling_flags.how(config) | {"adapters": args.adapter}
     cli.write_json(args.json, results)
     return 0
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel import distributed
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.training.run_config import parse_run
 
     config = cli.read_config(args.config, args.overrides)
     if "groups" in config:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     run = parse_run(config)
     if args.plan is not None:
-        from uvit_jax.training.plan import plan_run
+        from uvit_jax.aot.sharding_plan import plan_run
 
         plan = plan_run(run, args.plan)
         print(plan)

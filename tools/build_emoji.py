@@ -5,7 +5,7 @@
 
 fetches five pinned npm packages into a temporary folder with `npm pack` (or reads them from
 `--packages FOLDER`, which holds the `.tgz` files), renders every emoji that is neither a flag nor
-a skin-tone variant, and writes `uvit_jax/data/emoji/pictures.zip` and `index.json`. The same
+a skin-tone variant, and writes `uvit_jax/data/sources/emoji/images.zip` and `index.json`. The same
 versions give the same bytes: the script prints both SHA-256 sums, and the test of the set holds
 the sum of the zip. A changed zip needs a new `VERSION` in `emoji_dataset_builder.py`.
 
@@ -48,7 +48,7 @@ VENDORS = tuple(EXPECTED)
 EXCLUDED_GROUPS = ("component", "flags")
 SIZE, SCALE = 64, 4
 TEST_PERCENT = 5
-OUTPUT = Path(__file__).resolve().parent.parent / "uvit_jax" / "data" / "emoji"
+OUTPUT = Path(__file__).resolve().parent.parent / "uvit_jax" / "data" / "sources" / "emoji"
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     splits = _splits([jobs[i] for i in order], [results[i][1] for i in order])
     arguments.output.mkdir(parents=True, exist_ok=True)
     records = []
-    with zipfile.ZipFile(arguments.output / "pictures.zip", "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(arguments.output / "images.zip", "w", zipfile.ZIP_STORED) as archive:
         for i in order:
             record = _record(jobs[i], splits)
             records.append(json.dumps(record, ensure_ascii=False, separators=(",", ":")))
@@ -87,7 +87,7 @@ def main() -> None:
     )
     test = sum(split == "test" for split in splits.values())
     print(f"{len(jobs)} pictures of {len(splits)} concepts, {test} concepts in the test split")
-    for name in ("pictures.zip", "index.json"):
+    for name in ("images.zip", "index.json"):
         data = (arguments.output / name).read_bytes()
         print(f"{name}: {len(data) / 1e6:.2f} MB, sha256 {hashlib.sha256(data).hexdigest()}")
 

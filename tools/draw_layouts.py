@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uvit_jax.models import dit, unified, uvit
-from uvit_jax.models.config import parse_model
+from uvit_jax.models.model_config import parse_model
+from uvit_jax.models.presets import dit, unified, uvit
 from uvit_jax.tokens.layout import Layout
 from uvit_jax.tokens.segment import Segment
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uvit_jax.data.subjects import drawing, scenes
-from uvit_jax.data.subjects.worlds import WORLDS
+from uvit_jax.data.sources.worlds import random_scenes, scenes
+from uvit_jax.data.sources.worlds.worlds import WORLDS
 
 SIZE, ROWS, GAP = 64, 6, 4
 FOLDER = Path(__file__).parent.parent / "docs" / "images"
@@ -23,7 +23,7 @@ def sheet(world: str) -> np.ndarray:
     for first in (0, ROWS):
         rows = []
         for index in range(first, first + ROWS):
-            scene = drawing.draw(world, "test", index, subjects=2, views=2)
+            scene = random_scenes.draw(world, "test", index, subjects=2, views=2)
             example = scenes.render(scene, SIZE, subjects=2, views=2)
             references = example.references.copy()
             references[~example.present] = 1

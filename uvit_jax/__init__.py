@@ -6,22 +6,30 @@
 
     model, params = uvit_jax.load(path)            # a workdir, safetensors, an official .pth
 
-Importing this package imports nothing heavy: a config file may use `uvit_jax.models.uvit` for its
-presets without paying for JAX.
+Importing this package imports nothing heavy: a config file may use `uvit_jax.models.presets` without
+paying for JAX.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 __all__ = ["Model", "UvitError", "build", "load"]
 
 if TYPE_CHECKING:
-    from uvit_jax.api import Model, UvitError, build, load
+    from uvit_jax.errors import UvitError
+    from uvit_jax.models.model import Model, build
+    from uvit_jax.training.load import load
+
+_HOMES = {
+    "Model": "uvit_jax.models.model",
+    "UvitError": "uvit_jax.errors",
+    "build": "uvit_jax.models.model",
+    "load": "uvit_jax.training.load",
+}
 
 
 def __getattr__(name: str):
-    if name in __all__:
-        from uvit_jax import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'uvit_jax' has no attribute {name!r}")

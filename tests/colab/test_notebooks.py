@@ -7,8 +7,8 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.docs import pages
-from tests.running import ROOT
+from tests.helpers import pages
+from tests.helpers.running import ROOT
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / "colab").glob("*.ipynb"))
 

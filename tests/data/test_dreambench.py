@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uvit_jax.data.dreambench import DreamBench
+from uvit_jax.data.sources.dreambench import DreamBench
 from uvit_jax.errors import UvitError
 
 FILE = """Classes

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uvit_jax.data import emoji
-from uvit_jax.data.images import composite
+from uvit_jax.data.image_decoding import composite
 from uvit_jax.data.pipeline import DataConfig, batches, dataset
+from uvit_jax.data.sources import emoji
 from uvit_jax.errors import UvitError
 
 
@@ -29,7 +29,7 @@ def pictures() -> dict[str, Image.Image]:
 
 
 def test_the_zip_is_the_one_this_version_was_made_of():
-    from uvit_jax.data.emoji.emoji_dataset_builder import PICTURES_SHA256
+    from uvit_jax.data.sources.emoji.emoji_dataset_builder import PICTURES_SHA256
 
     data = (resources.files(emoji) / "pictures.zip").read_bytes()
     assert hashlib.sha256(data).hexdigest() == PICTURES_SHA256
@@ -163,7 +163,7 @@ def test_background_and_grey(data_dir):
 
 def test_two_processes_prepare_at_once(tmp_path):
     code = (
-        "import sys; from uvit_jax.data.emoji.preparation import builder; "
+        "import sys; from uvit_jax.data.sources.emoji.preparation import builder; "
         "print(len(builder(sys.argv[1]).as_data_source(split='train')))"
     )
     runs = [
@@ -180,7 +180,7 @@ def test_two_processes_prepare_at_once(tmp_path):
 
 
 def test_a_failed_preparation_leaves_nothing_and_says_why(tmp_path, monkeypatch):
-    from uvit_jax.data.emoji import preparation
+    from uvit_jax.data.sources.emoji import preparation
 
     file = tmp_path / "file"
     file.write_text("")

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.latent_folders import COUNT, INDEX, SHAPE, Pictures, encode, moments_of, write
+from tests.helpers.latent_folders import COUNT, INDEX, SHAPE, Pictures, encode, moments_of, write
 from uvit_jax.data import encoding, latent_shards, record_files
-from uvit_jax.data.config import DataConfig
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import batches, dataset
 from uvit_jax.errors import UvitError
 

@@ -7,12 +7,12 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.data.latent_folders import COUNT, INDEX, SHAPE, Pictures, moments_of, write
+from tests.helpers.latent_folders import COUNT, INDEX, SHAPE, Pictures, moments_of, write
 from uvit_jax.data import encoding
-from uvit_jax.data.config import DataConfig
-from uvit_jax.data.iterator import _mix
-from uvit_jax.data.latents import LOGVAR_RANGE
+from uvit_jax.data.batches import _mix
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.sources.latents import LOGVAR_RANGE
 
 
 @pytest.fixture(scope="module")

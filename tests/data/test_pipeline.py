@@ -140,7 +140,7 @@ def test_every_record_comes_first_about_equally_often(data):
 
 
 def _order(data, seed):
-    from uvit_jax.data.iterator import Rows
+    from uvit_jax.data.batches import Rows
 
     rows = Rows(data, batch_size=1, seed=seed, rows=[0], train=True)
     return rows.order[0]

@@ -8,13 +8,13 @@ import types
 import numpy as np
 import pytest
 
-from tests.data.latent_folders import COUNT, INDEX, Pictures, write
-from uvit_jax.conditions import conditions_like, null, nulls_of
+from tests.helpers.latent_folders import COUNT, INDEX, Pictures, write
 from uvit_jax.data import encoding, text_shards
-from uvit_jax.data.config import DataConfig
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import batches, dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.sampling.conditions import conditions_like, null, nulls_of
 
 SHAPE = (3, 5)
 

@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from uvit_jax.data.emoji import preparation
 from uvit_jax.data.pipeline import DataConfig, batches, dataset
+from uvit_jax.data.sources.emoji import preparation
 from uvit_jax.errors import UvitError
 
 

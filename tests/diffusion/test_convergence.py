@@ -8,8 +8,8 @@ import mixture
 import numpy as np
 import pytest
 
-from uvit_jax.diffusion.samplers import SamplerConfig, num_evaluations, sample
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
+from uvit_jax.diffusion.solvers.solve import SamplerConfig, num_evaluations, sample
 
 PP = {"name": "dpm_solver_pp"}
 MULTI = {"method": "multistep", "lower_order_final": False}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import running
+from tests.helpers import running
 from uvit_jax.config import parse, to_dict
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig, corrupt, loss, weight

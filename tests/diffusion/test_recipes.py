@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from uvit_jax.diffusion import process
-from uvit_jax.diffusion.dpm_solver import fast_orders, rows
-from uvit_jax.diffusion.samplers import SamplerConfig, num_evaluations, sample
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
+from uvit_jax.diffusion.solvers.dpm_solver import fast_orders, rows
+from uvit_jax.diffusion.solvers.solve import SamplerConfig, num_evaluations, sample
 
 torch = pytest.importorskip("torch", reason="PyTorch is in the extra `test`")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is in the extra `test`")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from uvit_jax.config import parse
-from uvit_jax.diffusion import dpm_solver, process, solvers
-from uvit_jax.diffusion.dpm_solver import fast_orders
-from uvit_jax.diffusion.plan import time_grid
-from uvit_jax.diffusion.samplers import SAMPLERS, SamplerConfig, num_evaluations, sample
+from uvit_jax.diffusion import process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
+from uvit_jax.diffusion.solvers import dpm_solver, simple
+from uvit_jax.diffusion.solvers.dpm_solver import fast_orders
+from uvit_jax.diffusion.solvers.solve import SAMPLERS, SamplerConfig, num_evaluations, sample
+from uvit_jax.diffusion.solvers.table import time_grid
 from uvit_jax.errors import UvitError
 
 KEY = jax.random.key(5)
@@ -136,7 +137,7 @@ def test_ddpm_is_the_textbook_s():
     beta = np.linspace(1e-4, 0.02, 1000)
     bar, n = np.cumprod(1 - beta), 700
     config = SamplerConfig(name="ddpm", steps=1000)
-    row = solvers.ddpm(config, schedule, time_grid(config, schedule))[1000 - n]
+    row = simple.ddpm(config, schedule, time_grid(config, schedule))[1000 - n]
     b, now, before = beta[n - 1], bar[n - 1], bar[n - 2]
     np.testing.assert_allclose(row.t, n / 1000)
     np.testing.assert_allclose(row.x, np.sqrt(1 - b) * (1 - before) / (1 - now), rtol=1e-8)

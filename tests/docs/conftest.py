@@ -3,13 +3,13 @@
 import pytest
 
 from experiments import cli, import_checkpoint
-from tests.interop.weights import random_params
-from tests.running import ROOT
+from tests.helpers.running import ROOT
+from tests.helpers.weights import random_params
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.interop.exporting import export
 from uvit_jax.models.model import build
-from uvit_jax.training.config import parse_run
+from uvit_jax.training.run_config import parse_run
 
 SMALL = {
     "model.backbone.width": 32,

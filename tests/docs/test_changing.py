@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from experiments import train
-from tests.docs import pages, running_pages
-from tests.running import ROOT
+from tests.helpers import pages, running_pages
+from tests.helpers.running import ROOT
 
 PAGE = "docs/changing.md"
 SMALL = (

@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.docs import commands, pages, running_pages
-from tests.running import ROOT
+from tests.helpers import commands, pages, running_pages
+from tests.helpers.running import ROOT
 
 RUN = [p for p in pages.PAGES if any(b.kind == "python" for b in pages.blocks(p))]
 RUN.remove("docs/changing.md")  # test_changing.py runs that
@@ -56,7 +56,7 @@ def test_the_index_has_every_page_and_every_notebook():
 
 
 def test_other_files_that_pages_name_are_there():
-    """Names in backticks such as `uvit_jax/models/uvit.py`, from the root."""
+    """Names in backticks such as `uvit_jax/models/presets/uvit.py`, from the root."""
     for page in pages.PAGES:
         text = re.sub(r"```.*?```", "", pages.read(page), flags=re.DOTALL)
         for name in re.findall(r"`((?:uvit_jax|configs|experiments|tests|tools)/[\w/.]*)`", text):

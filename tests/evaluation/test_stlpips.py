@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from tests.evaluation.frozen import pictures
+from tests.helpers.frozen import pictures
 from uvit_jax.errors import UvitError
 
 pytest.importorskip("torch")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import uvit_jax.ablation.run
+import experiments.ablation.runs
 from experiments import ablate
-from tests.running import ROOT
-from uvit_jax.ablation.measure import Measure
+from experiments.ablation.measure import Measure
+from tests.helpers.running import ROOT
 from uvit_jax.errors import UvitError
 
 CONFIG = ROOT / "tests/configs/tiny_ablations.py"
@@ -101,7 +101,7 @@ def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, 
     assert numbers(run(workdir)) == numbers(undisturbed[1])
 
     trained = []
-    monkeypatch.setattr(uvit_jax.ablation.run, "train", lambda *args: trained.append(args))
+    monkeypatch.setattr(experiments.ablation.runs, "train", lambda *args: trained.append(args))
     assert numbers(run(workdir, "--group=time")) == [
         row for row in numbers(undisturbed[1]) if row["group"] == "time"
     ]
@@ -109,7 +109,7 @@ def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, 
 
 
 def test_what_cannot_be_is_told_before_anything_runs(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(uvit_jax.ablation.run, "train", None)
+    monkeypatch.setattr(experiments.ablation.runs, "train", None)
 
     def told(message, *args, workdir=tmp_path / "new"):
         with pytest.raises(UvitError, match=message):

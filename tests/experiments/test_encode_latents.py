@@ -13,14 +13,14 @@ import safetensors.numpy
 from PIL import Image
 
 from experiments import encode_latents
-from tests import running
-from tests.autoencoders import randomised
+from tests.helpers import running
+from tests.helpers.autoencoders import randomised
+from uvit_jax.autoencoders.kl import build_autoencoder, encode_in_batches
+from uvit_jax.autoencoders.kl_weights import export_autoencoder
 from uvit_jax.data import pipeline
-from uvit_jax.data.config import DataConfig
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.latent_shards import INDEX, PLAN
 from uvit_jax.errors import UvitError
-from uvit_jax.interop.autoencoder import export_autoencoder
-from uvit_jax.models.autoencoder import build_autoencoder, encode_in_batches
 
 COUNT, SHARD, SHARDS = 49, 2, 25
 

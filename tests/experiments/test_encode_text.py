@@ -12,23 +12,23 @@ import safetensors.numpy
 from PIL import Image
 
 from experiments import encode_latents, encode_text, evaluate, sample, train
-from tests import running
-from tests.autoencoders import randomised
-from tests.clips import LENGTH, WIDTH, write_clip
+from tests.helpers import running
+from tests.helpers.autoencoders import randomised
+from tests.helpers.clips import LENGTH, WIDTH, write_clip
+from uvit_jax.autoencoders.kl import build_autoencoder, decode_in_batches
+from uvit_jax.autoencoders.kl_weights import export_autoencoder
 from uvit_jax.data import text_shards
-from uvit_jax.data.config import DataConfig
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.encoders.clip_weights import load_text_encoder
 from uvit_jax.errors import UvitError
-from uvit_jax.interop.autoencoder import export_autoencoder
-from uvit_jax.interop.clip import load_text_encoder
-from uvit_jax.models.autoencoder import build_autoencoder, decode_in_batches
 
 pytest.importorskip("transformers")
 
 SHARD = 1
 CONFIG = """
 from ml_collections import ConfigDict
-from uvit_jax.models import uvit
+from uvit_jax.models.presets import uvit
 
 
 def get_config():

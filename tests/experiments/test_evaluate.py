@@ -11,8 +11,8 @@ from PIL import Image
 
 import uvit_jax
 from experiments import evaluate, sample, train
-from tests.data import latent_folders
-from tests.running import ROOT, TINY, finish, start
+from tests.helpers import latent_folders
+from tests.helpers.running import ROOT, TINY, finish, start
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import read_statistics
@@ -208,7 +208,7 @@ def test_diverged_parameters_are_told(workdir, tmp_path, monkeypatch):
         model, params = real(*args, **kwargs)
         return model, jax.tree.map(lambda a: a * np.nan, params)
 
-    monkeypatch.setattr("uvit_jax.api.load", diverged)
+    monkeypatch.setattr("uvit_jax.training.load.load", diverged)
     with pytest.raises(UvitError, match=r"picture 0 of .* at step 6 holds NaN"):
         evaluate.main([f"--workdir={copy}", *QUICK])
     assert not (copy / "evaluation.jsonl").exists()

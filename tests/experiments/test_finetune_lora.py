@@ -8,7 +8,7 @@ from PIL import Image
 
 import uvit_jax
 from experiments import finetune_lora, sample, train
-from tests.running import ROOT, TINY
+from tests.helpers.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import adapters
 

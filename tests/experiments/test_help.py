@@ -10,9 +10,9 @@ import pytest
 import benchmarks
 import experiments
 from experiments import cli
-from tests.docs import commands, pages
-from tests.running import ROOT
-from uvit_jax.diffusion.plan import SAMPLERS
+from tests.helpers import commands, pages
+from tests.helpers.running import ROOT
+from uvit_jax.diffusion.solvers.table import SAMPLERS
 from uvit_jax.errors import UvitError
 
 

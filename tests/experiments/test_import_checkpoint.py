@@ -11,13 +11,13 @@ import pytest
 
 import uvit_jax
 from experiments import cli, export_checkpoint, import_checkpoint, sample, train
-from tests.interop.weights import equal, random_params
-from tests.running import ROOT, TINY
+from tests.helpers.running import ROOT, TINY
+from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import points
 from uvit_jax.interop.exporting import export
 from uvit_jax.interop.recognise import title
-from uvit_jax.training.config import parse_run
+from uvit_jax.training.run_config import parse_run
 
 CONFIG = f"--config={ROOT / TINY}"
 
@@ -26,7 +26,7 @@ CONFIG = f"--config={ROOT / TINY}"
 def theirs():
     """A small U-ViT of PyTorch with the shapes of the tiny config, its numbers random."""
     torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
-    from tests.models import torch_uvit
+    from tests.helpers import torch_uvit
 
     torch.manual_seed(0)
     model = torch_uvit.UViT(16, 4, 3, width=32, depth=2, heads=2, rows=129).eval()

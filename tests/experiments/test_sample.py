@@ -9,7 +9,7 @@ from PIL import Image
 
 import uvit_jax
 from experiments import evaluate, finetune_lora, sample, train
-from tests.running import ROOT, TINY
+from tests.helpers.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.training.workdir import Workdir
 

@@ -8,15 +8,16 @@ import pytest
 import safetensors.numpy
 
 import uvit_jax
-from tests.interop.weights import random_params
+from tests.helpers.weights import random_params
 from tests.models.test_lora import noise
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import adapters, mapping
 from uvit_jax.interop import dit as dit_family
 from uvit_jax.interop import uvit as uvit_family
 from uvit_jax.interop.adapters import PREFIX, Record
-from uvit_jax.models import dit, lora, uvit
+from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
+from uvit_jax.models.presets import dit, uvit
 
 SIZE = dict(patch_size=2, num_classes=5, width=24, num_heads=3)
 MODELS = {

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import uvit_jax
-from tests.interop.weights import equal, random_params
+from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files, points
 from uvit_jax.interop.exporting import export
-from uvit_jax.models import dit, uvit
+from uvit_jax.models.presets import dit, uvit
 
 
 def small_uvit(**kwargs):

@@ -7,11 +7,11 @@ import pytest
 import safetensors.numpy
 
 import uvit_jax
-from tests.interop.weights import equal, random_params
+from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files, mapping, uvit
 from uvit_jax.interop.files import save_safetensors
-from uvit_jax.models.uvit import preset
+from uvit_jax.models.presets.uvit import preset
 
 
 def make(**kwargs):

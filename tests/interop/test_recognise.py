@@ -30,7 +30,7 @@ def virtual(shapes):
 @pytest.mark.parametrize("name", UVITS)
 def test_published_uvits(name):
     torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
-    from tests.models import torch_uvit
+    from tests.helpers import torch_uvit
 
     picture, sizes, options = UVITS[name]
     with torch.device("meta"):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from uvit_jax.models import dit, uvit
-from uvit_jax.models.config import parse_model
 from uvit_jax.models.cost import forward_cost
+from uvit_jax.models.model_config import parse_model
+from uvit_jax.models.presets import dit, uvit
 
 # Bao et al. 2023, table 1 and appendix, 10^9 multiply-accumulates.
 PIXELS = dict(num_classes=1000, null=False, patch_size=4)

@@ -7,7 +7,7 @@ import pytest
 
 import uvit_jax
 from uvit_jax.interop import dit
-from uvit_jax.models.dit import CONDITIONINGS, preset
+from uvit_jax.models.presets.dit import CONDITIONINGS, preset
 
 # Peebles & Xie 2023, table 4, and the official checkpoint: millions of parameters at patch size 2,
 # the fixed positions counted.

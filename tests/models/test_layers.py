@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 import uvit_jax
 from uvit_jax.errors import UvitError
-from uvit_jax.models.config import BackboneConfig
-from uvit_jax.models.dit import preset as dit
 from uvit_jax.models.layers import Attention, CrossAttention
-from uvit_jax.models.uvit import preset as uvit
+from uvit_jax.models.model_config import BackboneConfig
+from uvit_jax.models.presets.dit import preset as dit
+from uvit_jax.models.presets.uvit import preset as uvit
 from uvit_jax.parallel.mesh import AXES
 from uvit_jax.parallel.sharding import path_string, spec
 

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 import uvit_jax
 from uvit_jax.errors import UvitError
-from uvit_jax.models import dit, lora, uvit
+from uvit_jax.models import lora
 from uvit_jax.models.lora import Adapter, LoraConfig
+from uvit_jax.models.presets import dit, uvit
 from uvit_jax.parallel.mesh import AXES
 from uvit_jax.parallel.sharding import path_string, spec
 

@@ -10,7 +10,7 @@ import pytest
 
 import uvit_jax
 from uvit_jax.errors import UvitError
-from uvit_jax.models.uvit import preset
+from uvit_jax.models.presets.uvit import preset
 
 SMALL = preset("S", (8, 8, 3), patch_size=2, num_classes=5, width=32, depth=4, num_heads=2)
 
@@ -155,5 +155,5 @@ def test_a_label_that_is_no_integer_is_a_sentence():
 
 
 def test_importing_the_package_or_a_preset_imports_nothing_heavy():
-    code = "import sys, uvit_jax, uvit_jax.models.uvit; print('jax' in sys.modules)"
+    code = "import sys, uvit_jax, uvit_jax.models.presets.uvit; print('jax' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import uvit_jax
-from uvit_jax.models.config import REMATS
-from uvit_jax.models.uvit import preset
+from uvit_jax.models.model_config import REMATS
+from uvit_jax.models.presets.uvit import preset
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 
 from uvit_jax import build
 from uvit_jax.errors import UvitError
-from uvit_jax.models import uvit
 from uvit_jax.models.layers import rotary_angles, rotate
+from uvit_jax.models.presets import uvit
 
 WIDTH = 32
 

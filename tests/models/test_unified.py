@@ -11,8 +11,8 @@ import pytest
 import uvit_jax
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.models import unified
-from uvit_jax.training.references import permute
+from uvit_jax.models.presets import unified
+from uvit_jax.training.dropping import permute
 
 B = 2
 WORDS = (5, 6, 7)  # the ids of @1, @2, @3

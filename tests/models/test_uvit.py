@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import uvit_jax
-from uvit_jax.models.uvit import preset
+from uvit_jax.models.presets.uvit import preset
 
 # Bao et al. 2023, appendix, and the official checkpoints: parameters in millions.
 PUBLISHED = {
@@ -54,7 +54,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_outputs_equal_pytorchs(variant, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
-    from tests.models import torch_uvit
+    from tests.helpers import torch_uvit
 
     options = VARIANTS[variant]
     torch.manual_seed(0)

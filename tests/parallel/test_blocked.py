@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.parallel import blocked
-from uvit_jax.parallel.attention import attention
+from uvit_jax.parallel.attention import blocked
+from uvit_jax.parallel.attention.implementations import attention
 
 B, N, M, H, K = 2, 13, 11, 3, 8
 

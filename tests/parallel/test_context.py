@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.running import ROOT, environment
-from uvit_jax.parallel.attention import attention
+from tests.helpers.running import ROOT, environment
+from uvit_jax.parallel.attention.implementations import attention
 
 PROGRAM = """
 import json, jax, jax.numpy as jnp, numpy as np
-from uvit_jax.parallel.attention import attention
+from uvit_jax.parallel.attention.implementations import attention
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 H, K = 4, 8
 meshes = [dict(data=2, context=4), dict(data=2, context=2, tensor=2)]

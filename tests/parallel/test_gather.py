@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from tests.running import ROOT, environment
+from tests.helpers.running import ROOT, environment
 
 PROGRAM = """
 import json, jax, jax.numpy as jnp, numpy as np

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from tests.running import ROOT, environment
+from tests.helpers.running import ROOT, environment
 
 PROGRAM = """
 import json, sys, jax, numpy as np, uvit_jax
-from uvit_jax.models.uvit import preset
+from uvit_jax.models.presets.uvit import preset
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import path_string, shardings
 sizes = [

@@ -9,15 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from tests.running import ROOT, environment
+from tests.helpers.running import ROOT, environment
 
 PROGRAM = r"""
 import json, re, jax, numpy as np, uvit_jax
 from experiments.cli import read_config
-from tests.running import TINY
+from tests.helpers.running import TINY
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.sharding import BATCH
-from uvit_jax.training.config import parse_run
+from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.state import init_state
 from uvit_jax.training.step import make_step

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.running import TINY, finish, losses, start, start_together, train, wait_for_step
+from tests.helpers.running import TINY, finish, losses, start, start_together, train, wait_for_step
 
 
 def close(a, b):

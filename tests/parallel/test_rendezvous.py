@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.running import free_port
+from tests.helpers.running import free_port
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.distributed import initialize
 from uvit_jax.parallel.rendezvous import meet

@@ -5,8 +5,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import uvit_jax
-from uvit_jax.models.dit import preset as dit
-from uvit_jax.models.uvit import preset
+from uvit_jax.models.presets.dit import preset as dit
+from uvit_jax.models.presets.uvit import preset
 from uvit_jax.parallel.mesh import MeshConfig, abstract_mesh
 from uvit_jax.parallel.sharding import path_string, spec
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.running import ROOT, environment
+from tests.helpers.running import ROOT, environment
 from uvit_jax.errors import UvitError
-from uvit_jax.parallel.attention import attention, check_platform
-from uvit_jax.parallel.splash import LARGEST_BLOCK, block_size, splash
+from uvit_jax.parallel.attention.implementations import attention, check_platform
+from uvit_jax.parallel.attention.splash import LARGEST_BLOCK, block_size, splash
 
 
 def visible(N, M):
@@ -43,9 +43,9 @@ def test_outputs_and_gradients_are_those_of_full_attention(N, M, masked):
 
 PROGRAM = """
 import json, jax, jax.numpy as jnp, numpy as np
-from uvit_jax.parallel.attention import attention
+from uvit_jax.parallel.attention.implementations import attention
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-from uvit_jax.parallel.splash import splash
+from uvit_jax.parallel.attention.splash import splash
 mask = np.tril(np.ones((9, 9), bool))
 q, k, v, w = (jax.random.normal(jax.random.key(i), (4, 9, 2, 8)) for i in range(4))
 def both(f):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli, train
-from tests.running import ROOT, TINY, finish, start
+from tests.helpers.running import ROOT, TINY, finish, start
 from uvit_jax.data.pipeline import DataConfig, batches
 from uvit_jax.errors import UvitError
 
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_records(tmp_path):
 
 def test_overrides_reach_every_key():
     config = cli.read_config(str(ROOT / TINY), {"mesh.fsdp": 2, "sample.sampler.steps": 7})
-    from uvit_jax.training.config import parse_run
+    from uvit_jax.training.run_config import parse_run
 
     parsed = parse_run(config)
     assert parsed.mesh.fsdp == 2 and parsed.sample.sampler.steps == 7

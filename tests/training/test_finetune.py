@@ -14,8 +14,8 @@ from uvit_jax.diffusion.schedule import ScheduleConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
+from uvit_jax.training.examples import concatenated, stacked
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner, tree_index
-from uvit_jax.training.subjects import concatenated, stacked
 
 CONFIG = FinetuneConfig(steps=8, batch_size=2, learning_rate=5e-4, lora=LoraConfig(rank=2))
 

@@ -7,11 +7,11 @@ import jax
 import pytest
 
 from experiments import train
-from tests.running import ROOT, TINY, losses
+from tests.helpers.running import ROOT, TINY, losses
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.training.clock import PLACES
-from uvit_jax.training.config import parse_run
+from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.workdir import Workdir
 
 BFLOAT16 = "--config.optimizer.mu_dtype=bfloat16"

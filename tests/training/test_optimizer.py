@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.running import ROOT, environment
+from tests.helpers.running import ROOT, environment
 from uvit_jax.errors import UvitError
-from uvit_jax.models import dit
 from uvit_jax.models.model import build
-from uvit_jax.training.config import OptimizerConfig, TrainConfig
+from uvit_jax.models.presets import dit
 from uvit_jax.training.optimizer import make_optimizer, matrices
+from uvit_jax.training.run_config import OptimizerConfig, TrainConfig
 
 
 def leaves(tree):

@@ -8,11 +8,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import uvit_jax
 from experiments.cli import read_config
-from tests.running import ROOT, TINY
+from tests.helpers.running import ROOT, TINY
 from uvit_jax.errors import UvitError
-from uvit_jax.models.uvit import preset
-from uvit_jax.training.config import OptimizerConfig, TrainConfig, parse_run
+from uvit_jax.models.presets.uvit import preset
 from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.run_config import OptimizerConfig, TrainConfig, parse_run
 from uvit_jax.training.state import TrainState
 from uvit_jax.training.step import make_step
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 import uvit_jax
-from tests.running import TINY, finish, losses, start, train, wait_for_step
+from tests.helpers.running import TINY, finish, losses, start, train, wait_for_step
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 
 import uvit_jax
 from experiments.cli import read_config
-from tests.running import ROOT, TINY
+from tests.helpers.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-from uvit_jax.training.config import parse_run
 from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.state import init_state
 from uvit_jax.training.step import make_step
 

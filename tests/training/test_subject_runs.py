@@ -11,10 +11,10 @@ import uvit_jax
 from experiments import evaluate, sample
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.models import unified
-from uvit_jax.references import from_folder
-from uvit_jax.training.config import parse_run
+from uvit_jax.models.presets import unified
+from uvit_jax.sampling.reference_folder import from_folder
 from uvit_jax.training.loop import train
+from uvit_jax.training.run_config import parse_run
 
 
 def run(**data):

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uvit_jax.data import images
-from uvit_jax.data.config import WORLDS, DataConfig, colour
-from uvit_jax.data.folder import FolderSource
-from uvit_jax.data.tfds_source import EmojiSource, TfdsSource
+from uvit_jax.data import image_decoding
+from uvit_jax.data.data_config import WORLDS, DataConfig, colour
+from uvit_jax.data.sources.folder import FolderSource
+from uvit_jax.data.sources.tfds import EmojiSource, TfdsSource
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
 
 if TYPE_CHECKING:
-    from uvit_jax.data.iterator import Batches
-    from uvit_jax.data.latents import LatentData
-    from uvit_jax.data.subjects.source import SubjectData
+    from uvit_jax.data.batches import Batches
+    from uvit_jax.data.sources.latents import LatentData
+    from uvit_jax.data.sources.worlds.world_source import SubjectData
 
 SOURCES = {"emoji": EmojiSource, "folder": FolderSource}
 """Random access to records, by `DataConfig.name`; every other name is a TFDS data set's."""
@@ -84,7 +84,7 @@ class Dataset:
           UvitError: if the picture is broken, naming it.
         """
         row = self._row(self._pixels(record), *map(record.get, _NOTES))
-        return {**row, "image": images.to_float(row["image"])}
+        return {**row, "image": image_decoding.to_float(row["image"])}
 
     def row(self, index: int, number: int = 0) -> dict[str, np.ndarray]:
         """Record `index` as `decode` would give it, but with `image` still uint8.
@@ -119,10 +119,10 @@ class Dataset:
                 if self.config.flip and chance >> 63:
                     row["image"] = row["image"][:, ::-1]
         batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-        return {**batch, "image": images.to_float(batch["image"])}
+        return {**batch, "image": image_decoding.to_float(batch["image"])}
 
     def _pixels(self, record: dict) -> np.ndarray:
-        pixels = images.decode(
+        pixels = image_decoding.decode(
             record["image"],
             record["name"],
             size=self.config.image_size,
@@ -173,11 +173,11 @@ def dataset(config: DataConfig) -> Dataset | LatentData | SubjectData:
         asks for.
     """
     if config.name == "latents":
-        from uvit_jax.data.latents import LatentData
+        from uvit_jax.data.sources.latents import LatentData
 
         return LatentData(config, _vocabulary(config.vocabulary))
     if config.name in WORLDS:
-        from uvit_jax.data.subjects.source import SubjectData
+        from uvit_jax.data.sources.worlds.world_source import SubjectData
 
         return SubjectData(config, _vocabulary(config.vocabulary))
     source = SOURCES.get(config.name, TfdsSource)(config)
@@ -221,7 +221,7 @@ def batches(
       a dict of numpy arrays, b rows: `image` float32 (b, H, W, C), in [-1, 1] unless they are
       latents; `index` int64 (b,), the record's index in `source`; `label` int32 (b,) if labels are
       on; `text` int32 (b, text_length) if text is on, float32 (b, N, F) with features. Totems and
-      emoji scenes have references as well, see `uvit_jax.data.subjects.source`.
+      emoji scenes have references as well, see `uvit_jax.data.sources.worlds.world_source`.
 
     Raises:
       UvitError: if an argument is impossible; from `next`, if a picture is broken.
@@ -233,7 +233,7 @@ def batches(
         raise UvitError(f"rows of a batch of {batch_size} must lie in [0, {batch_size}): {rows}")
     if seed < 0:
         raise UvitError(f"the data seed must not be negative, got {seed}")
-    from uvit_jax.data.iterator import Batches, Rows  # grain takes a second to import
+    from uvit_jax.data.batches import Batches, Rows  # grain takes a second to import
 
     if isinstance(data, DataConfig):
         data = dataset(data)

@@ -23,7 +23,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from uvit_jax.diffusion import process
-from uvit_jax.diffusion.schedule_base import Schedule
+from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.errors import UvitError
 
 _HALF_BIN = 1 / 255

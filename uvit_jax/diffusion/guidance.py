@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uvit_jax.diffusion.schedule_base import Schedule
+from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.errors import UvitError
 
 Tree = Any

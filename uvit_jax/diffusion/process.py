@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from uvit_jax.diffusion.schedule_base import TINY, Schedule
+from uvit_jax.diffusion.schedule import TINY, Schedule
 from uvit_jax.errors import UvitError, nearest
 
 Tree = Any

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from uvit_jax.encoders.weights import read_npz
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation.weights import read_npz
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax.encoders import weights
+from uvit_jax.encoders.convolutional import PRECISION
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation import weights
-from uvit_jax.evaluation.layers import PRECISION
 from uvit_jax.interop import mapping
 from uvit_jax.interop.files import read_tensors
 from uvit_jax.interop.mapping import CONV, Entry, Transform

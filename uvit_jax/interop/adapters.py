@@ -22,11 +22,11 @@ import numpy as np
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import dit, exporting, files, mapping
 from uvit_jax.interop.recognise import FAMILIES
+from uvit_jax.io import write_text
 from uvit_jax.models import lora
-from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix
 from uvit_jax.models.model import Model
-from uvit_jax.training.workdir import write_text
+from uvit_jax.models.model_config import ModelConfig
 
 KEY = "uvit_jax.adapter"  # in the safetensors' metadata: a Record as JSON
 PREFIX = "base_model.model."

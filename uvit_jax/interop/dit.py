@@ -17,8 +17,8 @@ import numpy as np
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import mapping, points
 from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, linear
-from uvit_jax.models.config import ModelConfig
-from uvit_jax.models.dit import SIZES, preset
+from uvit_jax.models.model_config import ModelConfig
+from uvit_jax.models.presets.dit import SIZES, preset
 from uvit_jax.tokens.embed import sincos2d
 
 NAME = "DiT"

@@ -17,13 +17,12 @@ from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.interop import dit, files, mapping, points
-from uvit_jax.interop.importing import RUN_KEY, VOCABULARY_KEY
+from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import FAMILIES, difference
 from uvit_jax.interop.sources import WEIGHTS
-from uvit_jax.models.config import ModelConfig
+from uvit_jax.io import write_text
 from uvit_jax.models.model import Model, Params
-from uvit_jax.training.config import RunConfig
-from uvit_jax.training.workdir import write_text
+from uvit_jax.models.model_config import ModelConfig
 
 FORMS = ("own", "official", "diffusers")
 
@@ -34,7 +33,7 @@ def export(
     params: Params,
     form: str = "own",
     *,
-    run: RunConfig | None = None,
+    run: Any = None,
     vocabulary: Vocabulary | None = None,
 ) -> str:
     """Writes a model; what is written, `uvit_jax.load` reads back bit for bit.
@@ -42,7 +41,8 @@ def export(
     Args:
       out: where nothing stands yet; see above for what its name may end in.
       form: of `FORMS`.
-      run, vocabulary: for our own form, what makes a workdir of it again.
+      run: a `RunConfig`, or None. vocabulary: of the run, or None. Our own form stores both, so
+        that `experiments.import_checkpoint` can turn the file into a run directory.
 
     Returns:
       Which form it is, as a text for the user.

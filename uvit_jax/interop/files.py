@@ -15,11 +15,12 @@ import safetensors.numpy
 
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.models.config import ModelConfig, parse_model
 from uvit_jax.models.model import Model, Params
+from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
 
-CONFIG_KEY = "uvit_jax.model"  # in the safetensors' metadata: the model config as JSON
+# In the metadata of our own files: the configs of model and run, and the vocabulary, as JSON.
+CONFIG_KEY, RUN_KEY, VOCABULARY_KEY = "uvit_jax.model", "uvit_jax.run", "uvit_jax.vocabulary"
 
 
 def read_tensors(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.models.config import BackboneConfig, ModelConfig
+from uvit_jax.models.model_config import BackboneConfig, ModelConfig
 from uvit_jax.tokens.segment import Segment
 
 # How a model is computed and how its training starts, but not what it computes.

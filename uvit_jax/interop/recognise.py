@@ -11,8 +11,8 @@ import numpy as np
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import dit, files, mapping, points, uvit
 from uvit_jax.interop.sources import Source
-from uvit_jax.models.config import ModelConfig, parse_model
 from uvit_jax.models.model import Model, Params, build
+from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
 
 FAMILIES = (uvit, dit)

@@ -12,8 +12,8 @@ import numpy as np
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import mapping, points
 from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform, linear
-from uvit_jax.models.config import BackboneConfig, ModelConfig
-from uvit_jax.models.uvit import SIZES, preset
+from uvit_jax.models.model_config import BackboneConfig, ModelConfig
+from uvit_jax.models.presets.uvit import SIZES, preset
 from uvit_jax.tokens.layout import Layout
 
 ROW = Transform(lambda a: a[0], lambda a: a[None])  # (1, n, D) ↔ (n, D)

@@ -15,7 +15,6 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
-from uvit_jax.models.config import BackboneConfig
 from uvit_jax.models.layers import (
     Block,
     KeysValues,
@@ -25,6 +24,7 @@ from uvit_jax.models.layers import (
     rotary_angles,
     whole,
 )
+from uvit_jax.models.model_config import BackboneConfig
 from uvit_jax.parallel.sharding import constrain_batch, constrain_tokens, gathered
 from uvit_jax.tokens.embed import Embedded
 from uvit_jax.tokens.layout import Layout

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from uvit_jax.models.config import ModelConfig
 from uvit_jax.models.model import Model
+from uvit_jax.models.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from uvit_jax.models.config import BackboneConfig
 from uvit_jax.models.kernels import hooks
-from uvit_jax.parallel.attention import SPREAD, attention
+from uvit_jax.models.model_config import BackboneConfig
+from uvit_jax.parallel.attention.implementations import SPREAD, attention
 from uvit_jax.parallel.sharding import gathered
 from uvit_jax.tokens.initializers import normal
 

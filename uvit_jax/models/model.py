@@ -16,8 +16,8 @@ from flax import nnx
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.backbone import Backbone, Cache
-from uvit_jax.models.config import ModelConfig, parse_model
 from uvit_jax.models.layers import whole
+from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import PRESENT, Layout
 

@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from uvit_jax.errors import UvitError
-from uvit_jax.models.config import parse_model
 from uvit_jax.models.model import Model, Params, build
+from uvit_jax.models.model_config import parse_model
 from uvit_jax.training.state import TrainState
 from uvit_jax.training.workdir import Workdir
 

@@ -28,7 +28,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
 from uvit_jax.models.model import Model, Params
-from uvit_jax.training.subjects import Stacked
+from uvit_jax.training.examples import Stacked
 
 
 class Method(NamedTuple):

@@ -15,26 +15,26 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from uvit_jax.conditions import nulls_of
 from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel import distributed, heap
-from uvit_jax.parallel.attention import check_platform
+from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
+from uvit_jax.sampling.conditions import nulls_of
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
-from uvit_jax.training.config import RunConfig, check_mesh
-from uvit_jax.training.grid import Sampler
-from uvit_jax.training.metrics import MetricsWriter, read_metrics
+from uvit_jax.training.dropping import slot_words
+from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
-from uvit_jax.training.references import slot_words
+from uvit_jax.training.run_config import RunConfig, check_mesh
+from uvit_jax.training.sample_grid import Sampler
 from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.workdir import Workdir

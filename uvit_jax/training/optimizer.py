@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.sharding import path_string
-from uvit_jax.training.config import OptimizerConfig, TrainConfig
+from uvit_jax.training.run_config import OptimizerConfig, TrainConfig
 
 MATRICES = (
     # Path; axes of a matrix's inputs and outputs. Queries, keys and values are three.

@@ -16,12 +16,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from uvit_jax.conditions import null
 from uvit_jax.diffusion import objective
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import BATCH
-from uvit_jax.training import references
-from uvit_jax.training.config import RunConfig
+from uvit_jax.sampling.conditions import null
+from uvit_jax.training import dropping
+from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -42,7 +42,7 @@ def make_step(
       config: of the run: its objective, and what is dropped, accumulated and averaged.
       optimizer, learning_rate: as `optimizer.make_optimizer` makes them.
       nulls: those that the layout cannot know (see `conditions.nulls_of`).
-      slot_words: the ids by which captions name subjects (see `references.slot_words`).
+      slot_words: the ids by which captions name subjects (see `dropping.slot_words`).
 
     Returns:
       `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name,
@@ -62,7 +62,7 @@ def make_step(
             dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
             conditions[name] = jnp.where(dropped, null(layout, name, 1, nulls), value)
         key = jax.random.fold_in(key, len(config.train.drop))
-        return references.in_training(key, layout, conditions, config.train, slot_words or {})
+        return dropping.in_training(key, layout, conditions, config.train, slot_words or {})
 
     def loss(params, conditions: Batch, corrupted: objective.Corrupted):
         times = {key: corrupted.network_times[key] for key in layout.time_keys}

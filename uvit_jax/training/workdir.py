@@ -13,7 +13,8 @@ from typing import IO, Any
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.training.config import changed_keys, parse_run
+from uvit_jax.io import write_text
+from uvit_jax.training.run_config import changed_keys, parse_run
 
 
 def filled(config: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +122,3 @@ class Workdir:
             )
         write_text(self.vocabulary, text)
         write_text(self.config, json.dumps(config, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

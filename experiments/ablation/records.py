@@ -1,0 +1,211 @@
+"""An ablation's numbers: kept run by run, and written as a long table, a short one and JSON."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.ablation.variants import Plan
+from uvit_jax.errors import UvitError
+from uvit_jax.evaluation.statistics import Interval, mean_interval, paired_interval
+from uvit_jax.io import write_text
+
+RECORD = "ablation.json"
+"""In a run's folder: its record."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number of a run: `metric` is `value` at `step`."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was measured of a run.
+
+    Attributes:
+      params: its number of parameters. seconds: of training, without compilation and measuring.
+      rows: in the order of steps.
+    """
+
+    params: int
+    seconds: float
+    rows: tuple[Row, ...]
+
+    def at(self, step: int) -> dict[str, float]:
+        """The metrics at a step."""
+        return {row.metric: row.value for row in self.rows if row.step == step}
+
+    def write(self, path: Path) -> None:
+        """Writes it into a run's folder."""
+        write_text(path / RECORD, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in a run's folder, None if there is none; UvitError if it is damaged."""
+    file = path / RECORD
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        rows = tuple(Row(**row) for row in found.pop("rows"))
+        return Record(rows=rows, **found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UvitError(
+            f"{file} is damaged ({error}); remove it, and its run is measured again"
+        ) from None
+
+
+Records = Mapping[tuple[str, int], Record]
+"""By a run's name and seed."""
+
+COLUMNS = ("group", "variant", "seed", "step", "metric", "value", "params", "seconds")
+
+
+def long_rows(plan: Plan, records: Records) -> list[dict[str, Any]]:
+    """Every number of every run, under each (group, variant) that the run is."""
+    return [
+        dict(
+            zip(
+                COLUMNS,
+                (
+                    *(group, variant, seed, row.step, row.metric, row.value),
+                    *(record.params, round(record.seconds, 1)),
+                ),
+                strict=True,
+            )
+        )
+        for (group, variant), name in plan.names.items()
+        for (known, seed), record in sorted(records.items())
+        if known == name
+        for row in record.rows
+    ]
+
+
+def summarise(plan: Plan, records: Records) -> dict[str, dict[str, dict[str, Any]]]:
+    """By group and variant: `params`, `seeds`, `seconds` (mean), and by metric its `mean` at the
+    last step and its paired `difference` to the group's baseline (None for the baseline itself),
+    as `Interval`s."""
+    steps = {job.name: job.run.train.steps for job in plan.jobs}
+
+    def values(name: str) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        for (known, seed), record in sorted(records.items()):
+            if known == name:
+                for metric, value in record.at(steps[name]).items():
+                    found.setdefault(metric, {})[seed] = value
+        return found
+
+    summary: dict[str, dict[str, dict[str, Any]]] = {}
+    for (group, variant), name in plan.names.items():
+        baseline = plan.names[group, plan.config.baseline[group]]
+        published = values(baseline)
+        mine = values(name)
+        metrics = {
+            metric: {
+                "mean": mean_interval(list(by_seed.values())),
+                "difference": None
+                if name == baseline
+                else paired_interval(by_seed, published.get(metric, {})),
+            }
+            for metric, by_seed in mine.items()
+        }
+        seeds = sorted(seed for known, seed in records if known == name)
+        seconds = [records[name, seed].seconds for seed in seeds]
+        summary.setdefault(group, {})[variant] = {
+            "params": plan.params[name],
+            "seeds": seeds,
+            "seconds": sum(seconds) / len(seconds) if seconds else None,
+            "metrics": metrics,
+        }
+    return summary
+
+
+def write(plan: Plan, records: Records, workdir: Path) -> dict[str, Any]:
+    """Writes `results.csv`, `results.json` and `table.md`, each whole or not at all.
+
+    Returns:
+      What `results.json` holds.
+    """
+    rows, summary = long_rows(plan, records), summarise(plan, records)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(workdir / "results.csv", text.getvalue())
+    results = {
+        "done": len(records),
+        "runs": len(plan.jobs),
+        "baseline": {g: plan.config.baseline[g] for g in plan.config.groups},
+        "summary": _json(summary),
+        "rows": rows,
+    }
+    write_text(workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(workdir / "table.md", table(plan, summary, len(records)))
+    return results
+
+
+def table(plan: Plan, summary: Mapping[str, Any], done: int) -> str:
+    """Markdown: a table a group, a row a variant, of losses and Fréchet distances."""
+    jobs = len(plan.jobs)
+    lines = [
+        f"{done} of {jobs} runs, with up to {plan.config.seeds} seeds. A figure is the mean over "
+        "seeds ± half of its 95 % interval (Student's t); Δ is the mean difference to the "
+        "published choice, paired by seed, with its own interval, bold where that excludes 0. "
+        "Lower is better. results.csv has every number.",
+    ]
+    for group, variants in summary.items():
+        measured = {metric for variant in variants.values() for metric in variant["metrics"]}
+        names = sorted(filter(_tabled, measured), reverse=True)
+        published = plan.config.baseline[group]
+        head = ["variant", "parameters", "seeds", "seconds a run"]
+        head += [title for m in names for title in (m, f"Δ to {published}")]
+        lines += ["", f"### {group}", "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+        for variant, found in variants.items():
+            label = f"{variant} (published)" if variant == published else variant
+            seconds = "–" if found["seconds"] is None else f"{found['seconds']:.0f}"
+            cells = [label, f"{found['params'] / 1e6:.2f}M", str(len(found["seeds"])), seconds]
+            for metric in names:
+                here = found["metrics"].get(metric, {})
+                cells.append(_shown(here.get("mean")))
+                difference = here.get("difference")
+                cell = _shown(difference, signed=True)
+                cells.append(f"**{cell}**" if difference and difference.excludes_zero else cell)
+            lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _tabled(metric: str) -> bool:
+    return metric in ("validation_loss", "fid") or metric.endswith("_frechet_distance")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _shown(interval: Interval | None, *, signed: bool = False) -> str:
+    """`0.0412 ± 0.0007`, with the digits that four in the mean leave."""
+    if interval is None:
+        return "–"
+    size = max(abs(interval.mean), 0 if math.isnan(interval.low) else interval.half_width)
+    digits = max(0, 3 - math.floor(math.log10(size))) if size else 4
+    sign = "+" if signed else ""
+    mean = f"{interval.mean:{sign}.{digits}f}"
+    return mean if interval.count < 2 else f"{mean} ± {interval.half_width:.{digits}f}"
+
+
+def _json(value: Any) -> Any:
+    """Intervals as dicts, what is unknown as null."""
+    if isinstance(value, Interval):
+        return _json(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _json(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

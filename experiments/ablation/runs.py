@@ -1,0 +1,165 @@
+"""Runs an ablation: trains and measures what is missing, and shows after every run what there is.
+
+Its workdir holds `ablation.json` (the base config and the metrics), `runs/NAME/seedK` (each the
+ordinary workdir of a training run), `records.csv`, `records.json`, `table.md`, `curves.png` and
+`samples/`. Killed anywhere, it goes on from there.
+"""
+
+import gc
+import itertools
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from experiments.ablation import plots, records
+from experiments.ablation.measure import Measure
+from experiments.ablation.records import Record
+from experiments.ablation.variants import Job, Plan
+from uvit_jax.config import to_dict
+from uvit_jax.errors import UvitError
+from uvit_jax.io import write_text
+from uvit_jax.training.loop import train
+from uvit_jax.training.metrics_writer import read_metrics
+from uvit_jax.training.run_config import changed_keys
+from uvit_jax.training.workdir import Workdir, filled
+
+logger = logging.getLogger(__name__)
+
+
+def run(plan: Plan, workdir: Path) -> dict[str, Any] | None:
+    """Runs what is missing of an ablation and prints a line a run.
+
+    Returns:
+      What `records.json` holds, or None if it was asked to stop (everything is saved).
+
+    Raises:
+      UvitError: if the workdir is another ablation's or a run in it another run's (nothing was
+        overwritten then), or a run fails.
+    """
+    check(plan, workdir)
+    measure = Measure(plan, workdir)
+    main = jax.process_index() == 0
+    if main:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / "ablation.json", json.dumps(_settings(plan), indent=2) + "\n")
+    known = {(job.name, job.seed): records.read_record(workdir / job.folder) for job in plan.jobs}
+    # A record may be of fewer steps than the run is to have now.
+    records = {
+        (job.name, job.seed): found
+        for job in plan.jobs
+        if (found := known[job.name, job.seed]) and found.at(job.run.train.steps)
+    }
+    for number, job in enumerate(plan.jobs, start=1):
+        path, key = workdir / job.folder, (job.name, job.seed)
+        line = f"[{number}/{len(plan.jobs)}] {job.title}"
+        if key in records:
+            if main:
+                print(f"{line}: {_told(records[key], job)} (before)", flush=True)
+            continue
+        began = time.perf_counter()
+        try:
+            if train(job.run, job.raw, path).stopped:
+                if main:
+                    print(f"{line}: stopped and saved; the same command goes on from there")
+                return None
+            earlier = known[key].rows if known[key] else ()
+            rows = measure(job, path, list(earlier))
+        except UvitError as error:
+            raise UvitError(f"{job.title}: {error}") from None
+        seconds = _seconds(path, job.run.train.batch_size)
+        records[key] = Record(params=plan.params[job.name], seconds=seconds, rows=tuple(rows))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("a run is measured")
+        if main:
+            records[key].write(path)
+            _forget_measured(path)
+            _show(plan, records, workdir)
+            took = time.perf_counter() - began
+            print(f"{line}: {_told(records[key], job)} ({took:.0f} s)", flush=True)
+        # The programs of a model that does not come again soon, and the arrays that they hold.
+        jax.clear_caches()
+        gc.collect()
+    if not main:
+        return {}
+    return _show(plan, records, workdir)
+
+
+def check(plan: Plan, workdir: Path) -> None:
+    """Raises UvitError if the workdir, or a run's folder in it, belongs to another config."""
+    file = workdir / "ablation.json"
+    if not file.exists():
+        own = {"compiled", "ablation.json.partial"}  # of an ablation that was killed at its start
+        if workdir.is_file() or (
+            workdir.exists() and any(p.name not in own for p in workdir.iterdir())
+        ):
+            raise UvitError(
+                f"workdir {workdir} is not empty and holds no ablation (no ablation.json); "
+                "give a new folder with --workdir"
+            )
+        return
+    try:
+        old = json.loads(file.read_text())
+        changed = changed_keys(filled(old["base"]), plan.base)
+        for key in ("metrics", "sample"):
+            before, now = old[key], _settings(plan)[key]
+            changed += [f"{key}.{k}" for k in now if before.get(k) != now[k]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UvitError(f"{file} is damaged: {error}") from None
+    if changed:
+        raise UvitError(
+            f"workdir {workdir} belongs to an ablation of another config; it differs in "
+            f"{', '.join(changed)}. Nothing was changed; give another --workdir"
+        )
+    for job in plan.jobs:
+        path = workdir / job.folder
+        try:
+            Workdir(path).check(job.raw)
+        except UvitError as error:
+            raise UvitError(f"{job.title}: {error}") from None
+
+
+def _show(plan: Plan, records: records.Records, workdir: Path) -> dict[str, Any]:
+    """Writes all tables and pictures of what there is; returns what `records.json` holds."""
+    found = records.write(plan, records, workdir)
+    plots.sheets(plan, workdir)
+    try:
+        plots.curves(plan, records, workdir / "curves.png")
+    except UvitError as error:  # no matplotlib: the numbers are there all the same
+        logger.warning("%s", error)
+    return found
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """What all numbers of an ablation depend on, and may not change in its workdir."""
+    settings = {
+        "base": plan.base,
+        "metrics": to_dict(plan.config.metrics),
+        "sample": plan.base["sample"],
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _told(record: Record, job: Job) -> str:
+    last = record.at(job.run.train.steps)
+    return ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+
+
+def _seconds(path: Path, batch_size: int) -> float:
+    """Of training, over all starts of a run, from the rates that it logged; its first step, which
+    compiles, is left out."""
+    rows = read_metrics(path / "metrics.jsonl")
+    pairs = itertools.pairwise(rows)
+    return sum((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairs)
+
+
+def _forget_measured(path: Path) -> None:
+    """Removes all checkpoints of a measured run but the last, from which it could go on."""
+    workdir = Workdir(path)
+    for step in workdir.steps[:-1]:
+        shutil.rmtree(workdir.checkpoints / str(step))

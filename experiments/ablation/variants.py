@@ -1,0 +1,190 @@
+"""Which runs an ablation is: groups of variants of one base config, each with several seeds.
+
+    config = {…a run's keys…, "groups": {group: {variant: {dotted key: value}}},
+              "baseline": {group: variant}, "seeds": 3, "metrics": {…}}
+    plan = make_plan(config, groups=("long_skip",))
+
+All of it is parsed, and every model built, before anything is trained or written.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uvit_jax.config import parse, plain, replaced, to_dict
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.model import build
+from uvit_jax.training.run_config import RunConfig, parse_run
+
+BASE = "base"
+"""The name of the run of the base config, which all groups that have it share."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """What is measured of a run. Everything here is the same for all variants and seeds.
+
+    Attributes:
+      split: of the data, held out from training, for `validation_loss`.
+      validation: how many noised pictures that loss is a mean of: the split's, in turn, each time
+        with other noise at another time.
+      samples: drawn for the Fréchet distance; 0 leaves it out.
+      batch_size: of both, over all devices.
+      encoder, weights: of the Fréchet distance, as `experiments.evaluate` has them.
+      reference: an npz of the reference's statistics; "" computes them from the data's own split.
+      seed: of the noise that validation and samples begin with.
+      grid: so many samples are kept as pictures.
+    """
+
+    split: str = "test"
+    validation: int = 2048
+    samples: int = 512
+    batch_size: int = 64
+    encoder: str = "efficientnet_lite0"
+    weights: str = ""
+    reference: str = ""
+    seed: int = 0
+    grid: int = 16
+
+    def __post_init__(self):
+        if min(self.validation, self.batch_size) < 1:
+            raise UvitError("validation and batch_size must be at least 1")
+        if self.samples == 1 or min(self.samples, self.seed, self.grid) < 0:
+            raise UvitError("samples must be 0 or at least 2, seed and grid at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AblationConfig:
+    """The keys of an ablation's config besides those of its base run.
+
+    Attributes:
+      groups: by group and variant, what the variant changes in the base, by dotted key.
+      baseline: of each group, the variant that the others are compared with.
+      seeds: how many: `config.seed` and those after it.
+      metrics: see `MetricsConfig`.
+    """
+
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    baseline: Mapping[str, str]
+    seeds: int = 3
+    metrics: MetricsConfig = MetricsConfig()
+
+    def __post_init__(self):
+        if not self.groups or not all(self.groups.values()):
+            raise UvitError("groups must name at least one group, and each at least one variant")
+        for group, variants in self.groups.items():
+            if self.baseline.get(group) not in variants:
+                hint = nearest(self.baseline.get(group, ""), variants)
+                raise UvitError(f"baseline.{group} must name a variant of groups.{group}{hint}")
+        if self.seeds < 1:
+            raise UvitError(f"seeds must be at least 1, got {self.seeds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run to be: its folder's name and seed, and where it counts as which variant.
+
+    Attributes:
+      name: of the variant, the same for all seeds; `base` for the base config.
+      seed: also in `run`.
+      run, raw: its config, parsed and as plain JSON.
+      variants: all (group, variant) that it is.
+    """
+
+    name: str
+    seed: int
+    run: RunConfig
+    raw: dict[str, Any]
+    variants: tuple[tuple[str, str], ...]
+
+    @property
+    def title(self) -> str:
+        """`long_skip/add seed 1`, for people."""
+        names = [f"{group}/{variant}" for group, variant in self.variants]
+        return f"{' = '.join(names)} seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Where its workdir stands within the ablation's."""
+        return f"runs/{self.name}/seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An ablation, parsed.
+
+    Attributes:
+      config: groups (only the chosen ones), baselines, metrics.
+      base: the base run's config as plain JSON.
+      jobs: all runs, each once, one seed of all variants after the other: an ablation that is
+        stopped has compared everything on the seeds that it got to.
+      params: each variant's number of parameters, by name.
+      names: the name of each (group, variant).
+    """
+
+    config: AblationConfig
+    base: dict[str, Any]
+    jobs: tuple[Job, ...]
+    params: dict[str, int]
+    names: dict[tuple[str, str], str]
+
+
+def make_plan(
+    config: Mapping[str, Any], *, groups: Sequence[str] = (), seeds: int | None = None
+) -> Plan:
+    """Parses an ablation's config and builds every model once.
+
+    Args:
+      config: see above. groups: the chosen ones, empty for all. seeds: how many, None as the config
+        says.
+
+    Raises:
+      UvitError: if a group is unknown, or a variant is no possible run, naming it.
+    """
+    config = plain(config)
+    own = {f.name for f in dataclasses.fields(AblationConfig)}
+    for key in ("groups", "baseline"):
+        if key not in config:
+            raise UvitError(f"config.{key} is missing: this is no ablation's config")
+    ablation = parse(AblationConfig, {k: v for k, v in config.items() if k in own})
+    for group in groups:
+        if group not in ablation.groups:
+            raise UvitError(f"there is no group {group!r}{nearest(group, ablation.groups)}")
+    chosen = {g: v for g, v in ablation.groups.items() if not groups or g in groups}
+    ablation = dataclasses.replace(
+        ablation, groups=chosen, seeds=ablation.seeds if seeds is None else seeds
+    )
+    base = {k: v for k, v in config.items() if k not in own}
+    base_run = parse_run(base)
+    train = base_run.train
+    saved = -(-train.steps // train.checkpoint_every)
+    if saved > train.keep_checkpoints:
+        raise UvitError(
+            f"the curves need every checkpoint, and of {saved} only {train.keep_checkpoints} would "
+            f"be kept; set config.train.checkpoint_every to {-(-train.steps // 4)} or so"
+        )
+
+    runs: dict[str, RunConfig] = {}
+    names: dict[tuple[str, str], str] = {}
+    params: dict[str, int] = {}
+    for group, variants in chosen.items():
+        for variant, changes in variants.items():
+            try:
+                run = parse_run(replaced(base, changes))
+                if run.data != base_run.data or run.seed != base_run.seed:
+                    raise UvitError("a variant has the base's data and seeds, or none compare")
+                name = next((n for n, other in runs.items() if other == run), None)
+                if name is None:
+                    name = BASE if run == base_run else f"{group}-{variant}"
+                    params[name] = build(run.model).num_params
+            except UvitError as error:
+                raise UvitError(f"group {group}, variant {variant}: {error}") from None
+            runs[name], names[group, variant] = run, name
+    jobs = []
+    for seed in range(base_run.seed, base_run.seed + ablation.seeds):
+        for name, run in runs.items():
+            seeded = dataclasses.replace(run, seed=seed)
+            raw = to_dict(seeded)
+            variants = tuple(key for key, value in names.items() if value == name)
+            jobs.append(Job(name, seed, seeded, raw, variants))
+    return Plan(ablation, to_dict(base_run), tuple(jobs), params, names)

@@ -1,0 +1,271 @@
+"""How a trained run draws, for `experiments.sample` and `experiments.evaluate`.
+
+add_flags(parser)
+config = sample_config(run.sample, args, count=16)     # a run's own, but for the flags
+model = with_attention(model, args.attention)          # where the run's own does not run
+samples, told = Run(args).samples(mesh)                # of the data's conditions, to be measured
+"""
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uvit_jax.sampling.sampler import SampleConfig
+
+FLAGS = {
+    "guidance": "guidance_scale",
+    "guidance_channels": "guidance_channels",
+    "autoencoder": "autoencoder",
+}
+"""Flags by the fields of a `SampleConfig` that they replace."""
+
+
+def add_flags(parser: Any) -> None:
+    """Adds them to a parser or to a group of one; None is what was not given."""
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures drawn at once")
+    parser.add_argument(
+        "--sampler",
+        help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver or dpm_solver_pp (see "
+        "docs/sampling.md); default the run's",
+    )
+    parser.add_argument("--steps", type=int, help="of the sampler; default the run's")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="s in cond + s (cond - uncond), 0 is none; default the run's",
+    )
+    parser.add_argument("--guidance_channels", type=int, help="so many are guided; 0 for all")
+    parser.add_argument(
+        "--autoencoder", metavar="FILE", help="for a model of latents, what decodes them"
+    )
+
+
+def sample_config(sample: "SampleConfig", args: argparse.Namespace, **changes) -> "SampleConfig":
+    """A run's `SampleConfig` with what the flags say, and with `changes` of other fields.
+
+    Raises:
+      UvitError: if a value is impossible.
+    """
+    sampler = sample.sampler
+    if args.sampler and args.sampler != sampler.name:
+        # The old sampler's other settings may mean nothing to the new one.
+        sampler = type(sampler)(name=args.sampler, steps=sampler.steps)
+    if args.steps is not None:
+        sampler = dataclasses.replace(sampler, steps=args.steps)
+    given = {field: getattr(args, flag) for flag, field in FLAGS.items()}
+    given = {field: value for field, value in given.items() if value is not None}
+    return dataclasses.replace(sample, sampler=sampler, **given, **changes)
+
+
+def how(sample: "SampleConfig") -> dict[str, Any]:
+    """What results tell of how their samples were drawn, as plain JSON."""
+    return {
+        "sampler": dataclasses.asdict(sample.sampler),
+        "guidance_scale": sample.guidance_scale,
+        "reference_guidance_scale": sample.reference_guidance_scale,
+        "cache_references": sample.cache_references,
+        "guidance_interval": list(sample.guidance_interval),
+        "guidance_channels": sample.guidance_channels,
+        "clip": sample.clip,
+    }
+
+
+def add_attention_flag(parser: Any) -> None:
+    """Adds `--attention`."""
+    parser.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="in place of the run's: xla, blocked, splash, cudnn, …; the same but for rounding",
+    )
+
+
+def with_attention(model: Any, name: str | None) -> Any:
+    """The model with the attention that `--attention` names, or its own, for the devices at hand.
+
+    Raises:
+      UvitError: if there is no such attention, or it does not run here.
+    """
+    import jax
+
+    from uvit_jax import build
+    from uvit_jax.parallel.attention.implementations import check_platform
+
+    if name:
+        backbone = dataclasses.replace(model.config.backbone, attention=name)
+        model = build(dataclasses.replace(model.config, backbone=backbone))
+    check_platform(
+        model.config.backbone.attention,
+        jax.devices()[0].platform,
+        remedy="give another, which is the same but for rounding: --attention=xla",
+    )
+    return model
+
+
+def add_adapter_flags(parser: Any) -> None:
+    """Adds `--adapter` and `--any_base`."""
+    parser.add_argument(
+        "--adapter",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        default=[],
+        help="of experiments.finetune_lora or PEFT; may be repeated, and the changes add up",
+    )
+    parser.add_argument(
+        "--any_base", action="store_true", help="take adapters of other parameters of these shapes"
+    )
+
+
+def adapted(model: Any, params: Any, args: argparse.Namespace) -> Any:
+    """Parameters with what `--adapter` names merged into them.
+
+    Raises:
+      UvitError: if an adapter cannot be read, or is of another model or base.
+    """
+    if not args.adapter:
+        return params
+    from uvit_jax.evaluation.image_metrics import params_sha256
+    from uvit_jax.interop import adapters
+    from uvit_jax.models import lora
+
+    base = params_sha256(params)
+    for given in args.adapter:
+        file, weight = _weighted(given)
+        found, record = adapters.load(file, model, base=base, any_base=args.any_base)
+        params = lora.merge(params, found, weight * record.lora.scale)
+    return params
+
+
+def _weighted(given: str) -> tuple[str, float]:
+    """`FILE:WEIGHT` or `FILE` as both."""
+    file, colon, weight = given.rpartition(":")
+    try:
+        return (file, float(weight)) if colon else (given, 1.0)
+    except ValueError:  # a colon in the file's own name
+        return given, 1.0
+
+
+class Run:
+    """The run of `args.workdir` as `experiments.evaluate` measures it: its data and its samples."""
+
+    def __init__(self, args: argparse.Namespace):
+        from uvit_jax.training.run_config import parse_run
+        from uvit_jax.training.workdir import Workdir
+
+        self.args = args
+        self.folder = Workdir(args.workdir)
+        self.config = parse_run(self.folder.read_config())
+        self.data = self._data_config()
+        self._dataset = None
+
+    def _data_config(self) -> Any:
+        """The run's data, but of the folder or split asked for, and as they are."""
+        from uvit_jax.errors import UvitError
+
+        args, data = self.args, self.config.data
+        if args.data and not data.path:
+            raise UvitError(
+                f"--data names another folder, and the run's data are no folder but {data.name!r}; "
+                "name a part of them with --split"
+            )
+        if args.split and data.path:
+            raise UvitError(
+                f"the run's data are the folder {data.path}, which has no splits; name another "
+                "folder with --data"
+            )
+        changes = {"path": args.data or data.path, "split": args.split or data.split}
+        return dataclasses.replace(data, flip=False, **changes)
+
+    @property
+    def data_name(self) -> str:
+        """Its data set and folder or split, for people."""
+        return f"{self.data.name}/{self.data.split}" if not self.data.path else self.data.path
+
+    def dataset(self) -> Any:
+        """The data, opened once."""
+        from uvit_jax.data import pipeline
+
+        if self._dataset is None:
+            self._dataset = pipeline.dataset(self.data)
+        return self._dataset
+
+    def conditions(self, model: Any, count: int) -> tuple[dict[str, Any], Any, str | None]:
+        """(what the samples are conditioned on, the vocabulary of that, its name for people)."""
+        from uvit_jax.errors import UvitError
+        from uvit_jax.sampling.conditions import conditions_like, uniform_labels, with_features
+
+        seed, vocabulary = self.args.seed, self.folder.read_vocabulary()
+        if self.args.labels == "uniform":
+            return uniform_labels(model, vocabulary, count, seed), vocabulary, "uniform labels"
+        modalities = {s.modality for s in model.layout.inputs if s.role != "noisy"}
+        if not modalities:
+            return conditions_like(model, None, vocabulary, count, seed), vocabulary, None
+        try:
+            data = self.dataset()
+        except UvitError as problem:
+            if modalities == {"label"}:
+                raise UvitError(
+                    f"{problem}; or do without the data's labels with --labels=uniform"
+                ) from None
+            raise
+        if data.features is not None:
+            vocabulary = with_features(vocabulary, data.features)
+        return (
+            conditions_like(model, data, vocabulary, count, seed),
+            vocabulary,
+            self.data_name,
+        )
+
+    def samples(self, mesh: Any) -> tuple[Any, dict[str, Any]]:
+        """The samples to come, and all that they depend on."""
+        from uvit_jax.evaluation import image_metrics, image_sets
+        from uvit_jax.sampling import decoding
+        from uvit_jax.sampling.conditions import nulls_of
+
+        args, count = self.args, self.args.count or 10_000
+        step, model, params = self._load()
+        model = with_attention(model, args.attention)
+        sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
+        decoder = decoding.decoder(model.layout, sample)
+        image_sets.picture_segment(model, decoder)
+        conditions, vocabulary, source = self.conditions(model, count)
+        told = {
+            "source": str(self.folder.path),
+            "step": step,
+            "ema": not args.raw,
+            "params_sha256": image_metrics.params_sha256(params),
+            "conditions": source,
+            **how(sample),
+            "autoencoder_sha256": decoder and image_metrics.params_sha256(decoder.params),
+            "latent_scale": decoder and decoder.scale,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+        }
+        drawn = image_sets.drawn(
+            model,
+            params,
+            self.config.diffusion,
+            sample,
+            conditions,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            mesh=mesh,
+            name=f"{self.folder.path} at step {step}",
+            nulls=nulls_of(model.layout, vocabulary),
+            decoder=decoder,
+        )
+        return drawn, told
+
+    def _load(self) -> tuple[int, Any, Any]:
+        """(step, model, parameters) of the checkpoint asked for, or of the newest whole one."""
+        from uvit_jax import load
+        from uvit_jax.errors import UvitError
+
+        steps = self.folder.steps[::-1] if self.args.step is None else [self.args.step]
+        for step in steps:
+            try:
+                return step, *load(self.folder.path, step=step, ema=not self.args.raw)
+            except UvitError:
+                if step == steps[-1]:
+                    raise
+        raise UvitError(f"{self.folder.checkpoints} holds no checkpoint yet")

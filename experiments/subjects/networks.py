@@ -1,0 +1,182 @@
+"""Networks of a comparison: trained when they are not there yet, opened, and made to draw.
+
+network = Network("uvit_context", workdir)
+draw = Batched(jax.vmap(network.drawer(model), (None, 0, 0)), 16)
+pictures = draw(network.params, seeds, network.asked(questions))       # (Q, H, W, C)
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import uvit_jax
+from experiments.subjects.questions import Question, next_group
+from uvit_jax.config import to_dict
+from uvit_jax.errors import UvitError
+from uvit_jax.models.cost import forward_cost
+from uvit_jax.models.model import Model, Params, build
+from uvit_jax.models.presets.unified import with_references
+from uvit_jax.sampling.conditions import nulls_of
+from uvit_jax.sampling.sampler import SampleConfig, filled, make_sampler
+from uvit_jax.tokens.reference_inputs import reference_inputs
+from uvit_jax.training.run_config import RunConfig, parse_run
+from uvit_jax.training.workdir import Workdir
+
+Conditions = Mapping[str, np.ndarray]
+
+
+class Network:
+    """A trained network.
+
+    Args:
+      run: its config where the comparison has it, whose sampling counts; else its workdir's.
+
+    Attributes:
+      name: in the comparison. run: its config. model, params: with averaged parameters.
+      in_context: whether it takes references. style: `uvit` or `dit`.
+    """
+
+    def __init__(self, name: str, workdir: Path, run: RunConfig | None = None):
+        folder = Workdir(workdir)
+        self.name, self.run = name, run or parse_run(folder.read_config())
+        self.model, params = uvit_jax.load(folder.path)
+        self.params: Params = jax.device_put(params)
+        self.vocabulary = folder.read_vocabulary()
+        self.in_context = bool(self.model.layout.references)
+        self.style = "dit" if self.model.layout.adaln else "uvit"
+        self._models: dict[tuple[int, int], Model] = {}
+
+    def model_for(self, subjects: int, views: int) -> Model:
+        """The model with room for so many references; a network without any has one model."""
+        if not self.in_context:
+            return self.model
+        if (subjects, views) not in self._models:
+            config = with_references(to_dict(self.run.model), subjects, views)
+            self._models[subjects, views] = build(config)
+        return self._models[subjects, views]
+
+    def conditions(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Texts as the network takes them, leaves (Q, …)."""
+        texts = [s for s in self.model.layout.inputs if s.modality == "text"]
+        others = [
+            s.name
+            for s in self.model.layout.inputs
+            if s.role == "condition" and s.modality != "text"
+        ]
+        if others or not texts:
+            raise UvitError(
+                f"network {self.name}: a comparison asks by text alone, and the model "
+                f"{f'takes {others[0]!r} too' if others else 'takes no text'}"
+            )
+        encode = self.vocabulary.tokenizer.encode
+        return {s.name: np.stack([encode(prompt, s.shape[0]) for prompt in prompts]) for s in texts}
+
+    def asked(self, questions: Sequence[Question], references: str = "own") -> dict[str, Any]:
+        """Questions of one setting as conditions, leaves (Q, …).
+
+        Args:
+          references: `own`; `none`, of a network that knows such; or `others`, those of the next
+            group, to see whether they matter.
+        """
+        found = self.conditions([q.prompt for q in questions])
+        if self.in_context and references != "none":
+            given = [q.references for q in questions]
+            if references == "others":
+                given = [next_group(questions, i).references for i in range(len(questions))]
+            model = self.model_for(len(given[0]), questions[0].views)
+            found |= reference_inputs(model.layout, given)
+        return found
+
+    def drawer(
+        self, model: Model, sample: SampleConfig | None = None
+    ) -> Callable[[Params, jax.Array, Conditions], jax.Array]:
+        """A pure function of one picture: (params, seed, conditions without a batch) → (H, W, C).
+
+        The noise follows from the seed alone, whatever else is drawn beside it.
+        """
+        sample = self.run.sample if sample is None else sample
+        nulls = nulls_of(model.layout, self.vocabulary)
+        whole = make_sampler(model, self.run.diffusion, sample, nulls)
+        name = next(s.name for s in model.layout.noisy if s.modality == "image")
+
+        def one(params: Params, seed: jax.Array, conditions: Conditions) -> jax.Array:
+            batch = {key: jnp.asarray(value)[None] for key, value in conditions.items()}
+            return whole(params, jax.random.key(seed), batch)[name][0]
+
+        return one
+
+    @property
+    def train_flops(self) -> float:
+        """Of its whole training: three forward passes an example, two FLOPs a product."""
+        train = self.run.train
+        return 6.0 * forward_cost(self.run.model).total * train.batch_size * train.steps
+
+    def image_flops(self, model: Model) -> float:
+        """Of one picture, guidance included, with nothing cached."""
+        sample = self.run.sample
+        steps = sample.sampler.steps
+        full = 2.0 * forward_cost(model.config).total
+        if not model.layout.references:
+            return steps * full * (2 if sample.guidance_scale else 1)
+        bare = 2.0 * forward_cost(self._bare(model)).total
+        levels = 1 + bool(sample.guidance_scale)
+        return steps * (levels * full + bool(sample.reference_guidance_scale) * bare)
+
+    def _bare(self, model: Model) -> Any:
+        config = to_dict(model.config)
+        names = [s.name for s in model.layout.references]
+        segments = {k: v for k, v in config["segments"].items() if k not in names}
+        sequence = tuple(n for n in config["sequence"] if n not in names)
+        return build({**config, "segments": segments, "sequence": sequence}).config
+
+
+class Batched:
+    """A pure function of (params, …rows) compiled once for `size` rows, and its times.
+
+    Attributes:
+      compile_seconds: of compiling. seconds: of each call, a row. memory_bytes: of arguments,
+        results and what is between, as the compiler has it.
+    """
+
+    def __init__(self, function: Callable[..., jax.Array], size: int):
+        self.size, self.compile_seconds, self.memory_bytes = size, 0.0, 0
+        self.seconds: list[float] = []
+        self._function, self._compiled = jax.jit(function), None
+
+    def __call__(self, params: Params, *rows: Any) -> np.ndarray:
+        """The results of all rows (Q, …), leaves of `rows` being (Q, …)."""
+        count = len(jax.tree.leaves(rows)[0])
+        parts = []
+        for chosen in filled(count, self.size):
+            batch = jax.tree.map(lambda a, c=chosen: np.asarray(a)[c], rows)
+            if self._compiled is None:
+                self._compile(params, batch)
+            began = time.perf_counter()
+            parts.append(np.asarray(self._compiled(params, *batch)))
+            self.seconds.append((time.perf_counter() - began) / self.size)
+        return np.concatenate(parts)[:count]
+
+    def _compile(self, params: Params, batch: Any) -> None:
+        began = time.perf_counter()
+        self._compiled = self._function.lower(params, *batch).compile()
+        self.compile_seconds = time.perf_counter() - began
+        found = self._compiled.memory_analysis()
+        parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+        self.memory_bytes = int(sum(getattr(found, part, 0) or 0 for part in parts))
+
+
+def check_compute(networks: Sequence[Network], tolerance: float) -> None:
+    """Raises UvitError if the networks were not trained with equal compute."""
+    flops = {network.name: network.train_flops for network in networks}
+    least, most = min(flops, key=flops.get), max(flops, key=flops.get)
+    if flops[most] > (1 + tolerance) * flops[least]:
+        raise UvitError(
+            f"network {most} is trained with {flops[most]:.3g} FLOPs and {least} with "
+            f"{flops[least]:.3g}; the comparison is of equal compute: change train.steps, or raise "
+            "config.tolerance"
+        )

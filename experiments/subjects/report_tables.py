@@ -1,0 +1,309 @@
+"""The tables of a comparison's page, as HTML."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from experiments.subjects import report_summary as summary
+from experiments.subjects.clusters import break_even
+from experiments.subjects.report_plots import words
+from experiments.subjects.results import Manifest, Method, Row
+from uvit_jax.evaluation.statistics import Interval, mean_interval
+from uvit_jax.io import to_uint8
+
+if TYPE_CHECKING:
+    from experiments.subjects.report_page import PictureGrid
+
+SHARP = 128
+"""Pictures up to this side are shown with their pixels visible."""
+
+
+def means(
+    rows: Sequence[Row],
+    found: Mapping[tuple, Interval],
+    manifest: Manifest,
+    cell: summary.Cell,
+) -> str:
+    """The means of one cell: a row a method, anchors last, a column a metric."""
+    methods = [m for m in _ordered(manifest) if any(k[:2] == (cell, m) for k in found)]
+    metrics = [m for m in manifest.metrics if any(k == (cell, k[1], m) for k in found)]
+    rivals = [m for m in methods if not manifest.methods[m].anchor]
+    best = {}
+    for metric in metrics:
+        sign = 1 if manifest.metrics[metric].higher_is_better else -1
+        measured = [m for m in rivals if (cell, m, metric) in found]
+        known = {m: sign * found[cell, m, metric].mean for m in measured}
+        best[metric] = {m for m in known if len(known) > 1 and known[m] == max(known.values())}
+    architectures = {row.method: row.architecture for row in rows}
+    body = []
+    for method in methods:
+        cells = [_name(manifest, method, architectures.get(method, ""))]
+        for metric in metrics:
+            interval = found.get((cell, method, metric))
+            cells.append(_interval(interval, bold=method in best[metric]))
+        body.append((method, cells))
+    heads = [f"{_title(manifest, m)} {_arrow(manifest, m)}" for m in metrics]
+    return _table(_caption(cell), ["", *heads], body, manifest)
+
+
+def differences(rows: Sequence[Row], manifest: Manifest) -> str:
+    """What each method does otherwise than the baseline, picture by picture."""
+    found = summary.differences(rows, manifest)
+    if not found:
+        return ""
+    baseline = escape(manifest.methods[manifest.baseline].title)
+    text = (
+        f"<p>Each method minus {baseline}, for the same subject, prompt and seed, averaged by "
+        "subject; 95 % intervals by resampling subjects. <b>Bold</b> where zero lies outside. p is "
+        f"of sign flips by subject, adjusted by Holm's method: {adjusted_for(found, manifest)}.</p>"
+    )
+    by_place: dict[tuple, dict[str, str]] = {}
+    metrics = list(dict.fromkeys(d.metric for d in found))
+    for d in found:
+        better = 1 if manifest.metrics[d.metric].higher_is_better else -1
+        shown = _interval(d.interval, bold=d.interval.excludes_zero, better=better)
+        by_place.setdefault((d.cell, d.method), {})[d.metric] = (
+            f'{shown}<span class="p">p {_p(d.p)}</span>'
+        )
+    parts, cells = [text], list(dict.fromkeys(cell for cell, _ in by_place))
+    for cell in cells:
+        body = [
+            (method, [escape(manifest.methods[method].title), *(row.get(m, "–") for m in metrics)])
+            for (where, method), row in by_place.items()
+            if where == cell
+        ]
+        heads = ["", *(_title(manifest, m) for m in metrics)]
+        parts.append(_table(f"{words(cell[0])}: {_caption(cell)}", heads, body, manifest))
+    return "".join(parts)
+
+
+def adjusted_for(found: Sequence[summary.Difference], manifest: Manifest) -> str:
+    """Which comparisons share their p, in words."""
+    counts = {d.main: d.among for d in found}
+    families = {
+        True: f"for the {counts.get(True)} of the main setting ({words(manifest.setting)})",
+        False: f"for the {counts.get(False)} of all others",
+    }
+    return " and ".join(families[main] for main in (True, False) if main in counts)
+
+
+def worst(rows: Sequence[Row], manifest: Manifest, metric: str, k: int) -> str:
+    """The k subjects that each method shows least well."""
+    found = summary.worst_subjects(rows, manifest, metric, k)
+    body = [
+        (
+            method,
+            [
+                escape(manifest.methods[method].title),
+                *(f'{value:.3f}<span class="ci">{escape(s)}</span>' for s, value in found[method]),
+            ],
+        )
+        for method in _ordered(manifest)
+        if method in found
+    ]
+    if not body:
+        return ""
+    most = max(len(cells) for _, cells in body)
+    body = [(method, [*cells, *["–"] * (most - len(cells))]) for method, cells in body]
+    heads = ["", *(f"{i + 1}." for i in range(most - 1))]
+    caption = f"{_title(manifest, metric)}, {words(manifest.setting)}, split {manifest.split}"
+    return _table(caption, heads, body, manifest)
+
+
+def cost(manifest: Manifest) -> str:
+    """Time, arithmetic and memory, and from how many images on fine-tuning has paid."""
+    timed = [m for m in _ordered(manifest) if manifest.methods[m].image_seconds]
+    if not timed:
+        return ""
+    base = manifest.methods[manifest.baseline]
+    body = []
+    for name in timed:
+        m = manifest.methods[name]
+        pays = m.finetune_seconds and base.image_seconds and not base.finetune_seconds
+        cells = [
+            escape(m.title),
+            _times(m.finetune_seconds),
+            _times(m.image_seconds),
+            _break_even(break_even(m.finetune_seconds, base.image_seconds, m.image_seconds))
+            if pays
+            else "–",
+            _uncached(m),
+            _seconds(m.compile_seconds) if m.compile_seconds else "–",
+            _flops(m),
+            f"{m.parameters / 1e6:.2f} M" if m.parameters else "–",
+            _bytes(m.memory_bytes),
+            _bytes(m.subject_bytes),
+        ]
+        body.append((name, cells))
+    heads = ["", "fine-tuning a subject", "an image", "break-even n*", "an image without cache"]
+    heads += ["compilation", "FLOPs (tuning / image)", "parameters", "memory", "kept a subject"]
+    text = (
+        "<p>Compilation is not part of the times. n* is the number of images of a subject from "
+        "which on fine-tuning it is quicker than giving its references each time: t_finetune / "
+        "(t_context − t_lora), with Fieller's interval; ∞ where images in context are no slower."
+        "</p>"
+    )
+    return f"{text}{_table(manifest.timing, heads, body, manifest)}"
+
+
+def pictures(manifest: Manifest, grid: "PictureGrid") -> str:
+    """References to the left, what was made of them to the right."""
+    methods = [m for m in _ordered(manifest) if any(m in row.generations for row in grid.rows)]
+    heads = "".join(f"<th>{escape(manifest.methods[m].title)}</th>" for m in methods)
+    body = []
+    for row in grid.rows:
+        given = _strip(row.references, f"reference of {row.subject}")
+        made = "".join(
+            f"<td>{_strip(row.generations.get(m, ()), f'{row.subject} by {m}')}</td>"
+            for m in methods
+        )
+        prompt = f'<span class="ci">{escape(row.subject)}</span>{escape(row.prompt)}'
+        asked = f'<td class="prompt">{prompt}</td>'
+        body.append(f'<tr><td class="given">{given}</td>{asked}{made}</tr>')
+    note = f"<p>{escape(grid.note)}</p>" if grid.note else ""
+    return (
+        f'<h3>{escape(grid.title)}</h3>{note}<div class="scroll pictures"><table><thead><tr>'
+        f'<th class="given">given</th><th>asked for</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _strip(images: Sequence[np.ndarray], about: str) -> str:
+    found = []
+    for image in images:
+        pixels = to_uint8(image)
+        pixels = pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, format="PNG", optimize=True)
+        data = base64.b64encode(out.getvalue()).decode()
+        sharp = ' class="pixels"' if max(pixels.shape[:2]) <= SHARP else ""
+        size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
+        source = f'src="data:image/png;base64,{data}"'
+        found.append(f'<img{sharp} {size} alt="{escape(about)}" {source}>')
+    return f'<div class="strip">{"".join(found)}</div>'
+
+
+def _table(
+    caption: str,
+    heads: Sequence[str],
+    body: Sequence[tuple[str, Sequence[str]]],
+    manifest: Manifest,
+) -> str:
+    """heads and cells are HTML, the caption is text; a row knows its method."""
+    lines, before = [], False
+    for method, (first, *rest) in body:
+        anchor = manifest.methods[method].anchor
+        kinds = " ".join(["anchor"] * anchor + ["rule"] * (anchor and not before and bool(lines)))
+        before = anchor
+        cells = "".join(f"<td>{cell}</td>" for cell in rest)
+        lines.append(f'<tr class="{kinds}"><th scope="row">{first}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+    return (
+        f'<p class="soft">{escape(caption)}</p><div class="scroll"><table><thead><tr>{head}</tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _ordered(manifest: Manifest) -> list[str]:
+    """Methods as in the manifest, anchors last."""
+    return sorted(manifest.methods, key=lambda name: manifest.methods[name].anchor)
+
+
+def _name(manifest: Manifest, method: str, architecture: str) -> str:
+    title = escape(manifest.methods[method].title)
+    return f'{title}<span class="ci">{escape(architecture)}</span>' if architecture else title
+
+
+def _title(manifest: Manifest, metric: str) -> str:
+    return escape(manifest.metrics[metric].title)
+
+
+def _arrow(manifest: Manifest, metric: str) -> str:
+    return "↑" if manifest.metrics[metric].higher_is_better else "↓"
+
+
+def _caption(cell: summary.Cell) -> str:
+    _, split, subjects, views = cell
+    many = "subject" if subjects == 1 else "subjects"
+    each = "reference" if views == 1 else "references"
+    return f"split {split}, {subjects} {many}, {views} {each} of each"
+
+
+def _interval(interval: Interval | None, *, bold: bool = False, better: int = 0) -> str:
+    """better: of a difference, the sign that is good; 0 for what is no difference."""
+    if interval is None:
+        return "–"
+    signed = bool(better)
+    mean = _number(interval.mean, signed)
+    if signed and interval.excludes_zero:
+        mean = f'<span class="{"up" if interval.mean * better > 0 else "down"}">{mean}</span>'
+    mean = f"<b>{mean}</b>" if bold else mean
+    if math.isnan(interval.low):
+        return f'{mean}<span class="ci">one subject</span>'
+    low, high = (_number(v, signed) for v in (interval.low, interval.high))
+    return f'{mean}<span class="ci">{low} to {high}</span>'
+
+
+def _number(value: float, signed: bool = False) -> str:
+    digits = 3 if abs(value) < 10 else 1
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def _p(p: float) -> str:
+    return "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _times(times: Sequence[float]) -> str:
+    if not times:
+        return "–"
+    interval = mean_interval(times)
+    if interval.count == 1:
+        return f'{_seconds(interval.mean)}<span class="ci">measured once</span>'
+    low, high = min(times), max(times)
+    spread = f"{_seconds(low)} to {_seconds(high)}, {len(times)} times"
+    return f'{_seconds(interval.mean)}<span class="ci">{spread}</span>'
+
+
+def _uncached(method: Method) -> str:
+    """Times without the references' cache, and how many times longer that is."""
+    shown = _times(method.uncached_seconds)
+    if not method.uncached_seconds or not method.image_seconds:
+        return shown
+    ratio = np.mean(method.uncached_seconds) / np.mean(method.image_seconds)
+    return f'{shown}<span class="ci">{ratio:.2f} × as long</span>'
+
+
+def _seconds(value: float) -> str:
+    if value >= 120:
+        return f"{value / 60:.1f} min"
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _flops(method: Method) -> str:
+    pair = [method.finetune_flops, method.image_flops]
+    return " / ".join(_scaled(v, 1000, ("", "k", "M", "G", "T", "P", "E")) for v in pair)
+
+
+def _bytes(value: float) -> str:
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _scaled(value: float, step: int, units: Sequence[str]) -> str:
+    if not value:
+        return "–"
+    power = min(int(math.log(value, step)), len(units) - 1)
+    return f"{value / step**power:.3g}{units[power]}"
+
+
+def _break_even(interval: Interval) -> str:
+    shown = [
+        "∞" if math.isinf(v) else "?" if math.isnan(v) else f"{v:.0f}" if v >= 10 else f"{v:.1f}"
+        for v in (interval.mean, interval.low, interval.high)
+    ]
+    return f'{shown[0]}<span class="ci">{shown[1]} to {shown[2]}</span>'

@@ -1,0 +1,136 @@
+"""Scenes through the pipeline: names and shapes of a model's inputs, hosts, resumption."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from uvit_jax.data.pipeline import DataConfig, batches, dataset
+from uvit_jax.data.sources.worlds import backgrounds, evaluation_sets, scenes
+from uvit_jax.errors import UvitError
+
+
+@pytest.fixture(scope="module", params=["totems", "emoji_scenes"])
+def data(request):
+    return dataset(
+        DataConfig(
+            name=request.param, image_size=16, text=True, text_length=24, max_views=2, workers=0
+        )
+    )
+
+
+def take(data, count, **arguments):
+    return list(itertools.islice(batches(data, **{"seed": 0, **arguments}), count))
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
+
+
+def test_inputs(data):
+    batch = take(data, 1, batch_size=6)[0]
+    described = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    picture = ((6, 16, 16, 3), "float32")
+    assert described == {
+        "image": picture,
+        **{f"ref_{s}_{v}": picture for s in (1, 2) for v in (1, 2)},
+        "refs_present": ((6, 2, 2), "bool"),
+        "text": ((6, 24), "int32"),
+        "index": ((6,), "int64"),
+    }
+    for s, v in itertools.product((0, 1), (0, 1)):
+        shown = np.abs(batch[f"ref_{s + 1}_{v + 1}"]).max(axis=(1, 2, 3)) > 0
+        assert (shown == batch["refs_present"][:, s, v]).all()
+    assert batch["refs_present"][:, 0, 0].all()
+    for row in range(6):
+        caption = data.tokenizer.decode(batch["text"][row])
+        assert caption.replace(" ,", ",") == data.source[batch["index"][row]]["captions"][0]
+        assert ("@2" in caption) == batch["refs_present"][row, 1].any()
+
+
+def test_captions_are_known_words_and_fit(data):
+    longest = 0
+    config = DataConfig(name=data.config.name, max_subjects=3)
+    for index in range(300):
+        (caption,) = dataset(config).source[index]["captions"]
+        ids = data.tokenizer.encode(caption, 24)
+        assert (ids[ids > 0] > 256).all(), caption
+        longest = max(longest, (ids > 0).sum())
+    assert longest <= 24
+
+
+def test_hosts_divide_the_same_batches_and_resuming_is_exact(data):
+    whole = take(data, 3, batch_size=4)
+    parts = [take(data, 3, batch_size=4, rows=rows) for rows in ((0, 1), (2, 3))]
+    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
+    assert_same(whole, joined)
+    iterator = batches(data, batch_size=4, seed=0)
+    next(iterator)
+    state = iterator.get_state()
+    assert state == {"next_index": 1}
+    assert_same(whole[1:], list(itertools.islice(iterator, 2)))
+    iterator.set_state(state)
+    assert_same(whole[1:], list(itertools.islice(iterator, 2)))
+
+
+def test_a_setting_is_a_batch_too(data):
+    case = evaluation_sets.cases(data.config.name, "two_subjects", subjects=1)[0]
+    assert data.inputs(case.scene)["refs_present"].tolist() == [[True, True], [True, True]]
+    three = evaluation_sets.cases(data.config.name, "three_subjects", subjects=1)[0]
+    with pytest.raises(UvitError, match="3 subjects, and there is room for 2"):
+        data.inputs(three.scene)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_subjects": 4}, r"max_subjects must lie in \[1, 3\]"),
+        ({"max_views": 5}, r"max_views must lie in \[0, 4\]"),
+        ({"flip": True}, "left from right"),
+        ({"labels": "group"}, "no classes"),
+        ({"channels": 1}, "in colour"),
+        ({"split": "trian"}, "did you mean 'train'"),
+        ({"text": True}, "text_length 16 is too small"),
+    ],
+)
+def test_complaints(wrong, message):
+    with pytest.raises(UvitError, match=message):
+        dataset(DataConfig(name="totems", **wrong))
+
+
+def test_places_take_whatever_references_there_are():
+    config = dict(name="totems", image_size=16, text=True, text_length=24, max_subjects=2)
+    packed = dataset(DataConfig(**config, max_views=2, places=2))
+    batch = packed.batch(range(60))
+    assert {"ref_1_1", "ref_2_1"} <= set(batch) and "ref_1_2" not in batch
+    whose = batch["subject_slots"][batch["refs_present"][:, 1, 0]]
+    assert {tuple(row) for row in whose.tolist()} == {(0, 0), (0, 1)}
+    for i in range(60):
+        scene = packed.source[i]["scene"]
+        for p in range(2):
+            s, v = batch["subject_slots"][i, p], batch["view_slots"][i, p, 0]
+            here = batch[f"ref_{p + 1}_1"][i]
+            if batch["refs_present"][i, p, 0]:
+                shown = scenes.render(scene, 16).references[s, v]
+                assert (here == shown).all()
+            else:
+                assert not here.any()
+
+
+def test_portraits_are_alone_on_plain_ground_and_views_may_be_none():
+    config = dict(name="totems", image_size=32, text=True, text_length=24, max_subjects=2)
+    with_them = dataset(DataConfig(**config, max_views=0, portraits=1.0))
+    scene = with_them.source[3]["scene"]
+    assert len(scene.subjects) == 1 and scene.facts.background == "plain"
+    assert scene.caption.endswith("in the middle on plain grey")
+    row = with_them.inputs(scene)
+    assert set(row) == {"image", "text"}
+    assert np.allclose(row["image"][0], 2 * backgrounds.PLAIN_COLOUR - 1, atol=1e-5)
+    alone = scenes.portrait("totems", scene.subjects[0].identity, scene.subjects[0].pose, 32)
+    assert np.abs(alone - row["image"])[:20].max() < 1e-4  # below is the shadow that scenes have
+    # Leaving the references out changes no picture.
+    plain = dataset(DataConfig(**config, max_views=0))
+    other = dataset(DataConfig(**config, max_views=1))
+    for i in range(5):
+        assert (plain.batch([i])["image"] == other.batch([i])["image"]).all()

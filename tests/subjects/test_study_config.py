@@ -1,0 +1,144 @@
+"""What is no comparison is told in one line, and a workdir keeps to its own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import subjects
+from experiments import compare
+from experiments.subjects.arms import SAMPLE_STRIDE, seeds_of
+from experiments.subjects.networks import Batched, check_compute
+from experiments.subjects.questions import Drawn
+from experiments.subjects.store import Store
+from experiments.subjects.study import Comparison
+from experiments.subjects.study_config import Asked, parse_compare
+from uvit_jax.config import replaced
+from uvit_jax.errors import UvitError
+from uvit_jax.models.cost import forward_cost
+from uvit_jax.training.run_config import parse_run
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world": "totem"}, r"unknown world 'totem'; did you mean 'totems'"),
+        ({"arms.unified.network": "uvit"}, r"arm unified: there is no network 'uvit'"),
+        ({"arms.unified.method": "lroa"}, r"unknown method 'lroa'; did you mean 'lora'"),
+        ({"settings.identities": {"subjects": 2}}, r"totems have no setting 'identities'"),
+        ({"main": "seen"}, r"'seen' is none of the settings"),
+        ({"baseline": "dit"}, r"the baseline 'dit' is no arm"),
+        ({"path": "photos"}, r"path names DreamBench's folder"),
+        ({"arms.unified.compose": ("fusd",)}, r"unknown composition 'fusd'; did you mean 'fused'"),
+        ({"settings.pairs.subjects": 0}, r"subjects and prompts must be at least 1"),
+        ({"arms.dit_lora.settings": ("seen",)}, r"'seen' is none of the settings"),
+        ({"arms.dit_lora.grid": {"ranks": ()}}, r"arms\.dit_lora\.grid: ranks"),
+        ({"arms.dit_lora.grid": {"rank": (4,)}}, r"grid\.rank is not a known key; .* 'ranks'"),
+        (
+            {"arms.dit_full.settings": ()},
+            r"arm dit_full: the networks of three_subjects's 3 subjects cannot be made one",
+        ),
+    ],
+)
+def test_complaints(changes, message):
+    with pytest.raises(UvitError, match=message):
+        parse_compare(replaced(subjects.get_config("quick"), changes))
+
+
+@pytest.mark.parametrize("name", ["", "quick"])
+def test_the_shipped_networks_have_equal_compute(name):
+    flops = []
+    for given in subjects.get_config(name)["networks"].values():
+        run = parse_run(given)
+        flops.append(forward_cost(run.model).total * run.train.batch_size * run.train.steps)
+    assert max(flops) < (1.02 if not name else 1.1) * min(flops)
+
+
+def test_unequal_compute_is_told():
+    class Network:
+        def __init__(self, name, flops):
+            self.name, self.train_flops = name, flops
+
+    with pytest.raises(UvitError, match=r"network a is trained with 2e\+15 FLOPs and b with 1e"):
+        check_compute([Network("a", 2e15), Network("b", 1e15)], 0.02)
+    check_compute([Network("a", 1.01e15), Network("b", 1e15)], 0.02)
+
+
+def test_a_workdir_is_of_one_comparison(tmp_path):
+    config = subjects.get_config("quick")
+    Comparison(parse_compare(config), tmp_path)
+    Comparison(parse_compare(replaced(config, {"notes": ("another note",)})), tmp_path)
+    before = (tmp_path / "compare.json").read_text()
+    with pytest.raises(UvitError, match=r"it differs in samples\. Nothing was changed"):
+        Comparison(parse_compare(replaced(config, {"samples": 3})), tmp_path)
+    assert (tmp_path / "compare.json").read_text() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(UvitError, match="is not empty and holds no comparison"):
+        Comparison(parse_compare(config), other)
+    with pytest.raises(UvitError, match=r"there is no arm 'dit_lroa'; did you mean 'dit_lora'"):
+        Comparison(parse_compare(config), tmp_path, ["dit_lroa"])
+
+
+def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
+    config = parse_compare(subjects.get_config("quick"))
+    Comparison(config, tmp_path)
+    file = tmp_path / "compare.json"
+    kept = json.loads(file.read_text())
+    del kept["tolerance"], kept["arms"]["unified"]["grid"]  # as from before these keys existed
+    file.write_text(json.dumps(kept | {"tolerance": config.tolerance}))
+    Comparison(config, tmp_path)
+    del kept["world"]
+    file.write_text(json.dumps(kept))
+    with pytest.raises(UvitError, match=r"it differs in .*world"):
+        Comparison(config, tmp_path)
+    file.write_text("[1]")
+    with pytest.raises(UvitError, match=r"compare\.json is damaged: it is no config"):
+        Comparison(config, tmp_path)
+
+
+def test_whole_networks_of_several_subjects_can_be_trained_together():
+    changes = {"arms.dit_full.settings": (), "arms.dit_full.compose": ("joint",)}
+    parse_compare(replaced(subjects.get_config("quick"), changes))
+
+
+def test_pictures_are_kept_whole_or_told_of(tmp_path):
+    store = Store(tmp_path)
+    answers = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4, 3)).astype(np.float32)
+    store.write("unified", "pairs", answers)
+    assert store.has("unified", "pairs") and not store.has("unified", "seen")
+    assert np.abs(store.read("unified", "pairs") - answers).max() <= 1 / 255 + 1e-6
+    store.note("costs/unified", {"image_seconds": [1.0]})
+    assert json.loads((tmp_path / "costs/unified.json").read_text()) == store.noted("costs/unified")
+    (tmp_path / "unified/pairs.npz").write_bytes(b"PK")
+    with pytest.raises(UvitError, match=r"pairs\.npz is damaged"):
+        store.read("unified", "pairs")
+
+
+def test_a_last_batch_is_filled_up_and_cut_again():
+    double = Batched(lambda scale, x: scale * x, 4)
+    rows = np.arange(10.0)
+    assert (double(2.0, rows) == 2 * rows).all()
+    assert len(double.seconds) == 3 and double.compile_seconds > 0
+
+
+def test_every_picture_has_noise_of_its_own():
+    asked = Drawn("totems", 16).questions("identities_1v", Asked(subjects=8))
+    seeds = seeds_of(asked, 3)
+    assert seeds.shape == (16, 3) and len(np.unique(seeds)) == 48
+    assert seeds[0, 1] == (asked[0].seed + SAMPLE_STRIDE) % 2**32
+
+
+def test_a_report_on_nothing_is_refused_and_makes_nothing(tmp_path):
+    flags = ["--config=configs/subjects.py", f"--workdir={tmp_path / 'none'}", "--report"]
+    with pytest.raises(UvitError, match=r"holds no comparison \(no compare.json\)"):
+        compare.main(flags)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_report_before_any_network_is_trained_says_so(tmp_path):
+    Comparison(parse_compare(subjects.get_config()), tmp_path)
+    flags = ["--config=configs/subjects.py", f"--workdir={tmp_path}", "--report"]
+    with pytest.raises(UvitError, match=r"no network .* is trained to its end yet"):
+        compare.main(flags)

@@ -1,0 +1,271 @@
+"""A run's programs compiled for devices that are not here, and what can be told of them.
+
+    report = compile_run(run, "v5e:4x4")        # the trainer's own step, or what="sample"
+
+Nothing is run and nothing is timed. Memory, collectives and their bytes are the compiler's; the
+bounds on time are those of a roofline (Williams et al. 2009): the program cannot be faster than its
+products at the chip's peak, its memory traffic at full bandwidth, its collectives on all links.
+"""
+
+import collections
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from uvit_jax.aot import traffic
+from uvit_jax.aot.chips import GIB, Chip
+from uvit_jax.aot.hlo import Module
+from uvit_jax.aot.topology import devices_of
+from uvit_jax.models.cost import count, forward_cost
+from uvit_jax.models.model import Model, build
+from uvit_jax.parallel.attention.implementations import check_platform
+from uvit_jax.parallel.mesh import make_mesh
+from uvit_jax.parallel.sharding import jit_whole, path_string, spec
+from uvit_jax.sampling.sampler import make_sampler
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.run_config import RunConfig, check_mesh
+from uvit_jax.training.state import abstract_state
+from uvit_jax.training.step import jit_step, make_step
+
+# XLA tunes its own matrix products for GPUs by running them. Where it cannot, cuBLAS does them all.
+OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The least time that one run of the program can take. A bound, not a measurement.
+
+    Attributes:
+      compute, memory, links: seconds by each of the chip's limits. seconds: the largest of them.
+      limit: its name. images_per_second: over all chips, at that time.
+    """
+
+    compute: float
+    memory: float
+    links: float
+    seconds: float
+    limit: str
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the compiler says of a program. Bytes and FLOPs are of one chip and one run of it.
+
+    Attributes:
+      topology, what: as `compile_run` was asked. chips: how many there are.
+      batch_size, mesh, attention, remat, accumulate: of the run.
+      fits: whether the program fits the chip. memory_bytes: that it needs at its peak; 0 if the
+        compiler gave up without saying. chip_memory_bytes: that a program can have.
+      model_flops: of a training step three forward passes, of sampling the network's evaluations.
+        program_flops: with what the backward pass recomputes, and what Muon computes. None of what
+        follows if it does not fit.
+      traffic_bytes: in and out of main memory. intensity: program_flops / traffic_bytes.
+      collectives: the largest first. moved: their bytes by role and kind.
+      gathered_activations: bytes of activations that all-gathers and permutations move: 0 where
+        each chip keeps to its own examples.
+      kernels: custom kernels by name, and how often they stand in the program.
+      compile_seconds: on the clock of the machine that compiled. bound: on the time of one run.
+    """
+
+    topology: str
+    what: str
+    chips: int
+    batch_size: int
+    mesh: dict[str, int]
+    attention: str
+    remat: str
+    accumulate: int
+    fits: bool
+    memory_bytes: int
+    chip_memory_bytes: int
+    compile_seconds: float
+    model_flops: float
+    program_flops: float
+    traffic_bytes: int = 0
+    intensity: float = 0.0
+    collectives: tuple[traffic.Collective, ...] = ()
+    moved: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    gathered_activations: int = 0
+    kernels: dict[str, int] = dataclasses.field(default_factory=dict)
+    bound: Bound | None = None
+
+
+def compile_run(run: RunConfig, topology: str, what: str = "step") -> Report:
+    """Compiles a run's training step, or its sampler, for a topology.
+
+    Args:
+      topology: such as `v5e:4x4` or `gpu:h100x8`, see `parallel.topology.devices_of`.
+      what: `step` or `sample`.
+
+    Raises:
+      UvitError: if the topology is unknown or its compiler missing, or mesh, batch, attention and
+        topology do not fit each other.
+    """
+    devices, chip = devices_of(topology)
+    return compile_for(run, devices, chip, topology, what)
+
+
+def compile_for(
+    run: RunConfig, devices: list[Any], chip: Chip, topology: str, what: str = "step"
+) -> Report:
+    """`compile_run`, for devices at hand or not."""
+    mesh = make_mesh(run.mesh, devices)
+    check_platform(run.model.backbone.attention, devices[0].platform)
+    model = build(run.model)
+    began = time.perf_counter()
+    with jax.set_mesh(mesh):
+        program, arguments = {"step": _step, "sample": _sample}[what](run, model, mesh)
+        lowered = program.lower(*arguments)
+        compiled, needed = None, 0
+        try:
+            compiled = lowered.compile(OPTIONS.get(devices[0].platform))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed = _needed(str(error))
+    seconds = time.perf_counter() - began
+    if compiled is not None:
+        memory = compiled.memory_analysis()
+        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        needed += memory.generated_code_size_in_bytes
+    batch = run.train.batch_size if what == "step" else run.sample.count
+    macs = _macs(run, what, mesh)
+    model_macs = 3 * batch * forward_cost(run.model).total if what == "step" else macs
+    report = Report(
+        topology=topology,
+        what=what,
+        chips=mesh.size,
+        batch_size=batch,
+        mesh=dict(mesh.shape),
+        attention=run.model.backbone.attention,
+        remat=run.model.backbone.remat,
+        accumulate=run.train.accumulate if what == "step" else 1,
+        fits=compiled is not None and needed <= chip.memory_bytes,
+        memory_bytes=needed,
+        chip_memory_bytes=chip.memory_bytes,
+        compile_seconds=seconds,
+        model_flops=2 * model_macs / mesh.size,
+        program_flops=2 * macs / mesh.size,
+    )
+    if compiled is None:
+        return report
+    return _with_traffic(report, Module(compiled.as_text()), model, mesh, chip)
+
+
+def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
+    """The trainer's step and the shapes of its arguments."""
+    check_mesh(run, mesh)
+    optimizer, rate = make_optimizer(run.optimizer, run.train)
+    state, where = abstract_state(model, optimizer, mesh)
+    step = make_step(model, run, optimizer, rate, _nulls(model))
+    return jit_step(step, where, mesh), (state, model.abstract_inputs(run.train.batch_size))
+
+
+def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
+    """The trainer's sampler, from averaged parameters, and the shapes of its arguments."""
+    check_mesh(run, mesh)
+    optimizer, _ = make_optimizer(run.optimizer, run.train)
+    state, where = abstract_state(model, optimizer, mesh)
+    draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
+    program = jit_whole(draw, mesh, where.ema)
+    return program, (state.ema, (state.key, _conditions(model, run.sample.count)))
+
+
+def _conditions(model: Model, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    noisy = {s.name for s in model.layout.noisy}
+    given = {k: v for k, v in model.abstract_inputs(count).items() if k not in noisy}
+    return {"count": jax.ShapeDtypeStruct((count,), jnp.int32), **given}
+
+
+def _nulls(model: Model) -> dict[str, np.ndarray]:
+    """Stand-ins for the null values that the data would bring."""
+    return {
+        s.name: np.zeros(s.shape, np.float32)
+        for s in model.layout.inputs
+        if s.modality == "features" and s.role != "noisy"
+    }
+
+
+def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
+    """Multiply-accumulates of the traced program, over all chips."""
+    # One implementation, whose products stand in the program and not in a kernel of its own.
+    backbone = dataclasses.replace(run.model.backbone, attention="xla")
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, backbone=backbone))
+    model = build(run.model)
+    if what == "sample":
+        draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        conditions = _conditions(model, run.sample.count)
+        return count(jax.make_jaxpr(draw)(model.abstract_params, key, conditions).jaxpr).total
+    optimizer, rate = make_optimizer(run.optimizer, run.train)
+    state, _ = abstract_state(model, optimizer, mesh)
+    step = make_step(model, run, optimizer, rate, _nulls(model))
+    inputs = model.abstract_inputs(run.train.batch_size)
+    return count(jax.make_jaxpr(step)(state, inputs).jaxpr).total
+
+
+def _with_traffic(report: Report, module: Module, model: Model, mesh: Mesh, chip: Chip) -> Report:
+    found = traffic.collectives(module, mesh.size, _sizes(model, mesh))
+    moved: dict[str, dict[str, int]] = {role: {} for role in traffic.ROLES}
+    for c in found:
+        moved[c.role][c.kind] = moved[c.role].get(c.kind, 0) + c.bytes
+    memory = traffic.memory_bytes(module)
+    kernels = collections.Counter(
+        re.search(r'custom_call_target="([^"]*)"', i.attributes).group(1)
+        for _, i, _ in module.executed()
+        if i.opcode == "custom-call" and "custom_call_target" in i.attributes
+    )
+    limits = {
+        "compute": report.program_flops / chip.flops,
+        "memory": memory / chip.memory_bandwidth,
+        "links": sum(c.bytes for c in found) / chip.link_bandwidth,
+    }
+    limit = max(limits, key=limits.get)
+    bound = Bound(
+        **limits,
+        seconds=limits[limit],
+        limit=limit,
+        images_per_second=report.batch_size / limits[limit],
+    )
+    gathered = ("all-gather", "collective-permute")
+    return dataclasses.replace(
+        report,
+        traffic_bytes=memory,
+        intensity=report.program_flops / max(1, memory),
+        collectives=tuple(found),
+        moved={role: kinds for role, kinds in moved.items() if kinds},
+        gathered_activations=sum(moved["activations"].get(kind, 0) for kind in gathered),
+        kernels=dict(kernels),
+        bound=bound,
+    )
+
+
+def _sizes(model: Model, mesh: Mesh) -> list[tuple[int, int]]:
+    """Elements of each parameter as a layer uses it: whole over fsdp, and a chip's part."""
+    sizes = []
+    for path, a in jax.tree_util.tree_leaves_with_path(model.abstract_params):
+        name = path_string(path)
+        partition = spec(name, a.shape, mesh)
+        axes = [n for n in partition if n is not None]
+        size = a.size // (a.shape[0] if re.search(r"(in_|out_|/)blocks/", name) else 1)
+        tensor = mesh.shape["tensor"] if "tensor" in axes else 1
+        fsdp = mesh.shape["fsdp"] if "fsdp" in axes else 1
+        sizes.append((size // tensor, size // tensor // fsdp))
+    return sizes
+
+
+def _needed(message: str) -> int:
+    """The bytes that an out-of-memory message says the program wants; 0 if it says nothing."""
+    for pattern in (r"Used ([\d.]+)([GM]) of", r"\(([\d.]+)([GM])\) exceeds available"):
+        found = re.search(pattern, message)
+        if found:
+            return int(float(found.group(1)) * {"G": GIB, "M": 2**20}[found.group(2)])
+    return 0

@@ -1,0 +1,123 @@
+"""Machines that are not here, by name: their devices, for which programs can be compiled.
+
+    devices, chip = devices_of("v5e:4x4")       # a slice of 16 TPU v5e chips
+    devices, chip = devices_of("gpu:h100x8")    # eight H100s in one host
+
+The compilers come with JAX's plugins (`libtpu`, and the CUDA wheels) and need no hardware. The
+devices can be compiled for and nothing else.
+"""
+
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from uvit_jax.aot.chips import CHIPS, GPUS, TPUS, Chip
+from uvit_jax.errors import UvitError, nearest
+
+GPUS_A_HOST = 8
+EXAMPLES = "v5e:4x4, v5p:2x2x4 or gpu:h100x8"
+
+# Without them, libtpu looks for the machine that it is on and complains that it is none.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
+def devices_of(name: str) -> tuple[list[Any], Chip]:
+    """The devices of a topology, and what one of its chips can do.
+
+    Args:
+      name: of TPUs GENERATION:SHAPE, the shape in chips, such as `v5e:4x4`; of GPUs
+        gpu:MODELxCOUNT, such as `gpu:h100x8`, eight to a host.
+
+    Raises:
+      UvitError: if there is no such topology, or its compiler is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind == "gpu":
+        return _gpus(name, shape)
+    return _tpus(name, kind, shape)
+
+
+def _tpus(name: str, generation: str, shape: str) -> tuple[list[Any], Chip]:
+    if generation not in TPUS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        known = ", ".join((*TPUS, "gpu"))
+        raise UvitError(
+            f"unknown topology {name!r}: it is KIND:SHAPE with a kind of {known}, "
+            f"such as {EXAMPLES}"
+        )
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    options = {"chip_config_name": "megacore"} if generation in ("v4", "v5p") else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        raise UvitError(f"there is no topology {name!r}: {reason}") from error
+    except RuntimeError as error:
+        raise UvitError(
+            f"the compiler for {name!r} is not installed; pip install 'uvit-jax[tpu]' (libtpu "
+            f"needs no TPU to compile): {error}"
+        ) from error
+    return list(found.devices), CHIPS[generation]
+
+
+def _gpus(name: str, shape: str) -> tuple[list[Any], Chip]:
+    parts = re.fullmatch(r"([a-z]\w*?)x(\d+)", shape)
+    if not parts or parts.group(1) not in GPUS or int(parts.group(2)) < 1:
+        model = parts.group(1) if parts else shape
+        raise UvitError(
+            f"unknown topology {name!r}: of GPUs it is gpu:MODELxCOUNT, such as gpu:h100x8"
+            f"{nearest(model, GPUS)}"
+        )
+    chip, count = CHIPS[parts.group(1)], int(parts.group(2))
+    if count > GPUS_A_HOST and count % GPUS_A_HOST:
+        raise UvitError(f"topology {name!r}: {count} GPUs do not fill hosts of {GPUS_A_HOST}")
+    a_host = min(count, GPUS_A_HOST)
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            target_config=_TARGETS[chip.name],
+            topology=f"1x{count // a_host}x{a_host}",
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        raise UvitError(
+            f"the compiler for {name!r} is not installed; pip install 'uvit-jax[cuda]' (it needs "
+            f"no GPU to compile): {str(error).splitlines()[0]}"
+        ) from error
+    return list(found.devices), chip
+
+
+def _target(name: str, cores: int, clock: float, l2: int, shared: int, memory: int, major: int):
+    """XLA's description of a GPU (GpuTargetConfigProto), from NVIDIA's data sheets and CUDA's table
+    of compute capabilities."""
+    chip = CHIPS[name]
+    return f"""
+    gpu_device_info {{
+      threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
+      shared_memory_per_block: 49152  shared_memory_per_block_optin: {shared - 1024}
+      shared_memory_per_core: {shared}
+      core_count: {cores}  fpus_per_core: {128 if major == 9 else 64}
+      block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+      memory_bandwidth: {int(chip.memory_bandwidth)}  l2_cache_size: {l2}
+      clock_rate_ghz: {clock}  device_memory_size: {memory}
+      cuda_compute_capability {{ major: {major} }}
+      registers_per_core_limit: 65536  registers_per_block_limit: 65536
+    }}
+    platform_name: "CUDA"
+    dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+    device_description_str: "{name}"
+    """
+
+
+_TARGETS = {
+    "a100": _target("a100", 108, 1.41, 40 << 20, 164 << 10, 80 << 30, 8),
+    "h100": _target("h100", 132, 1.98, 50 << 20, 228 << 10, 80 << 30, 9),
+}

@@ -1,0 +1,268 @@
+"""The KL autoencoder's checkpoints under their three sets of names, read and written by one list.
+
+diffusers       encoder.down_blocks.0.resnets.0.conv1.weight, mid_block.attentions.0.to_q …
+diffusers_old   the same, with attentions.0.query, key, value and proj_attn
+compvis         encoder.down.0.block.0.conv1.weight, mid.attn_1.q …; alone, or below
+                `first_stage_model.` in a whole Stable Diffusion checkpoint
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from uvit_jax.autoencoders.kl import Autoencoder, AutoencoderConfig, build_autoencoder
+from uvit_jax.config import parse
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.interop import files, mapping
+from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform
+from uvit_jax.models.model import Params
+
+STYLES = ("diffusers", "diffusers_old", "compvis")
+PREFIX = "first_stage_model."
+
+# A product written as a 1×1 convolution: (out, in, 1, 1) ↔ (in, out).
+POINTWISE = Transform(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+
+_ATTENTION = {
+    # style: names of norm, q, k, v, out
+    "diffusers": ("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
+    "diffusers_old": ("group_norm", "query", "key", "value", "proj_attn"),
+    "compvis": ("norm", "q", "k", "v", "proj_out"),
+}
+
+
+def style_of(tensors: Tensors) -> str | None:
+    """Which of `STYLES` these tensors are named in, their prefix aside, or None."""
+    names = {name.removeprefix(PREFIX) for name in tensors}
+    if not {"encoder.conv_in.weight", "decoder.conv_in.weight"} <= names:
+        return None
+    if "encoder.down.0.block.0.conv1.weight" in names:
+        return "compvis"
+    if "encoder.down_blocks.0.resnets.0.conv1.weight" in names:
+        old = "encoder.mid_block.attentions.0.query.weight" in names
+        return "diffusers_old" if old else "diffusers"
+    return None
+
+
+def recognises(tensors: Tensors) -> bool:
+    """Whether a KL autoencoder is among these tensors."""
+    return style_of(tensors) is not None
+
+
+def own_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
+    """The autoencoder's tensors, without prefix, out of those of a whole file.
+
+    In a Stable Diffusion checkpoint these are the ones below `first_stage_model.`; else all but
+    those of the training's losses and average (`loss.`, `model_ema.`).
+    """
+    below = {n.removeprefix(PREFIX): a for n, a in tensors.items() if n.startswith(PREFIX)}
+    return {
+        n: a for n, a in (below or tensors).items() if not n.startswith(("loss.", "model_ema."))
+    }
+
+
+def entries(config: AutoencoderConfig, style: str = "diffusers") -> Iterator[Entry]:
+    """Every tensor of a checkpoint of an autoencoder like `config`, its names in `style`.
+
+    Raises:
+      UvitError: if there is no such style.
+    """
+    if style not in STYLES:
+        raise UvitError(f"unknown style {style!r}{nearest(style, STYLES)}")
+    for side, extra in (("encoder", 0), ("decoder", 1)):
+        yield from _conv(f"{side}.conv_in", f"{side}/conv_in")
+        yield from _levels(config, style, side, config.num_blocks + extra)
+        yield from _mid(config, style, side)
+        norm = "norm_out" if style == "compvis" else "conv_norm_out"
+        yield from _norm(f"{side}.{norm}", f"{side}/norm_out")
+        yield from _conv(f"{side}.conv_out", f"{side}/conv_out")
+    if config.quant_conv:
+        yield from _conv("quant_conv", "quant_conv")
+    if config.post_quant_conv:
+        yield from _conv("post_quant_conv", "post_quant_conv")
+
+
+def _levels(config: AutoencoderConfig, style: str, side: str, num_blocks: int) -> Iterator[Entry]:
+    last = len(config.widths) - 1
+    up = side == "decoder"
+    widths = config.widths[::-1] if up else config.widths
+    for i, width in enumerate(widths):
+        path = f"{side}/levels/{i}"
+        if style == "compvis":  # counts the decoder's levels by resolution, not in running order
+            key = f"{side}.up.{last - i}" if up else f"{side}.down.{i}"
+            block, resample = f"{key}.block", f"{key}.{'upsample' if up else 'downsample'}.conv"
+        else:
+            key = f"{side}.{'up' if up else 'down'}_blocks.{i}"
+            block = f"{key}.resnets"
+            resample = f"{key}.{'upsamplers' if up else 'downsamplers'}.0.conv"
+        for j in range(num_blocks):
+            changes = j == 0 and i > 0 and widths[i - 1] != width
+            yield from _block(f"{block}.{j}", f"{path}/blocks/{j}", style, shortcut=changes)
+        if i < last:
+            yield from _conv(resample, f"{path}/resample")
+
+
+def _block(key: str, path: str, style: str, *, shortcut: bool = False) -> Iterator[Entry]:
+    for i in (1, 2):
+        yield from _norm(f"{key}.norm{i}", f"{path}/norm{i}")
+        yield from _conv(f"{key}.conv{i}", f"{path}/conv{i}")
+    if shortcut:
+        name = "nin_shortcut" if style == "compvis" else "conv_shortcut"
+        yield from _conv(f"{key}.{name}", f"{path}/shortcut")
+
+
+def _mid(config: AutoencoderConfig, style: str, side: str) -> Iterator[Entry]:
+    blocks, attention = ("mid_block.resnets.0", "mid_block.resnets.1"), "mid_block.attentions.0"
+    product = LINEAR
+    if style == "compvis":
+        blocks, attention = ("mid.block_1", "mid.block_2"), "mid.attn_1"
+        product = POINTWISE
+    for i, block in enumerate(blocks, start=1):
+        yield from _block(f"{side}.{block}", f"{side}/mid/block{i}", style)
+    if config.mid_attention:
+        norm, *products = _ATTENTION[style]
+        key, path = f"{side}.{attention}", f"{side}/mid/attention"
+        yield from _norm(f"{key}.{norm}", f"{path}/norm")
+        for theirs, ours in zip(products, ("q", "k", "v", "out"), strict=True):
+            yield from _conv(f"{key}.{theirs}", f"{path}/{ours}", product)
+
+
+def _conv(key: str, path: str, transform: Transform = CONV) -> Iterator[Entry]:
+    yield Entry(f"{key}.weight", f"{path}/kernel", transform)
+    yield Entry(f"{key}.bias", f"{path}/bias")
+
+
+def _norm(key: str, path: str) -> Iterator[Entry]:
+    yield Entry(f"{key}.weight", f"{path}/scale")
+    yield Entry(f"{key}.bias", f"{path}/bias")
+
+
+def describe(tensors: Tensors, where: str, *, num_groups: int = 32) -> AutoencoderConfig:
+    """The config that a checkpoint's names and shapes describe.
+
+    Args:
+      tensors: the autoencoder's, without prefix. where: the file, for messages.
+      num_groups: of the GroupNorms, which shapes do not tell; 32 in every published autoencoder.
+
+    Raises:
+      UvitError: if these are no KL autoencoder's tensors, or `num_groups` does not fit them.
+    """
+    style = style_of(tensors)
+    if style is None:
+        some = ", ".join(sorted(tensors)[:4])
+        raise UvitError(f"{where} holds no KL autoencoder known here; its tensors: {some}, …")
+    level, block = ("down", "block") if style == "compvis" else ("down_blocks", "resnets")
+    middle = "mid.attn_1" if style == "compvis" else "mid_block.attentions.0"
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in tensors or tensors[name].ndim != 4:
+            raise UvitError(f"{where}: {name} is missing or no convolution, so its size is unknown")
+        return tensors[name].shape
+
+    def count(pattern: str) -> int:
+        found = 0
+        while any(name.startswith(f"{pattern}.{found}.") for name in tensors):
+            found += 1
+        return found
+
+    levels = count(f"encoder.{level}")
+    widths = [shape(f"encoder.{level}.{i}.{block}.0.conv1.weight")[0] for i in range(levels)]
+    config = dict(
+        widths=widths,
+        num_blocks=count(f"encoder.{level}.0.{block}"),
+        latent_channels=shape("decoder.conv_in.weight")[1],
+        image_channels=shape("encoder.conv_in.weight")[1],
+        num_groups=num_groups,
+        mid_attention=any(name.startswith(f"encoder.{middle}.") for name in tensors),
+        quant_conv="quant_conv.weight" in tensors,
+        post_quant_conv="post_quant_conv.weight" in tensors,
+    )
+    return parse(AutoencoderConfig, config, where)
+
+
+def load_autoencoder(
+    path: str | os.PathLike, *, num_groups: int | None = None, dtype: str = "float32"
+) -> tuple[Autoencoder, Params]:
+    """Loads a KL autoencoder.
+
+    Args:
+      path: a `.safetensors`, `.pth`, `.pt` or `.ckpt` file with names of any of `STYLES` (the last
+        three need PyTorch), or a folder as diffusers writes it (`config.json` and
+        `diffusion_pytorch_model.safetensors`).
+      num_groups: of the GroupNorms; None is the folder's `norm_num_groups`, or 32 for a file.
+      dtype: of the computation, float32 or bfloat16.
+
+    Returns:
+      `(autoencoder, params)`, params float32.
+
+    Raises:
+      UvitError: if the file is missing, damaged, no KL autoencoder, or of one not handled here,
+        naming the tensors that are missing, unexpected, or of another shape.
+    """
+    file, settings = resolve(path)
+    if num_groups is None:
+        num_groups = settings.get("norm_num_groups", 32)
+    tensors = own_tensors(_read(file))
+    config = describe(tensors, str(file), num_groups=num_groups)
+    autoencoder = build_autoencoder(dataclasses.replace(config, dtype=dtype))
+    listed = entries(config, style_of(tensors))
+    return autoencoder, mapping.imported(listed, tensors, autoencoder.abstract_params, str(file))
+
+
+def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
+    """The file of tensors at `path`, a file or diffusers' folder, and the folder's config.json.
+
+    Raises:
+      UvitError: if a folder has no such file, or its config.json is damaged or of another class.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path, {}
+    file = path / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        raise UvitError(f"the folder {path} has no {file.name}; give the autoencoder's own file")
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind = settings.get("_class_name", "AutoencoderKL")
+    except FileNotFoundError:
+        return file, {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
+    if kind != "AutoencoderKL":
+        raise UvitError(f"{path} holds diffusers' {kind}; only AutoencoderKL is handled")
+    return file, settings
+
+
+def export_autoencoder(
+    autoencoder: Autoencoder, params: Params, *, style: str = "diffusers", prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint in one of `STYLES`, float32; the inverse of loading.
+
+    `prefix="first_stage_model."` names them as in a whole Stable Diffusion checkpoint.
+    """
+    tensors = mapping.exported(entries(autoencoder.config, style), params)
+    return {prefix + name: array for name, array in tensors.items()}
+
+
+def _read(file: Path) -> Mapping[str, np.ndarray]:
+    if file.suffix != ".ckpt":
+        return files.read_tensors(file)
+    if not file.is_file():
+        raise UvitError(f"{file} does not exist")
+    try:
+        import torch
+    except ImportError:
+        raise UvitError(f"reading {file} needs PyTorch: pip install 'uvit-jax[interop]'") from None
+    try:
+        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the damage provokes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UvitError(f"{file} cannot be read as weights only: {reason}") from None
+    stored = stored.get("state_dict", stored) if isinstance(stored, Mapping) else {}
+    tensors = {k: v for k, v in stored.items() if isinstance(v, torch.Tensor)}
+    wanted = [k for k in tensors if k.startswith(PREFIX)] or list(tensors)
+    return {k: tensors[k].float().numpy() for k in wanted}

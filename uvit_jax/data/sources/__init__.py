@@ -1,0 +1,1 @@
+"""Data sources: random access to records, one file a kind."""

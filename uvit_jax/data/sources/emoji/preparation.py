@@ -1,0 +1,68 @@
+"""Prepares the embedded emoji set into the TFDS folder on first use: seconds, atomic, no download.
+
+Any number of processes may do so at once: each prepares a private copy beside the final place and
+renames it there; the first one wins and the others throw their copy away.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from uvit_jax.errors import UvitError
+
+
+def builder(data_dir: str = ""):
+    """The TFDS builder of the emoji set, prepared.
+
+    Args:
+      data_dir: a local folder; "" is TFDS's own default (`TFDS_DATA_DIR`, or
+        `~/tensorflow_datasets`).
+
+    Raises:
+      UvitError: if the folder cannot be written, or holds a broken copy.
+    """
+    from uvit_jax.data.sources.emoji.emoji_dataset_builder import Builder
+
+    if "://" in data_dir:
+        raise UvitError(f"the emoji set is prepared on the local disk, data_dir is {data_dir!r}")
+    data_dir = os.path.expanduser(data_dir)
+    opened = Builder(data_dir=data_dir or None, file_format="array_record")
+    if opened.is_prepared():
+        return opened
+    final = Path(opened.data_path)
+    logging.info("preparing the embedded emoji set in %s (once)", final)
+    try:
+        _prepare(Builder, final)
+    except OSError as error:
+        raise UvitError(
+            f"cannot prepare the emoji set in {final}: {error}; remove what is there, "
+            f"or set data_dir to a folder that can be written"
+        ) from error
+    return Builder(data_dir=data_dir or None, file_format="array_record")
+
+
+def _prepare(cls, final: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    root = final.parent.parent
+    root.mkdir(parents=True, exist_ok=True)
+    # On the same file system as `final`, so that the rename is one atomic step.
+    with tempfile.TemporaryDirectory(prefix=".emoji-", dir=root) as private:
+        copy = cls(data_dir=private, file_format="array_record")
+        tfds.display_progress_bar(False)  # its bars outlive the seconds that this takes
+        try:
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # it speaks of a download, there is none
+                copy.download_and_prepare()
+        finally:
+            tfds.display_progress_bar(True)
+        final.parent.mkdir(exist_ok=True)
+        try:
+            os.rename(copy.data_path, final)
+        except OSError:
+            if not cls(data_dir=root, file_format="array_record").is_prepared():
+                raise

@@ -1,0 +1,1 @@
+"""Samplers as float64 coefficient tables, run by one scan."""

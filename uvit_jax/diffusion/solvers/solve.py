@@ -1,0 +1,160 @@
+"""Samplers: from noise at t = 1 to data at t = 0, by any rule that plan.py's tables can express.
+
+`sample` knows neither the network nor the schedule's formulas: it runs a table of coefficients with
+one `lax.scan` over network evaluations, in which the network is traced once whatever the sampler.
+Wrap it in `jax.jit` together with the network; nothing here is jitted on its own account.
+
+    denoise = process.denoiser(predict, schedule, "eps")
+    x_0 = sample(SamplerConfig(name="dpm_solver", steps=50), denoise, schedule, x_T)
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvit_jax.diffusion.process import Denoised
+from uvit_jax.diffusion.schedule import Schedule
+from uvit_jax.diffusion.solvers import dpm_solver, simple
+from uvit_jax.diffusion.solvers.table import SAMPLERS, Row, SamplerConfig, time_grid
+from uvit_jax.errors import UvitError
+
+__all__ = ["SAMPLERS", "SamplerConfig", "Trajectory", "num_evaluations", "sample"]
+
+Tree = Any
+
+EVALUATIONS = {"heun": 2}
+"""Network evaluations a step, where they are not one; those of DPM-Solver follow from its order."""
+
+
+class Trajectory(NamedTuple):
+    """The states at the ends of all steps.
+
+    Attributes:
+      times: float64 numpy (steps + 1,), descending.
+      states: like the state, with a leading axis of steps + 1; the first is x_T.
+    """
+
+    times: np.ndarray
+    states: Tree
+
+
+def num_evaluations(config: SamplerConfig) -> int:
+    """How many times `sample` evaluates the network."""
+    if config.name.startswith("dpm_solver") and config.method == "singlestep":
+        return config.order * config.steps
+    return EVALUATIONS.get(config.name, 1) * config.steps
+
+
+def sample(
+    config: SamplerConfig,
+    denoise: Callable[[Tree, jax.Array], Denoised],
+    schedule: Schedule,
+    x_T: Tree,
+    key: jax.Array | None = None,
+    *,
+    keep_trajectory: bool = False,
+) -> Tree | tuple[Tree, Trajectory]:
+    """Draws samples; the whole of it is one `lax.scan`.
+
+    Args:
+      config: the sampler (static).
+      denoise: `denoise(x, t)` with x like x_T and t a float32 scalar in [0, 1]; see
+        `process.denoiser`.
+      schedule: of the state.
+      x_T: a pytree of standard normal noise, leaves (B, ...).
+      key: for the samplers that add noise. The noise of evaluation i and leaf p is drawn with
+        `fold_in(fold_in(key, i), crc32(p))`, so a segment's noise does not depend on its company.
+      keep_trajectory: also return the states in between.
+
+    Returns:
+      x_0, like x_T, float32 (float64 if x_T is); with keep_trajectory, (x_0, Trajectory).
+
+    Raises:
+      UvitError: if a key is missing, or the config does not fit the schedule.
+    """
+    table = _table(config, schedule)
+    dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(x_T)))
+    columns = {
+        f.name: np.array([getattr(r, f.name) for r in table]) for f in dataclasses.fields(Row)
+    }
+    learned = config.variance == "learned"
+    noisy = bool(columns["noise"].any())
+    if noisy and key is None:
+        raise UvitError(f"the sampler {config.name!r} adds noise and needs a key")
+    # Columns of zeros are left out of the program, not only of the sum.
+    terms = ("x", "y", "x0", "eps", "past1", "past2")
+    used = [name for name in terms if columns[name].any()]
+    form = "eps" if columns["eps"].any() else "x0"  # what the past remembers
+    depth = 2 if "past2" in used else 1 if "past1" in used else 0
+    single = bool(columns["ends_step"].all())
+
+    def body(carry, row):
+        x, y, past = carry
+        at = {"x": x, "y": y, **{f"past{i + 1}": p for i, p in enumerate(past)}}
+        denoised = denoise(y, row["t"])
+        at |= {"x0": denoised.x0, "eps": denoised.eps}
+        new = _sum([(row[name], at[name]) for name in used])
+        if noisy:
+            z = _noise(jax.random.fold_in(key, row["index"]), new)
+            if learned:
+                new = jax.tree.map(
+                    lambda n, v, e: n + _learned_std(row, v) * e, new, _mix(denoised), z
+                )
+            else:
+                new = _sum([(1.0, new), (row["noise"], z)])
+        now = jax.tree.map(lambda p: p.astype(dtype), at[form])
+        past = (now, *past)[:depth]
+        base = (
+            new if single else jax.tree.map(lambda n, o: jnp.where(row["ends_step"], n, o), new, x)
+        )
+        return (base, new, past), (new if keep_trajectory else None)
+
+    rows = {name: jnp.asarray(columns[name], dtype) for name in columns if name != "ends_step"}
+    rows["ends_step"] = jnp.asarray(columns["ends_step"])
+    rows["index"] = jnp.arange(len(table))
+    x_T = jax.tree.map(lambda x: jnp.asarray(x, dtype), x_T)
+    zeros = jax.tree.map(jnp.zeros_like, x_T)
+    (x_0, _, _), states = jax.lax.scan(body, (x_T, x_T, (zeros,) * depth), rows)
+    if not keep_trajectory:
+        return x_0
+    ends = np.flatnonzero(columns["ends_step"])
+    states = jax.tree.map(lambda x, s: jnp.concatenate([x[None], s[ends]]), x_T, states)
+    return x_0, Trajectory(np.concatenate([columns["t"][:1], columns["t_next"][ends]]), states)
+
+
+def _table(config: SamplerConfig, schedule: Schedule) -> list[Row]:
+    if config.name.startswith("dpm_solver"):
+        return dpm_solver.rows(config, schedule)
+    return getattr(simple, config.name)(config, schedule, time_grid(config, schedule))
+
+
+def _sum(terms: list[tuple[jax.Array, Tree]]) -> Tree:
+    weights = [w for w, _ in terms]
+    return jax.tree.map(
+        lambda *xs: sum(w * x for w, x in zip(weights, xs, strict=True)), *(x for _, x in terms)
+    )
+
+
+def _noise(key: jax.Array, like: Tree) -> Tree:
+    def draw(path, x):
+        name = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())
+        return jax.random.normal(jax.random.fold_in(key, np.uint32(name)), x.shape, x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, like)
+
+
+def _learned_std(row: dict[str, jax.Array], mix: jax.Array) -> jax.Array:
+    """Nichol & Dhariwal 2021, eq. 15; 0 in the last step, whose `noise` is 0."""
+    log_variance = mix * row["log_large"] + (1 - mix) * row["log_small"]
+    return jnp.where(row["noise"] > 0, jnp.exp(log_variance / 2), 0.0)
+
+
+def _mix(denoised: Denoised) -> Tree:
+    if denoised.log_variance_mix is None:
+        raise UvitError("variance 'learned' needs a denoiser made with learned_range=True")
+    return denoised.log_variance_mix

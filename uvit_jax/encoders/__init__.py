@@ -1,0 +1,1 @@
+"""Frozen networks: text and image encoders, with the weights of their authors."""

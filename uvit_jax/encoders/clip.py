@@ -1,0 +1,286 @@
+"""CLIP's two towers: texts and pictures to features, as pure functions.
+
+    tower, params = load_text(path)                # of interop.clip; load_vision likewise
+    out = tower.apply(params, ids)                 # int32 (B, 77)
+    out["hidden"], out["pooled"], out["embeds"]    # (B, 77, D), (B, D), (B, E)
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
+(2021). U-ViT and Stable Diffusion take the text tower's `hidden` (ViT-L/14: 77×768), UniDiffuser
+also the pictures' `embeds` (ViT-B/32: 512).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.model import Params
+from uvit_jax.models.model_config import DTYPES
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
+    "gelu": functools.partial(nnx.gelu, approximate=False),
+}
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of red, green and blue in [0, 1], over the pictures that CLIP was trained on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """A transformer of either tower.
+
+    Attributes:
+      width, depth, num_heads, mlp_width: of its blocks. projection: E of `embeds`, 0 for none.
+      activation: `quick_gelu` (OpenAI's), or `gelu` (OpenCLIP's larger ones).
+      eps: of the LayerNorms. dtype: of the computation; statistics and results are float32.
+      layer_scale: whether each branch is multiplied by learned factors (DINOv2).
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    projection: int = 0
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    dtype: str = "float32"
+    layer_scale: bool = False
+
+    def __post_init__(self):
+        if min(self.width, self.depth, self.num_heads, self.mlp_width) < 1 or self.projection < 0:
+            raise UvitError("width, depth, num_heads and mlp_width must be at least 1")
+        if self.width % self.num_heads:
+            raise UvitError(f"num_heads={self.num_heads} does not divide the width {self.width}")
+        for key, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
+            if getattr(self, key) not in known:
+                value = getattr(self, key)
+                raise UvitError(f"unknown {key} {value!r}{nearest(value, known)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(TowerConfig):
+    """vocab_size: of the tokenizer. length: T, 77 as published. eos: the id that ends a text, where
+    it is pooled; None takes the greatest id, as in the oldest checkpoints."""
+
+    vocab_size: int
+    length: int
+    eos: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig(TowerConfig):
+    """image_size: side of the pictures. patch_size: side of a patch, in pixels."""
+
+    image_size: int
+    patch_size: int
+
+
+def linear(config: TowerConfig, inputs: int, outputs: int, rngs: nnx.Rngs, bias=True):
+    """A tower's linear layer, at full precision in float32."""
+    # Features are compared with other programs': no bfloat16 on TPUs unless it is asked for.
+    precision = jax.lax.Precision.HIGHEST if config.dtype == "float32" else None
+    dtype = jnp.dtype(config.dtype)
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, precision=precision, rngs=rngs)
+
+
+def norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A tower's LayerNorm."""
+    dtype = jnp.dtype(config.dtype)
+    options = dict(epsilon=config.eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(config.width, **options)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): (B, N, D) → (B, N, D)."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
+        D = config.width
+        self.config = config
+        self.norm1, self.norm2 = norm(config, rngs), norm(config, rngs)
+        self.q, self.k, self.v, self.out = (linear(config, D, D, rngs) for _ in range(4))
+        self.fc1 = linear(config, D, config.mlp_width, rngs)
+        self.fc2 = linear(config, config.mlp_width, D, rngs)
+        if config.layer_scale:
+            self.scale1, self.scale2 = nnx.Param(jnp.ones((D,))), nnx.Param(jnp.ones((D,)))
+
+    def __call__(self, x_BND: jax.Array, *, causal: bool) -> jax.Array:
+        B, N, D = x_BND.shape
+        h_BND = self.norm1(x_BND)
+        q, k, v = (
+            f(h_BND).reshape(B, N, self.config.num_heads, -1) for f in (self.q, self.k, self.v)
+        )
+        precision = self.q.precision
+        logits_BHNM = jnp.einsum("bnhk,bmhk->bhnm", q, k, precision=precision).astype(jnp.float32)
+        logits_BHNM *= q.shape[-1] ** -0.5
+        if causal:
+            logits_BHNM = jnp.where(np.tril(np.ones((N, N), bool)), logits_BHNM, -jnp.inf)
+        weights_BHNM = nnx.softmax(logits_BHNM).astype(q.dtype)
+        h_BND = jnp.einsum("bhnm,bmhk->bnhk", weights_BHNM, v, precision=precision)
+        x_BND += self._scaled(self.out(h_BND.reshape(B, N, D)), 1)
+        activate = ACTIVATIONS[self.config.activation]
+        return x_BND + self._scaled(self.fc2(activate(self.fc1(self.norm2(x_BND)))), 2)
+
+    def _scaled(self, h_BND: jax.Array, branch: int) -> jax.Array:
+        if not self.config.layer_scale:
+            return h_BND
+        return h_BND * getattr(self, f"scale{branch}")[...].astype(h_BND.dtype)
+
+
+class Tower(nnx.Module):
+    """What both networks share: blocks with a leading layer axis, run in a scan."""
+
+    def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        make = nnx.vmap(lambda r: Block(config, rngs=r))
+        self.blocks = make(rngs.split(config.depth))
+        self.norm = norm(config, rngs)
+        size = config.projection
+        self.project = linear(config, config.width, size, rngs, bias=False) if size else None
+
+    def run(self, x_BND: jax.Array, *, causal: bool) -> jax.Array:
+        graph, params_L = nnx.split(self.blocks)
+
+        def body(x_BND, params):
+            return nnx.merge(graph, params)(x_BND, causal=causal), None
+
+        return jax.lax.scan(body, x_BND, params_L)[0]
+
+    def outputs(self, hidden_BND: jax.Array, pooled_BD: jax.Array) -> dict[str, jax.Array]:
+        found = {"hidden": hidden_BND, "pooled": pooled_BD}
+        if self.project is not None:
+            found["embeds"] = self.project(pooled_BD)
+        return {name: value.astype(jnp.float32) for name, value in found.items()}
+
+
+class TextNetwork(Tower):
+    """int32 (B, T) → hidden (B, T, D) after the last norm, pooled (B, D), embeds (B, E)."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        dtype = jnp.dtype(config.dtype)
+        self.tokens = nnx.Embed(config.vocab_size, config.width, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(jnp.zeros((config.length, config.width)))
+
+    def __call__(self, ids_BT: jax.Array) -> dict[str, jax.Array]:
+        x_BTD = self.tokens(ids_BT)
+        x_BTD += self.positions[: ids_BT.shape[1]].astype(x_BTD.dtype)
+        hidden_BTD = self.norm(self.run(x_BTD, causal=True))
+        # The first of the greatest: a text is padded with the id that ends it.
+        eos = self.config.eos
+        end_B = jnp.argmax(ids_BT if eos is None else ids_BT == eos, axis=1)
+        return self.outputs(hidden_BTD, hidden_BTD[jnp.arange(len(ids_BT)), end_B])
+
+
+class VisionNetwork(Tower):
+    """(B, H, W, 3) → hidden (B, 1 + HW/p², D), pooled (B, D) after a norm, embeds (B, E)."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        p = config.patch_size
+        self.patches = linear(config, p * p * 3, config.width, rngs, bias=False)
+        self.cls = nnx.Param(jnp.zeros((config.width,)))
+        count = 1 + (config.image_size // p) ** 2
+        self.positions = nnx.Param(jnp.zeros((count, config.width)))
+        self.norm_in = norm(config, rngs)
+
+    def __call__(self, x_BHWC: jax.Array) -> dict[str, jax.Array]:
+        p, (B, H, W, C) = self.config.patch_size, x_BHWC.shape
+        x_BNP = x_BHWC.reshape(B, H // p, p, W // p, p, C).swapaxes(2, 3).reshape(B, -1, p * p * C)
+        x_BND = self.patches(x_BNP)
+        cls_B1D = jnp.broadcast_to(self.cls[...].astype(x_BND.dtype), (B, 1, x_BND.shape[-1]))
+        x_BND = jnp.concatenate([cls_B1D, x_BND], axis=1)
+        x_BND += self.positions[...].astype(x_BND.dtype)
+        hidden_BND = self.run(self.norm_in(x_BND), causal=False)
+        return self.outputs(hidden_BND, self.norm(hidden_BND[:, 0]))
+
+
+class Clip:
+    """One tower as pure functions: `init`, `apply`.
+
+    Attributes:
+      config: the `TextConfig` or `VisionConfig` it was built from.
+      abstract_params: the parameters' shapes and dtypes, with no arrays behind them.
+    """
+
+    def __init__(self, config: TextConfig | VisionConfig):
+        self.config = config
+        self._network = TextNetwork if isinstance(config, TextConfig) else VisionNetwork
+        abstract = nnx.eval_shape(lambda: self._network(config, rngs=nnx.Rngs(0)))
+        self._graph, state = nnx.split(abstract)
+        self.abstract_params: Params = nnx.to_pure_dict(state)
+
+    def __repr__(self) -> str:
+        return f"Clip({self.config}, {self.num_params / 1e6:.2f}M parameters)"
+
+    @property
+    def num_params(self) -> int:
+        """How many trained numbers it has."""
+        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _init(self, key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.split(self._network(self.config, rngs=nnx.Rngs(key)))[1])
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
+        return self._init(key)
+
+    def apply(self, params: Params, inputs: Any) -> dict[str, jax.Array]:
+        """Runs the tower. Pure.
+
+        Args:
+          params: as `init` gives them.
+          inputs: of texts int32 (B, T), T up to `config.length`; of pictures float (B, S, S, 3) of
+            the side `config.image_size`, see `prepare`.
+
+        Returns:
+          float32: `hidden` (B, N, D), of texts after the final LayerNorm, of pictures before it;
+          `pooled` (B, D), at a text's end, or of the class token; `embeds` (B, E) if the tower has
+          a projection, not normalised.
+
+        Raises:
+          UvitError: on another shape.
+        """
+        config, shape = self.config, np.shape(inputs)
+        if isinstance(config, TextConfig):
+            if len(shape) != 2 or not 0 < shape[1] <= config.length:
+                raise UvitError(f"CLIP takes ids (B, T), T up to {config.length}, got {shape}")
+            inputs = jnp.asarray(inputs, jnp.int32)
+        else:
+            side = config.image_size
+            if shape[1:] != (side, side, 3):
+                raise UvitError(f"CLIP takes pictures (B, {side}, {side}, 3), got {shape}")
+            inputs = jnp.asarray(inputs, jnp.dtype(config.dtype))
+        return nnx.merge(self._graph, params)(inputs)
+
+
+def prepare(pixels_BHWC: jax.Array, size: int = 224) -> jax.Array:
+    """Pictures as CLIP sees them: the short side resized to `size`, the centre cut out.
+
+    As in Pillow, the bicubic filter widens where the picture shrinks, and rows and then columns are
+    rounded to 256 levels.
+
+    Args:
+      pixels_BHWC: float32 (B, H, W, 3) in [0, 255]. size: the side wanted.
+
+    Returns:
+      float32 (B, size, size, 3), with `MEAN` and `STD` taken out.
+    """
+    B, H, W, C = pixels_BHWC.shape
+    short = min(H, W)
+    height, width = (int(size * side / short) for side in (H, W))
+    x = pixels_BHWC
+    for shape in ((B, H, width, C), (B, height, width, C)):
+        if shape != x.shape:
+            options = dict(antialias=True, precision=jax.lax.Precision.HIGHEST)
+            x = jax.image.resize(x, shape, "cubic", **options)
+            x = jnp.clip(jnp.round(x), 0, 255)
+    top, left = (height - size) // 2, (width - size) // 2
+    x = x[:, top : top + size, left : left + size]
+    return (x / 255 - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)

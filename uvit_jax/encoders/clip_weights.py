@@ -1,0 +1,285 @@
+"""CLIP's checkpoints as Hugging Face names their tensors: `text_model.…`, `vision_model.…`.
+
+A folder has `model.safetensors` or `pytorch_model.bin`, and `config.json`. That of a text tower has
+the tokenizer's files, too, or stands as `text_encoder` beside `tokenizer`, as Stable Diffusion's.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uvit_jax.encoders.clip import Clip, TextConfig, VisionConfig
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import files, mapping
+from uvit_jax.interop.mapping import SAME, Entry, Tensors, linear, patches
+from uvit_jax.models.model import Params
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PREFIX = {"text": "text_model.", "vision": "vision_model."}
+_PROJECTION = {"text": "text_projection", "vision": "visual_projection"}
+HEAD_SIZE = 64
+"""Of an attention head in every published CLIP, for files without a config."""
+
+
+def load_text(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[Clip, Params]:
+    """Loads a text tower.
+
+    Args:
+      path: a folder as above, or a file of tensors (PyTorch's are read with `weights_only`).
+      dtype: of the computation, float32 or bfloat16.
+
+    Returns:
+      `(tower, params)`, params float32 numpy arrays.
+
+    Raises:
+      UvitError: if the file is missing, damaged, or holds no text tower, naming the tensors that
+        are missing, unexpected, or of another shape.
+    """
+    return _load(path, "text", dtype)
+
+
+def load_vision(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[Clip, Params]:
+    """Loads a tower of pictures, as `load_text` does the other."""
+    return _load(path, "vision", dtype)
+
+
+class TextEncoder:
+    """Texts to features: a tokenizer and a text tower, jitted. Made by `load_text_encoder`.
+
+    Attributes:
+      shape: (T, D) of a text's features. sha256: of the file of weights. file: that file.
+    """
+
+    def __init__(self, tokenizer: Any, tower: Clip, params: Params, file: Path, batch_size: int):
+        self.tower, self.file, self.sha256 = tower, file, _sha256(file)
+        self.shape = (tower.config.length, tower.config.width)
+        self._tokenizer, self._batch_size = tokenizer, batch_size
+        # Spread over this process's devices, which need not be alone in the world.
+        devices = jax.local_devices()
+        count = max(d for d in range(1, len(devices) + 1) if batch_size % d == 0)
+        mesh = jax.sharding.Mesh(np.array(devices[:count]), ("data",))
+        rows = jax.NamedSharding(mesh, jax.P("data"))
+        whole = jax.NamedSharding(mesh, jax.P())
+        self._params = jax.device_put(params, whole)
+        self._rows = rows
+        self._run = jax.jit(
+            lambda params, ids, name: tower.apply(params, ids)[name], static_argnums=2
+        )
+
+    def ids(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids int32 (B, T): cut where too long, padded as Stable Diffusion does."""
+        options = dict(padding="max_length", max_length=self.shape[0], truncation=True)
+        ids = np.asarray(self._tokenizer(list(texts), **options)["input_ids"], np.int32)
+        if ids.max(initial=0) >= self.tower.config.vocab_size:
+            raise UvitError(
+                f"the tokenizer makes the id {ids.max()}, and the tower in {self.file} has "
+                f"{self.tower.config.vocab_size}; they do not belong together"
+            )
+        return ids
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """The last hidden states after the final LayerNorm: float32 (B, T, D)."""
+        return self._encoded(texts, "hidden", self.shape)
+
+    def embeddings(self, texts: Sequence[str]) -> np.ndarray:
+        """What is compared with pictures' embeddings: float32 (B, E), not normalised.
+
+        Raises:
+          UvitError: if the tower has no projection.
+        """
+        if not self.tower.config.projection:
+            raise UvitError(
+                f"the text tower in {self.file} has no projection, so its texts cannot be compared "
+                "with pictures; give the folder of a whole CLIP"
+            )
+        return self._encoded(texts, "embeds", (self.tower.config.projection,))
+
+    def _encoded(self, texts: Sequence[str], name: str, shape: tuple[int, ...]) -> np.ndarray:
+        ids = self.ids(texts)
+        found, n = [np.zeros((0, *shape), np.float32)], self._batch_size
+        with jax.set_mesh(self._rows.mesh):
+            for start in range(0, len(ids), n):
+                # The last batch is filled up, so that there is one shape to compile for.
+                batch = ids[np.arange(start, start + n) % len(ids)]
+                found.append(
+                    jax.device_get(self._run(self._params, jax.device_put(batch, self._rows), name))
+                )
+        return np.concatenate(found)[: len(ids)]
+
+
+def load_text_encoder(
+    path: str | os.PathLike, *, dtype: str = "float32", batch_size: int = 64
+) -> TextEncoder:
+    """Loads a tokenizer and a text tower from a folder (see above).
+
+    Raises:
+      UvitError: as `load_text`; if the tokenizer is missing or damaged; without `transformers`.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UvitError(f"{path} is no folder; give one with a CLIP's tokenizer and weights")
+    tower, params = load_text(path, dtype=dtype)
+    return TextEncoder(_tokenizer(path), tower, params, resolve(path, "text")[0], batch_size)
+
+
+def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
+    """The file of tensors at `path`, and the settings of one tower (`text`, `vision`) if known.
+
+    Raises:
+      UvitError: if a folder has no such file, or its config.json is damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path, {}
+    if kind == "text" and (path / "text_encoder").is_dir():  # a whole Stable Diffusion
+        path = path / "text_encoder"
+    found = [path / name for name in WEIGHTS if (path / name).is_file()]
+    if not found:
+        raise UvitError(f"the folder {path} has no {' or '.join(WEIGHTS)}; give a CLIP's folder")
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return found[0], dict(settings.get(f"{kind}_config", settings))
+    except FileNotFoundError:
+        return found[0], {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
+
+
+def own_tensors(tensors: Tensors, kind: str) -> dict[str, np.ndarray]:
+    """One tower's tensors without its prefix, and its projection, out of those of a file."""
+    prefix, projection = _PREFIX[kind], f"{_PROJECTION[kind]}.weight"
+    own = {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
+    if not own:  # a file of one tower alone may go without
+        other = (*_PREFIX.values(), *(f"{p}." for p in _PROJECTION.values()), "logit_scale")
+        own = {n: a for n, a in tensors.items() if not n.startswith(other)}
+    if projection in tensors:
+        own[projection] = tensors[projection]
+    # Old files keep the numbers 0, 1, 2, … of the positions.
+    return {n: a for n, a in own.items() if not n.endswith(".position_ids")}
+
+
+def describe(
+    tensors: Tensors, kind: str, settings: Mapping[str, Any], where: str
+) -> TextConfig | VisionConfig:
+    """The config that a tower's names, shapes and config.json describe.
+
+    Args:
+      tensors: its own, without prefix. kind: `text` or `vision`. settings: of config.json, for
+        what shapes do not tell; empty as published by OpenAI. where: the file, for messages.
+
+    Raises:
+      UvitError: if these are no such tower's tensors.
+    """
+
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        if name not in tensors or tensors[name].ndim != dims:
+            raise UvitError(f"{where} holds no CLIP {kind} tower: {name} is missing or of no use")
+        return tensors[name].shape
+
+    depth = 0
+    while any(name.startswith(f"encoder.layers.{depth}.") for name in tensors):
+        depth += 1
+    count, width = shape("embeddings.position_embedding.weight", 2)
+    projection = f"{_PROJECTION[kind]}.weight"
+    options = dict(
+        width=width,
+        depth=depth,
+        mlp_width=shape("encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_heads=settings.get("num_attention_heads") or max(width // HEAD_SIZE, 1),
+        projection=shape(projection, 2)[0] if projection in tensors else 0,
+        activation=settings.get("hidden_act", "quick_gelu"),
+        eps=settings.get("layer_norm_eps", 1e-5),
+    )
+    try:
+        if kind == "text":
+            vocab_size = shape("embeddings.token_embedding.weight", 2)[0]
+            eos = settings.get("eos_token_id", 2)
+            # 2 is what old configs say, wrongly; then the end is the greatest id.
+            eos = None if eos == 2 else eos
+            return TextConfig(**options, vocab_size=vocab_size, length=count, eos=eos)
+        patch_size = shape("embeddings.patch_embedding.weight", 4)[-1]
+        image_size = patch_size * round((count - 1) ** 0.5)
+        return VisionConfig(**options, image_size=image_size, patch_size=patch_size)
+    except UvitError as error:
+        message = str(error)
+        raise UvitError(message if where in message else f"{where}: {message}") from None
+
+
+def entries(config: TextConfig | VisionConfig) -> Iterator[Entry]:
+    """Every tensor of a tower's checkpoint, without its prefix."""
+    if isinstance(config, TextConfig):
+        yield Entry("embeddings.token_embedding.weight", "tokens/embedding")
+        yield from _norm("final_layer_norm", "norm")
+        projection = _PROJECTION["text"]
+    else:
+        yield Entry("embeddings.class_embedding", "cls")
+        patch = patches(config.patch_size, 3)
+        yield Entry("embeddings.patch_embedding.weight", "patches/kernel", patch)
+        yield from _norm("pre_layrnorm", "norm_in")  # sic
+        yield from _norm("post_layernorm", "norm")
+        projection = _PROJECTION["vision"]
+    yield Entry("embeddings.position_embedding.weight", "positions")
+    if config.projection:
+        yield Entry(f"{projection}.weight", "project/kernel", mapping.LINEAR)
+    for i in range(config.depth):
+        key = f"encoder.layers.{i}"
+        for name in ("q", "k", "v", "out"):
+            yield from linear(f"{key}.self_attn.{name}_proj", f"blocks/{name}", layer=i)
+        for number in (1, 2):
+            yield from linear(f"{key}.mlp.fc{number}", f"blocks/fc{number}", layer=i)
+            yield from _norm(f"{key}.layer_norm{number}", f"blocks/norm{number}", i)
+
+
+def export(tower: Clip, params: Params) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint with prefixes, float32; the inverse of loading."""
+    kind = "text" if isinstance(tower.config, TextConfig) else "vision"
+    tensors = mapping.exported(entries(tower.config), params)
+    bare = f"{_PROJECTION[kind]}.weight"
+    return {n if n == bare else _PREFIX[kind] + n: array for n, array in tensors.items()}
+
+
+def _norm(key: str, path: str, layer: int | None = None) -> Iterator[Entry]:
+    yield Entry(f"{key}.weight", f"{path}/scale", SAME, layer)
+    yield Entry(f"{key}.bias", f"{path}/bias", SAME, layer)
+
+
+def _load(path: str | os.PathLike, kind: str, dtype: str) -> tuple[Clip, Params]:
+    file, settings = resolve(path, kind)
+    read = files.read_torch if file.suffix == ".bin" and file.is_file() else files.read_tensors
+    tensors = own_tensors(read(file), kind)
+    config = describe(tensors, kind, settings, str(file))
+    tower = Clip(dataclasses.replace(config, dtype=dtype))
+    params = mapping.imported(entries(config), tensors, tower.abstract_params, str(file))
+    return tower, params
+
+
+def _tokenizer(path: Path) -> Any:
+    folder = path / "tokenizer"
+    if not folder.is_dir():
+        beside = path.parent / "tokenizer"
+        folder = beside if path.name == "text_encoder" and beside.is_dir() else path
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UvitError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt")
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError:
+        raise UvitError(
+            "tokenizing for CLIP needs the package transformers: pip install 'uvit-jax[text]'"
+        ) from None
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises whatever the damage provokes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UvitError(f"the tokenizer in {folder} cannot be read: {reason}") from None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""The encoders that are vision transformers, with a user's weights: CLIP, DINO, DINOv2.
+
+Their features are the class token's: CLIP's projected, DINO's after the last norm.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from uvit_jax.encoders import clip_weights as interop_clip
+from uvit_jax.encoders import preparation, weights
+from uvit_jax.encoders import vit_weights as interop_vit
+from uvit_jax.encoders.clip import Clip, VisionConfig
+from uvit_jax.encoders.clip import prepare as prepare_clip
+from uvit_jax.encoders.family import Family, Network
+from uvit_jax.encoders.preparation import Preparation
+from uvit_jax.errors import UvitError
+from uvit_jax.models.model import Params
+
+
+def clip_family(name: str, config: VisionConfig) -> Family:
+    """The tower of pictures of a CLIP of this size."""
+
+    def load(path: Path | None) -> Network:
+        path = _given(path, name, "the CLIP")
+        tower, params = interop_clip.load_vision(path)
+        if tower.config != config:
+            raise UvitError(f"{path} is a CLIP of another size than {name}: {tower.config}")
+        return Network(params=params, sha256=_sha256(path), apply=apply)
+
+    def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
+        return {"pool": Clip(config).apply(params, x_BHWC)["embeds"]}
+
+    return Family(
+        title=f"CLIP ({name.removeprefix('clip_')})",
+        size=config.projection,
+        load=load,
+        prepare=partial(prepare_clip, size=config.image_size),
+        preparation=f"{config.image_size}bicubic",
+    )
+
+
+def dino_family(
+    name: str,
+    *,
+    width: int,
+    depth: int,
+    patch_size: int,
+    registers: int = 0,
+    prepare: Preparation = preparation.DINO,
+) -> Family:
+    """A DINO or DINOv2 of this size. What sizes do not tell, its file does: how positions are
+    interpolated, the norms' epsilon."""
+    wanted = dict(width=width, depth=depth, patch_size=patch_size, registers=registers)
+    wanted["layer_scale"] = name.startswith("dinov2")
+
+    def load(path: Path | None) -> Network:
+        path = _given(path, name, "it")
+        tower, params = interop_vit.load_vit(path)
+        found = {key: getattr(tower.config, key) for key in wanted}
+        if found != wanted:
+            differs = [f"{key}={found[key]}" for key in wanted if found[key] != wanted[key]]
+            raise UvitError(f"{path} is no {name}: its network has {', '.join(differs)}")
+
+        def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
+            return {"pool": tower.apply(params, x_BHWC)["pooled"]}
+
+        return Network(params=params, sha256=_sha256(path), apply=apply)
+
+    return Family(
+        title=name.replace("_vit", " ViT-").replace("dinov2", "DINOv2").replace("dino", "DINO"),
+        size=width,
+        load=load,
+        prepare=prepare,
+        preparation=prepare.word,
+    )
+
+
+def _given(path: Path | None, name: str, what: str) -> Path:
+    if path is None:
+        raise UvitError(
+            f"the encoder {name} needs its weights, which are not part of this package: give "
+            f"the folder of {what}, or its file (.safetensors, .pth), as its weights (--weights)"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    return weights.sha256(interop_clip.resolve(path, "vision")[0])
+
+
+_CLIP_B = dict(width=768, depth=12, num_heads=12, mlp_width=3072, projection=512, image_size=224)
+# OpenAI's towers, whose embeddings are the features.
+_CLIPS = {
+    "clip_vit_b32": VisionConfig(**_CLIP_B, patch_size=32),
+    "clip_vit_b16": VisionConfig(**_CLIP_B, patch_size=16),
+    "clip_vit_l14": VisionConfig(
+        width=1024,
+        depth=24,
+        num_heads=16,
+        mlp_width=4096,
+        projection=768,
+        image_size=224,
+        patch_size=14,
+    ),
+}
+_SIZES = {
+    "s": dict(width=384, depth=12),
+    "b": dict(width=768, depth=12),
+    "l": dict(width=1024, depth=24),
+}
+_DINOS = [(f"dino_vit{size}{p}", size, p, 0) for size in "sb" for p in (8, 16)]
+_DINOS += [
+    (f"dinov2_vit{size}14{'_reg' if registers else ''}", size, 14, registers)
+    for size in "sbl"
+    for registers in (0, 4)
+]
+
+FAMILIES: dict[str, Family] = {
+    **{name: clip_family(name, config) for name, config in _CLIPS.items()},
+    **{
+        name: dino_family(
+            name,
+            **_SIZES[size],
+            patch_size=patch_size,
+            registers=registers,
+            prepare=preparation.DINOV2 if "v2" in name else preparation.DINO,
+        )
+        for name, size, patch_size, registers in _DINOS
+    },
+}
+"""By name."""

@@ -1,0 +1,151 @@
+"""From pictures to figures: encodes them, and names what comes out after the encoder."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from uvit_jax.encoders.image_encoder import Encoder
+from uvit_jax.errors import UvitError
+from uvit_jax.evaluation.frechet import Moments, Statistics, frechet_distance
+from uvit_jax.evaluation.image_sets import Pictures
+from uvit_jax.evaluation.precision_recall import precision_recall
+from uvit_jax.evaluation.scores import inception_score, kernel_distance
+from uvit_jax.models.model import Params
+from uvit_jax.parallel.sharding import path_string
+
+# A merge costs D² however few the features are, so they are merged in parts of this size.
+_AT_ONCE = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """What is kept of encoded pictures.
+
+    Attributes:
+      statistics: of all of them.
+      pool: float32 (n, D), of a random choice of them in random order; None if all that is
+        known is a file of statistics.
+      logits: float32 (N, K) of all, in their order, if the encoder classifies.
+    """
+
+    statistics: Statistics
+    pool: np.ndarray | None = None
+    logits: np.ndarray | None = None
+
+
+def encode(encoder: Encoder, pictures: Pictures, *, keep: int, seed: int = 0) -> Features:
+    """Streams pictures through an encoder.
+
+    Args:
+      keep: of how many pictures the features themselves are kept, chosen by `seed`.
+
+    Raises:
+      UvitError: if a picture holds NaN or infinity.
+    """
+    count = pictures.count
+    chosen = np.zeros((count,), bool)
+    rng = np.random.default_rng(seed)
+    chosen[rng.permutation(count)[:keep]] = True
+    moments, pending, pools, logits = None, [], [], []
+    done = 0
+    with tqdm(
+        total=count,
+        desc=f"{encoder.title}: {pictures.name}",
+        unit="picture",
+        dynamic_ncols=True,
+        disable=None if jax.process_index() == 0 else True,
+    ) as bar:
+        for batch in pictures.batches():
+            valid = min(len(batch), count - done)
+            found = encoder.features(batch)
+            pool = np.asarray(found["pool"])[:valid]
+            if not np.isfinite(pool).all():
+                bad = done + int(np.flatnonzero(~np.isfinite(pool).all(axis=1))[0])
+                raise UvitError(f"picture {bad} of {pictures.name} holds NaN or infinity")
+            pending.append(pool)
+            if sum(map(len, pending)) >= _AT_ONCE or done + valid == count:
+                part = Moments.of(np.concatenate(pending))
+                moments = part if moments is None else moments.merge(part)
+                pending = []
+            pools.append(pool[chosen[done : done + valid]])
+            if "logits" in found:
+                logits.append(np.asarray(found["logits"])[:valid])
+            done += valid
+            bar.update(valid)
+            if done == count:
+                break
+    return Features(
+        moments.statistics(encoder.version),
+        # Any first part of them is a random choice too: data sets are often sorted by class.
+        rng.permutation(np.concatenate(pools)),
+        np.concatenate(logits) if logits else None,
+    )
+
+
+def figures(encoder: Encoder, samples: Features, reference: Features) -> dict[str, float]:
+    """All figures that two sets of features allow, by name.
+
+    With the official Inception: `fid`, `kid`, `inception_score`, each also `_std` where it is a
+    mean over parts, `inception_precision`, `inception_recall`. With any other encoder none of these
+    names, but the encoder's own: `<encoder>_frechet_distance`, `_kernel_distance`, `_class_score`,
+    `_precision`, `_recall`.
+    """
+    prefix, known = encoder.name, {}
+    if encoder.official:
+        prefix, known = "inception", OFFICIAL_NAMES
+    elif prefix.startswith("inception"):
+        prefix = f"unofficial_{prefix}"
+    found = {"frechet_distance": frechet_distance(samples.statistics, reference.statistics)}
+    if samples.logits is not None:
+        splits = min(10, len(samples.logits))
+        mean, std = inception_score(samples.logits, splits=splits)
+        found |= {"class_score": mean, "class_score_std": std}
+    if reference.pool is not None:
+        count = compared(samples, reference)
+        pools = samples.pool[:count], reference.pool[:count]
+        for compare in COMPARISONS:
+            found |= compare(*pools)
+    return {known.get(name, f"{prefix}_{name}"): value for name, value in found.items()}
+
+
+def _manifolds(samples: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    precision, recall = precision_recall(samples, reference)
+    return {"precision": precision, "recall": recall}
+
+
+def _kernels(samples: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    mean, std = kernel_distance(samples, reference)
+    return {"kernel_distance": mean, "kernel_distance_std": std}
+
+
+COMPARISONS: list[Callable[[np.ndarray, np.ndarray], dict[str, float]]] = [_manifolds, _kernels]
+"""What is computed of two sets of features (n, D), equally many: functions (samples, reference) →
+figures by name, to which `figures` adds the encoder's."""
+
+OFFICIAL_NAMES = {
+    "frechet_distance": "fid",
+    "class_score": "inception_score",
+    "class_score_std": "inception_score_std",
+    "kernel_distance": "kid",
+    "kernel_distance_std": "kid_std",
+}
+"""What figures are called where Inception's official weights make them."""
+
+
+def compared(samples: Features, reference: Features) -> int:
+    """Of how many features each precision, recall and kernel distance are: equally many."""
+    return 0 if reference.pool is None else min(len(samples.pool), len(reference.pool))
+
+
+def params_sha256(params: Params) -> str:
+    """A hash of parameters: of every path, dtype, shape and value."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{path_string(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""Pictures as files: arrays in [-1, 1] to PNG grids."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Float (…, H, W, C) in [-1, 1] → uint8, values outside clipped, NaN black."""
+    finite = np.clip(np.nan_to_num(np.asarray(images, np.float32), nan=-1.0), -1, 1)
+    return np.round((finite + 1) * 127.5).astype(np.uint8)
+
+
+def grid(
+    images: np.ndarray, *, columns: int = 0, captions: list[str] | None = None, cell: int = 96
+) -> Image.Image:
+    """One picture of many.
+
+    Args:
+      images: float (B, H, W, C) in [-1, 1], C 1 or 3.
+      columns: 0 makes the grid about square.
+      captions: under each picture, in up to three lines; what is longer ends in an ellipsis.
+      cell: pictures smaller than this are enlarged by a whole factor, pixels left visible.
+    """
+    pixels = to_uint8(images)
+    count, height, width, channels = pixels.shape
+    if channels == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    columns = columns or int(np.ceil(count**0.5))
+    rows = -(-count // columns)
+    factor = max(1, cell // max(height, width))
+    gap, line = 2, 12
+    texts = [_wrapped(text, width * factor) for text in captions or []]
+    below = line * max(map(len, texts), default=0)
+    step_x, step_y = width * factor + gap, height * factor + gap + below
+    sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, array in enumerate(pixels):
+        x, y = gap + i % columns * step_x, gap + i // columns * step_y
+        picture = Image.fromarray(array[..., :3])
+        picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        sheet.paste(picture, (x, y))
+        for number, text in enumerate(texts[i] if texts else ()):
+            draw.text((x, y + height * factor + number * line), text, fill="black")
+    return sheet
+
+
+def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
+    """The text in lines of at most `width` pixels, between words where they fit."""
+    length = ImageFont.load_default().getlength
+    lines: list[str] = []
+    for word in text.split():
+        if lines and length(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    kept = lines[:most]
+    if len(lines) > most:
+        kept[-1] += "…"
+    for i, line in enumerate(kept):
+        while length(line) > width and len(line) > 1:
+            line = line.rstrip("…")[:-1] + "…"
+        kept[i] = line
+    return kept
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Writes a PNG that appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    picture.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

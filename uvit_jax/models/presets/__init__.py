@@ -1,0 +1,1 @@
+"""Published and unified models as plain config dicts; importing these is cheap."""

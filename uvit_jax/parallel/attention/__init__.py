@@ -1,0 +1,1 @@
+"""Attention by name: XLA, blocked, splash, cuDNN, context parallel."""

@@ -1,0 +1,1 @@
+"""From a model to samples: conditions, guidance, the sampler, decoding."""

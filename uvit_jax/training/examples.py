@@ -1,0 +1,118 @@
+"""What is fine-tuned to: a few pictures of each of several subjects, and pictures of their classes.
+
+subjects = stacked({"bear": examples, "clock": examples})
+both = stacked({"bear and clock": concatenated([examples, others])})   # trained on together
+prior = stacked({"toy": class_examples(model, params, …)})             # prior preservation
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.errors import UvitError
+from uvit_jax.models.model import Model, Params
+from uvit_jax.sampling.sampler import SampleConfig, batches, make_sampler
+
+Examples = Mapping[str, np.ndarray]
+"""Every input of a model by segment, leaves (m, …): m pictures and their conditions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """The examples of several subjects (or classes), in arrays.
+
+    Attributes:
+      names: of the S subjects.
+      examples: by segment, (S, M, …); those of a subject with fewer than M are repeated.
+      counts: int32 (S,), how many each has. seeds: uint32 (S,), the hashes of the names.
+    """
+
+    names: tuple[str, ...]
+    examples: dict[str, jax.Array]
+    counts: jax.Array
+    seeds: jax.Array
+
+
+def stacked(subjects: Mapping[str, Examples], size: int = 0) -> Stacked:
+    """Examples by name, as arrays.
+
+    Args:
+      size: M, to compile once for several calls; 0 for the most that a subject has.
+
+    Raises:
+      UvitError: if there is no subject, or one has no or too many examples, or segments differ.
+    """
+    if not subjects:
+        raise UvitError("there is no subject to fine-tune to")
+    segments = set(next(iter(subjects.values())))
+    counts = []
+    for name, examples in subjects.items():
+        lengths = {len(value) for value in examples.values()}
+        if set(examples) != segments or len(lengths) != 1 or not min(lengths):
+            raise UvitError(
+                f"subject {name!r} has { ({k: np.shape(v) for k, v in examples.items()}) }; every "
+                f"subject needs the same number, at least 1, of each of {sorted(segments)}"
+            )
+        counts.append(lengths.pop())
+    size = size or max(counts)
+    if max(counts) > size:
+        raise UvitError(f"a subject has {max(counts)} examples, and there is room for {size}")
+    rows = [np.arange(size) % count for count in counts]
+    examples = {
+        segment: jnp.stack(
+            [np.asarray(e[segment])[r] for e, r in zip(subjects.values(), rows, strict=True)]
+        )
+        for segment in sorted(segments)
+    }
+    return Stacked(
+        names=tuple(subjects),
+        examples=examples,
+        counts=jnp.asarray(counts, jnp.int32),
+        seeds=jnp.asarray([zlib.crc32(name.encode()) for name in subjects], jnp.uint32),
+    )
+
+
+def concatenated(subjects: Sequence[Examples]) -> Examples:
+    """The examples of several subjects as those of one, for joint fine-tuning.
+
+    Raises:
+      UvitError: if they have not the same segments.
+    """
+    if len({frozenset(examples) for examples in subjects}) != 1:
+        raise UvitError("examples to be joined must have the same segments")
+    return {k: np.concatenate([examples[k] for examples in subjects]) for k in subjects[0]}
+
+
+def class_examples(
+    model: Model,
+    params: Params,
+    diffusion: ObjectiveConfig,
+    sample: SampleConfig,
+    conditions: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    nulls: Mapping[str, np.ndarray] | None = None,
+) -> Examples:
+    """What the base itself draws of a class: what prior preservation holds it to.
+
+    Args:
+      sample: how; the count is that of the conditions.
+      conditions: by segment, leaves (n, …).
+      nulls: see `conditions.nulls_of`.
+
+    Returns:
+      n examples: the samples (latents, of a latent model) with their conditions.
+    """
+    draw = jax.jit(make_sampler(model, diffusion, sample, nulls))
+    count = len(next(iter(conditions.values())))
+    parts = []
+    for key, batch in batches(conditions, min(batch_size, count), seed):
+        parts.append(jax.device_get(draw(params, key, batch)))
+    drawn = {k: np.concatenate([part[k] for part in parts])[:count] for k in parts[0]}
+    return {name: drawn.get(name, conditions.get(name)) for name in model.layout.input_shapes}

@@ -1,0 +1,265 @@
+"""From a file of weights to a workdir, as if a run of ours had trained them up to step 0.
+
+What a run needs besides weights (schedule, sampler, guidance, data, optimizer) is a config's; it is
+the one that is named, the file's own, or the only known one whose model is the file's.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from uvit_jax.config import to_dict
+from uvit_jax.data import pipeline
+from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import dit, points
+from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
+from uvit_jax.interop.recognise import (
+    Found,
+    difference,
+    family_of,
+    hints_of,
+    read,
+    recognise,
+    title,
+)
+from uvit_jax.interop.sources import Source, open_source
+from uvit_jax.models.model import Model, Params
+from uvit_jax.models.model_config import ModelConfig
+from uvit_jax.training.check_data import check_data
+from uvit_jax.training.checkpoint import Checkpointer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.run_config import RunConfig, parse_run
+from uvit_jax.training.state import TrainState
+from uvit_jax.training.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+# What the inputs of a model lack without the data that it was trained on, by their modality.
+NAMELESS = {
+    "label": "labels are numbers, for want of the data's class names",
+    "text": "no prompt can be taken, for want of the data's words",
+    "features": "guidance needs --text_encoder, for want of the data's features",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What was imported: the file, its form, the model's name, how many parameters (trained
+    numbers), tokens and heads it has, whose config it got, what it computes in, the workdir, what
+    its conditions lack for want of the data and why, if anything, and what else the tensors may
+    be, if anything.
+    """
+
+    file: str
+    form: str
+    model: str
+    parameters: int
+    tokens: int
+    heads: int
+    config: str
+    dtype: str
+    workdir: str
+    note: str
+    caution: str
+
+
+def import_checkpoint(
+    path: str | os.PathLike,
+    workdir: str | os.PathLike,
+    configs: Mapping[str, RunConfig],
+    *,
+    chosen: bool,
+    step: int | None = None,
+    raw: bool = False,
+    dtype: str | None = None,
+    **given: int | None,
+) -> Imported:
+    """Makes a workdir of a file of weights: one checkpoint, step 0, that `experiments.sample`,
+    `evaluate` and `train` take as that of any run. The average and the parameters are the same.
+
+    Args:
+      path, step, raw: as `sources.open_source` takes them.
+      workdir: a folder that does not exist or is empty.
+      configs: by name, those that may be meant. chosen: there is one, and it is meant.
+      dtype: what the workdir's model computes in. None is the dtype of the config, if that is
+        `chosen` or the file's own, and else float32, in which the originals' outputs are known.
+      given: num_heads, num_classes and image_size, as `recognise` takes them. What is not given,
+        and not in the file, is taken from the config.
+
+    Raises:
+      UvitError: if the file is refused, no config or more than one has its model, or the workdir
+        is in use. Nothing is left behind then.
+    """
+    target = Path(workdir).expanduser()
+    _check_free(target)
+    caution = ""
+    source = open_source(path, step=step, raw=raw)
+    if chosen:
+        (name,) = configs
+        found, run = _fitting(source, name, configs[name].model, given), configs[name]
+    elif RUN_KEY in source.metadata:
+        name, found = "the file's own", recognise(source)
+        run = _own_run(source)
+    else:
+        found, name = _only_one(source, configs, given)
+        run, dtype = configs[name], dtype or "float32"
+        if (found.family, found.style) == (dit, "official"):
+            caution = "these tensors are taken for a DiT's; a SiT has the same names and cannot be"
+            caution += " imported"
+    if dtype is not None:
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype=dtype))
+    model, params = read(source, found)
+    vocabulary, note = _vocabulary(source, run, model)
+    _write(target, run, vocabulary, params)
+    return Imported(
+        file=source.where,
+        form=found.style,
+        model=title(found.config),
+        parameters=model.num_params,
+        tokens=model.layout.num_tokens,
+        heads=found.config.backbone.num_heads,
+        config=name,
+        dtype=run.model.dtype,
+        workdir=str(target),
+        note=note,
+        caution=caution,
+    )
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UvitError(f"{target} is in use; give a new folder with --workdir")
+
+
+def _with_hints_of(source: Source, model: ModelConfig, given: Mapping[str, Any]) -> Found:
+    """What the source makes, where neither it nor `given` tells, with the hints of `model`."""
+    hints = {**hints_of(model), **source.hints}
+    return recognise(source, **{**hints, **{k: v for k, v in given.items() if v is not None}})
+
+
+def _fitting(source: Source, name: str, model: ModelConfig, given: Mapping[str, Any]) -> Found:
+    """The model of the source, which has to be that of the config; UvitError if it is not."""
+    try:
+        found = _with_hints_of(source, model, given)
+    except UvitError as problem:
+        try:
+            found = recognise(source, **given)
+        except UvitError:
+            # The file alone makes no model; what it lacks to make the config's says more.
+            wrong = _wrong_tensors(source, Found(model, *family_of(source)))
+            raise UvitError(f"{wrong}; compared with {name}") if wrong else problem from None
+    differences = points.differing(found.config, model)
+    if differences:
+        told = ", ".join(f"{k} ({a!r} and {b!r})" for k, (a, b) in differences.items())
+        told = f"the models of {source.where} and of {name} differ in {told}"
+        # One wrong tensor makes another model; the tensor says more than what it makes.
+        wrong = _wrong_tensors(source, dataclasses.replace(found, config=model))
+        raise UvitError(f"{wrong}; {told}" if wrong else told)
+    return found
+
+
+def _wrong_tensors(source: Source, wanted: Found) -> str:
+    """What keeps the tensors from making a model, if anything that can be told by their names."""
+    try:
+        with contextlib.suppress(KeyError):  # the model has no tensors of this family's names
+            read(source, wanted)
+    except UvitError as problem:
+        return str(problem)
+    return ""
+
+
+def _only_one(
+    source: Source, configs: Mapping[str, RunConfig], given: Mapping[str, Any]
+) -> tuple[Found, str]:
+    """The one config that has the source's model; UvitError if there are none or several."""
+    fitting: dict[str, Found] = {}
+    for name, run in configs.items():
+        with contextlib.suppress(UvitError):
+            found = _with_hints_of(source, run.model, given)
+            if not points.differing(found.config, run.model):
+                fitting[name] = found
+    if len(fitting) == 1:
+        ((name, found),) = fitting.items()
+        flow = configs[name].diffusion.schedule.name == "rectified_flow"
+        if flow and difference(found.config, dit) == {}:
+            # Trained to denoise by other times and another prediction, it would sample noise.
+            raise UvitError(
+                f"{source.where} may be a SiT, of {name}, or a DiT without a learned range, of no "
+                "known config: their tensors are the same; choose with --config=FILE"
+            )
+        return found, name
+    if fitting:
+        raise UvitError(
+            f"{source.where} may be of {' or '.join(fitting)}, whose models are the same; choose "
+            "with --config"
+        )
+    family_of(source)
+    try:
+        what = f"a {title(recognise(source, **given).config)}"
+    except UvitError as problem:
+        what = f"unclear ({problem})"
+    known = ", ".join(dict.fromkeys(name.partition(":")[0] for name in configs))
+    raise UvitError(
+        f"no known config has the model of {source.where}, which is {what}; name one that has with "
+        f"--config=FILE; known: {known or 'none'}"
+    )
+
+
+def _own_run(source: Source) -> RunConfig:
+    try:
+        return parse_run(json.loads(source.metadata[RUN_KEY]))
+    except (ValueError, TypeError) as error:  # a UvitError is a ValueError
+        raise UvitError(f"{source.where}: the run's config in the metadata: {error}") from None
+
+
+def _vocabulary(source: Source, run: RunConfig, model: Model) -> tuple[Vocabulary, str]:
+    """The file's vocabulary, or that of the config's data, or an empty one and why."""
+    if VOCABULARY_KEY in source.metadata:
+        try:
+            return Vocabulary.from_json(source.metadata[VOCABULARY_KEY]), ""
+        except (ValueError, KeyError, TypeError) as error:
+            raise UvitError(f"{source.where}: the vocabulary in the metadata: {error!r}") from None
+    try:
+        dataset = pipeline.dataset(run.data)
+        check_data(model, dataset)
+    except UvitError as problem:
+        lost = [NAMELESS[s.modality] for s in model.layout.inputs if s.modality in NAMELESS]
+        return Vocabulary(), f"{' and '.join(lost)}: {problem}" if lost else ""
+    return Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features), ""
+
+
+def _write(target: Path, run: RunConfig, vocabulary: Vocabulary, params: Params) -> None:
+    """Writes the workdir, which appears whole or not at all."""
+    optimizer, _ = make_optimizer(run.optimizer, run.train)
+    params = jax.tree.map(jnp.asarray, params)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.split(jax.random.key(run.seed))[1],
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.importing.{os.getpid()}")
+    folder = Workdir(partial)
+    try:
+        folder.create(to_dict(run), vocabulary)
+        checkpointer = Checkpointer(partial, run.train.keep_checkpoints)
+        checkpointer.save(state, 0)
+        checkpointer.close()
+        folder.close()
+        partial.rename(target)
+    except BaseException:
+        folder.close()
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,258 @@
+"""A run's configuration: every group of keys that `--config` files set, as frozen dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh
+
+from uvit_jax.config import parse, plain
+from uvit_jax.data.pipeline import DataConfig
+from uvit_jax.diffusion import bound
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import make
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.model_config import ModelConfig, parse_model
+from uvit_jax.parallel.attention.context import check_ulysses
+from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
+from uvit_jax.sampling.sampler import SampleConfig
+
+OPTIMIZERS = ("adamw", "muon")
+LEARNING_RATES = ("constant", "cosine")
+MOMENTS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW or Muon after a linear warm-up.
+
+    Attributes:
+      name: `adamw`, as in all published recipes here, or `muon`: the matrices of the backbone's
+        attention, MLPs and skips move by their momentum (0.95, Nesterov's) with all its singular
+        values made equal (Jordan 2024, `optax.contrib.muon`), scaled so that AdamW's rates fit (Liu
+        et al. 2025), and all else by AdamW with Nesterov's momentum. It keeps one moment of the
+        matrices instead of two; a sharded one is gathered at every step.
+      learning_rate: the peak. schedule: after the warm-up `constant`, or `cosine` down to 0 at
+        `config.train.steps`.
+      warmup_steps: of linear growth from 0. b1, b2, eps: Adam's. weight_decay: decoupled, on every
+        parameter, as the published U-ViTs in effect have it.
+      clip_norm: the gradient's global norm is cut to it; 0 is no clipping.
+      mu_dtype: of the first moment (Muon's only one) as it is kept between steps, `float32` or
+        `bfloat16`, which takes 2 bytes a parameter less in memory and checkpoints. It is updated in
+        float32 and rounded. The second moment and the averaged parameters are float32 always: a
+        step changes them by about 1 - b2 or 1 - ema_decay of themselves, which is less than
+        bfloat16's 2^-8, so that they would stand still. A run keeps the dtype that it began with.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 2e-4
+    schedule: str = "constant"
+    warmup_steps: int = 2500
+    b1: float = 0.99
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.03
+    clip_norm: float = 0.0
+    mu_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise UvitError(f"unknown optimizer {self.name!r}{nearest(self.name, OPTIMIZERS)}")
+        if self.schedule not in LEARNING_RATES:
+            hint = nearest(self.schedule, LEARNING_RATES)
+            raise UvitError(f"unknown schedule {self.schedule!r}{hint}")
+        if self.mu_dtype not in MOMENTS:
+            raise UvitError(f"unknown mu_dtype {self.mu_dtype!r}{nearest(self.mu_dtype, MOMENTS)}")
+        if self.learning_rate <= 0 or self.eps <= 0:
+            raise UvitError("learning_rate and eps must be positive")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise UvitError(f"b1 and b2 must lie in [0, 1), got {self.b1} and {self.b2}")
+        if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
+            raise UvitError("warmup_steps, weight_decay and clip_norm must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+      steps: optimizer steps. batch_size: examples a step, over all devices and hosts.
+      accumulate: microbatches a step; the gradient is that of the whole batch.
+      ema_decay: of the averaged parameters, per step.
+      ema_warmup: early on the decay is (1 + step) / (10 + step) if that is less, so that a short
+        run's average forgets its start. The published recipes do without.
+      drop: for each condition, the share of examples that see its null value instead (for
+        classifier-free guidance), independently.
+      drop_references: the share of examples that lose all their references at once.
+      drop_each_reference: the share of references that are lost one by one.
+      permute_slots: whether each example's subjects, and the words `@1`, `@2`, … of its caption
+        with them, take random ones of the model's slots, and its views likewise, so that all slots
+        are trained and none means anything.
+      checkpoint_every, keep_checkpoints: in steps; how many of the newest to keep.
+      log_every, sample_every: in steps; the first and the last step are logged too, and the last is
+        sampled. sample_every=0 samples only then.
+      profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
+        `profile/`, both included; () for none. A few are enough, and not the first two.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drop_references: float = 0.0
+    drop_each_reference: float = 0.0
+    permute_slots: bool = True
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    log_every: int = 10
+    sample_every: int = 0
+    profile_steps: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("drop_references", "drop_each_reference"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
+        if self.log_every < 1 or self.sample_every < 0:
+            raise UvitError("log_every must be at least 1, sample_every at least 0")
+        if not 0 <= self.ema_decay < 1:
+            raise UvitError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.profile_steps:
+            given = self.profile_steps
+            if len(given) != 2 or not 1 <= given[0] <= given[1] <= self.steps:
+                raise UvitError(
+                    f"profile_steps must be (first, last) with 1 <= first <= last <= steps="
+                    f"{self.steps}, got {given}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All of a run. See each group's class for its keys.
+
+    Attributes:
+      model: layout and backbone. data: what is learned. train: the loop. diffusion: the objective.
+      optimizer: AdamW or Muon. sample: the grids that are drawn, and how samples are drawn later.
+      mesh: how devices are used together.
+      seed: of parameters, data order and noise, in [0, 2^32).
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    diffusion: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
+
+
+# What may change when a run is resumed: nothing that a loss depends on but by rounding.
+FREE_KEYS = (
+    "model.backbone.attention",
+    "model.backbone.products",
+    "model.backbone.remat",
+    "model.backbone.scan",
+    "model.backbone.unroll",
+    "train.steps",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.sample_every",
+    "train.profile_steps",
+    "train.accumulate",
+    "sample",
+    "mesh",
+    "data.data_dir",
+    "data.workers",
+    "data.processes",
+)
+
+
+def parse_run(config: Mapping[str, Any]) -> RunConfig:
+    """Builds a `RunConfig` from nested mappings.
+
+    Args:
+      config: an `ml_collections.ConfigDict`, dicts, or the JSON of a workdir's config.json.
+
+    Raises:
+      UvitError: on an unknown or missing key or an impossible value, naming the key; also when the
+        parts do not fit each other.
+    """
+    config = plain(config)
+    if "model" in config:
+        config["model"] = parse_model(config["model"])
+    run = parse(RunConfig, config)
+    layout = run.model.layout()
+    for name, share in run.train.drop.items():
+        if name not in layout.by_name:
+            hint = nearest(name, [s.name for s in layout.segments])
+            raise UvitError(f"config.train.drop.{name} is no segment of the model{hint}")
+        if not 0 <= share <= 1:
+            raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
+        if layout.by_name[name].role == "noisy":
+            raise UvitError(f"config.train.drop.{name}: a noisy segment cannot be dropped")
+        if layout.by_name[name].is_reference:
+            raise UvitError(
+                f"config.train.drop.{name}: references are dropped by config.train.drop_references "
+                "and config.train.drop_each_reference"
+            )
+        if layout.by_name[name].modality != "features":  # whose null the data bring
+            layout.null(name, 1)
+    dropping = run.train.drop_references or run.train.drop_each_reference
+    if dropping and not any(s.optional for s in layout.references):
+        raise UvitError(
+            "config.train.drop_references and drop_each_reference need a model with references "
+            "that are optional"
+        )
+    shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
+    if run.diffusion.times_of and dict(run.diffusion.times_of) != shared:
+        raise UvitError(
+            "config.diffusion.times_of follows from the model; set a segment's `time` instead"
+        )
+    if any(s.learned_range for s in layout.noisy):
+        bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
+    diffusion = dataclasses.replace(run.diffusion, times_of=shared)
+    return dataclasses.replace(run, diffusion=diffusion)
+
+
+def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Raises UvitError if a mesh does not divide the batch, the heads or the MLPs of a run."""
+    backbone = run.model.backbone
+    check_batch(mesh, run.train.batch_size, run.train.accumulate)
+    hidden = int(backbone.width * backbone.mlp_ratio)
+    check_tensor(mesh, num_heads=backbone.num_heads, mlp_width=hidden)
+    for key, slow, whole, axes in (
+        ("attention", "blocked", "xla", mesh.axis_names),
+        ("products", "flat", "plain", ("context", "tensor")),
+    ):
+        if getattr(backbone, key) == slow and any(mesh.shape[axis] > 1 for axis in axes):
+            raise UvitError(
+                f"{key} {slow!r} would gather what config.mesh spreads over {', '.join(axes)}; set "
+                f"config.model.backbone.{key}={whole!r}"
+            )
+    if backbone.attention == "ulysses":
+        check_ulysses(mesh, backbone.num_heads)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys in which two configs (as JSON) differ, without those that may."""
+    changed = []
+    for key in sorted({*old, *new}):
+        path = f"{prefix}{key}"
+        if path in FREE_KEYS:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed += changed_keys(a, b, f"{path}.")
+        elif a != b:
+            changed.append(path)
+    return changed

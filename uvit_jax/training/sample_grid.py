@@ -1,0 +1,108 @@
+"""The grids of samples that a run draws as it trains: pictures, or latents if none decodes them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uvit_jax import io
+from uvit_jax.data import pipeline
+from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.errors import UvitError
+from uvit_jax.models.model import Model
+from uvit_jax.parallel.sharding import jit_whole
+from uvit_jax.sampling import decoding
+from uvit_jax.sampling.conditions import (
+    NAMED,
+    conditions_for,
+    conditions_like,
+    nulls_of,
+    text_encoder_of,
+)
+from uvit_jax.sampling.sampler import make_sampler
+from uvit_jax.training.run_config import RunConfig
+from uvit_jax.training.workdir import Workdir
+
+
+class Sampler:
+    """Draws the run's grid of samples into `samples/`, with the same noise every time."""
+
+    def __init__(
+        self,
+        model: Model,
+        run: RunConfig,
+        dataset: pipeline.Dataset,
+        vocabulary: Vocabulary,
+        mesh: Mesh,
+        folder: Workdir,
+    ):
+        self._run, self._mesh, self._folder = run, mesh, folder
+        self._layout = model.layout
+        _check_scale(run, dataset)
+        decode = decoding.decoder(model.layout, run.sample)
+        self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
+        draw = make_sampler(model, run.diffusion, run.sample, nulls_of(model.layout, vocabulary))
+        self._draw = jit_whole(draw, mesh)
+        self._decode = None
+        if decode is not None:
+            traced = jit_whole(decode.traced, mesh)
+            # Its parameters are on the devices only while it decodes.
+            self._decode = lambda latents: jax.device_get(traced(decode.params, (latents,)))
+        self.last, self.last_step = None, -1
+
+    def __call__(self, params: Any, step: int) -> None:
+        key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
+        samples = jax.device_get(self._draw(params, (key, self._conditions)))
+        samples = decoding.pictures(self._layout, samples, self._decode)
+        self.last_step = step
+        if jax.process_index() != 0:
+            return
+        names = [s.name for s in self._layout.noisy if s.modality == "image"]
+        for name in names:
+            if name not in samples:
+                np.save(self._folder.samples / f"{step:08d}_{name}.npy", samples[f"{name}_latents"])
+                continue
+            sheet = io.grid(samples[name], captions=self._captions)
+            suffix = "" if len(names) == 1 else f"_{name}"
+            self.last = self._folder.samples / f"{step:08d}{suffix}.png"
+            io.save_png(sheet, self.last)
+
+
+def _check_scale(run: RunConfig, dataset: Any) -> None:
+    """Raises UvitError if samples would be decoded with another scale than the data's latents."""
+    index = getattr(dataset, "index", None)
+    if index is not None and index.scale != run.sample.latent_scale:
+        raise UvitError(
+            f"the latents in {run.data.path} are scaled by {index.scale}, and "
+            f"config.sample.latent_scale is {run.sample.latent_scale}; make it {index.scale}"
+        )
+
+
+def _conditions(
+    model: Model, run: RunConfig, dataset: Any, vocabulary: Vocabulary
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What the grid's samples are conditioned on, and a caption for each: what the config says, or
+    captions of the data where a text encoder would be needed and is not named."""
+    config = run.sample
+    if not all(s.modality in NAMED for s in model.layout.inputs if s.role != "noisy"):
+        # Pictures and the like, which no flag can name.
+        return _first_examples(model, dataset, config.count)
+    features = nulls_of(model.layout, vocabulary)
+    if not features or config.prompts:
+        vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
+        return conditions_for(model, vocabulary, config, encode_text)
+    rows = np.arange(config.count)
+    found = conditions_like(model, dataset, vocabulary, config.count, run.seed)
+    captions = next(iter(found[name] for name in features)).captions()
+    return {name: value[rows] for name, value in found.items()}, captions
+
+
+def _first_examples(
+    model: Model, dataset: Any, count: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The conditions of the data's first examples, and their captions."""
+    rows = [i % len(dataset) for i in range(count)]
+    batch, noisy = dataset.batch(rows), {s.name for s in model.layout.noisy}
+    captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
+    return {n: batch[n] for n in model.layout.inputs_in(batch) if n not in noisy}, captions

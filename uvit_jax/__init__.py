@@ -6,8 +6,8 @@
 
     model, params = uvit_jax.load(path)            # a workdir, safetensors, an official .pth
 
-Importing this package imports nothing heavy: a config file may use `uvit_jax.models.presets` without
-paying for JAX.
+Importing this package imports nothing heavy: a config file may use `uvit_jax.models.presets`
+without paying for JAX.
 """
 
 import importlib

@@ -1,19 +1,60 @@
-"""Configurations become frozen dataclasses here, and nothing unknown gets through.
+"""Configs: nested mappings in, frozen dataclasses out, every key and value checked.
 
-A config is nested mappings (an `ml_collections.ConfigDict`, or the JSON of a workdir); the code
-below it works with keyword-only frozen dataclasses. `parse` is the only way from one to the other.
+A config is nested mappings: an `ml_collections.ConfigDict`, or a run directory's config.json. All
+other code works with keyword-only frozen dataclasses, which `parse` builds. Enumerations are fields
+annotated with `Literal`; `parse` checks them, and `Config` does where a dataclass is built in Python.
 """
 
 import collections.abc
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from uvit_jax.errors import UvitError, nearest
 
 T = TypeVar("T")
+
+
+class Config:
+    """Base class of config dataclasses: a field annotated with `Literal` takes no other value.
+
+    Subclasses with checks of their own call `super().__post_init__()` first.
+
+    Raises:
+      UvitError: for any other value, naming the field and the nearest known value.
+    """
+
+    def __post_init__(self) -> None:
+        for name, known in _literals(type(self)).items():
+            _check_literal(getattr(self, name), known, name)
+
+
+@functools.lru_cache
+def _literals(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The values that each `Literal` field of a dataclass may have."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: _known_values(hints[f.name]) for f in dataclasses.fields(cls)}
+    return {name: known for name, known in fields.items() if known}
+
+
+def _known_values(hint: Any) -> tuple[Any, ...]:
+    """The values of a `Literal`, or of a union of one with None; empty for any other type."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else ()
+    values = tuple(
+        v for o in options if typing.get_origin(o) is Literal for v in typing.get_args(o)
+    )
+    return (*values, None) if values and type(None) in options else values
+
+
+def _check_literal(value: Any, known: tuple[Any, ...], where: str) -> None:
+    if not any(value is v or (type(value) is type(v) and value == v) for v in known):
+        hint = nearest(value, [v for v in known if v is not None])
+        raise UvitError(f"{where}={value!r} is not a known value{hint}")
 
 
 def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
@@ -98,8 +139,11 @@ def replaced(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
+    if known := _known_values(hint):
+        _check_literal(value, known, where)
+        return value
     origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
@@ -131,4 +175,5 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+_UNIONS = (typing.Union, types.UnionType)
 _ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}

@@ -4,10 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import mixture
 import numpy as np
 import pytest
 
+from tests.helpers import mixture
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.diffusion.solvers.solve import SamplerConfig, num_evaluations, sample
 

@@ -12,10 +12,10 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-import mixture
 import numpy as np
 import pytest
 
+from tests.helpers import mixture
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.diffusion.solvers.dpm_solver import fast_orders, rows

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import mixture
 import numpy as np
 import pytest
 
+from tests.helpers import mixture
 from uvit_jax.config import parse
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make

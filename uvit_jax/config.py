@@ -2,7 +2,7 @@
 
 A config is nested mappings: an `ml_collections.ConfigDict`, or a run directory's config.json. All
 other code works with keyword-only frozen dataclasses, which `parse` builds. Enumerations are fields
-annotated with `Literal`; `parse` checks them, and `Config` does where a dataclass is built in Python.
+annotated with `Literal`: `parse` checks them, and so does `Config` for dataclasses built in Python.
 """
 
 import collections.abc

@@ -6,7 +6,7 @@
 Every cell compiles a model's training step for a slice, with as many examples a chip as `--batch`
 says (64 if it says nothing: U-ViT-L/2's 1024 on v5e:4x4), under each remat policy from the one that
 keeps least to the one that keeps most, until one does not fit. Parameters are spread over at most
-64 chips (`SPREAD`); more chips are copies of such groups. A program takes one to several
+64 chips (`CONTEXT_PARALLEL`); more chips are copies of such groups. A program takes one to several
 minutes; each that is done is a line of the file and is not done again, so the command can be
 stopped and continued. `--table` compiles nothing and prints what there is.
 """
@@ -36,7 +36,7 @@ CHIPS = {
     "v6e:16x16": 256,
 }
 # All widths divide by 64, and 1152 does not by 256.
-SPREAD = 64
+CONTEXT_PARALLEL = 64
 REMATS = ("full", "dots", "none")  # the one that keeps least first
 
 
@@ -109,8 +109,8 @@ def compiled(model: str, topology: str, remat: str, attention: str, batch: int) 
 
     config, overrides = MODELS[model]
     overrides = overrides | {
-        "mesh.data": max(1, CHIPS[topology] // SPREAD),
-        "mesh.fsdp": min(CHIPS[topology], SPREAD),
+        "mesh.data": max(1, CHIPS[topology] // CONTEXT_PARALLEL),
+        "mesh.fsdp": min(CHIPS[topology], CONTEXT_PARALLEL),
         "train.batch_size": batch * CHIPS[topology],
         "model.backbone.remat": remat,
         "model.backbone.attention": attention,

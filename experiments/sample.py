@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel import heap
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-    from uvit_jax.parallel.sharding import jit_whole, shardings
+    from uvit_jax.parallel.sharding import jit_replicated, shardings
     from uvit_jax.sampling import decoding
     from uvit_jax.sampling.conditions import conditions_for, nulls_of, text_encoder_of
     from uvit_jax.sampling.reference_folder import from_folder
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"note: no known words, spelled in bytes: {strange}", file=sys.stderr)
     nulls = nulls_of(model.layout, vocabulary)
     mesh = make_mesh(MeshConfig())
-    draw = jit_whole(make_sampler(model, run.diffusion, config, nulls), mesh)
+    draw = jit_replicated(make_sampler(model, run.diffusion, config, nulls), mesh)
     params = jax.device_put(params, shardings(params, mesh))
     parts = []
     with jax.set_mesh(mesh):

@@ -72,7 +72,7 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "Meshes and pods": (
         ("parallel/mesh.py", ("MeshConfig", "make_mesh", "abstract_mesh")),
-        ("parallel/sharding.py", ("shardings", "spec", "jit_whole")),
+        ("parallel/sharding.py", ("shardings", "spec", "jit_replicated")),
         ("aot/sharding_plan.py", ("plan_run",)),
         ("aot/compile_run.py", ("compile_run", "Report")),
         ("parallel/distributed.py", ("initialize",)),

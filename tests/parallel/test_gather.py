@@ -9,16 +9,16 @@ from tests.helpers.running import ROOT, environment
 PROGRAM = """
 import json, jax, jax.numpy as jnp, numpy as np
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-from uvit_jax.parallel.sharding import gathered, shardings
+from uvit_jax.parallel.sharding import gather_params, shardings
 params = {"mlp": {"fc1": {"kernel": jax.random.normal(jax.random.key(0), (16, 32)),
                           "bias": jnp.ones(32)}}}
 x = jax.random.normal(jax.random.key(1), (8, 16))
 def loss(params, x):
-    fc1 = gathered(params, jnp.bfloat16)["mlp"]["fc1"]
+    fc1 = gather_params(params, jnp.bfloat16)["mlp"]["fc1"]
     out = x @ fc1["kernel"].astype(jnp.bfloat16).astype(jnp.float32) + fc1["bias"]
     return (out ** 2).mean()
 exact = jax.jit(jax.grad(loss))(params, x)  # without a mesh it does nothing
-assert gathered(params, jnp.bfloat16) is params
+assert gather_params(params, jnp.bfloat16) is params
 mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
 with jax.set_mesh(mesh):
     where = shardings(params, mesh)
@@ -27,9 +27,9 @@ with jax.set_mesh(mesh):
     found = grads(params, x)
     layer = params | {"table": {"embedding": jnp.ones((8, 16))}}
     counts = [str(jax.make_jaxpr(f)(layer)).count("sharding_constraint") for f in (
-        lambda p: gathered(p, jnp.bfloat16),
+        lambda p: gather_params(p, jnp.bfloat16),
         jax.grad(lambda p: sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(
-            gathered(p, jnp.bfloat16)))),
+            gather_params(p, jnp.bfloat16)))),
     )]
 errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, found)
 kernel = found["mlp"]["fc1"]["kernel"]

@@ -26,7 +26,7 @@ from uvit_jax.models.cost import count, forward_cost
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.mesh import make_mesh
-from uvit_jax.parallel.sharding import jit_whole, path_string, spec
+from uvit_jax.parallel.sharding import jit_replicated, path_string, spec
 from uvit_jax.sampling.sampler import make_sampler
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.run_config import RunConfig, check_mesh
@@ -175,7 +175,7 @@ def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrappe
     optimizer, _ = make_optimizer(run.optimizer, run.train)
     state, where = abstract_state(model, optimizer, mesh)
     draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
-    program = jit_whole(draw, mesh, where.ema)
+    program = jit_replicated(draw, mesh, where.ema)
     return program, (state.ema, (state.key, _conditions(model, run.sample.count)))
 
 

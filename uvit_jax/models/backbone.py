@@ -22,10 +22,10 @@ from uvit_jax.models.layers import (
     layer_norm,
     modulate,
     rotary_angles,
-    whole,
+    with_gathered_params,
 )
 from uvit_jax.models.model_config import BackboneConfig
-from uvit_jax.parallel.sharding import constrain_batch, constrain_tokens, gathered
+from uvit_jax.parallel.sharding import constrain_batch, constrain_tokens, gather_params
 from uvit_jax.tokens.embed import Embedded
 from uvit_jax.tokens.layout import Layout
 
@@ -116,7 +116,7 @@ class Backbone(nnx.Module):
         x_BND, _ = self._blocks(embedded.tokens_BND, context, cache=cache)
         x_BND = self.norm(x_BND)
         if self.modulation is not None:
-            modulation = whole(self.modulation, self.dtype, path="modulation")
+            modulation = with_gathered_params(self.modulation, self.dtype, path="modulation")
             x_BND = modulate(x_BND, *modulation(context["c_BD"], context["still"]))
         return x_BND
 
@@ -198,7 +198,7 @@ class Backbone(nnx.Module):
     def _gathered(self, params: Any) -> Any:
         """A block's parameters as its products take them. Without remat they would be kept for the
         backward pass, every block's, whole; there, the partitioner gathers them as it sees fit."""
-        return params if self.config.remat == "none" else gathered(params, self.dtype)
+        return params if self.config.remat == "none" else gather_params(params, self.dtype)
 
     def _remat(self, function: Callable, *, alone: bool = False) -> Callable:
         if self.config.remat == "none":

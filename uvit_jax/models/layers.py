@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from uvit_jax.models.kernels import hooks
 from uvit_jax.models.model_config import BackboneConfig
-from uvit_jax.parallel.attention.implementations import SPREAD, attention
-from uvit_jax.parallel.sharding import gathered
+from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL, attention
+from uvit_jax.parallel.sharding import gather_params
 from uvit_jax.tokens.initializers import normal
 
 
@@ -44,10 +44,10 @@ def linear_options(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> dic
     return dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs, **hooks(config.products))
 
 
-def whole(module: nnx.Module, dtype: Any, *, path: str = "") -> nnx.Module:
+def with_gathered_params(module: nnx.Module, dtype: Any, *, path: str = "") -> nnx.Module:
     """The module with its parameters as `gathered` has them, to be called at once."""
     graph, params = nnx.split(module)
-    return nnx.merge(graph, gathered(params, dtype, path=path))
+    return nnx.merge(graph, gather_params(params, dtype, path=path))
 
 
 class QKNorm(nnx.Module):
@@ -112,7 +112,7 @@ class CrossAttention(nnx.Module):
         D, H = config.width, config.num_heads
         options = linear_options(config, dtype=dtype, rngs=rngs)
         # The context is short, and every device has all of it.
-        self.implementation = "xla" if config.attention in SPREAD else config.attention
+        self.implementation = "xla" if config.attention in CONTEXT_PARALLEL else config.attention
         self.q = nnx.LinearGeneral(D, (H, D // H), use_bias=config.qkv_bias, **options)
         self.kv = nnx.LinearGeneral(D, (2, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)

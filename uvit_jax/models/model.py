@@ -16,7 +16,7 @@ from flax import nnx
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.backbone import Backbone, Cache
-from uvit_jax.models.layers import whole
+from uvit_jax.models.layers import with_gathered_params
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import PRESENT, Layout
@@ -45,12 +45,14 @@ class Network(nnx.Module):
         self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
 
     def __call__(self, inputs, times, layout, cache=None):
-        embedded = whole(self.embed, self.dtype)(inputs, times, layout)
+        embedded = with_gathered_params(self.embed, self.dtype)(inputs, times, layout)
         tokens_BND = self.backbone(embedded, layout, cache)
-        return whole(self.heads, self.dtype)(tokens_BND, layout)
+        return with_gathered_params(self.heads, self.dtype)(tokens_BND, layout)
 
     def cache(self, inputs, layout):
-        return self.backbone.cache(whole(self.embed, self.dtype)(inputs, None, layout), layout)
+        return self.backbone.cache(
+            with_gathered_params(self.embed, self.dtype)(inputs, None, layout), layout
+        )
 
 
 class Model:

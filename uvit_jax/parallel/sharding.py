@@ -85,7 +85,7 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     )
 
 
-def gathered(params: Any, dtype: Any, *, path: str = "") -> Any:
+def gather_params(params: Any, dtype: Any, *, path: str = "") -> Any:
     """A layer's parameters as its products take them under FSDP: whole over the `fsdp` axis, in the
     dtype of the computation. Their gradients go back to the parameters' own places. Tables stay as
     they are: what is looked up in them is less.
@@ -132,7 +132,7 @@ def _gather_bwd(own, whole, dtype, _, g):
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def jit_whole(function: Callable, mesh: Mesh, where: Any = None) -> jax.stages.Wrapped:
+def jit_replicated(function: Callable, mesh: Mesh, where: Any = None) -> jax.stages.Wrapped:
     """`function(params, *others)` as a jitted `run(params, others)`: the others, a tuple, and the
     results are whole on every device. Inside it a batch may be spread over devices that do not
     divide it; that of an argument or a result may not.

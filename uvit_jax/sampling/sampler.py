@@ -22,7 +22,7 @@ from uvit_jax.diffusion.solvers import solve
 from uvit_jax.diffusion.solvers.solve import SamplerConfig
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model import Model
-from uvit_jax.parallel.attention.implementations import SPREAD
+from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL
 from uvit_jax.parallel.sharding import constrain_batch
 from uvit_jax.sampling.conditions import null
 
@@ -221,7 +221,7 @@ def batches(
 def _caches(model: Model, option: str) -> bool:
     """Whether references are cached under an option of `CACHES`; UvitError if they cannot be."""
     implementation = model.config.backbone.attention
-    spread = implementation in SPREAD  # where there are as many keys as queries
+    spread = implementation in CONTEXT_PARALLEL  # where there are as many keys as queries
     if option == "always" and model.layout.only_references:  # which raises if they cannot be
         if spread:
             raise UvitError(

@@ -11,7 +11,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
-from uvit_jax.parallel.sharding import jit_whole
+from uvit_jax.parallel.sharding import jit_replicated
 from uvit_jax.sampling import decoding
 from uvit_jax.sampling.conditions import (
     NAMED,
@@ -43,10 +43,10 @@ class Sampler:
         decode = decoding.decoder(model.layout, run.sample)
         self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
         draw = make_sampler(model, run.diffusion, run.sample, nulls_of(model.layout, vocabulary))
-        self._draw = jit_whole(draw, mesh)
+        self._draw = jit_replicated(draw, mesh)
         self._decode = None
         if decode is not None:
-            traced = jit_whole(decode.traced, mesh)
+            traced = jit_replicated(decode.traced, mesh)
             # Its parameters are on the devices only while it decodes.
             self._decode = lambda latents: jax.device_get(traced(decode.params, (latents,)))
         self.last, self.last_step = None, -1

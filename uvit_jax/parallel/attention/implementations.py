@@ -11,7 +11,7 @@ from uvit_jax.parallel.attention.blocked import blocked
 
 IMPLEMENTATIONS = ("xla", "blocked", "splash", "cudnn", "ring", "ulysses")
 KERNELS = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}  # where they run
-SPREAD = ("ring", "ulysses")  # those that are about tokens spread over the context axis
+CONTEXT_PARALLEL = ("ring", "ulysses")  # those that are about tokens spread over the context axis
 
 
 def check(implementation: str) -> None:
@@ -61,7 +61,9 @@ def attention(
       UvitError: if a spread sequence differs by example, or in length from its keys.
     """
     check(implementation)
-    if implementation in SPREAD and (present_BM is not None or q_BNHK.shape[1] != k_BMHK.shape[1]):
+    if implementation in CONTEXT_PARALLEL and (
+        present_BM is not None or q_BNHK.shape[1] != k_BMHK.shape[1]
+    ):
         what = "cached keys" if present_BM is None else "absent references"
         raise UvitError(f"attention {implementation!r} knows no {what}; use 'xla' or 'cudnn'")
     mask_NM = _both(mask_NM, present_BM)

@@ -1,17 +1,17 @@
-"""Classifier-free guidance (Ho & Salimans 2022), all conditions in one enlarged batch.
+"""Guidance and generation modes as a weighted sum of branches.
 
-`guided` knows one null; `guided_by_levels` takes conditions away one after the other, each step
-with a scale of its own, as for references and text.
+A branch is one evaluation of a network, with its own conditions and its own times of the segments
+that are not generated. Classifier-free guidance (Ho & Salimans 2022) with scale s is
 
-The convention is that of U-ViT and UniDiffuser: `conditional + scale * (conditional -
-unconditional)`, so that scale 0 is the plain conditional model. The scale that DiT, Imagen and
-Stable Diffusion publish is 1 + ours. The combination acts on whatever the network predicts: its
-weights sum to one, so that it means the same for eps, x0, v, velocity and score.
+    [Branch(1 + s, predict, inputs), Branch(-s, predict, inputs | nulls)]
+
+Weights sum to 1, so that the sum means the same for eps, x0, v, velocity and score. Scale 0 is the
+conditional model, as in U-ViT and UniDiffuser; the scales that DiT, Imagen and Stable Diffusion
+publish are 1 + s.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,170 +19,134 @@ import jax.numpy as jnp
 from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.errors import UvitError
 
-Tree = Any
-Predict = Callable[[Tree, jax.Array, Tree], Tree]
+Arrays = Mapping[str, jax.Array]
+Predict = Callable[[Arrays, Arrays], Arrays]
+"""A network: (inputs by segment, network times (B,) by key) → predictions by segment."""
+
+
+class Branch(NamedTuple):
+    """One evaluation of a network.
+
+    Attributes:
+      weight: a number, or an array () or (B,).
+      predict: the network. Branches with the same `predict` are evaluated as one batch.
+      inputs: all inputs but the generated segments, leaves (B, …) or (1, …).
+      times: t in [0, 1] of the keys that are not generated: 0 for given data, 1 for pure noise.
+    """
+
+    weight: float | jax.Array
+    predict: Predict
+    inputs: Arrays
+    times: Mapping[str, float] = {}  # noqa: RUF012
 
 
 def guided(
-    predict: Predict,
-    conditions: Tree,
-    null_conditions: Tree,
-    scale: float,
+    branches: Sequence[Branch],
     *,
-    schedule: Schedule | None = None,
+    schedule: Schedule,
+    time_keys: Sequence[str],
     interval: tuple[float, float] = (0.0, 1.0),
-    channels: int | Mapping[str, int] | None = None,
-) -> Callable[[Tree, jax.Array], Tree]:
-    """A guided network function `(x, network_time) -> outputs`, as `process.denoiser` takes it.
+    channels: Mapping[str, int] | None = None,
+) -> Callable[[Arrays, jax.Array], Arrays]:
+    """A function `(x, network_time (B,)) → Σ weight · prediction`, as `process.denoiser` takes it.
 
     Args:
-      predict: `predict(x, network_time, conditions)`, x a pytree with leaves (B, ...), network_time
-        (B,), conditions a pytree with leaves (B, ...); one call with 2 B examples is made.
-      conditions: leaves (B, ...).
-      null_conditions: of the same structure, leaves (B, ...) or (1, ...).
-      scale: of the convention above. A Python 0 costs nothing: the batch is not doubled.
-      schedule: needed for `interval`, to translate t into what the network is told.
-      interval: the t between which guidance acts; outside, the scale is 0, at the same cost
-        (Kynkäänniemi et al. 2024).
-      channels: if given, only the first so many entries of the last axis are guided and the others
-        are the conditional ones; for everything, or by segment, those not named being guided
-        whole. DiT's original sampler guides 3 of 4.
+      branches: the first is the conditional one. Those that a Python 0 weighs are not evaluated.
+      time_keys: the keys of the generated segments, whose time is the sampler's.
+      interval: the t in which guidance acts; outside, the first branch has weight 1, at the same
+        cost (Kynkäänniemi et al. 2024).
+      channels: by segment, the number of guided channels; the others are those of the first branch.
+        DiT's original sampler guides 3 of 4.
 
     Raises:
-      UvitError: for an interval without a schedule or out of order, or, when called, conditions
-        that do not fit the batch.
+      UvitError: if there is no branch, weights do not sum to 1, the interval or the channels are
+        impossible; when called, if inputs do not fit the batch.
     """
-    levels = [(predict, conditions), (predict, null_conditions)]
-    return guided_by_levels(
-        levels, [scale], schedule=schedule, interval=interval, channels=channels
-    )
-
-
-def used(scales: Sequence[float]) -> list[bool]:
-    """Which of K + 1 levels take part under K scales: not those that only Python zeros ask for."""
-    needed = [not (isinstance(scale, int | float) and scale == 0) for scale in scales]
-    pairs = zip([*needed, False], [False, *needed], strict=True)
-    return [k == 0 or before or after for k, (before, after) in enumerate(pairs)]
-
-
-def guided_by_levels(
-    levels: Sequence[tuple[Predict, Tree]],
-    scales: Sequence[float],
-    *,
-    schedule: Schedule | None = None,
-    interval: tuple[float, float] = (0.0, 1.0),
-    channels: int | Mapping[str, int] | None = None,
-) -> Callable[[Tree, jax.Array], Tree]:
-    """A guided network function where conditions are taken away in steps.
-
-    With o_k the output at level k, it is o_0 + sum_k scale_k (o_k - o_(k+1)). For references and
-    text, levels (all, references, nothing), that is Brooks et al. 2023 (InstructPix2Pix, eq. 3)
-
-        v_0 + s_r (v_ref - v_0) + s_t (v_ref,text - v_ref)
-
-    with s_t = 1 + scales[0] and s_r = 1 + scales[1], in the convention above.
-
-    Args:
-      levels: K + 1 pairs of a `predict` and its conditions, from all conditions to none. Those with
-        the same `predict` are one call with an enlarged batch; another `predict` is a call of its
-        own, for a level that takes less work.
-      scales: K, of the convention above; a level that only Python zeros ask for is not evaluated.
-      schedule, interval, channels: as in `guided`.
-
-    Raises:
-      UvitError: as `guided`.
-    """
-    if len(levels) != len(scales) + 1:
-        raise UvitError(f"{len(scales)} scales go with {len(scales) + 1} levels, got {len(levels)}")
     low, high = interval
     if not 0 <= low <= high <= 1:
         raise UvitError(f"interval must be ordered and lie in [0, 1], got {interval}")
-    limited = (low, high) != (0.0, 1.0)
-    if limited and schedule is None:
-        raise UvitError("a guidance interval in t needs the schedule")
-    counts = channels.values() if isinstance(channels, Mapping) else (channels,)
-    if any(count is not None and count < 1 for count in counts):
+    if any(count < 1 for count in (channels or {}).values()):
         raise UvitError(f"channels must be at least 1, got {channels}")
-    wanted = [k for k, use in enumerate(used(scales)) if use]
-    if len(wanted) == 1:
-        predict, conditions = levels[0]
-        return lambda x, network_time: predict(x, network_time, conditions)
+    if not branches:
+        raise UvitError("guidance needs at least one branch")
+    used = [branches[0], *(b for b in branches[1:] if not _is_zero(b.weight))]
+    weights = [b.weight for b in used]
+    if all(isinstance(w, int | float) for w in weights) and abs(sum(weights) - 1) > 1e-6:
+        raise UvitError(f"the weights of branches must sum to 1, got {weights}")
 
-    def outputs(x: Tree, network_time: jax.Array) -> Tree:
-        found: dict[int, Tree] = {}
-        for predict in dict.fromkeys(levels[k][0] for k in wanted):
-            together = [k for k in wanted if levels[k][0] is predict]
-            alternatives = [levels[k][1] for k in together]
-            results = evaluate(predict, x, network_time, alternatives)
-            found.update(zip(together, results, strict=True))
-        weights_B = {}
-        for k, scale in enumerate(scales):
-            if k in found and k + 1 in found:
-                weights_B[k] = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), network_time.shape)
-        if limited:
-            first, last = (float(schedule.network_time(t)) for t in (low, high))
-            slack = 1e-6 * max(last, 1.0)  # of float32
-            inside = (network_time >= first - slack) & (network_time <= last + slack)
-            weights_B = {k: jnp.where(inside, w_B, 0.0) for k, w_B in weights_B.items()}
+    def predict(x: Arrays, network_time_B: jax.Array) -> Arrays:
+        times = [_network_times(b, time_keys, network_time_B, schedule) for b in used]
+        first, *others = _evaluate(used, x, times)
+        active_B = 1.0
+        if (low, high) != (0.0, 1.0):
+            start, end = (float(schedule.network_time(t)) for t in (low, high))
+            slack = 1e-6 * max(end, 1.0)  # of float32
+            inside = (network_time_B >= start - slack) & (network_time_B <= end + slack)
+            active_B = jnp.where(inside, 1.0, 0.0)
 
-        def combine(*leaves, first=None):
-            by_level = dict(zip(found, leaves, strict=True))
-            result = by_level[0]
-            for k, weight_B in weights_B.items():
-                weight = weight_B.reshape((-1,) + (1,) * (result.ndim - 1))
-                if first is not None:
-                    weight = weight * (jnp.arange(result.shape[-1]) < first)
-                result = result + weight * (by_level[k] - by_level[k + 1])
+        def combined(name: str) -> jax.Array:
+            result = first[name]
+            for weight, other in zip(weights[1:], others, strict=True):
+                weight_B = jnp.broadcast_to(weight * active_B, network_time_B.shape)
+                scale = weight_B.reshape((-1,) + (1,) * (result.ndim - 1))
+                if name in (channels or {}):
+                    scale = scale * (jnp.arange(result.shape[-1]) < channels[name])
+                # Weights sum to 1: relative to the first branch, which may be the only one.
+                result = result + scale * (other[name] - first[name])
             return result
 
-        if isinstance(channels, Mapping):
-            return {
-                name: combine(*(tree[name] for tree in found.values()), first=channels.get(name))
-                for name in found[0]
-            }
-        return jax.tree.map(partial(combine, first=channels), *found.values())
+        return {name: combined(name) for name in first}
 
-    return outputs
+    return predict
 
 
-def evaluate(
-    predict: Predict, x: Tree, network_time: jax.Array, alternatives: Sequence[Tree]
-) -> list[Tree]:
-    """The outputs at one state under each of K sets of conditions, by one call with K B examples.
+def _is_zero(weight: Any) -> bool:
+    return isinstance(weight, int | float) and weight == 0
 
-    The alternatives of an example lie side by side, (B, K, ...) flattened, so that a batch sharded
-    over devices stays where it is.
 
-    Args:
-      predict: as in `guided`.
-      x: a pytree with leaves (B, ...).
-      network_time: (B,).
-      alternatives: K pytrees of one structure, leaves (B, ...) or (1, ...).
+def _network_times(
+    branch: Branch, time_keys: Sequence[str], network_time_B: jax.Array, schedule: Schedule
+) -> dict[str, jax.Array]:
+    others = {
+        key: jnp.full_like(network_time_B, float(schedule.network_time(t)))
+        for key, t in branch.times.items()
+    }
+    return others | dict.fromkeys(time_keys, network_time_B)
 
-    Raises:
-      UvitError: if the alternatives differ in structure, or their leaves do not fit the batch.
+
+def _evaluate(
+    branches: Sequence[Branch], x: Arrays, times: Sequence[Arrays]
+) -> list[dict[str, jax.Array]]:
+    """Each branch's predictions of the segments in x; branches of one network as one batch.
+
+    The K branches of an example are adjacent, (B, K, …) flattened, so that a batch sharded over
+    devices needs no communication.
     """
-    batch, count = network_time.shape[0], len(alternatives)
-    structures = {jax.tree.structure(a) for a in alternatives}
-    if len(structures) != 1:
-        raise UvitError(f"conditions and null conditions differ in structure: {structures}")
+    outputs: list[Any] = [None] * len(branches)
+    for network in dict.fromkeys(b.predict for b in branches):
+        group = [i for i, b in enumerate(branches) if b.predict is network]
+        B, K = next(iter(x.values())).shape[0], len(group)
+        names = {frozenset(branches[i].inputs) for i in group}
+        if len(names) != 1:
+            raise UvitError(
+                f"branches of one network need the same inputs, got {[sorted(n) for n in names]}"
+            )
 
-    def beside(*leaves):
-        for leaf in leaves:
-            if leaf.ndim == 0 or leaf.shape[0] not in (1, batch):
-                raise UvitError(
-                    f"a condition of shape {leaf.shape} does not fit a batch of {batch}"
-                )
-        leaves = [jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])) for leaf in leaves]
-        return jnp.stack(leaves, axis=1).reshape(batch * count, *leaves[0].shape[1:])
+        def interleaved(arrays: Sequence[jax.Array], B: int = B, K: int = K) -> jax.Array:
+            for a in arrays:
+                if a.ndim == 0 or a.shape[0] not in (1, B):
+                    raise UvitError(f"a condition of shape {a.shape} does not fit a batch of {B}")
+            rows = [jnp.broadcast_to(a, (B, *a.shape[1:])) for a in arrays]
+            return jnp.stack(rows, axis=1).reshape(B * K, *rows[0].shape[1:])
 
-    tiled_x, tiled_time = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf, count, axis=0), (x, network_time)
-    )
-    outputs = predict(tiled_x, tiled_time, jax.tree.map(beside, *alternatives))
-    if isinstance(x, Mapping) and isinstance(outputs, Mapping):
-        outputs = {name: outputs[name] for name in x if name in outputs}
-    return [
-        jax.tree.map(lambda o: o.reshape(batch, count, *o.shape[1:])[:, k], outputs)  # noqa: B023
-        for k in range(count)
-    ]
+        inputs = {n: interleaved([branches[i].inputs[n] for i in group]) for n in names.pop()}
+        inputs |= {name: jnp.repeat(value, K, axis=0) for name, value in x.items()}
+        both = {key: interleaved([times[i][key] for i in group]) for key in times[group[0]]}
+        predicted = network(inputs, both)
+        for k, i in enumerate(group):
+            outputs[i] = {
+                name: predicted[name].reshape(B, K, *predicted[name].shape[1:])[:, k]
+                for name in x
+                if name in predicted
+            }
+    return outputs

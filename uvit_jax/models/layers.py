@@ -1,11 +1,11 @@
 """The transformer block: attention and an MLP, pre-norm, optionally modulated by adaLN.
 
-One class serves U-ViT (affine norms, a skip merged in before the block) and DiT (norms without
-parameters, shift, scale and gate from a conditioning vector).
+One class serves U-ViT (affine norms, a long skip merged in before the block) and DiT (norms without
+parameters; shift, scale and gate from a conditioning vector).
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,21 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from uvit_jax.models.kernels import hooks
+from uvit_jax.models.linear import Linear
 from uvit_jax.models.model_config import BackboneConfig
 from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL, attention
 from uvit_jax.parallel.sharding import gather_params
-from uvit_jax.tokens.initializers import normal
+from uvit_jax.tokens.segment import normal
+
+INITS = {"normal": normal, "xavier": nnx.initializers.xavier_uniform()}
+KeysValues = tuple[jax.Array, jax.Array]
 
 
-# Without the checkpoint three arrays as large as x were kept for the gradient; with it, x alone is.
+# Without the checkpoint, three arrays as large as x are saved for the gradient; with it, only x.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x Φ(x), as PyTorch computes it. `jax.nn.gelu` takes erfc, which is more exact
-    where the result is next to nothing, and costs twice as much."""
+    """Exact GELU, x Φ(x), as PyTorch computes it. `jax.nn.gelu` uses erfc, which is more exact where
+    the result is nearly 0, and costs twice as much."""
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
@@ -32,20 +35,39 @@ ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
-INITS = {"normal": normal, "xavier": nnx.initializers.xavier_uniform()}
-KeysValues = tuple[jax.Array, jax.Array]
-Array = jax.Array | np.ndarray
-Still = tuple[jax.Array, jax.Array]
-"""A modulation vector (1, D) of time 0, and which tokens are modulated by it alone, bool (N, 1)."""
 
 
-def linear_options(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> dict[str, Any]:
-    """What all linear layers of the blocks have in common."""
-    return dict(dtype=dtype, kernel_init=INITS[config.init], rngs=rngs, **hooks(config.products))
+class BlockInputs(NamedTuple):
+    """What all blocks take besides the tokens and their own parameters.
+
+    Attributes:
+      modulation_BD: adaLN's conditioning vector, None without adaLN.
+      clean_1D: the same at time 0, for the tokens of `is_clean_N1`; None if there are none.
+      is_clean_N1: which tokens are modulated by `clean_1D` instead, bool.
+      context_BMD: the keys and values' inputs of cross-attention, if there is any.
+      mask_NM: the attention mask, bool; None if every token sees every token. A NumPy array: flash
+        attention kernels skip the blocks that it excludes.
+      angles_NR: of RoPE, (N, R) or (B, N, R), R = K/2; None without RoPE.
+      present_BM: which keys an example has; None if it has all.
+    """
+
+    modulation_BD: jax.Array | None = None
+    clean_1D: jax.Array | None = None
+    is_clean_N1: jax.Array | None = None
+    context_BMD: jax.Array | None = None
+    mask_NM: np.ndarray | None = None
+    angles_NR: jax.Array | None = None
+    present_BM: jax.Array | None = None
 
 
-def with_gathered_params(module: nnx.Module, dtype: Any, *, path: str = "") -> nnx.Module:
-    """The module with its parameters as `gathered` has them, to be called at once."""
+def linear(config: BackboneConfig, inputs, outputs, *, dtype: Any, rngs: nnx.Rngs, **options):
+    """A linear layer of the blocks; see `Linear` for the options."""
+    options = dict(kernel_init=INITS[config.init], products=config.products) | options
+    return Linear(inputs, outputs, dtype=dtype, rngs=rngs, **options)
+
+
+def gathered_module(module: nnx.Module, dtype: Any, *, path: str = "") -> nnx.Module:
+    """A module with its parameters all-gathered (see `gather_params`), to be called once."""
     graph, params = nnx.split(module)
     return nnx.merge(graph, gather_params(params, dtype, path=path))
 
@@ -72,35 +94,30 @@ class QKNorm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention, (B, N, D) → (B, N, D). Heads are an axis of the parameters.
 
-    Its own keys and values come along, as they are attended to; `cached` ones stand before them.
+    It also returns the keys and values of its tokens; `cached` ones are prepended to them.
     """
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
-        options = linear_options(config, dtype=dtype, rngs=rngs)
+        options = dict(dtype=dtype, rngs=rngs)
         self.implementation = config.attention
-        self.qkv = nnx.LinearGeneral(D, (3, H, D // H), use_bias=config.qkv_bias, **options)
-        self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
-        self.qk_norm = qk_norm(config, dtype=dtype, rngs=rngs)
+        self.qkv = linear(config, D, (3, H, D // H), use_bias=config.qkv_bias, **options)
+        self.out = linear(config, (H, D // H), D, **options)
+        self.qk_norm = qk_norm(config, **options)
 
     def __call__(
-        self,
-        x_BND: jax.Array,
-        mask_NM: jax.Array | None,
-        angles_NR: jax.Array | None = None,
-        present_BM: jax.Array | None = None,
-        cached: KeysValues | None = None,
+        self, x_BND: jax.Array, given: BlockInputs, cached: KeysValues | None = None
     ) -> tuple[jax.Array, KeysValues]:
         qkv_BN3HK = checkpoint_name(self.qkv(x_BND), "qkv")
         q, k, v = (qkv_BN3HK[:, :, i] for i in range(3))
         if self.qk_norm is not None:
             q, k = self.qk_norm(q, k)
-        if angles_NR is not None:
-            q, k = rotate(q, angles_NR), rotate(k, angles_NR)
+        if given.angles_NR is not None:
+            q, k = apply_rope(q, given.angles_NR), apply_rope(k, given.angles_NR)
         own = (k, v)
         if cached is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(cached, own, strict=True))
-        masks = dict(mask_NM=mask_NM, present_BM=present_BM)
+        masks = dict(mask_NM=given.mask_NM, present_BM=given.present_BM)
         o_BNHK = attention(q, k, v, implementation=self.implementation, **masks)
         return self.out(checkpoint_name(o_BNHK, "attention")), own
 
@@ -110,13 +127,13 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
-        options = linear_options(config, dtype=dtype, rngs=rngs)
-        # The context is short, and every device has all of it.
+        options = dict(dtype=dtype, rngs=rngs)
+        # The context is short, and replicated over the mesh's context axis.
         self.implementation = "xla" if config.attention in CONTEXT_PARALLEL else config.attention
-        self.q = nnx.LinearGeneral(D, (H, D // H), use_bias=config.qkv_bias, **options)
-        self.kv = nnx.LinearGeneral(D, (2, H, D // H), use_bias=config.qkv_bias, **options)
-        self.out = nnx.LinearGeneral((H, D // H), D, axis=(-2, -1), **options)
-        self.qk_norm = qk_norm(config, dtype=dtype, rngs=rngs)
+        self.q = linear(config, D, (H, D // H), use_bias=config.qkv_bias, **options)
+        self.kv = linear(config, D, (2, H, D // H), use_bias=config.qkv_bias, **options)
+        self.out = linear(config, (H, D // H), D, **options)
+        self.qk_norm = qk_norm(config, **options)
 
     def __call__(self, x_BND: jax.Array, context_BMD: jax.Array) -> jax.Array:
         q_BNHK = checkpoint_name(self.q(x_BND), "qkv")
@@ -129,14 +146,14 @@ class CrossAttention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear, GELU, Linear, on each token by itself."""
+    """Linear, GELU, Linear, on each token."""
 
     def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
         D, hidden = config.width, int(config.width * config.mlp_ratio)
-        options = linear_options(config, dtype=dtype, rngs=rngs)
+        options = dict(dtype=dtype, rngs=rngs)
         self.activation = config.activation
-        self.fc1 = nnx.Linear(D, hidden, **options)
-        self.fc2 = nnx.Linear(hidden, D, **options)
+        self.fc1 = linear(config, D, hidden, **options)
+        self.fc2 = linear(config, hidden, D, **options)
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x_BND)))
@@ -144,38 +161,38 @@ class MLP(nnx.Module):
 
 class Modulation(nnx.Module):
     """adaLN's SiLU and Linear: a conditioning vector (B, D) → `count` vectors (B, 1, D), or
-    (B, N, D) where some tokens are modulated by time 0 alone."""
+    (B, N, D) where some tokens have clean modulation."""
 
     def __init__(self, config: BackboneConfig, count: int, *, dtype: Any, rngs: nnx.Rngs):
         self.count = count
-        options = linear_options(config, dtype=dtype, rngs=rngs)
+        options = {}
         if config.modulation == "adaln_zero":
             options["kernel_init"] = nnx.initializers.zeros
-        self.linear = nnx.Linear(config.width, count * config.width, **options)
+        D = config.width
+        self.linear = linear(config, D, count * D, dtype=dtype, rngs=rngs, **options)
 
-    def __call__(self, c_BD: jax.Array | None, still: Still | None = None) -> list[jax.Array]:
+    def __call__(self, given: BlockInputs) -> list[jax.Array]:
         def parts(c_BD: jax.Array) -> list[jax.Array]:
             return jnp.split(self.linear(nnx.silu(c_BD))[:, None], self.count, axis=-1)
 
-        if still is None:
-            return parts(c_BD)
-        still_1D, which_N1 = still
-        if c_BD is None:  # the sequence is of such tokens only
-            return parts(still_1D)
-        pairs = zip(parts(still_1D), parts(c_BD), strict=True)
-        return [jnp.where(which_N1, at_zero, at_time) for at_zero, at_time in pairs]
+        if given.clean_1D is None:
+            return parts(given.modulation_BD)
+        if given.modulation_BD is None:  # all tokens of the sequence are clean
+            return parts(given.clean_1D)
+        pairs = zip(parts(given.clean_1D), parts(given.modulation_BD), strict=True)
+        return [jnp.where(given.is_clean_N1, clean, noisy) for clean, noisy in pairs]
 
 
 def qk_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> QKNorm | None:
-    """The normalisation of queries and keys, if the backbone wants one."""
+    """The normalisation of queries and keys, if the backbone has one."""
     return None if config.qk_norm == "none" else QKNorm(config, dtype=dtype, rngs=rngs)
 
 
 def layer_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """A LayerNorm as the backbone wants it; its statistics are float32 in any precision.
+    """A LayerNorm of the backbone; its statistics are float32 in any precision.
 
-    Flax rounds what a norm reads to the norm's dtype, so over a float32 stream it has to be float32
-    as well; the products that follow round what they read.
+    Flax rounds a norm's inputs to its dtype, so on a float32 residual stream it has to be float32 as
+    well; the products that follow round their own inputs.
     """
     affine = config.norm_affine
     dtype = jnp.float32 if config.residual == "float32" else dtype
@@ -211,7 +228,7 @@ class Block(nnx.Module):
         D = config.width
         self.merge_skip = config.skip if merge_skip else "none"
         size = {"concat": 2 * D, "add": 0, "none": 0}.get(self.merge_skip, D)
-        self.skip = nnx.Linear(size, D, **linear_options(config, **options)) if size else None
+        self.skip = linear(config, size, D, **options) if size else None
         self.norm1 = layer_norm(config, **options)
         self.attention = Attention(config, **options)
         self.norm_cross = layer_norm(config, **options) if cross else None
@@ -224,17 +241,12 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BND: jax.Array,
+        given: BlockInputs,
         *,
         skip_BND: jax.Array | None = None,
-        c_BD: jax.Array | None = None,
-        still: Still | None = None,
-        context_BMD: jax.Array | None = None,
-        mask_NM: jax.Array | None = None,
-        angles_NR: jax.Array | None = None,
-        present_BM: jax.Array | None = None,
         cached: KeysValues | None = None,
     ) -> tuple[jax.Array, KeysValues]:
-        """The tokens after the block, and their keys and values in it."""
+        """The tokens after the block, and their keys and values in its attention."""
         stream = x_BND.dtype
         if self.merge_skip == "concat":
             x_BND = self.skip(jnp.concatenate([x_BND, skip_BND], axis=-1))
@@ -245,20 +257,20 @@ class Block(nnx.Module):
         elif self.merge_skip == "sum_of_linear":
             x_BND = x_BND + self.skip(skip_BND)
         x_BND = x_BND.astype(stream)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(c_BD, still)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(given)
         h_BND = modulate(self.norm1(x_BND), shift1, scale1)
-        h_BND, keys_values = self.attention(h_BND, mask_NM, angles_NR, present_BM, cached)
+        h_BND, keys_values = self.attention(h_BND, given, cached)
         x_BND = x_BND + (h_BND if gate1 is None else gate1 * h_BND)
         if self.cross is not None:
-            x_BND = x_BND + self.cross(self.norm_cross(x_BND), context_BMD)
+            x_BND = x_BND + self.cross(self.norm_cross(x_BND), given.context_BMD)
         h_BND = self.mlp(modulate(self.norm2(x_BND), shift2, scale2))
         return x_BND + (h_BND if gate2 is None else gate2 * h_BND), keys_values
 
-    def _modulations(self, c_BD: jax.Array | None, still: Still | None) -> list[jax.Array | None]:
-        """Shift, scale and gate of the attention, then of the MLP; None where there is none."""
+    def _modulations(self, given: BlockInputs) -> list[jax.Array | None]:
+        """Shift, scale and gate of the attention, then of the MLP; None without them."""
         if self.modulation is None:
             return [None] * 6
-        parts = self.modulation(c_BD, still)
+        parts = self.modulation(given)
         if len(parts) == 6:
             return parts
         shift1, scale1, shift2, scale2 = parts
@@ -268,29 +280,16 @@ class Block(nnx.Module):
 def modulate(
     x_BND: jax.Array, shift_B1D: jax.Array | None, scale_B1D: jax.Array | None
 ) -> jax.Array:
-    """adaLN's x·(1 + scale) + shift; x itself where there is nothing to modulate by."""
+    """adaLN's x·(1 + scale) + shift; x itself without modulation."""
     return x_BND if scale_B1D is None else x_BND * (1 + scale_B1D) + shift_B1D
 
 
-def rotary_angles(places_NA: Array, head_size: int, period: float = 100.0) -> Array:
-    """Angles by which rotary positions turn queries and keys, float32 (..., N, K/2).
+def apply_rope(x_BNHK: jax.Array, angles_NR: jax.Array) -> jax.Array:
+    """Rotates the pairs (i, i + K/2) of every head by a token's angles (Su et al. 2021), R = K/2.
 
-    Of A axes each turns as many of the pairs (with two, the first half turns with the row and the
-    second with the column), F = K / 2A, at frequencies period^(-i / F), i = 0 .. F - 1 (axial RoPE
-    with the period of Heo et al. 2024).
-    """
-    size = head_size // (2 * places_NA.shape[-1])
-    frequencies = period ** (-np.arange(size) / size)
-    angles_NAF = places_NA[..., None] * frequencies
-    return angles_NAF.reshape(*places_NA.shape[:-1], -1).astype(np.float32)
-
-
-def rotate(x_BNHK: jax.Array, angles_NR: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + K/2) of every head by a token's angles (Su et al. 2021), R = K/2.
-
-    The angles may be (B, N, R), an example's own.
+    The angles may be (B, N, R), different for each example.
     """
     cos, sin = jnp.cos(angles_NR)[..., None, :], jnp.sin(angles_NR)[..., None, :]
     first, second = jnp.split(x_BNHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.astype(x_BNHK.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return rotated.astype(x_BNHK.dtype)

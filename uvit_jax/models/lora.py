@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.models.kernels import LowRank
+from uvit_jax.models.linear import LowRank
 from uvit_jax.models.model import Params
 from uvit_jax.parallel.sharding import path_string
 

@@ -1,10 +1,11 @@
 """A model: a layout and a backbone behind pure `init` and `apply`.
 
-The NNX modules are built and split here, once; from here on there are only a static graph and a
-pytree of arrays, a nested dict of float32 parameters.
+NNX modules are built and split here, once; after that there are only a static graph and a pytree of
+arrays, a nested dict of float32 parameters.
 """
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from flax import nnx
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.backbone import Backbone, Cache
-from uvit_jax.models.layers import with_gathered_params
+from uvit_jax.models.layers import gathered_module
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import PRESENT, Layout
@@ -24,53 +25,44 @@ from uvit_jax.tokens.layout import PRESENT, Layout
 Params = dict[str, Any]
 
 BACKBONES: dict[str, Any] = {"transformer": Backbone}
-"""By `BackboneConfig.name`: modules built by (config, layout, dtype=, rngs=), which take what was
-embedded and the layout to tokens (B, N, D), as `Backbone` does."""
-
-_INTEGERS = ("label", "text")  # the modalities that are given by numbers
+"""By `BackboneConfig.name`: modules built by (config, layout, rope_theta=, dtype=, rngs=) that map
+(embedded segments, layout, cache) to tokens (B, N, D), as `Backbone` does."""
 
 
-class Network(nnx.Module):
-    """layout.embed → backbone → layout.read."""
+class TokenNetwork(nnx.Module):
+    """The parameters of a model: embeddings, backbone, heads."""
 
     def __init__(self, config: ModelConfig, layout: Layout, *, rngs: nnx.Rngs):
         width = config.backbone.width
-        self.dtype = dtype = jnp.dtype(config.dtype)
+        dtype = jnp.dtype(config.dtype)
         zero = config.backbone.modulation == "adaln_zero"
         self.embed = Embed(layout, width, dtype=dtype, rngs=rngs)
         name = config.backbone.name
         if name not in BACKBONES:
-            raise UvitError(f"unknown backbone.name {name!r}{nearest(name, BACKBONES)}")
-        self.backbone = BACKBONES[name](config.backbone, layout, dtype=dtype, rngs=rngs)
-        self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
-
-    def __call__(self, inputs, times, layout, cache=None):
-        embedded = with_gathered_params(self.embed, self.dtype)(inputs, times, layout)
-        tokens_BND = self.backbone(embedded, layout, cache)
-        return with_gathered_params(self.heads, self.dtype)(tokens_BND, layout)
-
-    def cache(self, inputs, layout):
-        return self.backbone.cache(
-            with_gathered_params(self.embed, self.dtype)(inputs, None, layout), layout
+            raise UvitError(f"backbone.name={name!r} is not known{nearest(name, BACKBONES)}")
+        self.backbone = BACKBONES[name](
+            config.backbone, layout, rope_theta=config.rope_theta, dtype=dtype, rngs=rngs
         )
+        self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
 
 
 class Model:
     """A network as pure functions, `init(key) → params` and `apply(params, inputs, times)`.
 
-    Where references never see the target, what the target sees of them is the same at every step
-    of sampling: `cache(params, inputs)` computes it once, and `apply(…, cache=cache)` is exactly
-    `apply` with the references among the inputs, for the price of the other tokens.
+    Where references never see the target, their keys and values are the same at every step of
+    sampling: `cache(params, inputs)` computes them once, and `apply(…, cache=cache)` equals `apply`
+    with the references among the inputs, at the cost of the other tokens.
 
     Attributes:
       config: the `ModelConfig` it was built from. layout: its `Layout`.
-      abstract_params: the parameters' shapes and dtypes, with no arrays behind them.
+      abstract_params: the parameters' shapes and dtypes, without arrays.
     """
 
     def __init__(self, config: ModelConfig):
         self.config = config
         self.layout = config.layout()
-        abstract = nnx.eval_shape(lambda: Network(config, self.layout, rngs=nnx.Rngs(0)))
+        self._dtype = jnp.dtype(config.dtype)
+        abstract = nnx.eval_shape(lambda: TokenNetwork(config, self.layout, rngs=nnx.Rngs(0)))
         self._graph, state = nnx.split(abstract)
         self.abstract_params: Params = nnx.to_pure_dict(state)
 
@@ -79,25 +71,25 @@ class Model:
 
     @property
     def num_params(self) -> int:
-        """How many trained numbers the model has."""
+        """The number of trained parameters."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
 
     def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes and dtypes of the inputs for so many examples, with no arrays behind them."""
-        kinds = {s.name: jnp.int32 for s in self.layout.inputs if s.modality in _INTEGERS}
-        kinds[PRESENT] = jnp.bool_
+        """The shapes and dtypes of the inputs of a batch, without arrays."""
+        dtypes = {s.name: jnp.int32 for s in self.layout.inputs if s.integers}
+        dtypes[PRESENT] = jnp.bool_
         return {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), kinds.get(name, jnp.float32))
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtypes.get(name, jnp.float32))
             for name, shape in self.layout.input_shapes.items()
         }
 
     @functools.partial(jax.jit, static_argnums=0)
     def _init(self, key: jax.Array) -> Params:
-        network = Network(self.config, self.layout, rngs=nnx.Rngs(key))
+        network = TokenNetwork(self.config, self.layout, rngs=nnx.Rngs(key))
         return nnx.to_pure_dict(nnx.split(network)[1])
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
+        """Initial parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
         return self._init(key)
 
     def apply(
@@ -108,77 +100,110 @@ class Model:
         *,
         cache: Cache | None = None,
     ) -> dict[str, jax.Array]:
-        """Runs the network. Pure; jit, grad and vmap it as you like.
+        """Runs the network. Pure; jit, grad and vmap work.
 
         Args:
-          params: as `init` gives them.
-          inputs: data by segment: noisy ones at their noise level, clean ones and conditions as
-            they are. Images (B, H, W, C), features (B, N, F), text int32 (B, T), labels int32 (B,).
-            Where references are optional, `refs_present` (B, S, V) says which an example has; the
-            pictures of others are not looked at. `subject_slots` int32 (B, S) and `view_slots`
-            (B, S, V), from 0, put references into other slots than their segments': two of them
-            may be views of one subject.
-          times: network times by noisy segment, float (B,).
-          cache: as `cache` makes it, in place of the references and all that is said of them.
+          params: as `init` returns them.
+          inputs: data by segment: noisy ones at their noise level, clean ones and conditions as they
+            are. Images (B, H, W, C), videos (B, T, H, W, C), features (B, N, F), text int32 (B, T),
+            labels int32 (B,). Where references are optional, `refs_present` bool (B, S, V) says which
+            an example has; the data of absent ones are ignored. `subject_slots` int32 (B, S) and
+            `view_slots` (B, S, V), from 0, assign references to other slots than their segments':
+            two of them may be views of one subject.
+          times: network times by time key (`layout.time_keys`), float (B,).
+          cache: from `cache`, in place of the references and of `refs_present` and slots.
 
         Returns:
-          A float32 prediction for each noisy segment, in the segment's shape.
+          A float32 prediction of each noisy segment, in its shape (twice the channels with a learned
+          range).
 
         Raises:
-          UvitError: if an input or a time is missing, unknown, of another shape, or no integers
-            where they number a label or words.
+          UvitError: if an input or a time is missing, unknown, of another shape, or not of integers
+            where they are labels or token ids.
         """
         layout = self.layout if cache is None else self.layout.without_references
-        batch = jnp.shape(inputs.get(layout.noisy[0].name, ()))[:1]
-        _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
-        _check(times, dict.fromkeys(layout.time_keys, ()), batch, "times")
-        for segment in layout.inputs:
-            kind = jnp.result_type(inputs[segment.name])
-            if segment.modality in _INTEGERS and not jnp.issubdtype(kind, jnp.integer):
-                raise UvitError(
-                    f"inputs[{segment.name!r}] must be integers, numbers of a {segment.modality}, "
-                    f"got {kind}"
-                )
-        if cache is not None:
-            found, expected = cache.size, (*batch, self.layout.only_references.num_tokens)
-            if found != expected:
-                raise UvitError(
-                    f"the cache is of {found[0]} examples with {found[1]} tokens of references, "
-                    f"expected {expected[0]} and {expected[1]}"
-                )
-        return nnx.merge(self._graph, params)(inputs, times, layout, cache)
+        self._check_inputs(inputs, times, layout, cache)
+        network = nnx.merge(self._graph, params)
+        embedded = gathered_module(network.embed, self._dtype)(inputs, times, layout)
+        tokens_BND = network.backbone(embedded, layout, cache)
+        return gathered_module(network.heads, self._dtype)(tokens_BND, layout)
 
     def cache(self, params: Params, inputs: Mapping[str, jax.Array]) -> Cache:
-        """What all other tokens see of the references, to be given to `apply`. Pure.
+        """The keys and values of the references, for `apply`. Pure.
 
         Args:
-          params: as `init` gives them.
-          inputs: as for `apply`, of which only the references are looked at, and what is said of
-            them in `refs_present`, `subject_slots` and `view_slots`.
+          params: as `init` returns them.
+          inputs: as for `apply`; only the references, `refs_present` and slots are used.
 
         Raises:
-          UvitError: if the references depend on the target, saying through what; or as `apply`.
+          UvitError: if the references depend on the target, saying how; or as `apply`.
         """
         layout = self.layout.only_references
         known = layout.input_shapes | layout.slot_shapes
         inputs = {name: value for name, value in inputs.items() if name in known}
         batch = jnp.shape(inputs.get(layout.references[0].name, ()))[:1]
         _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
-        return nnx.merge(self._graph, params).cache(inputs, layout)
+        network = nnx.merge(self._graph, params)
+        embedded = gathered_module(network.embed, self._dtype)(inputs, None, layout)
+        return network.backbone.cache(embedded, layout)
 
     def without_references(self) -> "Model":
-        """The model of the same parameters with no references in its sequence: exactly what it is
-        with all of them absent, for less."""
+        """The model of the same parameters without references in its sequence: it equals the model
+        with all of them absent, at a lower cost."""
         model = copy.copy(self)
         model.layout = self.layout.without_references
         return model
+
+    def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> "Model":
+        """The model of the same parameters for images or videos of other shapes, by interpolated
+        positions.
+
+        Args:
+          shapes: by segment (H, W, C) or (T, H, W, C).
+
+        Raises:
+          UvitError: if a segment is not of patches, or the patches do not divide the shape.
+        """
+        segments = dict(self.config.segments)
+        for name, shape in shapes.items():
+            segment = segments.get(name)
+            if segment is None or segment.kind != "patches":
+                known = [s.name for s in segments.values() if s.kind == "patches"]
+                raise UvitError(
+                    f"{name!r} is not a segment of images or videos{nearest(name, known)}"
+                )
+            trained = segment.trained_shape or segment.shape
+            segments[name] = dataclasses.replace(segment, shape=shape, trained_shape=trained)
+        return build(dataclasses.replace(self.config, segments=segments))
+
+    def _check_inputs(
+        self,
+        inputs: Mapping[str, jax.Array],
+        times: Mapping[str, jax.Array],
+        layout: Layout,
+        cache: Cache | None,
+    ) -> None:
+        batch = jnp.shape(inputs.get(layout.noisy[0].name, ()))[:1]
+        _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
+        _check(times, dict.fromkeys(layout.time_keys, ()), batch, "times")
+        for segment in layout.inputs:
+            dtype = jnp.result_type(inputs[segment.name])
+            if segment.integers and not jnp.issubdtype(dtype, jnp.integer):
+                raise UvitError(f"inputs[{segment.name!r}] must be integers, got {dtype}")
+        if cache is not None:
+            expected = (*batch, self.layout.only_references.num_tokens)
+            if cache.size != expected:
+                raise UvitError(
+                    f"the cache has {cache.size[0]} examples with {cache.size[1]} reference tokens, "
+                    f"expected {expected[0]} and {expected[1]}"
+                )
 
 
 def _check(
     given: Mapping[str, jax.Array],
     shapes: Mapping[str, tuple[int, ...]],
     batch: tuple[int, ...],
-    kind: str,
+    what: str,
     optional: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Raises UvitError if an array is missing, unknown or not of shape (*batch, *shape)."""
@@ -186,17 +211,17 @@ def _check(
     for name in given:
         if name not in known:
             raise UvitError(
-                f"{kind} has {name!r}, which is no segment of the model{nearest(name, known)}"
+                f"{what} has {name!r}, which is not an input of the model{nearest(name, known)}"
             )
     for name, shape in known.items():
         if name not in given:
             if name in shapes:
                 raise UvitError(
-                    f"{kind} lacks {name!r}, an array (B{''.join(f', {n}' for n in shape)})"
+                    f"{what} lacks {name!r}, an array (B{''.join(f', {n}' for n in shape)})"
                 )
         elif jnp.shape(given[name]) != (*batch, *shape):
             raise UvitError(
-                f"{kind}[{name!r}] has shape {jnp.shape(given[name])}, expected {(*batch, *shape)}"
+                f"{what}[{name!r}] has shape {jnp.shape(given[name])}, expected {(*batch, *shape)}"
             )
 
 
@@ -207,10 +232,10 @@ def build(config: Mapping[str, Any] | ModelConfig) -> Model:
       config: a mapping with `sequence`, `segments`, `backbone` and `dtype` (see `ModelConfig`).
 
     Raises:
-      UvitError: on an unknown key or a model that cannot be, naming the key.
+      UvitError: on an unknown key or a model that cannot work, naming the key.
     """
     return _built(parse_model(config))
 
 
-# It is pure: who asks for the same one again gets it, with all that was compiled for it.
+# Building is pure: equal configs share one model, and everything compiled for it.
 _built = functools.lru_cache(64)(Model)

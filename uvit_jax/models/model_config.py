@@ -2,34 +2,30 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from uvit_jax.config import parse, plain
+from uvit_jax.config import Config, parse, plain
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.upgrade import upgraded_segment
 from uvit_jax.parallel.attention import implementations
+from uvit_jax.tokens import modalities  # noqa: F401  # registers the kinds
 from uvit_jax.tokens.layout import Layout
-from uvit_jax.tokens.segment import Segment
+from uvit_jax.tokens.segment import KINDS, Segment
 
-SKIPS = ("concat", "add", "linear_of_sum", "sum_of_linear", "none")
-MODULATIONS = ("none", "adaln", "adaln_zero")
-INITS = ("normal", "xavier")
-QK_NORMS = ("none", "rms", "layer")
-RESIDUALS = ("same", "float32")
-PRODUCTS = ("plain", "flat")
-REMATS = ("none", "dots", "attention", "full")
-DTYPES = ("float32", "bfloat16")
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "attention", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(Config):
     """A stack of transformer blocks. The defaults are U-ViT's.
 
     Attributes:
       name: a key of `uvit_jax.models.model.BACKBONES`.
-      width: D. depth: number of blocks, of which half are before and half after `mid_block`.
+      width: D. depth: number of blocks, half of them before and half after `mid_block`.
       num_heads: H; the head size is D / H.
       mlp_ratio: hidden width of the MLPs, in units of D.
-      mid_block: one block more, between the halves (U-ViT's "depth 12" is 6 + 1 + 6 blocks).
+      mid_block: one more block between the halves (U-ViT's "depth 12" is 6 + 1 + 6 blocks).
       skip: how each block of the first half is merged into its partner in the second, with h the
         main branch and s the skip (the ablation of U-ViT's paper): `concat`, Linear([h, s]), the
         published one; `add`, h + s; `linear_of_sum`, Linear(h + s); `sum_of_linear`,
@@ -37,29 +33,29 @@ class BackboneConfig:
       norm_affine, norm_eps: of every LayerNorm.
       activation: `gelu` (exact) or `gelu_tanh`.
       qkv_bias: whether queries, keys and values have a bias.
-      qk_norm: how each head's queries and keys are normalised before they meet (and before rotary
-        positions), so that logits cannot grow without bound in long runs at half precision: `rms`,
-        RMSNorm (Stable Diffusion 3, Flux); `layer`, LayerNorm without bias (ViT-22B); `none`. Both
-        have a learned scale of the head size, shared by the heads.
+      qk_norm: normalisation of each head's queries and keys before attention (and before RoPE), so
+        that logits stay bounded in long runs at half precision: `rms`, RMSNorm (Stable Diffusion 3,
+        Flux); `layer`, LayerNorm without bias (ViT-22B); `none`. Both have a learned scale of the
+        head size, shared by the heads.
       init: of the blocks' matrices: `normal` with standard deviation 0.02 (U-ViT), or `xavier`
         uniform, which is larger for narrow models (DiT).
-      modulation: `none`, `adaln` (shift and scale) or `adaln_zero` (and gates, all starting at 0)
-        by the segments that enter by `adaln`.
-      attention: a name in `parallel.attention.IMPLEMENTATIONS`.
-      products: how the blocks' products with their parameters are written: `plain`, over the axes
-        that there are, which sharding over devices needs; or `flat`, over all tokens of a batch as
-        rows of one matrix, which XLA's CPU backend computes faster (see kernels.py).
+      modulation: by the segments that enter by `adaln`: `none`, `adaln` (shift and scale) or
+        `adaln_zero` (and gates, all initialised to 0).
+      attention: a name in `parallel.attention.implementations.IMPLEMENTATIONS`.
+      products: how the blocks' matrix products are written: `plain`, over the axes as they are, as
+        sharding needs; or `flat`, over all tokens of a batch as rows of one matrix, which is faster
+        on XLA's CPU backend (see linear.py).
       scan: run the blocks with `jax.lax.scan`; False is a Python loop, for debugging.
-      unroll: blocks a scan's iteration.
-      remat: what the backward pass recomputes, from most memory to least: `none` keeps every
-        activation; `dots` keeps the results of products with parameters, 10 D a token and block
+      unroll: blocks in one iteration of the scan.
+      remat: what the backward pass recomputes, from most memory to least: `none` saves every
+        activation; `dots` saves the results of products with parameters, 10 D a token and block
         (11 D with a skip's), and recomputes norms, activations and attention's own products;
-        `attention` keeps queries, keys, values and what attention makes of them, 4 D, and
-        recomputes the rest, the MLP above all; `full` keeps only the blocks' inputs.
-      residual: dtype of the residual stream, to which every block adds: `same` as the model's
-        `dtype`, or `float32`, where bfloat16 blocks would otherwise round away small additions to a
-        large stream; norms then read float32 too, products stay as they are. Long skips are kept in
-        the model's dtype. It costs 2 bytes more for each element of what blocks hand on.
+        `attention` saves queries, keys, values and attention's output, 4 D, and recomputes the rest,
+        above all the MLP; `full` saves only the blocks' inputs.
+      residual: dtype of the residual stream: `same` as the model's `dtype`, or `float32`, where
+        bfloat16 would round away a block's small addition to a large stream; norms then read
+        float32 too, products do not change. Long skips are in the model's dtype. It costs 2 bytes
+        more for each element that a block passes on.
     """
 
     width: int
@@ -67,36 +63,24 @@ class BackboneConfig:
     num_heads: int
     mlp_ratio: float = 4.0
     mid_block: bool = True
-    skip: str = "concat"
+    skip: Literal["concat", "add", "linear_of_sum", "sum_of_linear", "none"] = "concat"
     norm_affine: bool = True
     norm_eps: float = 1e-5
-    activation: str = "gelu"
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
     qkv_bias: bool = False
-    qk_norm: str = "none"
-    init: str = "normal"
-    modulation: str = "none"
+    qk_norm: Literal["none", "rms", "layer"] = "none"
+    init: Literal["normal", "xavier"] = "normal"
+    modulation: Literal["none", "adaln", "adaln_zero"] = "none"
     attention: str = "xla"
-    products: str = "plain"
+    products: Literal["plain", "flat"] = "plain"
     scan: bool = True
     unroll: int = 1
-    remat: str = "none"
-    residual: str = "same"
+    remat: Remat = "none"
+    residual: Literal["same", "float32"] = "same"
     name: str = "transformer"
 
-    def __post_init__(self):
-        for key, known in (
-            ("skip", SKIPS),
-            ("modulation", MODULATIONS),
-            ("qk_norm", QK_NORMS),
-            ("products", PRODUCTS),
-            ("remat", REMATS),
-            ("residual", RESIDUALS),
-            ("init", INITS),
-            ("activation", ("gelu", "gelu_tanh")),
-        ):
-            value = getattr(self, key)
-            if value not in known:
-                raise UvitError(f"unknown {key} {value!r}{nearest(value, known)}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         implementations.check(self.attention)
         if min(self.width, self.depth, self.num_heads, self.unroll) < 1:
             raise UvitError("width, depth, num_heads and unroll must be at least 1")
@@ -109,40 +93,44 @@ class BackboneConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Config):
     """A model: `segments` by name, in the order of `sequence`, and a backbone.
 
-    `sequence` is apart from `segments` so that an order survives JSON, and so that the command line
-    can drop a segment: `--config.model.sequence="('time', 'image')"`.
+    `sequence` is separate from `segments` so that the order survives JSON, and so that the command
+    line can leave out a segment: `--config.model.sequence="('time', 'image')"`.
 
     Attributes:
-      sequence: names of segments, in their order. segments: by name. backbone: of the model.
-      max_subjects, max_views: sizes of the tables of subject and view slots, 0 for as many as the
-        segments name: what more subjects and views can be had at sampling than in training.
-      axes: along which rotary positions turn, of `segment`, `frame`, `row` and `column`.
-      dtype: of the computation, `float32` or `bfloat16`. Parameters, their gradients and averages
-        and the optimizer's second moment are float32 always, and so are attention's logits and
-        softmax, the norms' statistics, the outputs and the loss. With `bfloat16`, matrix products
-        (and convolutions) have operands and results in bfloat16 and are summed in float32, and
-        what blocks add up is bfloat16 as well unless `backbone.residual` says otherwise.
+      sequence: names of segments, in order. segments: by name. backbone: of the model.
+      max_subjects, max_views: sizes of the tables of subject and view slots; 0 stands for as many as
+        the segments have. With larger tables, sampling may use more subjects and views than training.
+      axes: of RoPE, from `segment`, `frame`, `row` and `column`; empty for those of the segments'
+        grids (rows and columns of images, and frames of videos).
+      rope_theta: the base of RoPE's frequencies.
+      dtype: of the computation. Parameters, gradients, their averages and the optimizer's second
+        moment are always float32, and so are attention's logits and softmax, the norms' statistics,
+        the outputs and the loss. With `bfloat16`, matrix products and convolutions have bfloat16
+        operands and results and accumulate in float32; the residual stream is bfloat16 unless
+        `backbone.residual` says otherwise.
     """
 
     sequence: tuple[str, ...]
     segments: Mapping[str, Segment]
     backbone: BackboneConfig
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     max_subjects: int = 0
     max_views: int = 0
-    axes: tuple[str, ...] = ("row", "column")
+    axes: tuple[str, ...] = ()
+    rope_theta: float = 100.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.max_subjects, self.max_views) < 0:
             raise UvitError("max_subjects and max_views must be at least 0")
-        if self.dtype not in DTYPES:
-            raise UvitError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}")
+        if self.rope_theta <= 1:
+            raise UvitError(f"rope_theta must be larger than 1, got {self.rope_theta}")
 
     def __hash__(self) -> int:
-        # A mapping has no hash; the segments are told apart by equality.
+        # A mapping has no hash; equality compares the segments.
         return hash((self.sequence, self.backbone, self.dtype))
 
     def layout(self) -> Layout:
@@ -159,7 +147,7 @@ def parse_model(config: Mapping[str, Any], where: str = "config.model") -> Model
     """Builds a `ModelConfig` from a mapping.
 
     Args:
-      config: nested mappings, such as a preset's; a `ModelConfig` stays as it is.
+      config: nested mappings, such as a preset's; a `ModelConfig` is returned as it is.
       where: its dotted path, for error messages.
 
     Raises:
@@ -168,11 +156,10 @@ def parse_model(config: Mapping[str, Any], where: str = "config.model") -> Model
     if isinstance(config, ModelConfig):
         return config
     config = plain(config, where)
-    given = plain(config.get("segments", {}), f"{where}.segments")
     segments = {}
-    for name in given:
+    for name, given in plain(config.get("segments", {}), f"{where}.segments").items():
         here = f"{where}.segments.{name}"
-        segments[name] = parse(Segment, {"name": name, **plain(given[name], here)}, here)
+        segments[name] = _parse_segment(name, plain(given, here), here)
     config["segments"] = segments
     model = parse(ModelConfig, config, where)
     for name in model.sequence:
@@ -180,3 +167,12 @@ def parse_model(config: Mapping[str, Any], where: str = "config.model") -> Model
             hint = nearest(name, model.segments)
             raise UvitError(f"{where}.sequence names {name!r}, which is no segment{hint}")
     return model
+
+
+def _parse_segment(name: str, given: dict[str, Any], where: str) -> Segment:
+    given = {"name": name, **upgraded_segment(given, where)}
+    kind = given.get("kind")
+    if kind not in KINDS:
+        problem = "is missing" if kind is None else f"={kind!r} is not a known kind"
+        raise UvitError(f"{where}.kind {problem}{nearest(str(kind), KINDS)}")
+    return parse(KINDS[kind], given, where)

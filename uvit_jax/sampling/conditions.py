@@ -1,10 +1,9 @@
-"""What a model is conditioned on when it draws: labels and prompts, or those of a data set.
+"""A model's conditions for sampling: from labels, prompts and references, or from a data set.
 
-conditions, captions = conditions_for(model, vocabulary, config)          # of flags, and of
-                                                                          # references' pictures
-conditions = conditions_like(model, dataset, vocabulary, count, seed)     # of data
-conditions = uniform_labels(model, vocabulary, count, seed)               # every class alike
-nulls = nulls_of(model.layout, vocabulary)                                # for guidance
+conditions, captions = conditions_for(model, vocabulary, config)       # of a SampleConfig
+conditions = conditions_like(model, dataset, vocabulary, count, seed)  # distributed as the data
+conditions = uniform_labels(model, vocabulary, count, seed)            # every class equally often
+nulls = nulls_of(model.layout, vocabulary)                             # for guidance
 """
 
 from __future__ import annotations
@@ -17,54 +16,33 @@ import numpy as np
 
 from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.models.model import Model
+from uvit_jax.sampling.sampler import SampleConfig
+from uvit_jax.tokens.layout import Layout
 from uvit_jax.tokens.reference_inputs import reference_inputs
+from uvit_jax.tokens.segment import Segment
 
 if TYPE_CHECKING:
     from uvit_jax.data.pipeline import Dataset
     from uvit_jax.data.sources.latents import LatentData
-    from uvit_jax.models.model import Model
-    from uvit_jax.sampling.sampler import SampleConfig
-    from uvit_jax.tokens.layout import Layout
 
 NAMED = ("label", "text", "features")
-"""The modalities that a label or a prompt can name."""
+"""The kinds of segments that a label or a prompt can give."""
 EncodeText = Callable[[Sequence[str]], np.ndarray]
-"""Texts to a frozen encoder's features, float32 (B, N, F)."""
+"""A frozen encoder: texts → features, float32 (B, N, F)."""
 
 
 def nulls_of(layout: Layout, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """The null values that a layout cannot know: those of features, by segment, (N, F)."""
+    """The null values that a layout does not know: those of features, by segment, (N, F)."""
     if vocabulary.features is None:
         return {}
     return {s.name: vocabulary.features.null for s in _feature_segments(layout)}
 
 
-def null(
-    layout: Layout, name: str, batch_size: int, given: Mapping[str, np.ndarray] | None = None
-) -> np.ndarray:
-    """What stands for "not given" in segment `name`: (batch_size, ...).
-
-    Args:
-      given: as `nulls_of` makes it, for segments of features.
-
-    Raises:
-      UvitError: if the segment has none, or its features' null was not given.
-    """
-    if given and name in given:
-        return np.broadcast_to(given[name], (batch_size, *given[name].shape))
-    if layout.by_name[name].modality == "features":
-        raise UvitError(
-            f"segment {name!r} holds a frozen encoder's features, and what that encoder makes of "
-            "the empty text is unknown, so it cannot be dropped or guided; train on latents with "
-            "features (experiments.encode_text), or name the encoder with --text_encoder=FOLDER"
-        )
-    return layout.null(name, batch_size)
-
-
 def text_encoder_of(
     layout: Layout, vocabulary: Vocabulary, config: SampleConfig
 ) -> tuple[Vocabulary, EncodeText | None]:
-    """The text encoder that a config names, if any, and the vocabulary with its null.
+    """The vocabulary with the null of the text encoder that a config names, and that encoder.
 
     Raises:
       UvitError: if the encoder cannot be loaded, or is not the model's.
@@ -73,8 +51,8 @@ def text_encoder_of(
         return vocabulary, None
     if not _feature_segments(layout):
         raise UvitError(
-            f"the text encoder {config.text_encoder} was given, but the model takes no such "
-            "encoder's features"
+            f"the model does not use the features of a text encoder; remove "
+            f"--text_encoder={config.text_encoder}"
         )
     from uvit_jax.encoders.clip_weights import load_text_encoder
 
@@ -99,7 +77,7 @@ def with_features(vocabulary: Vocabulary, features: TextFeatures) -> Vocabulary:
     ):
         raise UvitError(
             "the text encoder is not the one that the model was trained with: its features of the "
-            "empty text are others"
+            "empty text differ"
         )
     return vocabulary
 
@@ -111,57 +89,56 @@ def conditions_for(
     encode_text: EncodeText | None = None,
     references: Sequence[Sequence[np.ndarray]] = (),
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The conditions that `config.labels` and `config.prompts` name, and a caption for each.
+    """The conditions of `config.count` samples, and a caption of each.
 
     Args:
-      encode_text: for a model whose text is the features of a frozen encoder, that encoder.
-      references: for a model that takes them, the subjects of every sample, `@1`, `@2`, … of its
-        prompt, each with its views as the model takes pictures (see `references.from_folder`).
+      config: its labels and prompts.
+      encode_text: the frozen text encoder, for a model that uses one's features.
+      references: for a model with references, the subjects of every sample, `@1`, `@2`, … of its
+        prompt, each with its views as the model takes images (see `reference_folder`).
 
     Raises:
-      UvitError: for a label, prompt or reference that the model cannot take, or without a
-        reference for a model that takes them.
+      UvitError: for a label, prompt or reference that the model cannot take, or no reference for a
+        model with references.
     """
-    count = config.count
-    conditions: dict[str, np.ndarray] = {"count": np.zeros((count,), np.int32)}
+    count, conditions = config.count, {}
     captions = [""] * count
-    inputs = _conditional(model.layout)
-    modalities = {s.modality for s in inputs}
-    if config.labels and "label" not in modalities:
+    kinds = {s.kind for s in model.layout.conditions}
+    if config.labels and "label" not in kinds:
         raise UvitError("labels were given, but the model has no label segment")
-    if config.prompts and not modalities & {"text", "features"}:
+    if config.prompts and not kinds & {"text", "features"}:
         raise UvitError("prompts were given, but the model has no text segment")
-    for segment in inputs:
-        if segment.modality == "label":
+    for segment in model.layout.conditions:
+        if segment.kind == "label":
             known = len(vocabulary.classes) or segment.num_classes
-            wanted = config.labels or range(known)
-            ids = [vocabulary.class_id(w, segment.num_classes) for w in wanted]
+            labels = config.labels or range(known)
+            ids = [vocabulary.class_id(label, segment.num_classes) for label in labels]
             conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
-            named = [vocabulary.class_name(i) for i in conditions[segment.name]]
+            names = [vocabulary.class_name(i) for i in conditions[segment.name]]
         elif segment.is_reference:
             continue
-        elif segment.modality in ("text", "features"):
-            given = config.prompts or ("",)
-            named = [given[i % len(given)] for i in range(count)]
-            if segment.modality == "text":
-                ids = [vocabulary.encode(p, segment.shape[0]) for p in named]
+        elif segment.kind in ("text", "features"):
+            prompts = config.prompts or ("",)
+            names = [prompts[i % len(prompts)] for i in range(count)]
+            if segment.kind == "text":
+                ids = [vocabulary.encode(prompt, segment.shape[0]) for prompt in names]
                 conditions[segment.name] = np.stack(ids)
             else:
-                rows = _encoded(segment, given, vocabulary, encode_text)
-                conditions[segment.name] = rows[np.arange(count) % len(given)]
+                features = _encoded(segment, prompts, vocabulary, encode_text)
+                conditions[segment.name] = features[np.arange(count) % len(prompts)]
         else:
             raise UvitError(
-                f"segment {segment.name!r} ({segment.modality}) cannot be given by a flag; "
-                "call uvit_jax.sampling.sampler.make_sampler from Python"
+                f"segment {segment.name!r} ({segment.kind}) cannot be given by a flag; call "
+                "uvit_jax.sampling.sampler.make_sampler from Python"
             )
-        captions = [" ".join(filter(None, pair)) for pair in zip(captions, named, strict=True)]
+        captions = [" ".join(filter(None, pair)) for pair in zip(captions, names, strict=True)]
     if references:
-        shown = reference_inputs(model.layout, [references])
-        conditions |= {name: np.repeat(value, count, axis=0) for name, value in shown.items()}
+        inputs = reference_inputs(model.layout, [references])
+        conditions |= {name: np.repeat(value, count, axis=0) for name, value in inputs.items()}
     elif model.layout.references:
         raise UvitError(
-            "the model takes pictures of subjects, and none are given; experiments.sample takes a "
-            "folder of them with --references=FOLDER"
+            "the model takes reference images, and none were given; use --references=FOLDER of "
+            "experiments.sample"
         )
     return conditions, captions
 
@@ -173,133 +150,134 @@ def conditions_like(
     count: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Conditions for `count` samples, distributed as a data set's.
+    """Conditions of `count` samples, distributed as a data set's.
 
-    They are the conditions of its records in a random order, every record once before any comes
-    twice; of several captions, a random one.
+    They are those of its records in random order, every record once before any is repeated, with a
+    random one of several captions.
 
     Args:
       dataset: of the run, or another split of it; None if the model has no conditions.
-      vocabulary: of the run, which says what the model's labels and tokens mean.
+      vocabulary: of the run: the meaning of the model's labels and token ids.
 
     Returns:
-      By segment, leaves (count, ...); `count` zeros (count,) for a model without conditions.
-      Features are `FeatureRows`, read from their files when they are indexed. Of a model with
-      references all are `ExampleRows`: what a sample is shown and told is of one example.
+      By segment, leaves (count, …). Features are `FeatureRows`, read from their files when indexed.
+      For a model with references all are `ExampleRows`: the conditions of a sample are those of one
+      example.
 
     Raises:
-      UvitError: if the data bring no such condition, or a class is unknown to the model.
+      UvitError: if the data lack such a condition, or the model lacks a class.
     """
-    found: dict[str, Any] = {"count": np.zeros((count,), np.int32)}
-    conditional = _conditional(model.layout)
-    shown = [s.name for s in conditional if s.modality not in NAMED]
-    if shown:
+    conditions: dict[str, Any] = {}
+    segments = model.layout.conditions
+    if not segments:
+        return conditions
+    if others := [s.name for s in segments if s.kind not in NAMED]:
         order = _order(np.random.default_rng(seed), len(dataset), count)
-        return found | example_rows(model.layout, shown[0], dataset, order)
-    for segment in conditional:
-        missing = ""
-        if segment.modality == "text" and vocabulary.tokenizer is None:
-            raise UvitError(f"segment {segment.name!r} takes tokens, and the run has no tokenizer")
-        if segment.modality == "label" and not dataset.class_names:
-            missing = "classes, which these data do not bring; set config.data.labels"
-        if segment.modality == "features" and getattr(dataset, "features", None) is None:
-            missing = "features of texts, which these data do not bring; set "
-            missing += "config.data.features=True (of latents, see experiments.encode_text)"
-        if missing:
-            raise UvitError(f"segment {segment.name!r} takes {missing}")
-    if not conditional:
-        return found
+        return example_rows(model.layout, others[0], dataset, order)
+    for segment in segments:
+        _check_data(segment, dataset, vocabulary)
     rng = np.random.default_rng(seed)
     order = _order(rng, len(dataset), count)
-    wanted = {s.modality: s for s in conditional}
+    by_kind = {s.kind: s for s in segments}
     labels, texts = [], []
-    for index in order.tolist() if {"label", "text"} & wanted.keys() else ():
+    for index in order.tolist() if {"label", "text"} & by_kind.keys() else ():
         record = dataset.source[index]
-        if "label" in wanted:
-            labels.append(_label(int(record["label"]), dataset, vocabulary, wanted["label"]))
-        if "text" in wanted:
+        if "label" in by_kind:
+            labels.append(_label(int(record["label"]), dataset, vocabulary, by_kind["label"]))
+        if "text" in by_kind:
             captions = record.get("captions") or ("",)
             caption = captions[rng.integers(len(captions))]
-            length = wanted["text"].shape[0]
+            length = by_kind["text"].shape[0]
             texts.append(vocabulary.tokenizer.encode(caption, length, truncate=True))
     if labels:
-        found[wanted["label"].name] = np.asarray(labels, np.int32)
+        conditions[by_kind["label"].name] = np.asarray(labels, np.int32)
     if texts:
-        found[wanted["text"].name] = np.stack(texts)
-    if "features" in wanted:
+        conditions[by_kind["text"].name] = np.stack(texts)
+    if "features" in by_kind:
         numbers = rng.integers(2**32, size=count)
-        found[wanted["features"].name] = FeatureRows(dataset, order, numbers)
-    return found
-
-
-def _order(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
-    """`count` of `length` records in a random order, every one once before any comes twice."""
-    rounds = -(-count // length)
-    return np.concatenate([rng.permutation(length) for _ in range(rounds)])[:count]
+        conditions[by_kind["features"].name] = FeatureRows(dataset, order, numbers)
+    return conditions
 
 
 def uniform_labels(
     model: Model, vocabulary: Vocabulary, count: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Conditions for `count` samples of a model of classes: each as often as any other, in a random
-    order, as of the published FIDs of ImageNet. It needs no data.
+    """Labels of `count` samples of a class-conditional model: each class equally often, in random
+    order, as for the published FIDs of ImageNet. Needs no data.
 
     Args:
-      vocabulary: of the run; classes that it does not name were never trained, if it names any.
+      vocabulary: of the run; classes that it does not name were not trained, if it names any.
 
     Raises:
-      UvitError: if the model is conditioned on anything but classes.
+      UvitError: if the model has any condition but classes.
     """
-    conditional = _conditional(model.layout)
-    if [s.modality for s in conditional] != ["label"]:
-        found = ", ".join(f"{s.name} ({s.modality})" for s in conditional) or "nothing"
-        raise UvitError(f"uniform labels are for models of classes alone; this one takes {found}")
-    known = len(vocabulary.classes) or conditional[0].num_classes
+    segments = model.layout.conditions
+    if [s.kind for s in segments] != ["label"]:
+        others = ", ".join(f"{s.name} ({s.kind})" for s in segments) or "no condition"
+        raise UvitError(
+            f"--labels=uniform needs a model of classes alone; this one takes {others}"
+        )
+    known = len(vocabulary.classes) or segments[0].num_classes
     labels = np.random.default_rng(seed).permutation(np.arange(count, dtype=np.int32) % known)
-    return {"count": np.zeros((count,), np.int32), conditional[0].name: labels}
+    return {segments[0].name: labels}
 
 
-def _conditional(layout: Layout) -> list[Any]:
-    return [s for s in layout.inputs if s.role != "noisy"]
+def _order(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
+    """`count` of `length` records in random order, every one once before any is repeated."""
+    rounds = -(-count // length)
+    return np.concatenate([rng.permutation(length) for _ in range(rounds)])[:count]
 
 
-def _feature_segments(layout: Layout) -> list[Any]:
-    return [s for s in _conditional(layout) if s.modality == "features"]
+def _feature_segments(layout: Layout) -> list[Segment]:
+    return [s for s in layout.conditions if s.kind == "features"]
+
+
+def _check_data(segment: Segment, dataset: Any, vocabulary: Vocabulary) -> None:
+    where = f"segment {segment.name!r}"
+    if segment.kind == "text" and vocabulary.tokenizer is None:
+        raise UvitError(f"{where} takes token ids, and the run has no tokenizer")
+    if segment.kind == "label" and not dataset.class_names:
+        raise UvitError(f"{where} takes classes, and these data have none; set config.data.labels")
+    if segment.kind == "features" and getattr(dataset, "features", None) is None:
+        raise UvitError(
+            f"{where} takes features of texts, and these data have none; set "
+            "config.data.features=True (of latents, see experiments.encode_text)"
+        )
 
 
 def _encoded(
-    segment: Any, texts: Sequence[str], vocabulary: Vocabulary, encode_text: EncodeText | None
+    segment: Segment, texts: Sequence[str], vocabulary: Vocabulary, encode_text: EncodeText | None
 ) -> np.ndarray:
-    """The features of texts, float32 (B, N, F); the empty text alone needs no encoder."""
+    """The features of texts, float32 (B, N, F); empty texts need no encoder."""
     known = vocabulary.features
     if encode_text is None:
         if known is not None and not any(texts):
             return np.repeat(known.null[None], len(texts), axis=0)
         raise UvitError(
-            f"segment {segment.name!r} takes the features of a text encoder; name a folder of the "
+            f"segment {segment.name!r} takes the features of a text encoder; give the folder of the "
             "CLIP that the model was trained with (tokenizer and weights) with --text_encoder or "
             "config.sample.text_encoder"
         )
-    rows = encode_text(texts)
-    if rows.shape[1:] != segment.shape:
+    features = encode_text(texts)
+    if features.shape[1:] != segment.shape:
         raise UvitError(
-            f"the text encoder makes features {rows.shape[1:]}, and segment {segment.name!r} takes "
-            f"{segment.shape}; give the encoder that the model was trained with"
+            f"the text encoder returns features {features.shape[1:]}, and segment {segment.name!r} "
+            f"takes {segment.shape}; give the encoder that the model was trained with"
         )
-    return rows
+    return features
 
 
-def _label(label: int, dataset: Any, vocabulary: Vocabulary, segment: Any) -> int:
-    """The model's number of a data set's class: another split may number them otherwise."""
+def _label(label: int, dataset: Any, vocabulary: Vocabulary, segment: Segment) -> int:
+    """The model's index of a data set's class; another split may number its classes differently."""
     name = dataset.class_names[label]
-    if not vocabulary.classes:  # imported weights, of which numbers are all that is known
+    if not vocabulary.classes:  # imported weights, whose classes have no names
         if label < segment.num_classes:
             return label
         raise UvitError(
-            f"class {name!r} is number {label}, and the model has only {segment.num_classes}"
+            f"class {name!r} has index {label}, and the model has only {segment.num_classes} classes"
         )
     if name not in vocabulary.classes:
-        raise UvitError(f"the model was trained without the class {name!r} of these data")
+        raise UvitError(f"the model was not trained on the class {name!r} of these data")
     return vocabulary.classes.index(name)
 
 
@@ -318,37 +296,35 @@ class FeatureRows:
         return np.stack([self._dataset.feature(*pair) for pair in pairs])
 
     def captions(self) -> list[str]:
-        """The texts behind the features."""
+        """The encoded texts."""
         pairs = zip(self._order.tolist(), self._numbers.tolist(), strict=True)
         return [self._dataset.caption(*pair) for pair in pairs]
 
 
 def example_rows(
-    layout: Layout, shown: str, dataset: Any, order: np.ndarray
+    layout: Layout, segment: str, dataset: Any, order: np.ndarray
 ) -> dict[str, ExampleRows]:
-    """Every condition of a model, from the examples of a data set in some order.
+    """All conditions of a model, from a data set's examples in some order.
 
     Args:
-      shown: the segment that no label and no text is.
+      segment: one that no label and no prompt can give, for the error message.
 
     Raises:
-      UvitError: if the data bring one of them not.
+      UvitError: if the data lack a condition.
     """
-    noisy = {s.name for s in layout.noisy}
-    brought = dataset.batch([0])
-    for name in layout.input_shapes:
-        if name not in noisy and name not in brought:
+    available = dataset.batch([0])
+    for name in layout.condition_shapes:
+        if name not in available:
             raise UvitError(
-                f"segment {shown!r} cannot be drawn from these data, which bring no {name!r}; draw "
-                "samples with experiments.sample or from Python, and give them with --images"
+                f"segment {segment!r} cannot be taken from these data, which have no {name!r}; "
+                "generate samples with experiments.sample or from Python, and give them with --images"
             )
     examples = _Examples(dataset, order)
-    names = layout.inputs_in(brought)
-    return {name: ExampleRows(examples, name) for name in names if name not in noisy}
+    return {name: ExampleRows(examples, name) for name in layout.conditions_in(available)}
 
 
 class _Examples:
-    """A data set's examples in some order, whose inputs are brought together and named apart."""
+    """A data set's examples in some order; the inputs of the last rows are cached."""
 
     def __init__(self, dataset: Any, order: np.ndarray):
         self._dataset, self._order = dataset, order
@@ -357,8 +333,8 @@ class _Examples:
     def __len__(self) -> int:
         return len(self._order)
 
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Every input of the examples in these rows; the last ones are kept."""
+    def batch(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Every input of the examples in these rows."""
         if self._rows is None or not np.array_equal(rows, self._rows):
             self._batch = self._dataset.batch(self._order[rows].tolist())
             self._rows = np.array(rows)
@@ -366,8 +342,8 @@ class _Examples:
 
 
 class ExampleRows:
-    """One input of a data set's examples, leaves (count, …): 10,000 samples with four references
-    each would be hundreds of megabytes."""
+    """One input of a data set's examples, leaves (count, …), read when indexed by an array of rows:
+    10,000 samples with four references each would be hundreds of megabytes."""
 
     def __init__(self, examples: _Examples, name: str):
         self._examples, self._name = examples, name

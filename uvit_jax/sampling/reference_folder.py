@@ -1,7 +1,7 @@
-"""Reference pictures in a folder, as a model takes them.
+"""Reference images in a folder, as a model's inputs.
 
-shown = from_folder(model.layout, "photos")                     # {"bear": pictures, "clock": …}
-conditions, captions = conditions_for(model, vocabulary, config, references=[*shown.values()])
+subjects = from_folder(model.layout, "photos")                  # {"bear": images, "clock": …}
+conditions, captions = conditions_for(model, vocabulary, config, references=[*subjects.values()])
 """
 
 from pathlib import Path
@@ -11,37 +11,37 @@ import numpy as np
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.errors import UvitError
-from uvit_jax.sampling.decoding import Decoder, is_latent
+from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.tokens.layout import Layout
 
 
 def from_folder(
     layout: Layout, folder: str | Path, decoder: Decoder | None = None
 ) -> dict[str, np.ndarray]:
-    """The pictures of each subject by its name, both in the order of names: `@1`, `@2`, … of a
-    prompt are the first, the second, … subject.
+    """The images of each subject by its name, both sorted by name: `@1`, `@2`, … of a prompt are the
+    first, the second, … subject.
 
     Args:
-      folder: one folder for each subject; or the pictures of a single one.
-      decoder: of a model of latents, whose autoencoder encodes the pictures.
+      folder: with a sub-folder for each subject; or with the images of a single one.
+      decoder: of a model of latents, whose autoencoder encodes the images.
 
     Returns:
-      By subject, float32 (V, *shape), V up to the layout's views and `shape` its references'.
+      By subject, float32 (V, *shape), V at most the layout's views and `shape` its references'.
 
     Raises:
-      UvitError: if the model takes no references, or fewer subjects or views; or a folder holds no
-        picture, or a broken one.
+      UvitError: if the model takes no references, or fewer subjects or views; or a folder has no
+        image, or a broken one.
     """
     root = Path(folder).expanduser()
     if not layout.references:
-        raise UvitError(f"the model takes no references, and {root} was given; leave them out")
+        raise UvitError(f"the model takes no references; leave out --references={root}")
     shape = layout.references[0].shape
     size, channels = shape[0], shape[-1]
-    if is_latent(layout.references[0]):
+    if layout.references[0].is_latent:
         if decoder is None:
             raise UvitError(
-                "the model's references are latents; name the autoencoder that makes them of "
-                "pictures with --autoencoder=FILE"
+                "the model's references are latents; name the autoencoder that encodes images with "
+                "--autoencoder=FILE"
             )
         config = decoder.autoencoder.config
         size, channels = size * config.factor, config.image_channels
@@ -52,22 +52,22 @@ def from_folder(
     for i, file in enumerate(data.source.files):
         numbers.setdefault(file.parts[0] if len(file.parts) > 1 else "", []).append(i)
     _check(layout, root, numbers)
-    found = {}
+    subjects = {}
     for name, own in sorted(numbers.items()):
-        pictures = np.stack([data.decode(data.source[i])["image"] for i in own])
-        found[name or root.resolve().name] = decoder.encode(pictures) if decoder else pictures
-    return found
+        images = np.stack([data.decode(data.source[i])["image"] for i in own])
+        subjects[name or root.resolve().name] = decoder.encode(images) if decoder else images
+    return subjects
 
 
 def _check(layout: Layout, root: Path, numbers: dict[str, list[int]]) -> None:
-    """Raises UvitError if the subjects are not what the layout takes."""
+    """Raises UvitError if the layout cannot take these subjects."""
     if "" in numbers and len(numbers) > 1:
         raise UvitError(
-            f"{root} holds pictures and folders; give one folder a subject, or pictures of one"
+            f"{root} holds images and folders; give a folder for each subject, or the images of one"
         )
     folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
     if empty := sorted(folders - numbers.keys()):
-        raise UvitError(f"{root / empty[0]} holds no picture; add one, or remove the folder")
+        raise UvitError(f"{root / empty[0]} holds no image; add one, or remove the folder")
     subjects, views = layout.num_subjects, layout.num_views
     if len(numbers) > subjects:
         raise UvitError(
@@ -77,6 +77,6 @@ def _check(layout: Layout, root: Path, numbers: dict[str, list[int]]) -> None:
     for name, own in sorted(numbers.items()):
         if len(own) > views:
             raise UvitError(
-                f"{root / name} holds {len(own)} pictures, and the model takes at most {views} of "
-                "a subject"
+                f"{root / name} holds {len(own)} images, and the model takes at most {views} of a "
+                "subject"
             )

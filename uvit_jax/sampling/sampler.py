@@ -1,59 +1,65 @@
-"""From a model to pictures: network, guidance and sampler joined into one function to be jitted.
+"""From a model to samples: network, guidance and sampler as one function to be jitted.
 
-draw = make_sampler(model, diffusion, sample)
-images = draw(params, key, conditions)["image"]
+    sample = make_sampler(model, diffusion, config, batch_size=16)
+    images = sample(params, key, inputs)["image"]
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.autoencoders.kl import SCALE
+from uvit_jax.config import Config
 from uvit_jax.diffusion import process
-from uvit_jax.diffusion.guidance import guided_by_levels, used
+from uvit_jax.diffusion.guidance import Arrays, Branch, Predict, guided
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import make
 from uvit_jax.diffusion.solvers import solve
 from uvit_jax.diffusion.solvers.solve import SamplerConfig
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.models.model import Model
+from uvit_jax.models.backbone import Cache
+from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL
 from uvit_jax.parallel.sharding import constrain_batch
-from uvit_jax.sampling.conditions import null
+from uvit_jax.tokens.layout import Layout
 
-CACHES = ("when_exact", "always", "never")
+Sampler = Callable[[Params, jax.Array, Arrays], dict[str, jax.Array]]
+Branches = Callable[[Params, Arrays], list[Branch]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """What to draw, and how.
+class SampleConfig(Config):
+    """What to generate, and how.
 
     Attributes:
       sampler: see `SamplerConfig`.
-      guidance_scale: s in conditional + s (conditional - unconditional); 0 is no guidance. DiT's
-        and Stable Diffusion's scales are 1 + s. In a model with references it is of text and
-        label, with the references kept.
-      reference_guidance_scale: the same of references, by what they add to nothing at all:
-        nothing + (1 + s_r) (references - nothing) + (1 + s) (all - references), with s the above.
-      cache_references: whether keys and values of references are computed once a sample and not
+      guidance_scale: s in conditional + s (conditional - unconditional); 0 is no guidance. The
+        scales of DiT and Stable Diffusion are 1 + s. In a model with references it is the scale of
+        text and label, with the references in both.
+      reference_guidance_scale: the same of references: with s_r this and s the above,
+        nothing + (1 + s_r) (references - nothing) + (1 + s) (all - references).
+      cache_references: whether keys and values of references are computed once a sample instead of
         once a step: `when_exact`, wherever the model allows it (see `Model.cache`), which changes
-        nothing but the time it takes; `always`, an error where it does not; or `never`.
+        nothing but the time; `always`, an error where it does not; or `never`.
       guidance_interval: the t between which guidance acts.
-      guidance_channels: how many of a picture's channels are guided, the others being those of the
-        conditional prediction; 0 is all. DiT's published samples have 3, of 4.
+      guidance_channels: how many channels of an image are guided; the others are those of the
+        conditional prediction. 0 is all; DiT's published samples have 3, of 4.
       clip: x0 is clipped to ±clip at every step, 0 for never (1 for pixels, never for latents).
-      count: how many pictures.
+      generate: the noisy segments to generate; empty for all.
+      times: of the other noisy segments, t in [0, 1] by time key: 0 for given data (a first frame),
+        1 for pure noise (as if there were no such segment). By default 0 for those whose data are
+        among the inputs, 1 for the others.
+      count: how many samples.
       labels, prompts: their conditions, repeated in turn until there are `count`. A label is a
-        class's name or number. With no labels, the classes in turn;
-        with no prompts, the empty one.
+        class's name or number. Without labels, all classes in turn; without prompts, the empty one.
       autoencoder: for a model of latents, the weights of the KL autoencoder that decodes them: a
         file, or diffusers' folder; "" leaves them undecoded.
-      latent_scale: what the latents were multiplied by, and are divided by before decoding.
+      latent_scale: the factor that the latents were multiplied by; they are divided by it before
+        decoding.
       text_encoder: for a model of a text encoder's features, the folder of the CLIP that encodes
         prompts.
     """
@@ -61,10 +67,12 @@ class SampleConfig:
     sampler: SamplerConfig = SamplerConfig()
     guidance_scale: float = 0.0
     reference_guidance_scale: float = 0.0
-    cache_references: str = "when_exact"
+    cache_references: Literal["when_exact", "always", "never"] = "when_exact"
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     guidance_channels: int = 0
     clip: float = 0.0
+    generate: tuple[str, ...] = ()
+    times: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     count: int = 16
     labels: tuple[Any, ...] = ()
     prompts: tuple[str, ...] = ()
@@ -72,162 +80,238 @@ class SampleConfig:
     latent_scale: float = SCALE
     text_encoder: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.latent_scale <= 0:
             raise UvitError(f"latent_scale must be positive, got {self.latent_scale}")
-        if self.cache_references not in CACHES:
-            hint = nearest(self.cache_references, CACHES)
-            raise UvitError(f"unknown cache_references {self.cache_references!r}{hint}")
         if self.guidance_channels < 0:
             raise UvitError(f"guidance_channels must be at least 0, got {self.guidance_channels}")
         if self.count < 1:
             raise UvitError(f"count must be at least 1, got {self.count}")
         if len(self.guidance_interval) != 2:
             raise UvitError(f"guidance_interval must be two times, got {self.guidance_interval}")
+        for key, t in self.times.items():
+            if not 0 <= t <= 1:
+                raise UvitError(f"times.{key} must lie in [0, 1], got {t}")
 
 
 def make_sampler(
     model: Model,
     diffusion: ObjectiveConfig,
     config: SampleConfig,
+    *,
+    batch_size: int,
     nulls: Mapping[str, np.ndarray] | None = None,
-) -> Callable[[Any, jax.Array, Mapping[str, jax.Array]], dict[str, jax.Array]]:
-    """A pure function `draw(params, key, conditions) → {noisy segment: samples}`, to be jitted.
+    branches: Branches | None = None,
+) -> Sampler:
+    """A pure function `sample(params, key, inputs) → {generated segment: samples}`, to be jitted.
 
-    `conditions` holds every input of the model that is not noisy, leaves (B, ...), and may hold
-    slots of references (see `Model.apply`); a model without any takes `{"count": zeros (B,)}`. All
-    noisy segments share one time (joint sampling). `diffusion` is what the model was trained with,
-    of which schedule and prediction count; `config` says how to sample. `nulls` are those that the
-    layout cannot know (see `conditions.nulls_of`). What a model with a learned range says of its
-    variances goes to the sampler that asks for it, unguided, and to no other.
+    `inputs` holds the conditions, leaves (batch_size, …), the data of noisy segments that are given
+    (see `SampleConfig.times`), and may hold slots of references (see `Model.apply`).
+
+    Args:
+      diffusion: the objective that the model was trained with: its schedule and prediction.
+      nulls: null values by segment that the layout does not know (see `conditions.nulls_of`).
+      branches: the weighted sum of predictions that is sampled, from (params, inputs); by default
+        classifier-free guidance with the config's scales (see `classifier_free`). Inputs and times
+        of the segments that are not generated are added to each branch.
+
+    A model with a learned range passes its variances, unguided, to samplers that use them.
 
     Raises:
-      UvitError: if guidance is asked of a model with nothing to drop, a cache of one whose
-        references depend on the target, a learned variance of one that has none, or the sampler
-        does not fit the schedule.
+      UvitError: if a segment or time key is unknown, guidance has nothing to drop, a cache is
+        required and the references depend on the target, the sampler needs a variance that the model
+        does not predict, or it does not fit the schedule.
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
-    noisy = [s.name for s in layout.noisy]
-    conditional = [name for name in layout.input_shapes if name not in noisy]
-    bare = model.without_references()
-    dropped = [name for name in bare.layout.input_shapes if name not in noisy]
-    scale, reference_scale = config.guidance_scale, config.reference_guidance_scale
-    if scale and not dropped:
-        hint = "; use reference_guidance_scale" if layout.references else ""
-        raise UvitError(f"guidance_scale={scale}, but the model has no condition to guide by{hint}")
-    if reference_scale and not layout.references:
-        raise UvitError(
-            f"reference_guidance_scale={reference_scale}, but the model takes no references"
-        )
-    cached = _caches(model, config.cache_references)
-    guiding = scale or reference_scale
-    nulls = {name: null(layout, name, 1, nulls) for name in dropped} if guiding else {}
-
+    generated, times = _generated(layout, config)
+    if branches is None:
+        branches = classifier_free(model, config, nulls)
     learned = config.sampler.variance == "learned"
-    for segment in layout.noisy:
-        if learned and not segment.learned_range:
+    for segment in generated:
+        if learned and not getattr(segment, "learned_range", False):
             raise UvitError(
-                f"sampler.variance is 'learned', but the segment {segment.name!r} has no "
+                f"sampler.variance is 'learned', but segment {segment.name!r} has no "
                 "learned_range; use 'small' or 'large'"
             )
-    guided_channels = {
-        s.name: config.guidance_channels or s.shape[-1]
-        for s in layout.noisy
-        if s.modality == "image"
+    channels = {
+        s.name: config.guidance_channels or s.shape[-1] for s in generated if s.kind == "patches"
     }
+    time_keys = sorted({s.time_key for s in generated})
 
-    def draw(params, key, conditions):
-        def predict_with(network, x, network_time_B, conditions, **cache):
-            times = dict.fromkeys(layout.time_keys, network_time_B)
-            outputs = network.apply(params, {**conditions, **x}, times, **cache)
+    def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
+        noise_key, run_key = jax.random.split(key)
+        noise = {
+            s.name: constrain_batch(
+                jax.random.normal(
+                    jax.random.fold_in(noise_key, i), (batch_size, *s.input_shape)
+                )
+            )
+            for i, s in enumerate(layout.noisy)
+        }
+        x_T = {s.name: noise.pop(s.name) for s in generated}
+        given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
+        fixed = {key: 0.0 if name in given else 1.0 for name, key in times.items()}
+        fixed |= {key: t for key, t in config.times.items() if key not in time_keys}
+        known = noise | {name: a for name, a in given.items() if name not in x_T}
+        ours = [
+            b._replace(
+                inputs={n: known[n] for n in noise} | dict(b.inputs), times=fixed | dict(b.times)
+            )
+            for b in branches(params, given)
+        ]
+        predict = guided(
+            ours,
+            schedule=schedule,
+            time_keys=time_keys,
+            interval=tuple(config.guidance_interval),
+            channels=channels,
+        )
+
+        def predict_generated(x: Arrays, network_time_B: jax.Array) -> Arrays:
+            outputs = predict(x, network_time_B)
             if learned:
                 return outputs
-            return {s.name: outputs[s.name][..., : s.shape[-1]] for s in layout.noisy}
+            return {s.name: outputs[s.name][..., : s.input_shape[-1]] for s in generated}
 
-        count = jax.tree.leaves(conditions)[0].shape[0]
-        names = conditional + [name for name in layout.slot_shapes if name in conditions]
-        given = {name: constrain_batch(jnp.asarray(conditions[name])) for name in names}
-        # What is left with the references out of the sequence, and with all else null.
-        others = {name: given[name] for name in dropped}
-        nothing = {name: jnp.asarray(value) for name, value in nulls.items()}
-        predict, with_text, without_text = partial(predict_with, model), given, given | nothing
-        if not layout.references:
-            levels, scales = [(predict, given), (predict, nothing)], [scale]
-        else:
-            if cached:
-                cache = model.cache(params, given)
-                # The same references stand in every level that has any.
-                repeats = sum(used([scale, reference_scale])[:2]) if dropped else 1
-                predict = partial(predict_with, model, cache=cache.repeat(repeats))
-                with_text, without_text = others, nothing
-            predict_bare = partial(predict_with, bare)
-            levels = [(predict, with_text), (predict, without_text), (predict_bare, nothing)]
-            scales = [scale, reference_scale]
-            if not dropped:  # the references are the only condition
-                del levels[1], scales[0]
-        network = guided_by_levels(
-            levels,
-            scales,
-            schedule=schedule,
-            interval=tuple(config.guidance_interval),
-            channels=guided_channels,
-        )
         denoise = process.denoiser(
-            network,
+            predict_generated,
             schedule,
             diffusion.prediction,
             clip=config.clip or None,
             learned_range=learned,
         )
-        noise_key, run_key = jax.random.split(key)
-        noise = {
-            s.name: constrain_batch(
-                jax.random.normal(jax.random.fold_in(noise_key, i), (count, *s.shape))
+        return solve.sample(config.sampler, denoise, schedule, x_T, run_key)
+
+    return sample
+
+
+def classifier_free(
+    model: Model, config: SampleConfig, nulls: Mapping[str, np.ndarray] | None = None
+) -> Branches:
+    """The branches of classifier-free guidance: with everything, without text and label, without
+    references as well.
+
+    With o_all, o_ref, o_0 their predictions, it is o_all + s (o_all - o_ref) + s_r (o_ref - o_0), for
+    the scales s and s_r of the config (InstructPix2Pix: Brooks et al. 2023, eq. 3). References leave
+    the sequence where they are dropped, and are cached where that is exact.
+
+    Raises:
+      UvitError: as `make_sampler`.
+    """
+    layout, bare = model.layout, model.without_references()
+    droppable = list(bare.layout.condition_shapes)
+    s, s_r = config.guidance_scale, config.reference_guidance_scale
+    if s and not droppable:
+        hint = "; use reference_guidance_scale" if layout.references else ""
+        raise UvitError(f"guidance_scale={s}, but the model has no condition to guide by{hint}")
+    if s_r and not layout.references:
+        raise UvitError(f"reference_guidance_scale={s_r}, but the model takes no references")
+    cached = _use_cache(model, config.cache_references)
+    null = {name: layout.null(name, 1, nulls) for name in droppable} if s or s_r else {}
+    if not droppable:
+        s = s_r  # the references are the only condition
+
+    def branches(params: Params, inputs: Arrays) -> list[Branch]:
+        conditions = {name: inputs[name] for name in layout.conditions_in(inputs)}
+        own = {name: conditions[name] for name in droppable}
+        nothing = {name: jnp.asarray(value) for name, value in null.items()}
+        cache = model.cache(params, conditions) if cached else None
+        everything = own if cached else conditions
+        network, without = predictor(model, params, cache), predictor(bare, params)
+        if not layout.references:
+            return [Branch(1 + s, network, own), Branch(-s, network, nothing)]
+        if not droppable:
+            return [Branch(1 + s, network, everything), Branch(-s, without, {})]
+        return [
+            Branch(1 + s, network, everything),
+            Branch(s_r - s, network, everything | nothing),
+            Branch(-s_r, without, nothing),
+        ]
+
+    return branches
+
+
+def predictor(model: Model, params: Params, cache: Cache | None = None) -> Predict:
+    """A model with its parameters, and its references' cache, as branches take it."""
+
+    def predict(inputs: Arrays, times: Arrays) -> Arrays:
+        if cache is None:
+            return model.apply(params, inputs, times)
+        batch = inputs[model.layout.noisy[0].name].shape[0]
+        return model.apply(params, inputs, times, cache=cache.repeat(batch // cache.size[0]))
+
+    return predict
+
+
+def _generated(layout: Layout, config: SampleConfig) -> tuple[list[Any], dict[str, str]]:
+    """The segments to generate, and the time keys of the other noisy ones by name."""
+    names = [s.name for s in layout.noisy]
+    for name in config.generate:
+        if name not in names:
+            raise UvitError(f"generate: {name!r} is not a noisy segment{nearest(name, names)}")
+    generated = [s for s in layout.noisy if not config.generate or s.name in config.generate]
+    others = {s.name: s.time_key for s in layout.noisy if s not in generated}
+    for key in config.times:
+        if key not in layout.time_keys:
+            raise UvitError(f"times: {key!r} is not a time key{nearest(key, layout.time_keys)}")
+    for segment in generated:
+        if segment.time_key in [*others.values(), *config.times]:
+            raise UvitError(
+                f"segment {segment.name!r} is generated, so the time {segment.time_key!r} cannot be "
+                "fixed; generate all segments that share it, and leave it out of `times`"
             )
-            for i, s in enumerate(layout.noisy)
-        }
-        return solve.sample(config.sampler, denoise, schedule, noise, run_key)
-
-    return draw
+    return generated, others
 
 
-def filled(count: int, size: int) -> Iterator[np.ndarray]:
-    """The rows 0 … count - 1 in batches of one size, for which a program is compiled once; the last
-    one is filled up with the first rows."""
+def _use_cache(model: Model, option: str) -> bool:
+    """Whether references are cached; raises UvitError if they must be and cannot."""
+    implementation = model.config.backbone.attention
+    supported = implementation not in CONTEXT_PARALLEL
+    if option == "always" and model.layout.only_references:  # which raises if they cannot be
+        if not supported:
+            raise UvitError(
+                f"references cannot be cached: attention={implementation!r} does not support cached "
+                "keys; choose another, or set cache_references='when_exact'"
+            )
+        return True
+    exact = bool(model.layout.references) and not model.layout.changing_references()
+    return option == "when_exact" and exact and supported
+
+
+def padded_rows(count: int, size: int) -> Iterator[np.ndarray]:
+    """The rows 0 … count - 1 in batches of one size, which one program serves; the last batch is
+    padded with the first rows."""
     for start in range(0, count, size):
         yield np.arange(start, start + size) % count
 
 
 def batches(
-    conditions: Mapping[str, Any], batch_size: int, seed: int
+    conditions: Mapping[str, Any], count: int, batch_size: int, seed: int
 ) -> Iterator[tuple[jax.Array, dict[str, Any]]]:
-    """The conditions in batches of one shape, for which `draw` is compiled once, each with its key.
+    """Conditions in batches of one shape, each with a PRNG key.
 
     Args:
-      conditions: by segment, leaves (N, …), which are indexed by arrays of rows.
-      batch_size: B. The last batch is filled up with the first rows; of what is drawn of them all,
-        the first N are the samples.
+      conditions: by segment, leaves (count, …), which are indexed by arrays of rows.
+      count: of the samples; the last batch is padded with the first rows, and what is sampled of
+        them after the first `count` is to be dropped.
 
     Yields:
-      (a key of its own, by segment leaves (B, …)), N / B times, rounded up.
+      (key, {segment: (batch_size, …)}), ⌈count / batch_size⌉ times.
     """
-    count = len(next(iter(conditions.values())))
-    for rows in filled(count, batch_size):
+    for rows in padded_rows(count, batch_size):
         key = jax.random.fold_in(jax.random.key(seed), int(rows[0]))
         yield key, {name: value[rows] for name, value in conditions.items()}
 
 
-def _caches(model: Model, option: str) -> bool:
-    """Whether references are cached under an option of `CACHES`; UvitError if they cannot be."""
-    implementation = model.config.backbone.attention
-    spread = implementation in CONTEXT_PARALLEL  # where there are as many keys as queries
-    if option == "always" and model.layout.only_references:  # which raises if they cannot be
-        if spread:
-            raise UvitError(
-                f"references cannot be cached: attention {implementation!r} knows no cached keys; "
-                "take another, or set cache_references='when_exact'"
-            )
-        return True
-    exact = bool(model.layout.references) and not model.layout.changing_references()
-    return option == "when_exact" and exact and not spread
+def sample_all(
+    draw: Callable[[jax.Array, dict[str, Any]], Mapping[str, jax.Array]],
+    conditions: Mapping[str, Any],
+    count: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """`count` samples by segment, generated in batches by `draw(key, inputs)`."""
+    parts = [jax.device_get(draw(*b)) for b in batches(conditions, count, batch_size, seed)]
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

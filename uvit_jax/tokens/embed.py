@@ -1,4 +1,4 @@
-"""A layout's parameters: data in as tokens and a modulation vector, tokens out as predictions."""
+"""A layout's parameters: data → tokens and a modulation vector, tokens → predictions."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,59 +9,59 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
-from uvit_jax.tokens.initializers import normal
 from uvit_jax.tokens.layout import PRESENT, SUBJECT_SLOTS, VIEW_SLOTS, Layout
-from uvit_jax.tokens.modalities import MODALITIES
-from uvit_jax.tokens.segment import Segment
+from uvit_jax.tokens.positions import position_ids, resized, shares, sincos
+from uvit_jax.tokens.segment import Segment, normal
 
 
 class Embedded(NamedTuple):
-    """What enters the backbone.
+    """The backbone's inputs.
 
     Attributes:
       tokens_BND: the sequence.
-      modulation_BD: the sum of what enters by adaLN, if anything does.
-      still_1D: its part at time 0, for segments that are modulated so, if there are any.
-      context_BMD: for cross-attention, if anything enters so.
-      present_BN: which tokens an example has, where references are optional.
-      places_NA: for rotary positions, (N, A), or (B, N, A) where slots differ by example.
+      modulation_BD: the sum of the segments that enter by adaLN, if there are any.
+      clean_1D: the same at time 0, for segments with modulation='clean', if there are any.
+      context_BMD: the segments that enter by cross-attention, if there are any.
+      present_BN: which tokens an example has, if references are optional.
+      position_ids_NA: for RoPE, (N, A), or (B, N, A) where slots differ by example.
     """
 
     tokens_BND: jax.Array
     modulation_BD: jax.Array | None = None
-    still_1D: jax.Array | None = None
+    clean_1D: jax.Array | None = None
     context_BMD: jax.Array | None = None
     present_BN: jax.Array | None = None
-    places_NA: jax.Array | None = None
+    position_ids_NA: jax.Array | None = None
 
 
 class Embed(nnx.Module):
-    """Everything that enters, each way: `(inputs, times, layout) → Embedded`.
+    """`(inputs, times, layout) → Embedded`.
 
-    Its parameters are `segments/<name>/…` (what a modality needs), `positions/<name>` (n, D), and,
-    where segments name types or slots, `types/<type>` (D,), `subjects` and `views`, a vector each
-    of the layout's `max_subjects` and `max_views`.
+    Its parameters are `segments/<name>/…`, `positions/<name>` (n, D), and, where segments have types
+    or slots, `types/<type>` (D,), `subjects` and `views`, a vector for each of the layout's
+    `max_subjects` and `max_views`.
     """
 
     def __init__(self, layout: Layout, width: int, *, dtype: Any, rngs: nnx.Rngs):
         for segment in layout.segments:
-            if segment.positions == "sincos2d" and width % 4:
+            if segment.position == "sincos" and (width % 2 or min(shares(width, segment)) < 2):
                 raise UvitError(
-                    f"segment {segment.name!r}: positions='sincos2d' needs a width divisible by 4, "
-                    f"not {width}"
+                    f"segment {segment.name!r}: position='sincos' on {len(segment.grid_axes)} axes "
+                    f"needs an even width of at least {2 * len(segment.grid_axes)}, not {width}"
                 )
         self.width = width
         self.dtype = dtype
-        own = [s for s in layout.segments if not s.like]
-        self.segments = nnx.Dict(
-            {s.name: MODALITIES[s.modality](s, width, dtype=dtype, rngs=rngs) for s in own}
-        )
+        own = [s for s in layout.segments if not s.share]
+        self.segments = nnx.Dict({s.name: s.embedding(width, dtype=dtype, rngs=rngs) for s in own})
+        learned = [
+            s
+            for s in layout.segments
+            if s.position == "learned"
+            and s.enter != "adaln"
+            and layout.position_source(s) is s
+        ]
         self.positions = nnx.Dict(
-            {
-                s.name: nnx.Param(normal(rngs.params(), (layout.count(s), width)))
-                for s in own
-                if s.enter != "adaln" and s.positions == "learned"
-            }
+            {s.name: nnx.Param(normal(rngs.params(), (_trained(s), width))) for s in learned}
         )
         for table, count in (("subjects", layout.max_subjects), ("views", layout.max_views)):
             param = nnx.Param(normal(rngs.params(), (count, width))) if count else None
@@ -74,84 +74,91 @@ class Embed(nnx.Module):
         inputs: Mapping[str, jax.Array],
         times: Mapping[str, jax.Array] | None,
         layout: Layout,
-    ) -> "Embedded":
-        """Embeds the segments of `layout`, which may be a part of the one it was built for; without
-        `times` nothing enters but tokens, of which none is a time."""
+    ) -> Embedded:
+        """Embeds the segments of `layout`, the one that this was built for or a part of it.
+
+        Without `times`, only tokens are embedded, none of which may be a timestep.
+        """
 
         def embedded(segment: Segment) -> jax.Array:
-            data = times[segment.of] if segment.modality == "time" else inputs[segment.name]
+            data = times[segment.time] if segment.kind == "time" else inputs[segment.name]
             return self.segments[layout.source(segment).name](data).astype(self.dtype)
 
         def sequence(segments: tuple[Segment, ...]) -> jax.Array:
             return jnp.concatenate(
-                [embedded(s) + self._offset(s, inputs, layout) for s in segments], axis=1
+                [embedded(s) + self._added(s, inputs, layout) for s in segments], axis=1
             )
 
-        timed = times is not None
+        modulated = bool(layout.adaln) and times is not None
         return Embedded(
             tokens_BND=sequence(layout.tokens),
-            modulation_BD=(
-                sum(embedded(s)[:, 0] for s in layout.adaln) if layout.adaln and timed else None
-            ),
-            still_1D=self._still(layout),
+            modulation_BD=sum(embedded(s)[:, 0] for s in layout.adaln) if modulated else None,
+            clean_1D=self._clean_modulation(layout),
             context_BMD=sequence(layout.cross) if layout.cross else None,
             present_BN=_present(inputs, layout),
-            places_NA=_places(inputs, layout) if layout.has_rotary else None,
+            position_ids_NA=_position_ids(inputs, layout) if layout.has_rope else None,
         )
 
-    def _still(self, layout: Layout) -> jax.Array | None:
-        """The modulation (1, D) of segments that are modulated by time 0 alone."""
-        if not layout.adaln or not any(s.modulated_at == "zero" for s in layout.tokens):
+    def _clean_modulation(self, layout: Layout) -> jax.Array | None:
+        """The modulation vector (1, D) of time 0 and nothing else."""
+        if not layout.adaln or not any(s.modulation == "clean" for s in layout.tokens):
             return None
-        still_1D = jnp.zeros((1, self.width), self.dtype)
+        clean_1D = jnp.zeros((1, self.width), self.dtype)
         for segment in layout.adaln:
-            if segment.modality == "time":
-                still_1D += self.segments[layout.source(segment).name](jnp.zeros(1))[:, 0]
-        return still_1D
+            if segment.kind == "time":
+                clean_1D += self.segments[layout.source(segment).name](jnp.zeros(1))[:, 0]
+        return clean_1D
 
-    def _offset(
+    def _added(
         self, segment: Segment, inputs: Mapping[str, jax.Array], layout: Layout
     ) -> jax.Array:
-        """What position, type and slots add to a segment's tokens: (n, D), (1, D), or (B, n, D) and
+        """The sum of a segment's position, type and slot vectors: (n, D), (1, D), or (B, n, D) and
         (B, 1, D) where slots differ by example."""
-        offset = jnp.zeros((1, self.width), jnp.float32)
-        if segment.positions == "learned":
-            offset += self.positions[layout.source(segment).name][...]
-        elif segment.positions == "sincos2d":
-            height, width, _ = segment.shape
-            p = segment.patch_size
-            offset += sincos2d(height // p, width // p, self.width)
+        added = jnp.zeros((1, self.width), jnp.float32)
+        if segment.position == "learned":
+            source = layout.position_source(segment)
+            table = self.positions[source.name][...]
+            added += resized(table, source.trained_grid, segment.grid)
+        elif segment.position == "sincos":
+            added += sincos(segment, self.width)
         if segment.type:
-            offset += self.types[segment.type][...]
+            added += self.types[segment.type][...]
         subject, view = _slots(segment, inputs)
         if segment.subject >= 0:
-            offset = offset + self.subjects[...][subject]
+            added = added + self.subjects[...][subject]
         if segment.view >= 0:
-            offset = offset + self.views[...][view]
-        return offset.astype(self.dtype)
+            added = added + self.views[...][view]
+        return added.astype(self.dtype)
 
 
 class Heads(nnx.Module):
-    """Everything that leaves: tokens (B, N, D) → a float32 prediction for each noisy segment."""
+    """Tokens (B, N, D) → a float32 prediction of each noisy segment.
+
+    Its parameters are `segments/<name>/…`; segments that share have one head.
+    """
 
     def __init__(self, layout: Layout, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs):
+        sources = dict.fromkeys(layout.source(s) for s in layout.noisy)
         self.segments = nnx.Dict(
-            {
-                s.name: MODALITIES[s.modality].Head(s, width, dtype=dtype, zero=zero, rngs=rngs)
-                for s in layout.noisy
-            }
+            {s.name: s.head(width, dtype=dtype, zero=zero, rngs=rngs) for s in sources}
         )
 
     def __call__(self, tokens_BND: jax.Array, layout: Layout) -> dict[str, jax.Array]:
-        return {
-            s.name: self.segments[s.name](tokens_BND[:, layout.slices[s.name]]).astype(jnp.float32)
-            for s in layout.noisy
-        }
+        outputs = {}
+        for segment in layout.noisy:
+            head = self.segments[layout.source(segment).name]
+            own_BND = tokens_BND[:, layout.slices[segment.name]]
+            outputs[segment.name] = head(own_BND, segment).astype(jnp.float32)
+        return outputs
+
+
+def _trained(segment: Segment) -> int:
+    return int(np.prod(segment.trained_grid))
 
 
 def _slots(segment: Segment, inputs: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-    """Subject and view slot of a segment: its own, or for a reference those of each example, int32
-    (B, 1), if the inputs have them."""
+    """Subject and view slot of a segment: its own, or for a reference those that the inputs give for
+    each example, int32 (B, 1)."""
     subject, view = segment.subject, segment.view
     if segment.is_reference and SUBJECT_SLOTS in inputs:
         subject = inputs[SUBJECT_SLOTS][:, subject, None]
@@ -161,7 +168,7 @@ def _slots(segment: Segment, inputs: Mapping[str, jax.Array]) -> tuple[Any, Any]
 
 
 def _present(inputs: Mapping[str, jax.Array], layout: Layout) -> jax.Array | None:
-    """Which tokens an example has: bool (B, N), or None if it has all."""
+    """Which tokens an example has: bool (B, N), or None if every example has all."""
     if PRESENT not in layout.input_shapes:
         return None
     present_BSV = jnp.asarray(inputs[PRESENT]).astype(bool)
@@ -169,44 +176,31 @@ def _present(inputs: Mapping[str, jax.Array], layout: Layout) -> jax.Array | Non
 
     def of(segment: Segment) -> jax.Array:
         if not segment.optional:
-            return jnp.ones((B, layout.count(segment)), bool)
-        one_B = present_BSV[:, segment.subject, max(segment.view, 0)]
-        return jnp.broadcast_to(one_B[:, None], (B, layout.count(segment)))
+            return jnp.ones((B, segment.num_tokens), bool)
+        present_B = present_BSV[:, segment.subject, max(segment.view, 0)]
+        return jnp.broadcast_to(present_B[:, None], (B, segment.num_tokens))
 
     return jnp.concatenate([of(s) for s in layout.tokens], axis=1)
 
 
-def _places(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
-    """Where all tokens stand along the layout's axes: (N, A), or (B, N, A) with slots by example.
+def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
+    """The position ids of all tokens: (N, A), or (B, N, A) with slots by example.
 
-    A reference's number follows from its slots alone, so that absent ones leave the others where
-    they are.
+    A reference's number follows from its slots alone, so that absent references do not shift the
+    positions of others.
     """
 
     def of(segment: Segment) -> Any:
         if not segment.is_reference:
-            return layout.places(segment)
+            return position_ids(segment, layout.axes)
         subject, view = _slots(segment, inputs)
         view = view if segment.view >= 0 else 0
         number = 1 + subject * max(layout.max_views, 1) + view
-        return layout.places(segment, number if np.ndim(number) == 0 else number[..., None])
+        number = number if np.ndim(number) == 0 else number[..., None]
+        return position_ids(segment, layout.axes, number)
 
-    places = [of(s) for s in layout.tokens]
-    if all(p.ndim == 2 for p in places):
-        return np.concatenate(places)
-    B = next(p.shape[0] for p in places if p.ndim == 3)
-    return jnp.concatenate([jnp.broadcast_to(p, (B, *p.shape[-2:])) for p in places], axis=1)
-
-
-def sincos2d(rows: int, columns: int, width: int) -> np.ndarray:
-    """Fixed positions of a grid, float32 (rows · columns, width), as in MAE and DiT.
-
-    The first half of the width encodes the column, the second the row; each is `[sin, cos]` with
-    frequencies 10000^(-i / (width / 4)).
-    """
-    quarter = width // 4
-    frequencies = 10_000.0 ** (-np.arange(quarter) / quarter)
-    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequencies for axis in (column, row)]
-    features = [f(a) for a in angles for f in (np.sin, np.cos)]
-    return np.concatenate(features, axis=1).astype(np.float32)
+    ids = [of(s) for s in layout.tokens]
+    if all(p.ndim == 2 for p in ids):
+        return np.concatenate(ids)
+    B = next(p.shape[0] for p in ids if p.ndim == 3)
+    return jnp.concatenate([jnp.broadcast_to(p, (B, *p.shape[-2:])) for p in ids], axis=1)

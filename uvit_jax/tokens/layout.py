@@ -1,24 +1,21 @@
 """A layout: the ordered segments of one token sequence, checked once, when the model is built.
 
-    layout = Layout([Segment(name="time", modality="time", of="image"),
-                     Segment(name="image", modality="image", role="noisy", shape=(32, 32, 4))])
+    layout = Layout([Time(name="time", time="image"),
+                     Patches(name="image", role="noisy", shape=(32, 32, 4))])
     layout.num_tokens, layout.slices["image"], layout.visibility()
 
-A layout is static: it holds no arrays and does no computation on them. `embed.py` turns it into
-modules.
+A layout is static: it holds no arrays. `embed.py` has the modules.
 """
 
 import copy
 import functools
-from collections.abc import Container, Iterable, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from uvit_jax.errors import UvitError
-from uvit_jax.tokens import checks
-from uvit_jax.tokens.modalities import MODALITIES
-from uvit_jax.tokens.segment import AXES, Segment
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.tokens.positions import AXES
+from uvit_jax.tokens.segment import Segment
 
 PRESENT = "refs_present"  # the input that says which references an example has, bool (B, S, V)
 SUBJECT_SLOTS, VIEW_SLOTS = "subject_slots", "view_slots"  # int32 (B, S) and (B, S, V)
@@ -29,18 +26,20 @@ class Layout:
 
     Args:
       segments: in the order of the sequence.
-      max_subjects, max_views: sizes of the tables of slots, so that parameters fit layouts of more
-        subjects and views than they were trained in; 0 is as many as the segments name.
-      axes: those of `AXES` along which rotary positions turn.
+      max_subjects, max_views: sizes of the learned tables of subject and view slots, so that the
+        parameters serve layouts of more subjects and views than were trained; 0 stands for as many
+        as the segments have.
+      axes: the axes of `positions.AXES` that rotary positions use; empty for those of the grids of
+        the segments with position='rope' (rows and columns of images, and frames of videos).
 
     Attributes:
-      segments: all of them. `tokens`, `adaln` and `cross` are those that enter each way, `noisy`
-        those with an output, `inputs` those whose data the caller gives (all but times),
-        `references` the clean ones in a subject slot.
+      segments: all of them. `tokens`, `adaln` and `cross`: those that enter in that way. `noisy`:
+        those with an output. `inputs`: those whose data are inputs (all but timesteps).
+        `references`: the clean ones with a slot.
       num_tokens: N, the length of the sequence.
-      slices: where each token segment stands in it.
+      slices: each token segment's part of it.
       time_keys: the keys of `times`, sorted.
-      num_subjects, num_views: S and V, of the references here.
+      num_subjects, num_views: S and V, of the references.
 
     Raises:
       UvitError: if the segments do not make a sequence, naming the segment and the remedy.
@@ -52,59 +51,46 @@ class Layout:
         *,
         max_subjects: int = 0,
         max_views: int = 0,
-        axes: Sequence[str] = ("row", "column"),
+        axes: Sequence[str] = (),
     ):
         self.segments = tuple(segments)
-        self.axes = tuple(axes)
         self.by_name = {s.name: s for s in self.segments}
-        for segment in self.segments:
-            checks.check_segment(segment)
         names = [s.name for s in self.segments]
-        repeated = sorted({n for n in names if names.count(n) > 1})
-        if repeated:
-            raise UvitError(f"the layout has two segments named {repeated[0]!r}")
+        if repeated := sorted({n for n in names if names.count(n) > 1}):
+            raise UvitError(f"the layout has two segments named {repeated[0]!r}; rename one")
         self.adaln = tuple(s for s in self.segments if s.enter == "adaln")
         self.cross = tuple(s for s in self.segments if s.enter == "cross")
-        self._choose(self.segments)
+        self._select(self.segments)
         self.time_keys = tuple(sorted({s.time_key for s in self.noisy}))
-        if not self.noisy:
-            raise UvitError("the layout has no segment with role='noisy': nothing to generate")
-        timed = {s.of for s in self.segments if s.modality == "time"}
-        for key in self.time_keys:
-            if key not in timed:
-                raise UvitError(
-                    f"no time segment shows the network the time of {key!r}: "
-                    f"add one with modality='time', of={key!r}"
-                )
-        for segment in self.segments:
-            checks.check_names(self, segment)
-        subjects, views = (
-            1 + max(getattr(s, slot) for s in self.segments) for slot in ("subject", "view")
-        )
+        self.axes = tuple(axes) or self._grid_axes()
+        subjects = 1 + max((s.subject for s in self.segments), default=-1)
+        views = 1 + max((s.view for s in self.segments), default=-1)
         self.max_subjects, self.max_views = max_subjects or subjects, max_views or views
-        checks.check_slots(self, subjects, views)
-        checks.check_axes(self)
+        self._check_times()
+        for segment in self.segments:
+            self._check_entry(segment)
+            self._check_names(segment)
+        self._check_slots(subjects, views)
+        self._check_axes()
 
-    def _choose(self, segments: tuple[Segment, ...]) -> None:
-        """Sets what follows from which segments there are."""
+    def _select(self, segments: tuple[Segment, ...]) -> None:
+        """Sets the attributes that depend on which segments are in the sequence."""
         self.tokens = tuple(s for s in segments if s.enter == "token")
         self.noisy = tuple(s for s in segments if s.role == "noisy")
-        self.inputs = tuple(s for s in segments if s.modality != "time")
+        self.inputs = tuple(s for s in segments if s.kind != "time")
         self.references = tuple(s for s in segments if s.is_reference)
         self.num_subjects = 1 + max((s.subject for s in self.references), default=-1)
         self.num_views = 1 + max((max(s.view, 0) for s in self.references), default=-1)
         self.slices = {}
         start = 0
         for segment in self.tokens:
-            stop = start + self.count(segment)
-            self.slices[segment.name] = slice(start, stop)
-            start = stop
+            self.slices[segment.name] = slice(start, start + segment.num_tokens)
+            start += segment.num_tokens
         self.num_tokens = start
 
     @property
     def _identity(self) -> tuple:
-        sizes = (self.max_subjects, self.max_views, self.axes)
-        return (self.segments, self.tokens, *sizes)
+        return (self.segments, self.tokens, self.max_subjects, self.max_views, self.axes)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self._identity == other._identity
@@ -113,30 +99,47 @@ class Layout:
         return hash(self._identity)
 
     def __repr__(self) -> str:
-        parts = [f"{s.name}×{self.count(s)}" for s in self.tokens]
+        parts = [f"{s.name}×{s.num_tokens}" for s in self.tokens]
         parts += [f"{s.name}→{s.enter}" for s in (*self.adaln, *self.cross)]
         return f"Layout({', '.join(parts)})"
 
-    @staticmethod
-    def count(segment: Segment) -> int:
-        """How many tokens a segment is."""
-        return MODALITIES[segment.modality].num_tokens(segment)
-
     def source(self, segment: Segment) -> Segment:
-        """The segment whose parameters embed this one: itself, or the one it is `like`."""
-        return self.by_name[segment.like] if segment.like else segment
+        """The segment whose parameters this one uses: its own, or those of the one it shares."""
+        return self.by_name[segment.share] if segment.share else segment
+
+    def position_source(self, segment: Segment) -> Segment:
+        """The segment whose learned positions this one uses: those of the one it shares, unless it
+        begins at another frame."""
+        source = self.source(segment)
+        return source if source.first_frame == segment.first_frame else segment
+
+    @property
+    def noisy_images(self) -> tuple[Segment, ...]:
+        """The images and videos that are denoised."""
+        return tuple(s for s in self.noisy if s.kind == "patches")
+
+    @property
+    def conditions(self) -> tuple[Segment, ...]:
+        """The inputs that are not denoised."""
+        return tuple(s for s in self.inputs if s.role != "noisy")
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The inputs that a caller must give, and their shapes without the batch."""
-        shapes = {s.name: s.shape for s in self.inputs}
+        """The inputs that a caller must give, with their shapes without the batch."""
+        shapes = {s.name: s.input_shape for s in self.inputs}
         if any(s.optional for s in self.references):
             shapes[PRESENT] = (self.num_subjects, self.num_views)
         return shapes
 
     @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """`input_shapes` without the noisy segments."""
+        noisy = {s.name for s in self.noisy}
+        return {name: shape for name, shape in self.input_shapes.items() if name not in noisy}
+
+    @property
     def slot_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The inputs by which a caller may put references into other slots than the segments'."""
+        """The optional inputs that assign references to other slots than their segments'."""
         if not self.references:
             return {}
         return {
@@ -145,12 +148,17 @@ class Layout:
         }
 
     def inputs_in(self, batch: Container[str]) -> list[str]:
-        """The names of this layout's inputs that a batch holds, slots of references among them."""
+        """The names of this layout's inputs in a batch, slots of references included."""
         return [name for name in (*self.input_shapes, *self.slot_shapes) if name in batch]
+
+    def conditions_in(self, batch: Container[str]) -> list[str]:
+        """`inputs_in` without the noisy segments."""
+        noisy = {s.name for s in self.noisy}
+        return [name for name in self.inputs_in(batch) if name not in noisy]
 
     @functools.cached_property
     def without_references(self) -> "Layout":
-        """The same sequence with no references in it, for the same parameters."""
+        """The same sequence without references, for the same parameters."""
         return self._part(tuple(s for s in self.segments if not s.is_reference))
 
     @functools.cached_property
@@ -161,26 +169,26 @@ class Layout:
           UvitError: if they are not the same at every step of sampling, saying why.
         """
         if not self.references:
-            raise UvitError("the model has no references (clean segments with a subject) to cache")
-        reason = self.changing_references()
-        if reason:
+            raise UvitError("the model has no references (clean segments with a slot) to cache")
+        if reason := self.changing_references():
             raise UvitError(f"references cannot be cached: {reason}")
         return self._part(self.references)
 
     def changing_references(self) -> str:
-        """Why the references' keys and values change while the target is denoised; "" if not."""
+        """Why the references' keys and values change while the target is denoised; "" if they do
+        not."""
         for segment in self.references:
             for other in self.tokens:
                 if segment.may_see(other) and not other.is_reference:
                     return (
-                        f"segment {segment.name!r} sees {other.name!r}, which depends on the "
-                        "target; give it `sees` with references alone (visibility 'ref_isolated' "
-                        "or 'ref_joint')"
+                        f"segment {segment.name!r} sees {other.name!r}, which depends on the target; "
+                        "restrict its `sees` to references (visibility 'ref_isolated' or "
+                        "'ref_joint')"
                     )
-            if self.adaln and segment.modulated_at != "zero":
+            if self.adaln and segment.modulation != "clean":
                 return (
                     f"segment {segment.name!r} is modulated by the target's time; set its "
-                    "modulated_at to 'zero'"
+                    "modulation to 'clean'"
                 )
         if self.references and self.cross:
             return f"every token attends to segment {self.cross[0].name!r}, which enters by 'cross'"
@@ -190,64 +198,131 @@ class Layout:
         part = copy.copy(self)
         for name in ("without_references", "only_references"):
             part.__dict__.pop(name, None)
-        part._choose(segments)
+        part._select(segments)
         return part
 
     def visibility(self, *, cached: bool = False) -> np.ndarray | None:
-        """Who may attend to whom: bool (N queries, M keys), or None when everyone sees everyone.
+        """The attention mask: bool (N queries, M keys), or None if every token sees every token.
 
         Args:
-          cached: whether the keys of all references stand before those of this part's tokens.
+          cached: whether the keys of all references stand before those of this sequence's tokens.
         """
         if not any(s.sees for s in self.tokens):
             return None
         references = [s for s in self.segments if s.is_reference] if cached else []
         keys = (*references, *self.tokens)
         rows = [
-            np.concatenate([np.full(self.count(key), query.may_see(key)) for key in keys])
+            np.concatenate([np.full(key.num_tokens, query.may_see(key)) for key in keys])
             for query in self.tokens
         ]
-        return np.repeat(rows, [self.count(s) for s in self.tokens], axis=0)
+        return np.repeat(rows, [s.num_tokens for s in self.tokens], axis=0)
 
     @property
-    def has_rotary(self) -> bool:
+    def has_rope(self) -> bool:
         """Whether any token has rotary positions."""
-        return any(s.positions == "rotary" for s in self.segments)
+        return any(s.position == "rope" for s in self.segments)
 
-    def places(self, segment: Segment, number: Any = 0) -> Any:
-        """Where a segment's tokens stand along `axes`, for rotary positions: float32 (n, A).
-
-        A picture's first patch stands in row and column 1; tokens of other positions stand at 0
-        along all axes, where nothing is turned. Along `segment` a picture stands at its number;
-        the frame is 0 as long as nothing moves.
+    def null(
+        self, name: str, batch_size: int, nulls: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """The value of segment `name` that stands for "not given" in classifier-free guidance:
+        (batch_size, …).
 
         Args:
-          number: 0, or a reference's number, 1 + subject slot · max_views + view slot. It may be an
-            array (B, 1, 1), and so the places (B, n, A).
-        """
-        if segment.positions != "rotary":
-            return np.zeros((self.count(segment), len(self.axes)), np.float32)
-        rows, columns = (n // segment.patch_size for n in segment.shape[:2])
-        grid_n2 = 1 + np.indices((rows, columns)).reshape(2, -1).T
-        grid_n4 = np.pad(grid_n2, ((0, 0), (2, 0))).astype(np.float32)
-        shift = np.array([1, 0, 0, 0], np.float32)
-        if segment.offset == "diagonal":
-            shift[2:] = rows, columns
-        chosen = [AXES.index(axis) for axis in self.axes]
-        return grid_n4[:, chosen] + number * shift[chosen]
-
-    def null(self, name: str, batch_size: int) -> np.ndarray:
-        """The value of segment `name` that stands for "not given", for classifier-free guidance.
+          nulls: by segment, those that the data or an encoder bring (see `conditions.nulls_of`).
 
         Raises:
           UvitError: if the segment has none.
         """
         segment = self.by_name[name]
-        value = None
-        if segment.modality != "time":
-            value = MODALITIES[segment.modality].null(segment, batch_size)
+        if nulls and name in nulls:
+            return np.broadcast_to(nulls[name], (batch_size, *nulls[name].shape))
+        value = segment.null(batch_size)
         if value is None:
             raise UvitError(
                 f"segment {name!r} has no null value, so it cannot be dropped or guided"
+                f"{segment.null_remedy}"
             )
         return value
+
+    def _grid_axes(self) -> tuple[str, ...]:
+        """The axes of the grids of the segments with rotary positions."""
+        used = {axis for s in self.segments if s.position == "rope" for axis in s.grid_axes}
+        return tuple(AXES[1 + axis] for axis in sorted(used or {1, 2}))
+
+    def _check_times(self) -> None:
+        if not self.noisy:
+            raise UvitError("the layout has no segment with role='noisy': nothing to generate")
+        embedded = {s.time for s in self.segments if s.kind == "time"}
+        for key in self.time_keys:
+            if key not in embedded:
+                raise UvitError(
+                    f"no time segment embeds the time {key!r}; add one with kind='time', "
+                    f"time={key!r}"
+                )
+
+    def _check_entry(self, segment: Segment) -> None:
+        if segment.enter == "adaln" and segment.num_tokens != 1:
+            raise UvitError(
+                f"segment {segment.name!r}: {segment.num_tokens} tokens cannot be summed into one "
+                "modulation vector; use enter='token'"
+            )
+
+    def _check_names(self, segment: Segment) -> None:
+        """Raises UvitError if the segments and times that a segment names do not exist."""
+        where = f"segment {segment.name!r}"
+        if segment.kind == "time" and segment.time not in self.time_keys:
+            raise UvitError(
+                f"{where}: time={segment.time!r} is the time of no noisy segment"
+                f"{nearest(segment.time, self.time_keys)}"
+            )
+        for name in segment.sees:
+            if name not in self.by_name or self.by_name[name].enter != "token":
+                hint = nearest(name, [s.name for s in self.tokens])
+                raise UvitError(f"{where}: sees={name!r} is not a token segment{hint}")
+        if not segment.share:
+            return
+        source = self.by_name.get(segment.share)
+        if source is None:
+            hint = nearest(segment.share, self.by_name)
+            raise UvitError(f"{where}: share={segment.share!r} is not a segment{hint}")
+        if source.share or not segment.fits(source):
+            raise UvitError(
+                f"{where}: share={segment.share!r} must name a segment with parameters of its own "
+                "and the same kind, channels, patch and enter"
+            )
+        learned = segment.position == "learned" and self.position_source(segment) is source
+        if learned and source.position != "learned":
+            raise UvitError(
+                f"{where}: position='learned' shares the positions of {source.name!r}, which has "
+                f"position={source.position!r}; give both the same"
+            )
+
+    def _check_slots(self, subjects: int, views: int) -> None:
+        """Raises UvitError if the references' slots do not exist or are taken twice."""
+        for slot, found, limit, key in (
+            ("subject", subjects, self.max_subjects, "max_subjects"),
+            ("view", views, self.max_views, "max_views"),
+        ):
+            if found > limit:
+                last = next(s for s in self.segments if getattr(s, slot) == found - 1)
+                raise UvitError(
+                    f"segment {last.name!r} needs {slot} slot {found}, and the model has {limit}; "
+                    f"raise {key} before training, or use fewer"
+                )
+        taken: dict[tuple[int, int], str] = {}
+        for segment in self.references:
+            other = taken.setdefault((segment.subject, max(segment.view, 0)), segment.name)
+            if other != segment.name:
+                raise UvitError(
+                    f"segments {other!r} and {segment.name!r} have the same slot, {segment.slot}"
+                )
+
+    def _check_axes(self) -> None:
+        for axis in self.axes:
+            if axis not in AXES:
+                raise UvitError(f"axes: {axis!r} is not a known axis{nearest(axis, AXES)}")
+        if len(set(self.axes)) < len(self.axes):
+            raise UvitError(f"axes must be different ones of {AXES}, got {self.axes}")
+        if not self.has_rope and self.axes != ("row", "column"):
+            raise UvitError(f"axes={self.axes} need a segment with position='rope'")

@@ -1,4 +1,4 @@
-"""Reference pictures as a model's inputs: from lists of pictures to arrays in slots.
+"""Reference images as a model's inputs: from lists of images to arrays in slots.
 
 inputs = reference_inputs(model.layout, [[[front, back]], [[cat], [hat]]])
 # {"ref_1_1": (2, H, W, C), "ref_1_2": …, "ref_2_1": …, "refs_present": (2, S, V)}
@@ -11,35 +11,35 @@ import numpy as np
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.layout import PRESENT, Layout
 
-Pictures = Sequence[Sequence[Sequence[np.ndarray]]]
+Images = Sequence[Sequence[Sequence[np.ndarray]]]
 
 
-def reference_inputs(layout: Layout, examples: Pictures) -> dict[str, np.ndarray]:
-    """The inputs that a layout's references take, and which of them exist.
+def reference_inputs(layout: Layout, examples: Images) -> dict[str, np.ndarray]:
+    """The inputs of a layout's references, and which of them are present.
 
     Args:
       layout: of the model.
       examples: for each of B examples its subjects, in the order of the captions' `@1`, `@2`, …;
-        for each subject its views, pictures (H, W, C) in [-1, 1].
+        for each subject its views, images (H, W, C) in [-1, 1].
 
     Returns:
-      Every reference's pictures, float32 (B, H, W, C), zeros where an example lacks it, and
-      `refs_present`, bool (B, S, V), where the layout's references are optional.
+      Every reference's data, float32 (B, H, W, C), zeros where an example lacks it, and
+      `refs_present`, bool (B, S, V), if the layout's references are optional.
 
     Raises:
-      UvitError: if an example has no reference, more subjects or views than the layout, or a
-        picture of another shape; or if it lacks one that is not optional.
+      UvitError: if an example has no reference, more subjects or views than the layout, or an image
+        of another shape; or lacks one that is not optional.
     """
     if not layout.references:
         raise UvitError("references were given, but the model takes none")
     S, V, B = layout.num_subjects, layout.num_views, len(examples)
     slots = {(s.subject, max(s.view, 0)): s for s in layout.references}
     present_BSV = np.zeros((B, S, V), bool)
-    inputs = {s.name: np.zeros((B, *s.shape), np.float32) for s in layout.references}
+    inputs = {s.name: np.zeros((B, *s.input_shape), np.float32) for s in layout.references}
     for b, subjects in enumerate(examples):
         where = f"example {b + 1}"
         if not any(len(views) for views in subjects):
-            raise UvitError(f"{where} has no reference; give at least one picture of a subject")
+            raise UvitError(f"{where} has no reference; give at least one image of a subject")
         if len(subjects) > S:
             raise UvitError(f"{where} has {len(subjects)} subjects, and the model takes {S}")
         for s, views in enumerate(subjects):
@@ -47,17 +47,17 @@ def reference_inputs(layout: Layout, examples: Pictures) -> dict[str, np.ndarray
                 raise UvitError(
                     f"{where}: subject {s + 1} has {len(views)} views, and the model takes {V}"
                 )
-            for v, picture in enumerate(views):
+            for v, image in enumerate(views):
                 segment = slots.get((s, v))
                 if segment is None:
                     raise UvitError(f"{where}: the model has no view {v + 1} of subject {s + 1}")
-                picture = np.asarray(picture)
-                if picture.shape != segment.shape:
+                image = np.asarray(image)
+                if image.shape != segment.input_shape:
                     raise UvitError(
-                        f"{where}: view {v + 1} of subject {s + 1} has shape {picture.shape}, "
-                        f"expected {segment.shape}"
+                        f"{where}: view {v + 1} of subject {s + 1} has shape {image.shape}, "
+                        f"expected {segment.input_shape}"
                     )
-                inputs[segment.name][b] = picture
+                inputs[segment.name][b] = image
                 present_BSV[b, s, v] = True
     for (s, v), segment in slots.items():
         if not segment.optional and not present_BSV[:, s, v].all():

@@ -1,114 +1,204 @@
 """A segment: one entry of the token sequence, as static configuration.
 
-Time, a class label, a caption, a reference picture, the picture to be made: each is a `Segment`.
-What a modality means for arrays is in `modalities.py`; how segments stand together, and what may
-see what, is in `layout.py`.
+Timestep, class label, caption, reference image, the image or video being generated: each is a
+segment, and each kind of them is one small dataclass in `modalities/`, which declares its own fields
+and knows its token grid, its embedding, its output head and its null value. Layout and backbone use
+only what the base class has, so a new kind touches one file:
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Colour(Segment):
+        kind: Literal["colour"] = "colour"
+
+        def embedding(self, width, *, dtype, rngs):
+            return nnx.Linear(3, width, dtype=dtype, rngs=rngs)
+        …
 """
 
 import dataclasses
+import math
+from typing import Any, ClassVar, Literal
 
-ROLES = ("noisy", "clean", "condition")
-ENTRIES = ("token", "adaln", "cross")
-POSITIONS = ("learned", "sincos2d", "rotary", "none")
-PATCH_EMBEDS = ("linear", "conv_stack")
-FINAL_CONVS = ("after", "before", "none")
-PATCH_INITS = ("torch", "xavier")
-AXES = ("segment", "frame", "row", "column")
-OFFSETS = ("none", "diagonal")
-MODULATED_AT = ("target", "zero")
+import numpy as np
+from flax import nnx
+
+from uvit_jax.config import Config
+from uvit_jax.errors import UvitError
+
+KINDS: dict[str, type["Segment"]] = {}
+"""The segment classes by kind, the key `kind` of a segment's config."""
+
+# PyTorch's trunc_normal_(std=.02) cuts at the absolute values ±2, a hundred standard deviations
+# away: the published models start from the plain normal distribution.
+normal = nnx.initializers.normal(0.02)
+
+Grid = tuple[int, int, int]
+"""Tokens along (frames, rows, columns)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment:
-    """One segment of a layout. Fields that its modality does not use keep their defaults.
+class Segment(Config):
+    """What all kinds of segments have in common.
 
     Attributes:
-      name: its key in `inputs`, `times` and `outputs`.
-      modality: a name in `modalities.MODALITIES`: time, label, text, features, image.
-      role: `noisy` (has its own timestep and an output head), `clean` (data at t = 0: references,
-        given frames) or `condition`.
-      enter: `token` (stands in the sequence), `adaln` (summed into the modulation vector) or
-        `cross` (attended to from outside the sequence).
-      shape: of one example: image (H, W, C); features (N, F); text (T,); label and time ().
-      patch_size: side of an image patch, in pixels.
-      patch_embed: `linear` (one matrix), or `conv_stack`: 3×3 convolutions of stride 2, then 1×1
-        (Xiao et al. 2021, "Early convolutions help transformers see better").
-      patch_init: of the patches' matrix, `torch` (a convolution's default; U-ViT) or `xavier`.
-      num_classes: size of a label's vocabulary, without the null class.
-      init_std: of the table of a label.
-      null: whether a label has a null class (index num_classes), for classifier-free guidance.
-      vocab_size: number of token ids of a text; id 0 is padding and the null text.
-      encoder_depth: for a text, blocks of a small transformer of its own, trained along, through
-        which the ids go before they enter; 0 enters their vectors as they are.
-      encoder_heads: of that transformer.
-      pooled: a text enters as one vector, the mean over its tokens without padding: what adaLN can
-        take.
-      of: for a time segment, the key in `times` that it shows to the network.
-      time: for a noisy segment, its key in `times`; empty means its own name. Two noisy segments
-        with one key share one timestep.
-      sinusoid_size: for a time segment, size of the sinusoid; 0 means the model's width.
-      mlp_ratio: for a time segment, 0 leaves the sinusoid raw (U-ViT); r > 0 sends it through
-        Linear(r·D), SiLU, Linear(D).
-      final_conv: for a noisy image, where a 3×3 convolution stands: `after` the linear projection
-        to pixels (U-ViT), `before` it (on tokens), or `none`.
-      learned_range: for a noisy image, the output has twice the channels; the second half says
-        where the variance lies in its range (Nichol & Dhariwal 2021, eq. 15; DiT).
-      positions: `learned` (one vector a token), `sincos2d` (fixed, images only), `rotary` (queries
-        and keys are turned by row and column, images only) or `none`.
-      like: the segment whose embedding and positions this one reuses (references of one kind).
-      type: a learned vector is added to all segments of one type; empty means none.
-      subject: subject slot, -1 for none; a learned vector a slot is added.
-      view: view slot, -1 for none; a learned vector a view is added.
-      optional: for a reference (clean, with a subject slot), an example may lack it, and the input
-        `refs_present` says so.
-      offset: with rotary positions, `diagonal` puts a reference behind the target and all slots
-        before its own, along rows and columns alike (UNO, Wu et al. 2025).
-      modulated_at: where the backbone modulates by adaLN, `target` is by everything that enters so;
-        `zero` is by time 0 alone, as befits data without noise (OminiControl, Tan et al. 2024).
-      sees: the segments that these tokens may attend to, besides themselves; empty means all.
+      name: its key in `inputs` and `outputs`.
+      kind: the name of its class in `KINDS`.
+      role: `noisy` (denoised: it has a timestep and an output head), `clean` (data at t = 0, such as
+        references) or `condition`.
+      enter: `token` (part of the sequence), `adaln` (added to the vector that modulates the blocks)
+        or `cross` (attended to by cross-attention).
+      position: `learned` (a vector for each token), `sincos` (fixed, from the grid), `rope` (rotary,
+        from the grid) or `none`.
+      time: of a noisy segment its key in `times`; empty stands for its name. Segments with one key
+        share a timestep. Of a time segment, the key that it embeds.
+      share: the segment whose embedding, learned positions and output head it uses as well (the
+        references of one kind, the frames of one video).
+      type: segments with one type have one learned vector added; empty for none.
+      slot: (subject,) or (subject, view), from 0: a learned vector of each is added. A clean segment
+        with a slot is a reference.
+      optional: of a reference, whether examples may lack it; the input `refs_present` says which do.
+      sees: the segments that its tokens attend to, besides their own; empty for all.
+      modulation: in an adaLN backbone, `time` modulates its tokens by all that enters by `adaln`,
+        `clean` by the embedding of time 0 alone, as befits clean data (OminiControl, Tan et al.
+        2024).
+
+    Raises:
+      UvitError: for a combination that cannot work, naming the segment, the field and the remedy.
     """
 
+    integers: ClassVar[bool] = False
+    """Whether its data are integers (class indices, token ids) rather than floating point."""
+    null_remedy: ClassVar[str] = ""
+    """What to do where `null` is None and one is needed, for the error message."""
+    offset: ClassVar[str] = "none"
+    """Where rotary positions begin: `none`, or `diagonal` (see `Patches`)."""
+
     name: str = ""
-    modality: str
-    role: str = "condition"
-    enter: str = "token"
-    shape: tuple[int, ...] = ()
-    patch_size: int = 1
-    patch_embed: str = "linear"
-    patch_init: str = "torch"
-    num_classes: int = 0
-    init_std: float = 1.0
-    null: bool = True
-    vocab_size: int = 0
-    encoder_depth: int = 0
-    encoder_heads: int = 4
-    pooled: bool = False
-    of: str = ""
+    kind: str = ""
+    role: Literal["noisy", "clean", "condition"] = "condition"
+    enter: Literal["token", "adaln", "cross"] = "token"
+    position: Literal["learned", "sincos", "rope", "none"] = "learned"
     time: str = ""
-    sinusoid_size: int = 0
-    mlp_ratio: float = 0.0
-    final_conv: str = "after"
-    learned_range: bool = False
-    positions: str = "learned"
-    like: str = ""
+    share: str = ""
     type: str = ""
-    subject: int = -1
-    view: int = -1
+    slot: tuple[int, ...] = ()
     optional: bool = False
-    offset: str = "none"
-    modulated_at: str = "target"
     sees: tuple[str, ...] = ()
+    modulation: Literal["time", "clean"] = "time"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if kind := cls.__dict__.get("kind"):
+            KINDS[kind] = cls
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name:
+            raise UvitError(f"a segment of kind {self.kind!r} has no name")
+        if problem := self._problem() or self.problem():
+            raise UvitError(f"segment {self.name!r}: {problem}")
+
+    # What a kind defines.
+
+    def problem(self) -> str:
+        """What is wrong with the kind's own fields and how to fix it; "" if nothing is."""
+        return ""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example's data, without the batch."""
+        return ()
+
+    @property
+    def grid(self) -> Grid:
+        """Its tokens along frames, rows and columns, in the order of the sequence."""
+        return (1, 1, 1)
+
+    @property
+    def grid_axes(self) -> tuple[int, ...]:
+        """The axes of `grid` along which its tokens have positions: those that are longer than 1,
+        or the last."""
+        return tuple(i for i, size in enumerate(self.grid) if size > 1) or (2,)
+
+    @property
+    def trained_grid(self) -> Grid:
+        """The grid that its positions belong to; those of another grid are interpolated."""
+        return self.grid
+
+    @property
+    def first_frame(self) -> int:
+        """The position of its first token on the frame axis."""
+        return 0
+
+    def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+        """A module from a batch of its data to tokens (B, n, width)."""
+        raise NotImplementedError
+
+    def head(self, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs) -> nnx.Module | None:
+        """A module `(tokens (B, n, width), segment) → prediction`, shaped like the data; None if
+        this kind cannot be denoised. `zero`: starts with an output of 0."""
+        return None
+
+    def null(self, batch_size: int) -> np.ndarray | None:
+        """The data that stand for "not given" in classifier-free guidance, (batch_size, …); None if
+        there are none."""
+        return None
+
+    # What follows from it.
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it has."""
+        return math.prod(self.grid)
 
     @property
     def time_key(self) -> str:
-        """The key in `times` of this noisy segment."""
+        """The key in `times` of a noisy segment."""
         return self.time or self.name
 
     @property
+    def subject(self) -> int:
+        """Its subject slot, -1 for none."""
+        return self.slot[0] if self.slot else -1
+
+    @property
+    def view(self) -> int:
+        """Its view slot, -1 for none."""
+        return self.slot[1] if len(self.slot) > 1 else -1
+
+    @property
     def is_reference(self) -> bool:
-        """Whether it shows a subject: clean tokens in a subject slot."""
-        return self.role == "clean" and self.enter == "token" and self.subject >= 0
+        """Whether it shows a subject: clean tokens with a slot."""
+        return self.role == "clean" and self.enter == "token" and bool(self.slot)
+
+    def fits(self, other: "Segment") -> bool:
+        """Whether it can use the parameters of `other` (see `share`)."""
+        return self._signature() == other._signature()
+
+    def _signature(self) -> tuple[Any, ...]:
+        """What parameters depend on."""
+        return (self.kind, self.enter, self.input_shape[1:])
 
     def may_see(self, other: "Segment") -> bool:
         """Whether its tokens may attend to those of `other`."""
         return not self.sees or other.name in self.sees or other.name == self.name
+
+    def _problem(self) -> str:
+        if self.role == "noisy" and type(self).head is Segment.head:
+            return f"the kind {self.kind!r} has no output head and cannot have role='noisy'"
+        if self.role == "noisy" and self.enter != "token":
+            return "role='noisy' needs enter='token', which its prediction is read from"
+        if self.time and self.role != "noisy" and self.kind != "time":
+            return f"time={self.time!r} needs role='noisy'"
+        if len(self.slot) > 2 or any(s < 0 for s in self.slot):
+            return f"slot={self.slot} must be (subject,) or (subject, view), from 0"
+        if self.enter != "token" and (self.sees or self.type or self.slot):
+            return "sees, type and slot need enter='token'"
+        if self.optional and not self.is_reference:
+            return "optional=True is for references: role='clean' and a slot"
+        if self.modulation == "clean" and self.role != "clean":
+            return "modulation='clean' needs role='clean'"
+        if self.position == "rope" and self.enter != "token":
+            return "position='rope' needs enter='token'"
+        return ""
+
+

@@ -59,19 +59,19 @@ def preset(
         )
     enter, modulation = CONDITIONINGS[conditioning]
     # The original has no positions for its two extra tokens; as a context they need none either.
-    entry = dict(enter=enter, positions="none")
+    entry = dict(enter=enter, position="none")
     segments = dict(
-        time=dict(modality="time", of="image", sinusoid_size=256, mlp_ratio=1.0, **entry),
-        label=dict(modality="label", num_classes=num_classes, init_std=0.02, **entry),
+        time=dict(kind="time", time="image", sinusoid_size=256, mlp_ratio=1.0, **entry),
+        label=dict(kind="label", num_classes=num_classes, init_std=0.02, **entry),
         image=dict(
-            modality="image",
+            kind="patches",
             role="noisy",
             shape=tuple(image_shape),
             patch_size=patch_size,
             patch_init="xavier",
             final_conv="none",
             learned_range=learned_range,
-            positions="sincos2d",
+            position="sincos",
         ),
     )
     return dict(

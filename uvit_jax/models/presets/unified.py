@@ -1,11 +1,11 @@
-"""Models that are shown their subjects: reference pictures as tokens beside the target.
+"""Models with reference images in their sequence, as model configs.
 
     [text | ref_1_1, ref_1_2, …, ref_S_V | time | image]
 
-`ref_{s}_{v}` is view v of subject s, both from 1, and captions call subject s `@s`. The backbone is
-a U-ViT (all tokens, long skips) or a DiT (time and text by adaLN-Zero, references in context).
+`ref_{s}_{v}` is view v of subject s, both from 1; captions call subject s `@s`. The backbone is a
+U-ViT (everything a token, long skips) or a DiT (time and text by adaLN-Zero, references in context).
 
-Plain nested dicts with nothing heavy behind them, so that config files can call `preset`.
+Plain nested dicts: config files call `preset` without importing JAX.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.presets import dit, uvit
 
-# What references may see, by name; everything else sees everything.
+# What references attend to, by name; all other tokens attend to everything.
 VISIBILITIES = ("full", "ref_isolated", "ref_joint")
 STYLES = ("uvit", "dit")
 
@@ -29,44 +29,39 @@ def preset(
     max_subjects: int = 0,
     max_views: int = 0,
     visibility: str = "ref_joint",
-    text_length: int = 0,
-    vocab_size: int = 0,
-    text_enter: str = "",
-    encoder_depth: int = 0,
-    num_classes: int = 0,
-    positions: str = "",
+    text: Mapping[str, Any] | None = None,
+    position: str = "",
     offset: str = "none",
-    axes: tuple[str, ...] = ("row", "column"),
+    axes: tuple[str, ...] = (),
     **backbone: Any,
 ) -> dict[str, Any]:
     """The model config of a unified sequence.
 
     Args:
-      style: `uvit` or `dit`, whose published settings the backbone takes (U-ViT-S, DiT-S).
+      style: `uvit` or `dit`: whose published settings the backbone has (U-ViT-S, DiT-S).
       image_shape: (H, W, C) of the target and of every reference. patch_size: of both.
-      subjects, views: S and V; an example may have fewer, and `refs_present` says which. With 0
-        subjects it is the style's text-to-image model.
-      max_subjects, max_views: slots to be trained, 0 for as many as there are. With more, the same
-        parameters serve layouts of more subjects and views.
-      visibility: `full`; `ref_isolated`, a subject's views see only one another; or `ref_joint`,
-        references see only references. The last two allow to cache them.
-      text_length, vocab_size: of captions, 0 for none. text_enter: `token`, `cross`, or, the
-        default of `dit`, `adaln`, as one vector. encoder_depth: of the text's own transformer.
-      num_classes: of a label, 0 for none.
-      positions: of all pictures, `learned`, `sincos2d` or `rotary`; by default the style's.
-      offset: `diagonal` puts references apart by their rotary positions, as UNO does.
-      axes: of rotary positions; with `segment`, references turn by their number.
+      subjects, views: S and V; an example may have fewer (`refs_present`). With 0 subjects it is the
+        style's text-to-image model.
+      max_subjects, max_views: slots to be trained; 0 stands for as many as there are. With more, the
+        same parameters serve layouts of more subjects and views.
+      visibility: `full`; `ref_isolated`, a subject's views attend only to one another; or
+        `ref_joint`, references attend only to references. The last two can be cached.
+      text: fields of the text segment (`dict(shape=(24,), vocab_size=320)`), None for no text. By
+        default it enters as tokens in a U-ViT and, pooled, by adaLN in a DiT.
+      position: of all images, `learned`, `sincos` or `rope`; by default the style's.
+      offset: `diagonal` separates references by their rotary positions, as UNO does.
+      axes: of RoPE; with `segment`, references are rotated by their number as well.
       backbone: any other key of `BackboneConfig`.
 
     Raises:
-      UvitError: for a name that is not known, or fewer slots than subjects or views.
+      UvitError: for an unknown name, or fewer slots than subjects or views.
     """
     for key, value, known in (
         ("style", style, STYLES),
         ("visibility", visibility, VISIBILITIES),
     ):
         if value not in known:
-            raise UvitError(f"unknown {key} {value!r}{nearest(value, known)}")
+            raise UvitError(f"{key}={value!r} is not a known value{nearest(value, known)}")
     if subjects < 0 or views < 1:
         raise UvitError(f"subjects must be at least 0 and views 1, got {subjects} and {views}")
     max_subjects, max_views = max_subjects or subjects, max_views or views
@@ -74,52 +69,39 @@ def preset(
         if count > slots:
             raise UvitError(
                 f"{key}={count}, but the model has max_{key}={slots} slots; raise max_{key} before "
-                f"training, or take fewer {key}"
+                f"training, or use fewer {key}"
             )
     if style == "uvit":
         model = uvit.preset("S", image_shape, patch_size=patch_size, **backbone)
     else:
         model = dit.preset("S", image_shape, patch_size=patch_size, learned_range=False, **backbone)
         del model["segments"]["label"]
-    segments = model["segments"]
-    time, image = segments.pop("time"), segments.pop("image")
-    if positions:
-        image["positions"] = positions
+    time, image = (model["segments"][name] for name in ("time", "image"))
+    if position:
+        image["position"] = position
 
-    given: dict[str, Any] = {}
-    if num_classes:
-        given["label"] = dict(modality="label", num_classes=num_classes)
-        if style == "dit":
-            given["label"] |= dict(enter="adaln", positions="none", init_std=0.02)
-    if text_length:
-        enter = text_enter or {"uvit": "token", "dit": "adaln"}[style]
-        given["text"] = dict(
-            modality="text",
-            shape=(text_length,),
-            vocab_size=vocab_size,
-            enter=enter,
-            pooled=enter == "adaln",
-            encoder_depth=encoder_depth,
-        )
-        if enter == "adaln":
-            given["text"]["positions"] = "none"
+    conditions: dict[str, Any] = {}
+    if text:
+        conditions["text"] = dict(kind="text", enter="token" if style == "uvit" else "adaln") | text
+        if conditions["text"]["enter"] == "adaln":
+            conditions["text"] |= dict(pooled=True, position="none")
 
-    one = dict(
-        modality="image",
+    reference = dict(
+        kind="patches",
         role="clean",
         shape=tuple(image_shape),
         patch_size=patch_size,
-        positions=image.get("positions", "learned"),
-        like="image",
+        position=image.get("position", "learned"),
+        share="image",
         type="reference",
         optional=True,
         offset=offset,
-        modulated_at="zero" if style == "dit" else "target",
+        modulation="clean" if style == "dit" else "time",
     )
-    references = _references(one, subjects, views, visibility)
+    references = _references(reference, subjects, views, visibility)
     return model | dict(
-        sequence=(*given, *references, "time", "image"),
-        segments=dict(**given, **references, time=time, image=image),
+        sequence=(*conditions, *references, "time", "image"),
+        segments=dict(**conditions, **references, time=time, image=image),
         max_subjects=max_subjects,
         max_views=max_views,
         axes=tuple(axes),
@@ -127,26 +109,26 @@ def preset(
 
 
 def with_references(model: Mapping[str, Any], subjects: int, views: int) -> dict[str, Any]:
-    """The model config with references of so many subjects and views, of the same parameters.
+    """The model config with references of so many subjects and views, for the same parameters.
 
     Args:
-      model: a config that has `ref_1_1`, such as `to_dict(model.config)`; the others are made like
-        it, and see one another as those that there are do.
+      model: a config with a segment `ref_1_1`, such as `to_dict(model.config)`; the new references
+        are like it, with the visibility of the existing ones.
 
     Raises:
       UvitError: if it has no such reference, or too few slots.
     """
     segments = dict(model["segments"])
     if "ref_1_1" not in segments:
-        raise UvitError("the model takes no references (it has no segment 'ref_1_1')")
+        raise UvitError("the model takes no references: it has no segment 'ref_1_1'")
     for key, count in (("max_subjects", subjects), ("max_views", views)):
         if not 1 <= count <= model[key]:
             raise UvitError(f"the model has {key}={model[key]} slots, got {count}")
     old = [name for name in segments if name.startswith("ref_")]
     seen = set(segments["ref_1_1"]["sees"])
-    apart = len({name.split("_")[1] for name in old}) > 1
-    alone = apart and not any(name.split("_")[1] != "1" for name in seen)
-    visibility = "full" if not seen else "ref_isolated" if alone else "ref_joint"
+    several = len({name.split("_")[1] for name in old}) > 1
+    isolated = several and not any(name.split("_")[1] != "1" for name in seen)
+    visibility = "full" if not seen else "ref_isolated" if isolated else "ref_joint"
     new = _references(segments["ref_1_1"], subjects, views, visibility)
     sequence = [name for name in model["sequence"] if name not in old]
     at = model["sequence"].index(old[0])
@@ -159,19 +141,18 @@ def with_references(model: Mapping[str, Any], subjects: int, views: int) -> dict
 
 
 def _references(
-    one: Mapping[str, Any], subjects: int, views: int, visibility: str
+    reference: Mapping[str, Any], subjects: int, views: int, visibility: str
 ) -> dict[str, dict[str, Any]]:
-    """A segment for every view of every subject, like `one`."""
+    """A segment like `reference` for every view of every subject."""
     grid = [(s, v) for s in range(1, subjects + 1) for v in range(1, views + 1)]
     names = {(s, v): f"ref_{s}_{v}" for s, v in grid}
-    found = {}
+    references = {}
     for s, v in grid:
         sees = {
             "full": (),
             "ref_isolated": tuple(names[pair] for pair in grid if pair[0] == s),
             "ref_joint": tuple(names.values()),
         }[visibility]
-        found[names[s, v]] = dict(one) | dict(subject=s - 1, view=v - 1, sees=sees)
-        if "name" in one:  # a parsed config's segments know theirs
-            found[names[s, v]]["name"] = names[s, v]
-    return found
+        name = names[s, v]
+        references[name] = dict(reference) | dict(slot=(s - 1, v - 1), sees=sees, name=name)
+    return references

@@ -23,7 +23,7 @@ def preset(
     *,
     patch_size: int,
     num_classes: int = 0,
-    null: bool = True,
+    null_class: bool = True,
     text_shape: tuple[int, int] | None = None,
     vocab_size: int = 0,
     text_length: int = 0,
@@ -37,7 +37,7 @@ def preset(
       size: a key of `SIZES`; its width, depth and num_heads can be overridden in `backbone`.
       image_shape: (H, W, C) of what is denoised, pixels or latents.
       patch_size: side of a patch, which has to divide H and W.
-      num_classes: 0 for no label. null: whether the label has a null class for guidance.
+      num_classes: 0 for no label. null_class: whether the label has a null class for guidance.
       text_shape: (N, F) of precomputed text features, None for none.
       vocab_size, text_length: of a text whose token table is trained along, 0 for none.
       final_conv: where the 3×3 convolution at the end stands (`none` for the H models).
@@ -51,9 +51,9 @@ def preset(
         raise UvitError(f"unknown size {size!r}{nearest(size, SIZES)}")
     width, depth, num_heads = SIZES[size]
     segments: dict[str, Any] = {
-        "time": dict(modality="time", of="image", mlp_ratio=4.0 if time_mlp else 0.0),
+        "time": dict(kind="time", time="image", mlp_ratio=4.0 if time_mlp else 0.0),
         "image": dict(
-            modality="image",
+            kind="patches",
             role="noisy",
             shape=tuple(image_shape),
             patch_size=patch_size,
@@ -62,13 +62,13 @@ def preset(
     }
     sequence = ["time", "image"]
     if text_shape:
-        segments["text"] = dict(modality="features", shape=tuple(text_shape))
+        segments["text"] = dict(kind="features", shape=tuple(text_shape))
         sequence.insert(1, "text")
     elif vocab_size:
-        segments["text"] = dict(modality="text", shape=(text_length,), vocab_size=vocab_size)
+        segments["text"] = dict(kind="text", shape=(text_length,), vocab_size=vocab_size)
         sequence.insert(1, "text")
     if num_classes:
-        segments["label"] = dict(modality="label", num_classes=num_classes, null=null)
+        segments["label"] = dict(kind="label", num_classes=num_classes, null_class=null_class)
         sequence.insert(0, "label")
     return dict(
         sequence=tuple(sequence),

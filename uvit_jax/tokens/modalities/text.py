@@ -1,6 +1,7 @@
-"""Captions as tokens: a table of vectors, and an optional small encoder that is trained along."""
+"""Captions as token ids: a table of vectors, and an optional small transformer trained with it."""
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,42 +9,63 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError
-from uvit_jax.tokens.initializers import normal
-from uvit_jax.tokens.segment import Segment
+from uvit_jax.tokens.segment import Grid, Segment, normal
 
 
-class Text(nnx.Module):
-    """Token ids with a table trained along: int32 (B, T) → (B, T, D). Id 0 is padding.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(Segment):
+    """Token ids, int32 (B, T), in [0, vocab_size). Id 0 is padding; all padding is the null text.
 
-    With `encoder_depth`, a `TextEncoder` stands between the table and the sequence; `pooled`, the
-    mean over all that is no padding is the only token (zeros for the null text).
+    Attributes:
+      shape: (T,).
+      vocab_size: how many ids there are.
+      encoder_depth: blocks of a small transformer that the ids' vectors go through before they enter
+        the sequence; 0 for none.
+      encoder_heads: of that transformer.
+      pooled: the text enters as one vector, the mean over its tokens without padding, as adaLN needs.
     """
 
-    Head = None
+    integers: ClassVar[bool] = True
 
-    def __init__(self, segment: Segment, width: int, *, dtype: Any, rngs: nnx.Rngs):
+    kind: Literal["text"] = "text"
+    shape: tuple[int, ...] = ()
+    vocab_size: int = 0
+    encoder_depth: int = 0
+    encoder_heads: int = 4
+    pooled: bool = False
+
+    def problem(self) -> str:
+        if len(self.shape) != 1 or min(self.shape) < 1:
+            return f"shape must be (T,), a positive number, got {self.shape}"
+        if self.encoder_depth < 0 or self.encoder_heads < 1:
+            return "encoder_depth must be at least 0 and encoder_heads at least 1"
+        return "" if self.vocab_size > 0 else "vocab_size must be at least 1"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def grid(self) -> Grid:
+        return (1, 1, 1 if self.pooled else self.shape[0])
+
+    def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+        return TextEmbedding(self, width, dtype=dtype, rngs=rngs)
+
+    def null(self, batch_size: int) -> np.ndarray:
+        return np.zeros((batch_size, *self.shape), np.int32)
+
+
+class TextEmbedding(nnx.Module):
+    """Token ids (B, T) → (B, T, D), or (B, 1, D) if pooled (zeros for the null text)."""
+
+    def __init__(self, segment: Text, width: int, *, dtype: Any, rngs: nnx.Rngs):
         self.table = nnx.Embed(
             segment.vocab_size, width, dtype=dtype, embedding_init=normal, rngs=rngs
         )
         self.pooled = segment.pooled
         encode = segment.encoder_depth > 0
         self.encoder = TextEncoder(segment, width, dtype=dtype, rngs=rngs) if encode else None
-
-    @staticmethod
-    def check(segment: Segment) -> str | None:
-        if len(segment.shape) != 1:
-            return f"a text segment needs shape (T,), got {segment.shape}"
-        if segment.encoder_depth < 0 or segment.encoder_heads < 1:
-            return "encoder_depth must be at least 0 and encoder_heads at least 1"
-        return None if segment.vocab_size > 0 else "a text segment needs vocab_size >= 1"
-
-    @staticmethod
-    def num_tokens(segment: Segment) -> int:
-        return 1 if segment.pooled else segment.shape[0]
-
-    @staticmethod
-    def null(segment: Segment, batch_size: int) -> np.ndarray | None:
-        return np.zeros((batch_size, *segment.shape), np.int32)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         vectors_BTD = self.table(ids_BT)
@@ -59,11 +81,11 @@ class Text(nnx.Module):
 class TextEncoder(nnx.Module):
     """A small pre-norm transformer over a caption, (B, T, D) → (B, T, D).
 
-    It stands where the published text-to-image models have CLIP's text tower, with the same face:
-    positions of its own, a LayerNorm at its end, and a linear projection into the sequence.
+    It takes the place of the published text-to-image models' CLIP text tower: position embeddings of
+    its own, a final LayerNorm, and a linear projection into the sequence.
     """
 
-    def __init__(self, segment: Segment, width: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, segment: Text, width: int, *, dtype: Any, rngs: nnx.Rngs):
         heads = segment.encoder_heads
         if width % heads:
             raise UvitError(
@@ -85,7 +107,7 @@ class TextEncoder(nnx.Module):
 
 
 class TextBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), every token seeing every other."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); attention is not masked."""
 
     def __init__(self, width: int, heads: int, *, dtype: Any, rngs: nnx.Rngs):
         options = dict(dtype=dtype, rngs=rngs)

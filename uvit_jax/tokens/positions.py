@@ -1,0 +1,103 @@
+"""Positions of tokens, from their segment's grid: learned, sin-cos, and rotary on up to four axes.
+
+A grid has three axes (frames, rows, columns). A segment that is used on another grid than the one
+it was trained on has its positions interpolated: a learned table is resized, coordinates are scaled.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvit_jax.tokens.segment import Grid, Segment
+
+AXES = ("segment", "frame", "row", "column")
+"""The axes of rotary positions: which reference a token is of, and the axes of the grid."""
+
+
+def coordinates(segment: Segment) -> np.ndarray:
+    """Frame, row and column of a segment's tokens from 0, in units of the trained grid: float64
+    (n, 3)."""
+    axes = [
+        (np.arange(size) + 0.5) * (trained / size) - 0.5
+        for size, trained in zip(segment.grid, segment.trained_grid, strict=True)
+    ]
+    axes[0] = axes[0] + segment.first_frame
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def sincos(segment: Segment, width: int) -> np.ndarray:
+    """Fixed positions on the axes of a segment's grid, float32 (n, width), as in MAE and DiT.
+
+    Each axis has an equal share of the width, the last one first (with two axes: column, row); what
+    does not divide goes to the first axis of the grid. A share is `[sin, cos]` with frequencies
+    10000^(-i / (share / 2)).
+    """
+    places = coordinates(segment)
+    features = []
+    for axis, share in reversed(list(zip(segment.grid_axes, shares(width, segment), strict=True))):
+        half = share // 2
+        frequencies = 10_000.0 ** (-np.arange(half) / half)
+        angles = places[:, axis, None] * frequencies
+        features += [np.sin(angles), np.cos(angles)]
+    return np.concatenate(features, axis=1).astype(np.float32)
+
+
+def shares(width: int, segment: Segment) -> list[int]:
+    """How many of `width` features, an even number, each axis of a segment's grid has."""
+    return _split(width, len(segment.grid_axes))
+
+
+def position_ids(segment: Segment, axes: tuple[str, ...], number: Any = 0) -> Any:
+    """The position of a segment's tokens on each of `axes`, for RoPE: float32 (n, A).
+
+    The first patch of a frame has row and column 1; tokens without RoPE have 0 on all axes, where
+    nothing is rotated.
+
+    Args:
+      axes: of `AXES`.
+      number: the position on the axis `segment`: 0, or of a reference 1 + its subject slot ·
+        max_views + its view slot. As an array (B, 1, 1) it gives position ids (B, n, A).
+    """
+    if segment.position != "rope":
+        return np.zeros((segment.num_tokens, len(axes)), np.float32)
+    ids_n4 = np.pad(coordinates(segment) + (0, 1, 1), ((0, 0), (1, 0))).astype(np.float32)
+    shift = np.array([1, 0, 0, 0], np.float32)
+    if segment.offset == "diagonal":
+        shift[2:] = segment.grid[1:]
+    chosen = [AXES.index(axis) for axis in axes]
+    return ids_n4[:, chosen] + number * shift[chosen]
+
+
+def rope_angles(position_ids_NA: Any, head_size: int, theta: float) -> Any:
+    """Angles of rotation of queries and keys, float32 (..., N, K/2).
+
+    Of A axes each rotates an equal share of the K/2 pairs (what does not divide goes to the first),
+    the F pairs of a share by frequencies theta^(-i / F), i = 0 .. F - 1 (axial RoPE, Su et al. 2021;
+    Heo et al. 2024, with theta = 100; Wan, with 10000).
+    """
+    sizes = [size // 2 for size in _split(head_size, position_ids_NA.shape[-1])]
+    angles = [
+        position_ids_NA[..., axis, None] * theta ** (-np.arange(size) / size)
+        for axis, size in enumerate(sizes)
+    ]
+    xp = jnp if isinstance(position_ids_NA, jax.Array) else np
+    return xp.concatenate(angles, axis=-1).astype(np.float32)
+
+
+def resized(table_ND: jax.Array, trained: Grid, grid: Grid) -> jax.Array:
+    """A learned table (n, D) of one grid for another, by linear interpolation on all three axes."""
+    if trained == grid:
+        return table_ND
+    D = table_ND.shape[-1]
+    resized = jax.image.resize(
+        table_ND.reshape(*trained, D), (*grid, D), "linear", antialias=False
+    )
+    return resized.reshape(-1, D)
+
+
+def _split(width: int, parts: int) -> list[int]:
+    """`width` in even parts; the first has what is left over."""
+    share = 2 * (width // (2 * parts))
+    return [width - share * (parts - 1), *[share] * (parts - 1)]

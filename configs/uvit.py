@@ -39,11 +39,11 @@ No FID has been reproduced here: that takes accelerators. On CIFAR-10 the loss f
 within the first 10k steps and ends near 0.03.
 
 The published recipe (tables 1 and 4, appendix): eps prediction, AdamW with weight decay 0.03 and
-constant learning rate, an average of the parameters with decay 0.9999 from the first step. `RECIPES`
-holds what differs. The smaller models use the continuous VP-SDE, H and COCO Stable Diffusion's
-schedule of 1000 steps. CIFAR-10 and CelebA are sampled by Euler-Maruyama with 1000 steps, the
-others by DPM-Solver (on the continuous schedule) or DPM-Solver++ with 50 network evaluations.
-On ImageNet 64×64 labels are never dropped and there is no guidance.
+constant learning rate, an EMA of the parameters with decay 0.9999 from the first step. `RECIPES`
+holds what differs. H and COCO use Stable Diffusion's schedule of 1000 steps, the others the
+continuous VP-SDE. CIFAR-10 and CelebA are sampled by Euler-Maruyama with 1000 steps, the others by
+DPM-Solver (on the continuous schedule) or DPM-Solver++ with 50 network evaluations. On ImageNet
+64×64 labels are never dropped and there is no guidance.
 
 Latents are those of Stable Diffusion's autoencoder, sampled anew at every step from the moments of
 every image and its mirror image, which are encoded once (ImageNet in float16: 42 GB at 256×256 as

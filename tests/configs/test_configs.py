@@ -8,6 +8,7 @@ import pytest
 import uvit_jax
 from experiments.cli import load_config_file, read_config
 from tests.helpers.running import ROOT
+from uvit_jax.config import replaced, to_dict
 from uvit_jax.diffusion.solvers.solve import num_evaluations
 from uvit_jax.errors import UvitError
 from uvit_jax.training.run_config import RunConfig, parse_run
@@ -103,6 +104,19 @@ def test_sit_variants_are_dits_as_flows(variant):
     models = uvit_jax.build(run.model), uvit_jax.build(dit.model)
     assert models[1].num_params - models[0].num_params == head
     assert (run.model.backbone, run.data) == (dit.model.backbone, dit.data)
+
+
+def test_a_stored_config_with_times_of_is_read_without():
+    """Earlier versions stored which segments share a time twice."""
+    stored = to_dict(read("quickstart.py"))
+    assert parse_run(stored) == parse_run(replaced(stored, {"diffusion.times_of": {}}))
+    with pytest.raises(UvitError, match=r"times_of.*`time`"):
+        parse_run(replaced(stored, {"diffusion.times_of": {"image": "text"}}))
+    second = stored["model"]["segments"]["image"] | {"name": "second", "time": "image"}
+    changes = {"model.sequence": [*stored["model"]["sequence"], "second"]}
+    shared = replaced(stored, changes | {"model.segments.second": second})
+    old = replaced(shared, {"diffusion.times_of": {"second": "image"}})
+    assert parse_run(old) == parse_run(shared)
 
 
 def test_every_published_uvit_is_a_run():

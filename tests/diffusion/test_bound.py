@@ -20,7 +20,7 @@ BEFORE = np.concatenate([[1.0], BAR[:-1]])
 
 
 def at_step(n, prediction="eps", count=6, seed=0):
-    """A batch at step n, float64: x0, x_t, a poor network's x0, its prediction, target and range."""
+    """A batch at step n, float64: x0, x_t, and a poor network's x0, prediction, target, range."""
     rng = np.random.default_rng(seed)
     x0, eps, error = rng.normal(size=(3, count, 5))
     x0 = np.clip(x0 * 0.7, -1, 1)

@@ -14,7 +14,7 @@ from experiments import cli, export_checkpoint, import_checkpoint, sample, train
 from tests.helpers.running import ROOT, TINY
 from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import points
+from uvit_jax.interop import compare_models
 from uvit_jax.interop.exporting import export
 from uvit_jax.interop.recognise import title
 from uvit_jax.training.run_config import parse_run
@@ -325,4 +325,7 @@ def test_no_two_configs_have_one_published_model():
     ]
     # Only the two with one title can be the same.
     for (name, model), (other, same) in itertools.combinations(published, 2):
-        assert titles[name] != titles[other] or points.differing(model, same), (name, other)
+        assert titles[name] != titles[other] or compare_models.differences(model, same), (
+            name,
+            other,
+        )

@@ -20,10 +20,10 @@ from typing import Any
 from experiments import cli
 
 MODELS = {
-    "U-ViT-S/2": ("configs/cifar10_uvit_s.py", {"model.dtype": "bfloat16"}),
-    "U-ViT-M/4": ("configs/imagenet64_uvit_m.py", {}),
+    "U-ViT-S/2": ("configs/uvit.py:cifar10-S/2", {"model.dtype": "bfloat16"}),
+    "U-ViT-M/4": ("configs/uvit.py:imagenet64-M/4", {}),
     "U-ViT-L/2": ("configs/uvit_l.py", {}),
-    "U-ViT-H/2": ("configs/imagenet256_uvit_h.py", {}),
+    "U-ViT-H/2": ("configs/uvit.py:imagenet256-H/2", {}),
     "DiT-XL/2": ("configs/dit.py:XL/2-256", {}),
 }
 CHIPS = {

@@ -27,10 +27,13 @@ XL/2-512 at 3.04 after 3M, with guidance. None has been reproduced here: that wa
 Cost: 1536 · GMAC FLOPs a step of 256, that is 1.3e21 FLOPs for XL/2-256 and 2.2e17 for S/8-256.
 """
 
+import itertools
+
 from ml_collections import ConfigDict
 
-from uvit_jax.models.presets.dit import parse_variant
+from uvit_jax.models.presets.dit import PATCHES, RESOLUTIONS, SIZES, parse_variant
 
+NAMES = tuple(f"{s}/{p}-{px}" for s, p, px in itertools.product(SIZES, PATCHES, RESOLUTIONS))
 STEPS = {256: 7_000_000, 512: 3_000_000}  # of the released XL/2; all others have 400k
 
 

@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/emoji_text.py
     python -m experiments.sample --workdir=workdirs/emoji_text --prompt="pouting cat, noto"
 
-The layout of `coco_uvit_s.py`, tokens [time, text, patches], with a transformer of two blocks,
+The layout of `uvit.py:coco-S/2`, tokens [time, text, patches], with a transformer of two blocks,
 trained along, where that one has CLIP's frozen text tower. The captions name a concept and a
 vendor, and most concepts are drawn by several: what is asked of the network is to keep them apart.
 """

@@ -21,10 +21,13 @@ sampler and guidance (50k samples). It has not been reproduced here: it wants ac
 Cost: as DiT's, 1536 · GMAC FLOPs a step of 256, that is 1.3e21 FLOPs for XL/2-256.
 """
 
+import itertools
+
 from ml_collections import ConfigDict
 
-from uvit_jax.models.presets.dit import parse_variant
+from uvit_jax.models.presets.dit import PATCHES, RESOLUTIONS, SIZES, parse_variant
 
+NAMES = tuple(f"{s}/{p}-{px}" for s, p, px in itertools.product(SIZES, PATCHES, RESOLUTIONS))
 STEPS = {256: 7_000_000, 512: 3_000_000}  # of the released XL/2; all others have 400k
 
 

@@ -143,12 +143,14 @@ def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
       UvitError: if the file is missing or broken, or an override goes through what is no group.
     """
     name, _, argument = spec.partition(":")
-    get_config = load_get_config(name)
+    get_config, _ = load_config_file(name)
     return replaced(get_config(argument) if argument else get_config(), overrides)
 
 
-def load_get_config(name: str) -> Callable[..., Any]:
-    """The `get_config` of a config file, which is run once.
+def load_config_file(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """The `get_config` of a config file, which is executed once, and the names of its runs.
+
+    A file of several runs lists them in `NAMES`; each is an argument of its `get_config`.
 
     Raises:
       UvitError: if the file is missing or broken; and the function does, if it fails.
@@ -162,7 +164,7 @@ def load_get_config(name: str) -> Callable[..., Any]:
     with _told_of(name):
         module_spec.loader.exec_module(module)
         get_config = module.get_config
-    return _told_of(name)(get_config)
+    return _told_of(name)(get_config), tuple(getattr(module, "NAMES", ()))
 
 
 @contextlib.contextmanager

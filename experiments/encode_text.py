@@ -3,7 +3,7 @@
     python -m experiments.encode_latents --data.name=coco_captions --data.image_size=256 \\
         --data.text=True --autoencoder=vae.safetensors --scale=0.2301 --out=latents/coco256
     python -m experiments.encode_text --latents=latents/coco256 --encoder=clip-vit-large-patch14
-    python -m experiments.train --config=configs/coco_uvit_s.py
+    python -m experiments.train --config=configs/uvit.py:coco-S/2
 
 The encoder is a folder as Hugging Face's CLIPs are: weights, config.json and the tokenizer's files.
 What is stored are the last hidden states after the final LayerNorm (77×768 of ViT-L/14, 118 kB a

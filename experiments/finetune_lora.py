@@ -193,7 +193,7 @@ class _Command:
             export(out, self.model, trained, run=self.run, vocabulary=self.vocabulary)
 
     def _record(self, name: str) -> Any:
-        from uvit_jax.interop.adapters import Record
+        from uvit_jax.interop.adapters import AdapterRecord
 
         args, (prompt, class_prompt) = self.args, self._prompts(name)
         told = {
@@ -207,7 +207,7 @@ class _Command:
             "class_prompt": class_prompt,
             "label": args.label,
         }
-        return Record(lora=self.config.lora, base=self.base, training=told)
+        return AdapterRecord(lora=self.config.lora, base=self.base, training=told)
 
     def _prompts(self, name: str) -> tuple[str, str]:
         """(the subject's prompt, its class's)."""

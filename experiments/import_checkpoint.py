@@ -12,8 +12,6 @@ is faster.
 """
 
 import dataclasses
-import inspect
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,40 +82,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def known_configs(folder: Path = Path("configs")) -> "dict[str, RunConfig]":
-    """Every run that the configs of a folder describe, by the text that `--config` takes.
+    """Every run that the configs of a folder describe, by the value that `--config` takes.
 
-    A config that takes a variant counts once for each of DiT's published sizes. What is broken or
-    describes no run is no candidate; the log says so, and why.
+    A file with `NAMES` has one run for each of them. A run that equals another is listed once,
+    under the first name. Files that are broken or describe no run are left out, with a warning.
     """
     from uvit_jax.errors import UvitError
-    from uvit_jax.models.presets.dit import PATCHES, RESOLUTIONS, SIZES
     from uvit_jax.training.run_config import parse_run
 
-    variants = [
-        f"{size}/{patch}-{resolution}"
-        for size, patch, resolution in itertools.product(SIZES, PATCHES, RESOLUTIONS)
-    ]
     configs = {}
     for path in sorted(folder.glob("*.py")):
-        found, problems = {}, []
         try:
-            get_config = cli.load_get_config(str(path))
-        except UvitError as problem:
-            arguments, problems = [], [problem]
-        else:
-            takes = inspect.signature(get_config).parameters
-            arguments = [(variant,) for variant in variants] if takes else [()]
-        for argument in arguments:
-            try:
-                config = get_config(*argument)
-                # An ablation's and a comparison's are many runs.
+            get_config, names = cli.load_config_file(str(path))
+            for arguments in [(name,) for name in names] or [()]:
+                config = get_config(*arguments)
+                # An ablation and a comparison are many runs.
                 if "groups" not in config and "networks" not in config:
-                    found[":".join((str(path), *argument))] = parse_run(config)
-            except UvitError as problem:
-                problems.append(problem)
-        configs |= found
-        if problems and not found:
-            logger.warning("%s is left out: %s", path, problems[0])
+                    run = parse_run(config)
+                    if run not in configs.values():
+                        configs[":".join((str(path), *arguments))] = run
+        except UvitError as problem:
+            logger.warning("%s is left out: %s", path, problem)
     return configs
 
 

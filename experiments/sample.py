@@ -1,8 +1,8 @@
 """Draws pictures from a trained model and writes them as a grid and as arrays.
 
     python -m experiments.sample --workdir=workdirs/quickstart --prompt="grinning face, twemoji"
-    python -m experiments.sample --workdir=workdirs/cifar10_uvit_s --count=64 --steps=50 --seed=1
-    python -m experiments.sample --workdir=workdirs/coco_uvit_s --prompt="a red bus" \\
+    python -m experiments.sample --workdir=workdirs/cifar10 --count=64 --steps=50 --seed=1
+    python -m experiments.sample --workdir=workdirs/coco --prompt="a red bus" \\
         --text_encoder=clip-vit-large-patch14 --autoencoder=vae.safetensors
     python -m experiments.sample --workdir=workdirs/emoji_text --prompt="@1 bear" \\
         --adapter=bear.safetensors --adapter=style.safetensors:0.5

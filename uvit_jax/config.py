@@ -7,7 +7,6 @@ annotated with `Literal`: `parse` checks them, and so does `Config` for dataclas
 
 import collections.abc
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -32,7 +31,6 @@ class Config:
             _check_literal(getattr(self, name), known, name)
 
 
-@functools.lru_cache
 def _literals(cls: type) -> dict[str, tuple[Any, ...]]:
     """The values that each `Literal` field of a dataclass may have."""
     hints = typing.get_type_hints(cls)

@@ -92,7 +92,13 @@ def _round(model: Model, diffusion: ObjectiveConfig, paths: tuple[str, ...]) -> 
     @jax.jit
     def once(params, examples, key):
         clean = {name: examples[name] for name in noisy}
-        corrupted = objective.corrupt(key, clean, diffusion, learned)
+        corrupted = objective.corrupt(
+            key,
+            clean,
+            diffusion,
+            time_keys={s.name: s.time_key for s in layout.noisy},
+            learned_range=learned,
+        )
         times = {name: corrupted.network_times[name] for name in layout.time_keys}
         return moments_of(model, params, paths, {**examples, **corrupted.noisy}, times)
 

@@ -3,13 +3,12 @@
 The tables are written from the papers, not from the files.
 """
 
-from pathlib import Path
-
 import pytest
 
 import uvit_jax
-from experiments.cli import read_config
+from experiments.cli import load_config_file, read_config
 from tests.helpers.running import ROOT
+from uvit_jax.config import replaced, to_dict
 from uvit_jax.diffusion.solvers.solve import num_evaluations
 from uvit_jax.errors import UvitError
 from uvit_jax.training.run_config import RunConfig, parse_run
@@ -17,16 +16,16 @@ from uvit_jax.training.run_config import RunConfig, parse_run
 # Bao et al. 2023, appendix: millions of parameters; thousands of steps, batch, learning rate,
 # thousands of warm-up steps, betas; schedule, evaluations, p_uncond, guidance.
 UVIT = {
-    "cifar10_uvit_s": (44.26, (500, 128, 2e-4, 2.5, 0.99, 0.999), ("vp_linear", 1000, 0, 0)),
-    "celeba64_uvit_s": (44.29, (500, 128, 2e-4, 5, 0.99, 0.99), ("vp_linear", 1000, 0, 0)),
-    "imagenet64_uvit_m": (130.94, (300, 1024, 3e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0, 0)),
-    "imagenet64_uvit_l": (286.83, (300, 1024, 3e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0, 0)),
-    "uvit_l": (286.76, (300, 1024, 2e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0.15, 0.4)),
-    "imagenet256_uvit_h": (500.83, (500, 1024, 2e-4, 5, 0.99, 0.99), ("sd", 50, 0.1, 0.4)),
-    "imagenet512_uvit_l": (286.86, (500, 1024, 2e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0.15, 0.7)),
-    "imagenet512_uvit_h": (500.94, (500, 1024, 2e-4, 5, 0.99, 0.99), ("sd", 50, 0.1, 0.7)),
-    "coco_uvit_s": (44.69, (1000, 256, 2e-4, 5, 0.9, 0.9), ("sd", 50, 0.1, 1.0)),
-    "coco_uvit_s_deep": (58.35, (1000, 256, 2e-4, 5, 0.9, 0.9), ("sd", 50, 0.1, 1.0)),
+    "cifar10-S/2": (44.26, (500, 128, 2e-4, 2.5, 0.99, 0.999), ("vp_linear", 1000, 0, 0)),
+    "celeba64-S/4": (44.29, (500, 128, 2e-4, 5, 0.99, 0.99), ("vp_linear", 1000, 0, 0)),
+    "imagenet64-M/4": (130.94, (300, 1024, 3e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0, 0)),
+    "imagenet64-L/4": (286.83, (300, 1024, 3e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0, 0)),
+    "imagenet256-L/2": (286.76, (300, 1024, 2e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0.15, 0.4)),
+    "imagenet256-H/2": (500.83, (500, 1024, 2e-4, 5, 0.99, 0.99), ("sd", 50, 0.1, 0.4)),
+    "imagenet512-L/4": (286.86, (500, 1024, 2e-4, 5, 0.99, 0.99), ("vp_linear", 50, 0.15, 0.7)),
+    "imagenet512-H/4": (500.94, (500, 1024, 2e-4, 5, 0.99, 0.99), ("sd", 50, 0.1, 0.7)),
+    "coco-S/2": (44.69, (1000, 256, 2e-4, 5, 0.9, 0.9), ("sd", 50, 0.1, 1.0)),
+    "coco-S/2-deep": (58.35, (1000, 256, 2e-4, 5, 0.9, 0.9), ("sd", 50, 0.1, 1.0)),
 }
 # Peebles & Xie 2023, and the official checkpoint: width and millions of parameters at patch size 2,
 # the fixed positions of 256 tokens counted.
@@ -56,7 +55,7 @@ def check_recipe(run: RunConfig, sgd, sampling) -> None:
 @pytest.mark.parametrize("name", UVIT)
 def test_uvit_runs_are_the_published_ones(name):
     millions, sgd, sampling = UVIT[name]
-    run = read(f"{name}.py")
+    run = read(f"uvit.py:{name}")
     assert round(uvit_jax.build(run.model).num_params / 1e6, 2) == millions
     check_recipe(run, sgd, sampling)
     assert run.optimizer.weight_decay == 0.03 and run.diffusion.prediction == "eps"
@@ -107,8 +106,26 @@ def test_sit_variants_are_dits_as_flows(variant):
     assert (run.model.backbone, run.data) == (dit.model.backbone, dit.data)
 
 
-def test_no_uvit_is_forgotten():
-    assert {path.stem for path in Path(ROOT / "configs").glob("*uvit*.py")} == {*UVIT}
+def test_a_stored_config_with_times_of_is_read_without():
+    """Earlier versions stored which segments share a time twice."""
+    stored = to_dict(read("quickstart.py"))
+    assert parse_run(stored) == parse_run(replaced(stored, {"diffusion.times_of": {}}))
+    with pytest.raises(UvitError, match=r"times_of.*`time`"):
+        parse_run(replaced(stored, {"diffusion.times_of": {"image": "text"}}))
+    second = stored["model"]["segments"]["image"] | {"name": "second", "time": "image"}
+    changes = {"model.sequence": [*stored["model"]["sequence"], "second"]}
+    shared = replaced(stored, changes | {"model.segments.second": second})
+    old = replaced(shared, {"diffusion.times_of": {"second": "image"}})
+    assert parse_run(old) == parse_run(shared)
+
+
+def test_every_published_uvit_is_a_run():
+    assert load_config_file(str(ROOT / "configs/uvit.py"))[1] == (*UVIT,)
+    assert read("uvit_l.py") == read("uvit.py") == read("uvit.py:imagenet256-L/2")
+    with pytest.raises(UvitError, match=r"uvit.py:foo.*known: celeba64-S/4, cifar10-S/2, coco"):
+        read("uvit.py:foo")
+    with pytest.raises(UvitError, match="did you mean 'imagenet256-H/2'"):
+        read("uvit.py:imagenet256-H2")
 
 
 @pytest.mark.parametrize("wrong", ["XL/3-256", "M/2-256", "XL/2", "XL/2-256-film", "XL/2-128"])

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import pytest
 from tests.helpers import running
 from uvit_jax.config import parse, to_dict
 from uvit_jax.diffusion import process
-from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig, corrupt, loss, weight
+from uvit_jax.diffusion.objective import ObjectiveConfig, corrupt, example_losses, loss, weight
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError
 
+SHARED = {"image": "image", "clip_image": "image"}
 SCALE = 0.6  # the data of the analytic tests are N(0, SCALE^2)
 
 
@@ -60,7 +62,7 @@ def test_exact_denoiser_attains_the_analytic_minimum(prediction, weighting):
         assert loss({"image": other}, c)[0] > value
 
 
-@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+@pytest.mark.parametrize("prediction", get_args(process.Prediction))
 @pytest.mark.parametrize("weighting", ["snr", "min_snr", "truncated_snr", "sigmoid"])
 def test_a_weighting_means_the_same_for_every_prediction(weighting, prediction):
     """An error in x0 costs the weighting's own weight, in whatever prediction it is expressed."""
@@ -83,7 +85,7 @@ def test_a_weighting_means_the_same_for_every_prediction(weighting, prediction):
     assert np.isfinite(ends).all() and (ends >= 0).all()
 
 
-def test_corrupted_is_what_it_says():
+def test_noisy_data_targets_and_times_belong_together():
     cfg = config(prediction="v", schedule={"name": "ddpm_linear"})
     schedule, clean = make(cfg.schedule), batch()
     c = corrupt(jax.random.key(0), clean, cfg)
@@ -131,11 +133,16 @@ def test_noise_is_standard_normal_and_independent():
 
 def test_shared_times_are_shared_and_others_are_not():
     clean = batch()
-    c = corrupt(jax.random.key(0), clean, config(times_of={"clip_image": "image"}))
+    c = corrupt(jax.random.key(0), clean, config(), time_keys=SHARED)
     np.testing.assert_array_equal(c.times["clip_image"], c.times["image"])
     assert not np.isin(c.times["text"], c.times["image"]).any()
     free = corrupt(jax.random.key(0), clean, config())
     assert not np.isin(free.times["clip_image"], free.times["image"]).any()
+    # The times follow from the key's name: a segment's own name changes nothing.
+    np.testing.assert_array_equal(c.times["clip_image"], free.times["image"])
+    np.testing.assert_array_equal(c.times["text"], free.times["text"])
+    other = corrupt(jax.random.key(0), clean, config(), time_keys={"text": "image"})
+    np.testing.assert_array_equal(other.times["text"], c.times["image"])
 
 
 def test_a_segment_s_noise_does_not_depend_on_its_company():
@@ -148,8 +155,8 @@ def test_a_segment_s_noise_does_not_depend_on_its_company():
 
 
 def test_microbatches_reproduce_the_full_batch():
-    cfg, clean = config(weighting="min_snr", times_of={"clip_image": "image"}), batch()
-    c = corrupt(jax.random.key(0), clean, cfg)
+    clean = batch()
+    c = corrupt(jax.random.key(0), clean, config(weighting="min_snr"), time_keys=SHARED)
 
     def of(w, c):
         return loss({n: w * jnp.tanh(x) for n, x in c.noisy.items()}, c)[0]
@@ -174,6 +181,17 @@ def test_loss_is_the_sum_over_segments_and_in_float32():
     for n, part in parts.items():
         np.testing.assert_allclose(metrics[f"loss/{n}"], part, rtol=1e-6)
         np.testing.assert_allclose(metrics[f"mse/{n}"], part, rtol=1e-6)
+
+
+def test_example_losses_are_the_loss_of_each_example_alone():
+    c = corrupt(jax.random.key(0), batch(), config(weighting="min_snr"))
+    outputs = {n: jnp.tanh(x) for n, x in c.noisy.items()}
+    losses_B, metrics = example_losses(outputs, c)
+    assert losses_B.shape == (8,) and loss(outputs, c)[0] == losses_B.mean()
+    np.testing.assert_allclose(losses_B.mean(), sum(metrics[f"loss/{n}"] for n in outputs), 1e-6)
+    for i in range(8):
+        alone = jax.tree.map(lambda x: x[i : i + 1], (outputs, c))  # noqa: B023
+        np.testing.assert_allclose(loss(*alone)[0], losses_B[i], rtol=1e-6)
 
 
 def test_noise_does_not_depend_on_sharding():
@@ -205,36 +223,34 @@ print("same")
 
 
 def test_config_survives_its_round_trip():
-    cfg = config(schedule={"name": "sd"}, times_of={"clip_image": "image"})
+    cfg = config(schedule={"name": "sd"})
     assert cfg.time_sampling == "discrete" and parse(ObjectiveConfig, to_dict(cfg)) == cfg
     assert config().time_sampling == "uniform"
     assert isinstance(hash(cfg), int)
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"),
+    ("bad", "message"),
     [
         ({"prediction": "epsilon"}, "did you mean 'eps'"),
         ({"weighting": "minsnr"}, "did you mean 'min_snr'"),
         ({"time_sampling": "discrete"}, "schedule with steps"),
         ({"time_sampling": "unifrom"}, "did you mean 'uniform'"),
         ({"logit_std": 0.0}, "positive"),
-        ({"times_of": {"a": "b", "b": "c"}}, "no time of its own"),
         ({"schedule": {"name": "vp"}}, "config.schedule"),
     ],
 )
-def test_bad_configs_are_told(bad, says):
-    with pytest.raises(UvitError, match=says):
+def test_bad_configs_are_refused(bad, message):
+    with pytest.raises(UvitError, match=message):
         config(**bad)
 
 
-def test_misuse_is_told():
+def test_misuse_is_refused():
     clean = batch()
     with pytest.raises(UvitError, match="did you mean 'image'"):
-        corrupt(jax.random.key(0), clean, config(times_of={"clip_image": "imag"}))
+        corrupt(jax.random.key(0), clean, config(), time_keys={"imag": "image"})
     c = corrupt(jax.random.key(0), clean, config())
-    assert isinstance(c, Corrupted)
-    with pytest.raises(UvitError, match="nothing for the segment 'text'"):
+    with pytest.raises(UvitError, match="no output for the segment 'text'"):
         loss({n: c.targets[n] for n in ("image", "clip_image")}, c)
     with pytest.raises(UvitError, match="segment 'text'"):
         loss(c.targets | {"text": jnp.zeros((8, 4))}, c)

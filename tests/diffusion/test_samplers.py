@@ -1,4 +1,6 @@
-"""What samplers promise apart from their accuracy, which test_convergence.py is about."""
+"""Properties of samplers besides accuracy, which test_convergence.py measures."""
+
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ from uvit_jax.diffusion import process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.diffusion.solvers import dpm_solver, simple
 from uvit_jax.diffusion.solvers.dpm_solver import fast_orders
-from uvit_jax.diffusion.solvers.solve import SAMPLERS, SamplerConfig, num_evaluations, sample
-from uvit_jax.diffusion.solvers.table import time_grid
+from uvit_jax.diffusion.solvers.solve import SamplerConfig, num_evaluations, sample
+from uvit_jax.diffusion.solvers.table import Sampler, time_grid
 from uvit_jax.errors import UvitError
 
+SAMPLERS = get_args(Sampler)
 KEY = jax.random.key(5)
 X = jax.random.normal(jax.random.key(1), (16, 2))
 
@@ -49,7 +52,7 @@ def test_euler_on_a_rectified_flow_is_ddim():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_two_segments_are_two_runs(name):
+def test_segments_are_sampled_independently(name):
     schedule, config = make(ScheduleConfig()), SamplerConfig(name=name, steps=6)
     x = {"image": X, "text": jax.random.normal(jax.random.key(2), (16, 7, 2))}
     both = run(config, schedule, x)
@@ -64,7 +67,7 @@ METHODS += [("dpm_solver_pp", "multistep")]
 
 
 @pytest.mark.parametrize(("name", "method"), METHODS)
-def test_network_is_traced_once_and_called_as_often_as_promised(name, method):
+def test_network_is_traced_once_and_evaluated_num_evaluations_times(name, method):
     schedule = make(ScheduleConfig())
     config = SamplerConfig(name=name, method=method, steps=5, order=2)
     exact, traces, times = mixture.denoiser(schedule), [], []
@@ -94,7 +97,7 @@ def test_trajectory_runs_from_noise_to_the_sample():
     np.testing.assert_allclose(run(config, schedule, {"image": X})["image"], x_0["image"])
 
 
-def test_fast_spends_what_it_is_given():
+def test_fast_uses_the_given_number_of_evaluations():
     """DPM-Solver, section 3.4; 50 evaluations are 16 steps of order 3 and one of order 2."""
     assert fast_orders(50) == [3] * 16 + [2]
     assert fast_orders(15) == [3] * 4 + [2, 1]
@@ -117,7 +120,7 @@ def test_fast_uniform_in_time_evaluates_at_uniform_times():
     np.testing.assert_allclose(times, np.linspace(1, 1e-3, 9)[:-1], rtol=1e-6)
 
 
-def test_respacing_is_adm_s():
+def test_respacing_is_that_of_adm():
     """250 of 1000 steps: both ends, and strides of 999/249 rounded on the way."""
     schedule = make(ScheduleConfig(name="ddpm_linear"))
     grid = time_grid(SamplerConfig(name="ddpm", steps=250), schedule)
@@ -131,7 +134,7 @@ def test_respacing_is_adm_s():
     np.testing.assert_allclose(full, np.arange(1000, -1, -1) / 1000)
 
 
-def test_ddpm_is_the_textbook_s():
+def test_ddpm_matches_the_paper():
     """One step of 1000 against Ho et al. 2020, eqs. 7 and 11, in their own symbols."""
     schedule = make(ScheduleConfig(name="ddpm_linear"))
     beta = np.linspace(1e-4, 0.02, 1000)
@@ -226,7 +229,7 @@ def test_published_ends():
 @pytest.mark.parametrize("schedule", ["vp_linear", "sd", "cosine", "rectified_flow"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_on_every_schedule_is_finite(name, schedule):
-    """Even with a network that knows nothing, and in its natural prediction of the schedule."""
+    """Even with an untrained network, whose prediction is the usual one of the schedule."""
     schedule = make(ScheduleConfig(name=schedule))
     prediction = "velocity" if schedule.config.name == "rectified_flow" else "eps"
     denoise = process.denoiser(lambda x, t: 0.5 * x, schedule, prediction)
@@ -243,26 +246,27 @@ def test_same_key_same_sample():
 
 
 @pytest.mark.parametrize(
-    ("bad", "says"),
+    ("bad", "message"),
     [
         ({"name": "dpm-solver"}, "did you mean 'dpm_solver'"),
         ({"name": "dpm_solver", "method": "multistep"}, "method"),
         ({"name": "euler", "eta": 1.0}, "eta"),
         ({"name": "ddim", "variance": "large"}, "variance"),
         ({"steps": 0}, "steps"),
-        ({"order": 4}, "order"),
+        ({"order": 4}, "order=4.*1, 2, 3"),
+        ({"name": "ddim", "method": "singlestep"}, "method.*DPM"),
         ({"spacing": "logsnr"}, "did you mean 'log_snr'"),
         ({"name": "heun", "spacing": "respaced"}, "cannot reach"),
         ({"name": "ddpm", "spacing": "respaced", "t_end": 0.1}, "drop"),
     ],
 )
-def test_bad_configs_are_told(bad, says):
-    with pytest.raises(UvitError, match=says):
+def test_bad_configs_are_refused(bad, message):
+    with pytest.raises(UvitError, match=message):
         parse(SamplerConfig, bad)
 
 
 @pytest.mark.parametrize(
-    ("config", "schedule", "says"),
+    ("config", "schedule", "message"),
     [
         ({"name": "ddpm", "steps": 1001}, "sd", "at most 1000"),
         ({"name": "ddpm", "spacing": "respaced"}, "cosine", "discrete steps"),
@@ -274,10 +278,10 @@ def test_bad_configs_are_told(bad, says):
         ({"name": "ddpm", "variance": "learned"}, "ddpm_linear", "learned_range"),
     ],
 )
-def test_impossible_combinations_are_told(config, schedule, says):
-    with pytest.raises(UvitError, match=says):
+def test_impossible_combinations_are_refused(config, schedule, message):
+    with pytest.raises(UvitError, match=message):
         run(
             SamplerConfig(**config),
             make(ScheduleConfig(name=schedule)),
-            key=None if "key" in says else KEY,
+            key=None if "key" in message else KEY,
         )

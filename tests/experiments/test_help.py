@@ -4,6 +4,7 @@ import argparse
 import importlib
 import pkgutil
 import re
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ import experiments
 from experiments import cli
 from tests.helpers import commands, pages
 from tests.helpers.running import ROOT
-from uvit_jax.diffusion.solvers.table import SAMPLERS
+from uvit_jax.diffusion.solvers.table import Sampler
 from uvit_jax.errors import UvitError
 
 
@@ -56,7 +57,7 @@ def test_examples_of_configs_are_commands(config):
 
 def test_help_of_sampling_names_every_sampler():
     text = commands.parser_of("experiments.sample").format_help()
-    assert all(re.search(rf"\b{name}\b", text) for name in SAMPLERS)
+    assert all(re.search(rf"\b{name}\b", text) for name in get_args(Sampler))
 
 
 def test_a_commands_epilog_is_about_its_own_config():

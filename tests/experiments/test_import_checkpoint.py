@@ -14,7 +14,7 @@ from experiments import cli, export_checkpoint, import_checkpoint, sample, train
 from tests.helpers.running import ROOT, TINY
 from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import points
+from uvit_jax.interop import compare_models
 from uvit_jax.interop.exporting import export
 from uvit_jax.interop.recognise import title
 from uvit_jax.training.run_config import parse_run
@@ -140,10 +140,13 @@ def test_the_config_is_found_by_its_model(workdir, tmp_path, monkeypatch, capsys
     assert told["config"] == "configs/tiny.py" and told["heads"] == 2 and told["tokens"] == 18
     assert told["model"] == "U-ViT/4 of width 32, depth 2 and 2 heads"
     assert told["model"] in capsys.readouterr().out
-    shutil.copy(ROOT / TINY, configs / "twin.py")
+    shutil.copy(configs / "tiny.py", configs / "tiny_too.py")  # an equal config is no other
+    bring_in(out, tmp_path / "again")
+    twin = (ROOT / TINY).read_text().replace("    return", "    config.seed = 1\n    return")
+    (configs / "twin.py").write_text(twin)
     with pytest.raises(UvitError, match=r"configs/tiny\.py or configs/twin\.py.*--config"):
         bring_in(out, tmp_path / "other")
-    for name in ("tiny.py", "twin.py"):
+    for name in ("tiny.py", "tiny_too.py", "twin.py"):
         (configs / name).unlink()
     with pytest.raises(UvitError, match=r"no known config has the model.*known: configs/deeper"):
         bring_in(out, tmp_path / "other")
@@ -161,7 +164,7 @@ def configs(tmp_path, monkeypatch):
 def small(family, options="", more="", dtype="float32"):
     """The text of a config of a small model, whose data are nowhere, so soon read."""
     return (
-        f"from uvit_jax.models import {family}\n"
+        f"from uvit_jax.models.presets import {family}\n"
         "def get_config():\n"
         f"    model = {family}.preset('S', (8, 8, 4), patch_size=4, num_classes=5, width=32,\n"
         f"        depth=2, num_heads=2, {options})\n"
@@ -313,7 +316,8 @@ def test_a_workdir_in_use_is_left_alone(workdir, tmp_path):
 def test_no_two_configs_have_one_published_model():
     configs = import_checkpoint.known_configs(ROOT / "configs")
     titles = {spec.removeprefix(f"{ROOT}/configs/"): title(r.model) for spec, r in configs.items()}
-    assert titles["uvit_l.py"] == "U-ViT-L/2" and titles["cifar10_uvit_s.py"] == "U-ViT-S/2"
+    assert titles["uvit.py:imagenet256-L/2"] == "U-ViT-L/2"
+    assert titles["dit.py:S/8-512"] == "DiT-S/8" and "uvit_l.py" not in titles
     published = [
         (name, run.model)
         for (name, told), run in zip(titles.items(), configs.values(), strict=True)
@@ -321,4 +325,7 @@ def test_no_two_configs_have_one_published_model():
     ]
     # Only the two with one title can be the same.
     for (name, model), (other, same) in itertools.combinations(published, 2):
-        assert titles[name] != titles[other] or points.differing(model, same), (name, other)
+        assert titles[name] != titles[other] or compare_models.differences(model, same), (
+            name,
+            other,
+        )

@@ -14,7 +14,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.interop import adapters, mapping
 from uvit_jax.interop import dit as dit_family
 from uvit_jax.interop import uvit as uvit_family
-from uvit_jax.interop.adapters import PREFIX, Record
+from uvit_jax.interop.adapters import PREFIX, AdapterRecord
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
 from uvit_jax.models.presets import dit, uvit
@@ -39,7 +39,12 @@ def made(name):
     model = uvit_jax.build(MODELS[name])
     params = random_params(model, seed=1)
     found = noise(lora.init(jax.random.key(0), params, CONFIG), 2)
-    return model, params, found, Record(lora=CONFIG, base="b" * 64, training={"prompt": "@1"})
+    return (
+        model,
+        params,
+        found,
+        AdapterRecord(lora=CONFIG, base="b" * 64, training={"prompt": "@1"}),
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -125,6 +130,6 @@ def test_what_is_not_this_model_s_is_told_in_a_line(tmp_path):
         adapters.load(tmp_path / "none.safetensors", model)
     config = LoraConfig(targets=(r"heads.*proj$",))
     head = lora.init(jax.random.key(0), model.abstract_params, config)
-    adapters.save(tmp_path / "e.safetensors", model, head, Record(lora=config))
+    adapters.save(tmp_path / "e.safetensors", model, head, AdapterRecord(lora=config))
     found, _ = adapters.load(tmp_path / "e.safetensors", model)
     assert found["heads/segments/image/proj"].a.shape == head["heads/segments/image/proj"].a.shape

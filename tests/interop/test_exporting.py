@@ -9,7 +9,7 @@ import pytest
 import uvit_jax
 from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import files, points
+from uvit_jax.interop import compare_models, files
 from uvit_jax.interop.exporting import export
 from uvit_jax.models.presets import dit, uvit
 
@@ -64,7 +64,7 @@ def test_every_form_round_trips_bit_for_bit(form, name, tmp_path):
                 told["num_classes"] = 0 if "text" in title or title == "unconditional" else 5
         loaded, again = uvit_jax.load(out, **told)
         assert equal(params, again), title
-        assert not points.differing(loaded.config, model.config), title
+        assert not compare_models.differences(loaded.config, model.config), title
         assert {p.name for p in out.parent.iterdir()} == {name}
 
 
@@ -177,11 +177,14 @@ def test_what_does_not_change_the_function_is_no_difference():
     same = dataclasses.replace(
         model, dtype="bfloat16", backbone=dataclasses.replace(model.backbone, **how)
     )
-    assert points.differing(model, same) == {}
+    assert compare_models.differences(model, same) == {}
     other = dataclasses.replace(
         model, backbone=dataclasses.replace(model.backbone, activation="gelu_tanh", depth=6)
     )
-    assert set(points.differing(model, other)) == {"backbone.activation", "backbone.depth"}
+    assert set(compare_models.differences(model, other)) == {
+        "backbone.activation",
+        "backbone.depth",
+    }
 
 
 def test_copies_that_differ_are_refused(tmp_path):

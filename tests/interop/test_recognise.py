@@ -5,7 +5,7 @@ import pytest
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop.recognise import recognise, title
-from uvit_jax.interop.sources import Source
+from uvit_jax.interop.weight_files import WeightFile
 
 # name: (pixels, patch, channels), (width, depth, heads), the options of the PyTorch model
 UVITS = {
@@ -36,7 +36,7 @@ def test_published_uvits(name):
     with torch.device("meta"):
         theirs = torch_uvit.UViT(*picture, *sizes, **options)
     shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
-    found = recognise(Source("here", virtual(shapes)))
+    found = recognise(WeightFile("here", virtual(shapes)))
     assert title(found.config) == name.split(" of ")[0]
     assert found.config.backbone.num_heads == sizes[2]
     assert found.config.layout().num_tokens == shapes["pos_embed"][1]
@@ -65,7 +65,7 @@ DITS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152,
 def test_published_dits(size, patch):
     width, depth, heads = DITS[size]
     for side in (32, 64):
-        found = recognise(Source("here", official_dit(width, depth, patch, side)))
+        found = recognise(WeightFile("here", official_dit(width, depth, patch, side)))
         assert title(found.config) == f"DiT-{size}/{patch}"
         assert found.config.backbone.num_heads == heads
         image = found.config.segments["image"]
@@ -80,7 +80,7 @@ def test_diffusers_dit():
             num_attention_heads=6, attention_head_dim=64, out_channels=8, num_layers=12
         )
     shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
-    found = recognise(Source("here", virtual(shapes), hints={"image_size": 64}))
+    found = recognise(WeightFile("here", virtual(shapes), hints={"image_size": 64}))
     assert title(found.config) == "DiT-S/2" and found.style == "diffusers"
     assert found.config.segments["image"].shape == (64, 64, 4)
 
@@ -89,14 +89,14 @@ def test_what_shapes_do_not_tell_is_asked_for():
     with pytest.raises(
         UvitError, match=r"width 1152 and depth 27 are no published DiT.*num_heads="
     ):
-        recognise(Source("here", official_dit(1152, 27, 2, 32)))
-    found = recognise(Source("here", official_dit(1152, 27, 2, 32)), num_heads=8)
+        recognise(WeightFile("here", official_dit(1152, 27, 2, 32)))
+    found = recognise(WeightFile("here", official_dit(1152, 27, 2, 32)), num_heads=8)
     assert title(found.config) == "DiT/2 of width 1152, depth 27 and 8 heads"
     with pytest.raises(UvitError, match="1001 rows, not 10 and one more"):
-        recognise(Source("here", official_dit(1152, 28, 2, 32)), num_classes=10)
+        recognise(WeightFile("here", official_dit(1152, 28, 2, 32)), num_classes=10)
 
 
 def test_models_of_other_families_are_named_by_their_tensors():
     unidiffuser = {"in_blocks.0.x": (), "out_blocks.0.x": (), "clip_img_embed.weight": ()}
     with pytest.raises(UvitError, match=r"no model known here.*clip_img_embed"):
-        recognise(Source("here", virtual(unidiffuser)))
+        recognise(WeightFile("here", virtual(unidiffuser)))

@@ -1,1 +1,1 @@
-"""Diffusion as pure functions over pytrees of segments; no model is known here by name."""
+"""Diffusion as pure functions over pytrees of segments, independent of the model."""

@@ -1,17 +1,17 @@
-"""The variational bound's terms: what teaches a network with a learned range its variances.
+"""The terms of the variational bound, the loss of learned variances.
 
-A network with a learned range returns, beside its prediction, a number r in [-1, 1] for each entry,
-and its reverse step is p(x_s | x_t) = N(mean, exp(v log beta + (1 - v) log beta tilde)) with
+A network with a learned range returns, besides its prediction, a number r in [-1, 1] for each
+entry, and its reverse step is p(x_s | x_t) = N(mean, exp(v log beta + (1 - v) log beta tilde)) with
 v = (r + 1)/2 (Nichol & Dhariwal 2021, eq. 15), s = t - 1/T. The bound's term of step n = tT is
 
     n > 1    KL(q(x_s | x_t, x0) || p(x_s | x_t))
     n = 1    -log p(x0 | x_1), integrated over the bin of x0 among 256 levels in [-1, 1]
 
-(Ho et al. 2020, eqs. 5 and 13), here in bits a dimension. The mean is frozen by a stop_gradient:
-it learns from the simple loss alone. Latents, which have no levels, are treated like pixels, as DiT
-does; they too are of order 1, and only one step of T is concerned.
+(Ho et al. 2020, eqs. 5 and 13), here in bits per dimension. A stop_gradient on the mean leaves it
+to the simple loss alone. Latents, which have no levels, are treated like pixels, as DiT does; they
+too are of order 1, and only one step of T is affected.
 
-As x_t is known, two means differ by a multiple of the difference between prediction and target, and
+Given x_t, two means differ by a multiple of the difference between prediction and target, so that
 x_t itself is not needed.
 """
 
@@ -29,15 +29,15 @@ from uvit_jax.errors import UvitError
 _HALF_BIN = 1 / 255
 
 
-class Step(NamedTuple):
+class ReverseStep(NamedTuple):
     """A batch's true reverse steps; every leaf has the leading axis B.
 
     Attributes:
       x0: the data, (B, ...), float32.
       last: whether n = 1, (B,) bool.
-      log_small, log_large: log beta tilde and log beta, (B,). At n = 1, where beta tilde is 0, that
-        of n = 2 stands in for it, as in the published code.
-      gain: what an error of the prediction is multiplied with to be one of the mean, (B,).
+      log_small, log_large: log beta tilde and log beta, (B,). At n = 1, where beta tilde is 0, the
+        value of n = 2 replaces it, as in the published code.
+      gain: the error of the mean per error of the prediction, (B,).
       weight: of the term in the loss, 0.001 T, (B,).
     """
 
@@ -50,21 +50,21 @@ class Step(NamedTuple):
 
 
 def check(schedule: Schedule, time_sampling: str) -> None:
-    """Raises UvitError unless training visits the steps of a discrete schedule, and only them."""
+    """Raises UvitError unless all training times are steps of a discrete schedule."""
     if time_sampling != "discrete":
         raise UvitError(
-            "a segment with learned_range=True learns the variances of discrete steps: "
-            "it needs the schedule 'ddpm_linear' or 'sd' with time_sampling 'discrete', not "
-            f"{schedule.config.name!r} with {time_sampling!r}; or set learned_range=False"
+            "learned_range=True learns the variances of discrete steps: it needs the schedule "
+            "'ddpm_linear' or 'sd' and time_sampling='discrete', not "
+            f"{schedule.config.name!r} and {time_sampling!r}; or set learned_range=False"
         )
 
 
-def reverse_step(schedule: Schedule, prediction: str, x0: jax.Array, t: jax.Array) -> Step:
-    """The steps from t = n/T, (B,), to (n - 1)/T.
+def reverse_step(schedule: Schedule, prediction: str, x0: jax.Array, t: jax.Array) -> ReverseStep:
+    """The true reverse steps from t = n/T, (B,), to (n - 1)/T.
 
     Args:
-      schedule: with discrete steps.
-      prediction: what the network predicts, a name in process.py's table.
+      schedule: one with discrete steps.
+      prediction: of the network, a name in process.py's table.
       x0: (B, ...).
     """
     total = schedule.discrete_steps
@@ -78,7 +78,7 @@ def reverse_step(schedule: Schedule, prediction: str, x0: jax.Array, t: jax.Arra
     def at(table: np.ndarray) -> jax.Array:
         return jnp.asarray(table, jnp.float32)[index]
 
-    return Step(
+    return ReverseStep(
         x0=jnp.asarray(x0, jnp.float32),
         last=index == 0,
         log_small=at(np.log(small)),
@@ -88,14 +88,14 @@ def reverse_step(schedule: Schedule, prediction: str, x0: jax.Array, t: jax.Arra
     )
 
 
-def bits(value: jax.Array, raw: jax.Array, target: jax.Array, step: Step) -> jax.Array:
-    """The bound's terms in bits a dimension, (B,), float32.
+def bits(value: jax.Array, raw: jax.Array, target: jax.Array, step: ReverseStep) -> jax.Array:
+    """The bound's terms in bits per dimension, (B,), float32.
 
     Args:
       value: the network's prediction, (B, ...); no gradient reaches it.
       raw: the network's r, (B, ...), from -1 for beta tilde to 1 for beta.
-      target: what `value` should have been.
-      step: of `reverse_step`.
+      target: the exact prediction, like `value`.
+      step: the result of `reverse_step`.
     """
 
     def along(a: jax.Array) -> jax.Array:
@@ -113,7 +113,7 @@ def bits(value: jax.Array, raw: jax.Array, target: jax.Array, step: Step) -> jax
     )
     # At the last step the true mean is x0 itself.
     last = along(step.last)
-    # A likelihood that is not asked for must be harmless too: its gradient is multiplied by 0.
+    # Elsewhere the likelihood must be finite too: its gradient is multiplied by 0, not left out.
     of_last = jnp.where(last, error, 0.0), jnp.where(last, log_variance, 0.0)
     nll = -log_likelihood(step.x0, step.x0 + of_last[0], of_last[1])
     term = jnp.where(last, nll, kl)
@@ -121,15 +121,15 @@ def bits(value: jax.Array, raw: jax.Array, target: jax.Array, step: Step) -> jax
 
 
 def log_likelihood(x0: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """log of the mass that N(mean, variance) has in the bins of x0, elementwise, in nats.
+    """The log of the probability mass of N(mean, variance) in the bins of x0, elementwise, in nats.
 
     The bins reach 1/255 to either side, those of -1 and 1 to infinity (Ho et al. 2020, eq. 13).
-    Exact, also far out in the tails; ADM's and DiT's code approximates the normal distribution
-    function by a tanh, and cuts the mass at 1e-12.
+    Exact even far out in the tails; the code of ADM and DiT approximates the normal distribution
+    function by a tanh and clips the mass at 1e-12.
     """
     scale = jnp.exp(-log_variance / 2)
     low, high = scale * (x0 - mean - _HALF_BIN), scale * (x0 - mean + _HALF_BIN)
-    # In the tail that log_ndtr resolves: the mass between a and b is that between -b and -a.
+    # Mirrored into the tail that log_ndtr resolves: the mass of [a, b] is that of [-b, -a].
     flip = low > 0
     a, b = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
     upper = log_ndtr(b)

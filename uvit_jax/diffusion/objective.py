@@ -1,43 +1,42 @@
-"""The training objective, as two pure functions: `corrupt` the whole batch, then take the `loss`.
+"""The training objective, as two pure functions: `corrupt` a whole batch, then take the `loss`.
 
-Split so that a trainer can cut what `corrupt` returned into microbatches (every leaf has the
-leading axis B) and accumulate gradients over exactly the noise that the full batch would have seen.
+The split lets a trainer cut the result of `corrupt` into microbatches (every leaf has the leading
+axis B) and accumulate gradients over exactly the noise of the full batch.
 
-Each noisy segment has its own time, drawn independently, unless `times_of` lets it share another's;
-the loss is the sum over segments of the mean squared errors (UniDiffuser: Bao et al. 2023, eq. 5).
-A segment whose network also learns its variances adds the variational bound to it (bound.py).
+Each noisy segment has its own time, sampled independently, or shares one with the segments that
+have the same time key. The loss is the sum over segments of the mean squared errors (UniDiffuser:
+Bao et al. 2023, eq. 5); a segment with learned variances adds the variational bound (bound.py).
 
 Randomness is plain `jax.random` on global shapes, so it does not depend on sharding. The key of a
-segment is `fold_in(key, crc32(name))`: adding or reordering segments changes nobody else's noise.
+segment is `fold_in(key, crc32(name))`: adding or reordering segments leaves the noise of the others
+unchanged.
 """
 
 import dataclasses
 import zlib
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax.config import Config
 from uvit_jax.diffusion import bound, process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError, nearest
 
 Arrays = dict[str, jax.Array]
 
-_TIME_SAMPLINGS = ("uniform", "logit_normal", "discrete")
-_WEIGHTINGS = ("uniform", "snr", "min_snr", "truncated_snr", "sigmoid")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What the network is asked to predict, at which times, and what counts how much.
+class ObjectiveConfig(Config):
+    """The network's prediction, how training times are sampled, and the weights of the errors.
 
     Attributes:
       schedule: the noise schedule, shared by all noisy segments.
       prediction: `eps`, `x0`, `v`, `velocity` or `score` (see process.py).
-      time_sampling: how t is drawn. None stands for `discrete` on schedules that have steps and
+      time_sampling: the distribution of t. None is `discrete` on schedules with discrete steps and
         `uniform` on the others, as published.
         `uniform`: t = warp(u), u ~ U[0, 1) (U-ViT on continuous schedules).
         `logit_normal`: t = warp(sigmoid(z)), z ~ N(logit_mean, logit_std^2) (Esser et al. 2024,
@@ -45,62 +44,52 @@ class ObjectiveConfig:
         `discrete`: t = n/T, n ~ U{1, ..., T}; the schedule must have steps (DDPM; U-ViT-H; DiT).
       logit_mean, logit_std: of `logit_normal`.
       weighting: the weight of each example's error. `uniform` is 1 on the error of the prediction
-        itself. The others are defined by the weight they give to the error of x0, and amount to one
-        loss whatever is predicted:
+        itself. The others are defined by their weight on the error of x0, and so give the same loss
+        for every prediction:
         `snr`: snr, that is 1 on eps.
         `min_snr`: min(snr, gamma) (Hang et al. 2023).
         `truncated_snr`: max(snr, 1) (Salimans & Ho 2022).
         `sigmoid`: snr sigmoid(bias - log snr) (Hoogeboom et al. 2024).
       gamma: of `min_snr`.
       bias: of `sigmoid`.
-      times_of: {segment: segment whose time it shares}, as {"clip_image": "image"}.
 
     Raises:
       UvitError: for an unknown name or an impossible value.
     """
 
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    prediction: str = "eps"
-    time_sampling: str | None = None
+    prediction: process.Prediction = "eps"
+    time_sampling: Literal["uniform", "logit_normal", "discrete"] | None = None
     logit_mean: float = 0.0
     logit_std: float = 1.0
-    weighting: str = "uniform"
+    weighting: Literal["uniform", "snr", "min_snr", "truncated_snr", "sigmoid"] = "uniform"
     gamma: float = 5.0
     bias: float = 0.0
-    times_of: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        process.check_prediction(self.prediction)
-        object.__setattr__(self, "times_of", dict(self.times_of.items()))
+        super().__post_init__()
         steps = make(self.schedule).discrete_steps
         if self.time_sampling is None:
             object.__setattr__(self, "time_sampling", "discrete" if steps else "uniform")
-        for key, known in (("time_sampling", _TIME_SAMPLINGS), ("weighting", _WEIGHTINGS)):
-            value = getattr(self, key)
-            if value not in known:
-                raise UvitError(f"{key} {value!r} is not known{nearest(value, known)}")
         if self.time_sampling == "discrete" and steps is None:
             raise UvitError(
-                f"time_sampling 'discrete' needs a schedule with steps, 'sd' or 'ddpm_linear', not "
+                "time_sampling='discrete' needs a schedule with steps, 'sd' or 'ddpm_linear', not "
                 f"{self.schedule.name!r}"
             )
         if self.logit_std <= 0 or self.gamma <= 0:
             raise UvitError("logit_std and gamma must be positive")
-        for name, owner in self.times_of.items():
-            if owner in self.times_of:
-                raise UvitError(f"times_of.{name} is {owner!r}, which has no time of its own")
 
 
 class Corrupted(NamedTuple):
     """A batch at its noise levels. Dicts by noisy segment; every leaf has the leading axis B.
 
     Attributes:
-      noisy: x_t, like the clean segments, float32.
+      noisy: x_t, shaped like the clean segments, float32.
       times: t in [0, 1], (B,).
-      network_times: what the network is told for t, (B,).
-      targets: what the network should return, like the clean segments, float32.
+      network_times: t as the network takes it (`Schedule.network_time`), (B,).
+      targets: the exact predictions, shaped like the clean segments, float32.
       weights: of each example's squared error, (B,).
-      steps: for the segments with a learned range, what the bound asks for (see bound.py).
+      steps: for segments with a learned range, the true reverse steps (see bound.py).
     """
 
     noisy: Arrays
@@ -108,41 +97,42 @@ class Corrupted(NamedTuple):
     network_times: Arrays
     targets: Arrays
     weights: Arrays
-    steps: dict[str, bound.Step] = {}  # noqa: RUF012
+    steps: dict[str, bound.ReverseStep] = {}  # noqa: RUF012
 
 
 def corrupt(
     key: jax.Array,
     clean: Arrays,
     config: ObjectiveConfig,
+    *,
+    time_keys: Mapping[str, str] | None = None,
     learned_range: Collection[str] = (),
 ) -> Corrupted:
-    """Draws times and noise for a whole batch and applies them.
+    """Samples times and noise for a whole batch and applies them.
 
     Args:
       key: one PRNG key for the batch.
       clean: data by noisy segment, leaves (B, ...) of any float type.
       config: the objective.
+      time_keys: the time key of each segment; segments with one key share their times, as with
+        {"image": "image", "clip_image": "image"}. A segment without one has its own name as key.
       learned_range: the segments for which the network returns twice the channels, the second half
         being its variances (DiT).
 
     Raises:
-      UvitError: if `times_of` names a segment that `clean` does not have, or a range is to be
-        learned without discrete steps.
+      UvitError: if `time_keys` names a segment that is not in `clean`, or a range is to be learned
+        without discrete steps.
     """
-    schedule = make(config.schedule)
+    schedule, time_keys = make(config.schedule), time_keys or {}
     if learned_range:
         bound.check(schedule, config.time_sampling)
-    for name, owner in config.times_of.items():
-        for segment in (name, owner):
-            if segment not in clean:
-                hint = nearest(segment, clean)
-                raise UvitError(f"times_of names {segment!r}, which is no noisy segment{hint}")
+    for name in time_keys:
+        if name not in clean:
+            raise UvitError(f"time_keys has the unknown segment {name!r}{nearest(name, clean)}")
     batch = next(iter(clean.values())).shape[0]
     times, eps = {}, {}
     for name, x0 in clean.items():
-        owner = config.times_of.get(name, name)
-        times[name] = _draw_times(_key(key, owner, 0), batch, config)
+        times[name] = _sample_times(_key(key, time_keys.get(name, name), 0), batch, config)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
     return Corrupted(
         noisy=process.add_noise(schedule, clean, eps, times),
@@ -158,50 +148,62 @@ def corrupt(
 
 
 def loss(outputs: Arrays, corrupted: Corrupted) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum over segments of the weighted mean squared error, in float32.
+    """The mean over the batch of `example_losses`, with the same metrics.
 
-    A segment with a learned range adds T/1000 times the bound's term of its step, in bits a
+    Returns:
+      (loss (), metrics). The mean of the losses of equal slices is the loss of the whole batch.
+    """
+    losses_B, metrics = example_losses(outputs, corrupted)
+    return jnp.mean(losses_B), metrics
+
+
+def example_losses(outputs: Arrays, corrupted: Corrupted) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Each example's sum over segments of weighted mean squared errors, in float32.
+
+    A segment with a learned range adds T/1000 times the bound's term of its step, in bits per
     dimension: L_hybrid = L_simple + 0.001 L_vlb (Nichol & Dhariwal 2021, eq. 16), as L_vlb is the
-    sum of T terms of which one is drawn.
+    sum of T terms, one of which is sampled.
 
     Args:
       outputs: the network's, by segment, shaped like `corrupted.targets`, with twice the channels
         where a range is learned.
-      corrupted: what `corrupt` returned, or the same slice of each of its leaves. The mean of the
-        losses of equal slices is the loss of the whole.
+      corrupted: the result of `corrupt`, or the same slice of each of its leaves.
 
     Returns:
-      (loss (), metrics), metrics a flat dict of scalars: `loss/<segment>` is that segment's part of
-      the loss, `mse/<segment>` its error without weights, and `vb/<segment>` the bound's term.
+      (losses (B,), metrics), metrics a flat dict of scalars: `loss/<segment>` is that segment's
+      part of the mean loss, `mse/<segment>` its error without weights, and `vb/<segment>` the
+      bound's term.
 
     Raises:
-      UvitError: if an output is missing or does not have the shape that its target asks for.
+      UvitError: if an output is missing or has another shape than its target requires.
     """
-    metrics = {}
+    losses_B, metrics = [], {}
     for name, target in corrupted.targets.items():
         if name not in outputs:
             hint = nearest(name, outputs)
-            raise UvitError(f"the network returned nothing for the segment {name!r}{hint}")
+            raise UvitError(f"the network has no output for the segment {name!r}{hint}")
         output = jnp.asarray(outputs[name])
         step = corrupted.steps.get(name)
         expected = (*target.shape[:-1], target.shape[-1] * (1 if step is None else 2))
         if output.shape != expected:
             raise UvitError(
-                f"the network returned {output.shape} for the segment {name!r}, not {expected}"
+                f"the network's output for the segment {name!r} has shape {output.shape}, not "
+                f"{expected}"
             )
         output = output.astype(target.dtype)
         if step is not None:
             output, raw = jnp.split(output, 2, axis=-1)
         error = jnp.square(output - target)
         error_B = error.reshape(error.shape[0], -1).mean(axis=1)
-        metrics[f"loss/{name}"] = jnp.mean(corrupted.weights[name] * error_B)
+        loss_B = corrupted.weights[name] * error_B
         metrics[f"mse/{name}"] = jnp.mean(error_B)
         if step is not None:
             bits_B = bound.bits(output, raw, target, step)
             metrics[f"vb/{name}"] = jnp.mean(bits_B)
-            metrics[f"loss/{name}"] += jnp.mean(step.weight * bits_B)
-    total = sum(metrics[f"loss/{name}"] for name in corrupted.targets)
-    return total, metrics
+            loss_B += step.weight * bits_B
+        metrics[f"loss/{name}"] = jnp.mean(loss_B)
+        losses_B.append(loss_B)
+    return sum(losses_B), metrics
 
 
 def weight(t: jax.Array, config: ObjectiveConfig) -> jax.Array:
@@ -223,7 +225,7 @@ def weight(t: jax.Array, config: ObjectiveConfig) -> jax.Array:
     return on_x0_times_sigma2 / jnp.square(process.determinant(config.prediction, schedule, t))
 
 
-def _draw_times(key: jax.Array, batch: int, config: ObjectiveConfig) -> jax.Array:
+def _sample_times(key: jax.Array, batch: int, config: ObjectiveConfig) -> jax.Array:
     """Times (B,) in [0, 1], float32."""
     schedule = make(config.schedule)
     if config.time_sampling == "discrete":

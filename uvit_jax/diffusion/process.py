@@ -1,8 +1,8 @@
-"""Noising, and the one table by which every prediction is turned into every other.
+"""Adding noise, and one table that converts every prediction into every other.
 
-State is a pytree whose top level may be a dict by segment, {"image": (B, H, W, C), ...}. Times t
-lie in [0, 1]: one array, () or (B,), for everything, or a dict of such arrays by segment. Results
-are float32, or float64 where an input is. Nothing here knows what a segment means.
+The state is a pytree whose top level may be a dict by segment, {"image": (B, H, W, C), ...}. Times
+t lie in [0, 1]: one array, () or (B,), for all segments, or a dict of such arrays by segment.
+Results are float32, or float64 where an input is. Nothing here depends on what a segment is.
 
 A prediction is a linear combination p = a(t) x0 + b(t) eps:
 
@@ -14,16 +14,16 @@ A prediction is a linear combination p = a(t) x0 + b(t) eps:
     score      0        -1/sigma   grad log p(x_t | x0) (Song et al. 2021)
 
 Together with x_t = alpha x0 + sigma eps it determines x0 and eps, unless the determinant
-alpha b - sigma a vanishes: `eps` and `score` say nothing about the data where alpha = 0, `x0`
-nothing about the noise where sigma = 0. There the determinant is floored at 1e-6 (keeping its
-sign), and so is sigma under `score`: conversions are finite at both ends of every schedule, exact
-where the question has an answer, and amplified rounding where it has none. On a schedule with
-alpha(1) = 0 start `eps` models at a t below 1.
+alpha b - sigma a vanishes: `eps` and `score` do not determine the data where alpha = 0, nor `x0`
+the noise where sigma = 0. There the determinant is floored at 1e-6 (keeping its sign), as is sigma
+in `score`: conversions are finite at both ends of every schedule, exact where the result is
+determined, and amplified rounding errors where it is not. On a schedule with alpha(1) = 0 start
+sampling of `eps` models at a t below 1.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from uvit_jax.errors import UvitError, nearest
 
 Tree = Any
 Times = Any  # an array () or (B,), or a dict of them by segment
+Prediction = Literal["x0", "eps", "v", "velocity", "score"]
 
 _COEFFICIENTS = {
     "x0": lambda s, t: (jnp.ones_like(t), jnp.zeros_like(t)),
@@ -41,11 +42,10 @@ _COEFFICIENTS = {
     "velocity": lambda s, t: (s.d_alpha_dt(t), s.d_sigma_dt(t)),
     "score": lambda s, t: (jnp.zeros_like(t), -1 / jnp.maximum(s.sigma(t), TINY)),
 }
-PREDICTIONS = tuple(_COEFFICIENTS)
 
 
 class Denoised(NamedTuple):
-    """What a sampler learns from one network evaluation; pytrees like the state x_t.
+    """The result of one network evaluation for a sampler; pytrees like the state x_t.
 
     Attributes:
       x0: the expected data, float32.
@@ -65,23 +65,18 @@ def coefficients(prediction: str, schedule: Schedule, t: jax.Array) -> tuple[jax
     Raises:
       UvitError: if `prediction` is not in the table.
     """
-    check_prediction(prediction)
-    return _COEFFICIENTS[prediction](schedule, _time(t))
+    if prediction not in _COEFFICIENTS:
+        hint = nearest(prediction, _COEFFICIENTS)
+        raise UvitError(f"prediction={prediction!r} is not a known value{hint}")
+    return _COEFFICIENTS[prediction](schedule, _wide(t))
 
 
 def determinant(prediction: str, schedule: Schedule, t: jax.Array) -> jax.Array:
     """alpha b - sigma a at times t, never smaller than 1e-6 in magnitude; an array like t."""
     a, b = coefficients(prediction, schedule, t)
-    t = _time(t)
+    t = _wide(t)
     value = schedule.alpha(t) * b - schedule.sigma(t) * a
     return jnp.where(jnp.abs(value) < TINY, jnp.where(value < 0, -TINY, TINY), value)
-
-
-def check_prediction(prediction: str) -> None:
-    """Raises UvitError, with a hint, if `prediction` is not in the table."""
-    if prediction not in _COEFFICIENTS:
-        hint = nearest(prediction, _COEFFICIENTS)
-        raise UvitError(f"prediction {prediction!r} is not known{hint}")
 
 
 def add_noise(schedule: Schedule, x0: Tree, eps: Tree, t: Times) -> Tree:
@@ -99,7 +94,7 @@ def add_noise(schedule: Schedule, x0: Tree, eps: Tree, t: Times) -> Tree:
 
 
 def combine(prediction: str, schedule: Schedule, x0: Tree, eps: Tree, t: Times) -> Tree:
-    """The `prediction` that belongs to known data and noise: a(t) x0 + b(t) eps, leaves (B, ...).
+    """The exact `prediction` for known data and noise: a(t) x0 + b(t) eps, leaves (B, ...).
 
     Raises:
       UvitError: if `prediction` is not in the table, or a time does not fit its segment.
@@ -108,7 +103,7 @@ def combine(prediction: str, schedule: Schedule, x0: Tree, eps: Tree, t: Times) 
 
 
 def convert(value: Tree, x_t: Tree, t: Times, schedule: Schedule, source: str, target: str) -> Tree:
-    """Turns the prediction `value` of kind `source` at (x_t, t) into kind `target`.
+    """Converts the prediction `value` at (x_t, t) from `source` to `target`.
 
     With determinant d = alpha b - sigma a of the source (a, b), x0 = (b x_t - sigma p) / d and
     eps = (alpha p - a x_t) / d; the target is their combination.
@@ -122,8 +117,6 @@ def convert(value: Tree, x_t: Tree, t: Times, schedule: Schedule, source: str, t
     Raises:
       UvitError: for a name that is not in the table, or times that do not fit.
     """
-    check_prediction(source)
-    check_prediction(target)
     if source == target:
         return jax.tree.map(_wide, value)
 
@@ -131,8 +124,8 @@ def convert(value: Tree, x_t: Tree, t: Times, schedule: Schedule, source: str, t
         a, b = coefficients(source, schedule, time)
         c, d = coefficients(target, schedule, time)
         alpha, sigma = schedule.alpha(time), schedule.sigma(time)
-        below = determinant(source, schedule, time)
-        return (c * b - d * a) / below, (d * alpha - c * sigma) / below
+        denominator = determinant(source, schedule, time)
+        return (c * b - d * a) / denominator, (d * alpha - c * sigma) / denominator
 
     return _combine(x_t, value, t, weights)
 
@@ -146,24 +139,23 @@ def denoiser(
     quantile: float | None = None,
     learned_range: bool = False,
 ) -> Callable[[Tree, jax.Array], Denoised]:
-    """Wraps a network into the function `denoise(x, t) -> Denoised` that samplers call.
+    """Wraps a network as the function `denoise(x, t) -> Denoised` that samplers call.
 
     Args:
       predict: `predict(x, network_time)`, x a pytree with leaves (B, ...) and network_time (B,); it
         returns `prediction` for (at least) every segment of x, shaped like x.
-      schedule: of the state, with one scalar t in [0, 1] for all of it.
-      prediction: what the network predicts, a name in the table.
-      clip: x0 is clipped to [-clip, clip] and eps follows from it. None leaves x0 alone.
+      schedule: of the state, with one scalar t in [0, 1] for all segments.
+      prediction: of the network, a name in the table.
+      clip: x0 is clipped to [-clip, clip] and eps recomputed from it. None does not clip.
       quantile: with `clip`, dynamic thresholding (Saharia et al. 2022, section 2.3): each example
         is clipped to this quantile of its own |x0|, if above `clip`, and scaled back to `clip`.
       learned_range: the network returns twice the channels, the second half being the variance
         parameter in [-1, 1] of Nichol & Dhariwal 2021 (eq. 15; DiT).
 
     Raises:
-      UvitError: for an unknown prediction, thresholds that make no sense, or, when called, outputs
-        that do not fit x.
+      UvitError: for impossible thresholds, or, when called, an unknown prediction or outputs whose
+        shapes differ from those of x.
     """
-    check_prediction(prediction)
     if clip is not None and clip <= 0:
         raise UvitError(f"clip must be positive, got {clip}")
     if quantile is not None and (clip is None or not 0 < quantile <= 1):
@@ -187,7 +179,7 @@ def denoiser(
             outer = jax.tree.structure(value)
             value, mix = jax.tree.transpose(outer, jax.tree.structure([0, 0]), halves)
             mix = jax.tree.map(lambda m: (m + 1) / 2, mix)
-        _check_alike(value, x)
+        _check_shapes(value, x)
         x0 = convert(value, x, t, schedule, prediction, "x0")
         if clip is not None:
             x0 = jax.tree.map(threshold, x0)
@@ -197,13 +189,10 @@ def denoiser(
     return denoise
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def _wide(x: Any) -> jax.Array:
+    """An array of float32 at least."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _time(t: Any) -> jax.Array:
-    return _wide(t)
 
 
 def _combine(first: Tree, second: Tree, t: Times, weights: Callable) -> Tree:
@@ -213,23 +202,23 @@ def _combine(first: Tree, second: Tree, t: Times, weights: Callable) -> Tree:
         return _scale(pair[0], _wide(a)) + _scale(pair[1], _wide(b))
 
     if not isinstance(t, Mapping):
-        return jax.tree.map(partial(one, weights(_time(t))), first, second)
+        return jax.tree.map(partial(one, weights(_wide(t))), first, second)
     missing = [name for name in first if name not in t]
     if missing:
         raise UvitError(f"no time for the segment {missing[0]!r}{nearest(missing[0], t)}")
     return {
-        name: jax.tree.map(partial(one, weights(_time(t[name]))), first[name], second[name])
+        name: jax.tree.map(partial(one, weights(_wide(t[name]))), first[name], second[name])
         for name in first
     }
 
 
 def _scale(weight: jax.Array, x: jax.Array) -> jax.Array:
     if weight.shape != x.shape[: weight.ndim]:
-        raise UvitError(f"times of shape {weight.shape} do not fit a segment of shape {x.shape}")
+        raise UvitError(f"times of shape {weight.shape} do not match a segment of shape {x.shape}")
     return weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim)) * x
 
 
-def _check_alike(value: Tree, x: Tree) -> None:
-    want, have = jax.tree.map(jnp.shape, x), jax.tree.map(jnp.shape, value)
-    if want != have:
-        raise UvitError(f"the network must return the shapes {want}, but returned {have}")
+def _check_shapes(value: Tree, x: Tree) -> None:
+    expected, actual = jax.tree.map(jnp.shape, x), jax.tree.map(jnp.shape, value)
+    if expected != actual:
+        raise UvitError(f"the network must return the shapes {expected}, but returned {actual}")

@@ -1,30 +1,30 @@
-"""Noise schedules: how much data and how much noise there is at time t.
+"""Noise schedules: the coefficients of data and noise at time t.
 
 Everywhere in this package t lies in [0, 1], t = 0 is data, t = 1 is noise, and
 
     x_t = alpha(t) x0 + sigma(t) eps,        eps ~ N(0, I).
 
-A `Schedule` only knows these two functions and what follows from them; it knows no data and no
-network, except for the number by which a network of that family is told the time
-(`network_time`). Make one from a `ScheduleConfig` with `make`.
+A `Schedule` is these two functions and what follows from them, and the scale in which networks of
+that family take the time (`network_time`). Make one from a `ScheduleConfig` with `make`.
 
-Every method is elementwise and has two faces. Given a `jax.Array` (or a tracer) it computes with
-`jax.numpy` in that array's precision, float32 at least. Given anything else (numpy, a Python float)
-it computes with numpy in float64: the samplers take their coefficients from there.
+Every method is elementwise. Given a `jax.Array` (or a tracer) it computes with `jax.numpy` in that
+array's precision, float32 at least. Given anything else (numpy, a Python float) it computes with
+numpy in float64, which the samplers use for their coefficients.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.errors import UvitError, nearest
+from uvit_jax.config import Config
+from uvit_jax.errors import UvitError
 
-TINY = 1e-6  # the floor of alpha and sigma where they stand in a denominator
+TINY = 1e-6  # the floor of alpha and sigma in denominators
 
 
 def enter(t: Any) -> tuple[Any, Any]:
@@ -40,42 +40,41 @@ _TIME_SCALES = {"vp_linear": 999.0, "cosine": 999.0, "rectified_flow": 1000.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Which schedule, and its few numbers; None stands for the published value.
+class ScheduleConfig(Config):
+    """A noise schedule and its parameters; None is the published value.
 
     Attributes:
-      name: one of
+      name: the family.
         `vp_linear`: the VP-SDE with beta(t) linear (Song et al. 2021, eq. 32; U-ViT on pixels).
         `sd`: Stable Diffusion's 1000 discrete steps, sqrt(beta) linear (U-ViT-H, UniDiffuser).
         `ddpm_linear`: DDPM's 1000 discrete steps, beta linear (Ho et al. 2020; DiT).
         `cosine`: alpha = cos (Nichol & Dhariwal 2021, eq. 17), in continuous time.
         `rectified_flow`: alpha = 1 - t, sigma = t (Liu et al. 2022; Stable Diffusion 3).
       beta_min, beta_max: of `vp_linear`, `sd`, `ddpm_linear`.
-      time_scale: what t is multiplied with before a network of a continuous schedule sees it; by
-        default 1000 for `rectified_flow` and U-ViT's 999 for the other two.
+      time_scale: of continuous schedules: the network's time is t times this. The default is 1000
+        for `rectified_flow` and U-ViT's 999 for the other two.
       shift: of `rectified_flow`: uniform times u become shift u / (1 + (shift - 1) u), in training
-        and in the samplers' uniform spacing (Esser et al. 2024, eq. 23). 1 leaves them alone.
+        and in the samplers' uniform spacing (Esser et al. 2024, eq. 23). 1 is no shift.
 
     Raises:
-      UvitError: for an unknown name, or a number that this schedule does not have or cannot use.
+      UvitError: for an unknown name, a parameter that the schedule lacks, or an impossible value.
     """
 
-    name: str = "vp_linear"
+    name: Literal["vp_linear", "sd", "ddpm_linear", "cosine", "rectified_flow"] = "vp_linear"
     beta_min: float | None = None
     beta_max: float | None = None
     time_scale: float | None = None
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in _CLASSES:
-            raise UvitError(f"name {self.name!r} is no schedule{nearest(self.name, _CLASSES)}")
+        super().__post_init__()
         betas = (self.beta_min, self.beta_max)
         if self.name not in _BETAS and betas != (None, None):
-            raise UvitError(f"beta_min and beta_max mean nothing to the schedule {self.name!r}")
+            raise UvitError(f"the schedule {self.name!r} has no beta_min and beta_max; drop them")
         if self.name not in _TIME_SCALES and self.time_scale is not None:
             raise UvitError(f"time_scale is fixed for the discrete schedule {self.name!r}; drop it")
         if self.name != "rectified_flow" and self.shift != 1.0:
-            raise UvitError(f"shift belongs to 'rectified_flow', not to {self.name!r}")
+            raise UvitError(f"only 'rectified_flow' has a shift, not {self.name!r}; drop it")
         if self.shift <= 0:
             raise UvitError(f"shift must be positive, got {self.shift}")
         if self.name in _BETAS:
@@ -86,7 +85,7 @@ class ScheduleConfig:
 
     @property
     def betas(self) -> tuple[float, float]:
-        """(beta_min, beta_max) with the published values filled in."""
+        """(beta_min, beta_max), with the published values in place of None."""
         low, high = _BETAS[self.name]
         return (
             low if self.beta_min is None else self.beta_min,
@@ -95,13 +94,13 @@ class ScheduleConfig:
 
 
 class Schedule:
-    """What all schedules share. Arguments and results are arrays of one shape; t in [0, 1].
+    """Base class of schedules. Arguments and results are arrays of one shape; t in [0, 1].
 
     Attributes:
-      config: what it was made from.
-      t_min, t_max: the times between which samplers run unless told otherwise.
+      config: the `ScheduleConfig`.
+      t_min, t_max: the times between which samplers run by default.
       log_snr_range: the same, for samplers that need a finite log-SNR.
-      time_scale: what `network_time` multiplies t with.
+      time_scale: `network_time` is t times this.
       discrete_steps: T of a schedule published with T steps (t = n/T, n in 1..T), or None.
     """
 
@@ -137,7 +136,7 @@ class Schedule:
         return xp.exp(self.log_alpha(t))
 
     def sigma(self, t):
-        """The coefficient of the noise; here that of a variance-preserving schedule.
+        """The coefficient of the noise; the default is that of a variance-preserving schedule.
 
         Computed as sqrt(-expm1(2 log alpha)), which keeps its relative precision as t goes to 0.
         """
@@ -145,7 +144,7 @@ class Schedule:
         return xp.sqrt(-xp.expm1(2 * self.log_alpha(t)))
 
     def half_log_snr(self, t):
-        """lambda(t) = log(alpha / sigma), the variable of DPM-Solver; +-inf at singular ends."""
+        """lambda(t) = log(alpha / sigma), DPM-Solver's variable; infinite at singular ends."""
         xp, t = enter(t)
         with np.errstate(divide="ignore"):
             return self.log_alpha(t) - xp.log(self.sigma(t))
@@ -155,7 +154,7 @@ class Schedule:
         return 2 * self.half_log_snr(t)
 
     def inverse_log_snr(self, log_snr):
-        """The t at which `log_snr(t)` is this."""
+        """The t at which `log_snr(t)` is `log_snr`."""
         _, log_snr = enter(log_snr)
         return self.inverse_half_log_snr(log_snr / 2)
 
@@ -164,7 +163,7 @@ class Schedule:
         return self.alpha(t) * self.d_log_alpha_dt(t)
 
     def d_sigma_dt(self, t):
-        """sigma'(t), infinite in the limit t = 0; sigma is floored at 1e-6 to keep it finite."""
+        """sigma'(t); it diverges as t goes to 0, where sigma is floored at 1e-6."""
         xp, t = enter(t)
         squared = xp.exp(2 * self.log_alpha(t))
         return -squared * self.d_log_alpha_dt(t) / xp.maximum(self.sigma(t), TINY)
@@ -174,7 +173,7 @@ class Schedule:
         return self.d_log_alpha_dt(t)
 
     def g2(self, t):
-        """The squared diffusion coefficient g(t)^2 = d sigma^2/dt - 2 f sigma^2, here beta(t)."""
+        """The squared diffusion coefficient g(t)^2 = d sigma^2/dt - 2 f sigma^2; beta(t) on VP."""
         return -2 * self.d_log_alpha_dt(t)
 
     def posterior(self, t, s):
@@ -193,7 +192,7 @@ class Schedule:
         return x, alpha_s * ratio, ratio * variance_s, ratio * variance_t
 
     def network_time(self, t):
-        """The number that the network is told for t (float32 for jax arrays)."""
+        """The network's time input for t (float32 for jax arrays)."""
         _, t = enter(t)
         return t * self.time_scale
 
@@ -238,9 +237,9 @@ class _VPLinear(Schedule):
 
 
 class _Discrete(Schedule):
-    """log alpha is given at t = n/1000 and linear in between; alpha(0) = 1.
+    """log alpha is tabulated at t = n/1000 and linear in between; alpha(0) = 1.
 
-    The network sees n (`sd`) or n - 1 (`ddpm_linear`); between the steps, fractions thereof. Below
+    The network's time is n (`sd`) or n - 1 (`ddpm_linear`), fractional between the steps. Below
     t = 1/1000 the schedule is an extrapolation that no network was trained on, so t_min = 1/1000.
     """
 
@@ -266,7 +265,7 @@ class _Discrete(Schedule):
         return table[below] + (n - below) * slope[below]
 
     def d_log_alpha_dt(self, t):
-        # At a step itself the slope of the interval below it, that is with the step's own beta.
+        # At a step the slope of the interval below it, that is of the step's own beta.
         xp, t = enter(t)
         above = xp.clip(xp.ceil(t * _STEPS - 1e-3), 1, _STEPS).astype(np.int32)
         return xp.asarray(self._slope * _STEPS, t.dtype)[above - 1]
@@ -279,21 +278,21 @@ class _Discrete(Schedule):
         return xp.interp(log_alpha, ascending, times)
 
     def network_time(self, t):
-        # n/1000 * 1000 is not always n in floating point; what is a step shall stay one.
+        # n/1000 * 1000 is not always n in floating point; steps are rounded back to whole numbers.
         xp, t = enter(t)
         n = t * _STEPS
-        whole = xp.round(n)
-        n = xp.where(xp.abs(n - whole) < 1e-3, whole, n)
+        nearest = xp.round(n)
+        n = xp.where(xp.abs(n - nearest) < 1e-3, nearest, n)
         return xp.maximum(n - self._offset, 0.0)
 
 
 class _Cosine(Schedule):
     """alpha(t) = cos(a(t)) / cos(a(0)), a(t) = pi/2 (c t + s)/(1 + s), s = 0.008.
 
-    The clipping: Nichol & Dhariwal cut beta at 0.999, which with 1000 steps touches only the last
-    and leaves alpha(1)^2 = 0.001 alpha(0.999)^2. Here time is compressed by c = 1 - 3.2e-5 so that
-    alpha(1) = 5e-5 has that same value: nothing is cut, and log-SNR stays strictly monotone. As
-    1 / alpha(1) is still a wild amplification, samplers start at t_max = 0.9946 (DPM-Solver's T).
+    Nichol & Dhariwal clip beta at 0.999, which with 1000 steps affects only the last and leaves
+    alpha(1)^2 = 0.001 alpha(0.999)^2. Here time is compressed by c = 1 - 3.2e-5 so that alpha(1) =
+    5e-5 has the same value: nothing is clipped, and log-SNR stays strictly monotone. Because
+    1 / alpha(1) is still very large, samplers start at t_max = 0.9946 (DPM-Solver's T).
     """
 
     t_max = 0.9946

@@ -1,1 +1,1 @@
-"""Weights from and for other programs. Nothing in a file is trusted: no pickle is ever executed."""
+"""Weights of other programs, in and out. Files are untrusted: no pickle is ever executed."""

@@ -1,12 +1,12 @@
-"""The official DiT checkpoints, and DiT as diffusers stores it: keys, and the model they describe.
+"""DiT checkpoints, official and diffusers': their keys, and the model config that they imply.
 
-official    XL/2 has 292 tensors, the fixed positions among them
-diffusers   queries, keys and values apart; a copy of the embeddings of time and label in every
-            block, of which the first is the one that the output is modulated by; no positions
+official    XL/2 has 292 tensors, including the fixed position embedding
+diffusers   separate queries, keys and values; a copy of the time and label embeddings in every
+            block, of which the output's modulation uses the first; no position embedding
 
-diffusers spreads the frequencies of the time over one step less than the official code that the
-weights were trained with, so from the same weights its outputs differ slightly from the official
-ones, and from ours.
+diffusers divides the exponents of the time frequencies by one less than the official code with
+which the weights were trained, so with the same weights its outputs differ slightly from the
+official ones, and from ours.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import mapping, points
+from uvit_jax.interop import compare_models, mapping
 from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, linear
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.models.presets.dit import SIZES, preset
@@ -23,7 +23,7 @@ from uvit_jax.tokens.embed import sincos2d
 
 NAME = "DiT"
 
-# The names outside the blocks and in them, official and diffusers'.
+# The names outside and inside the blocks, official and diffusers'.
 _OUTSIDE = {
     "official": ("x_embedder.proj", "final_layer.linear", "final_layer.adaLN_modulation.1"),
     "diffusers": ("pos_embed.proj", "proj_out_2", "proj_out_1"),
@@ -59,7 +59,7 @@ def style_of(tensors: Tensors) -> str | None:
 
 
 def constants(config: ModelConfig, style: str = "official") -> dict[str, np.ndarray]:
-    """What a file holds besides parameters: the official one its fixed positions (1, N, D)."""
+    """A file's tensors that are not parameters: official files have fixed positions (1, N, D)."""
     if style != "official":
         return {}
     image = _segments(config)["image"]
@@ -68,7 +68,7 @@ def constants(config: ModelConfig, style: str = "official") -> dict[str, np.ndar
 
 
 def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
-    """Every tensor of the checkpoint of a model like `config`, but the fixed positions.
+    """Every tensor of a checkpoint of the model `config` except the fixed positions.
 
     Args:
       style: `official` or `diffusers`.
@@ -129,18 +129,18 @@ def describe(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """The model config that a checkpoint's shapes describe; of the tensors only shapes are used.
+    """The model config that a checkpoint's shapes imply; the values of tensors are not read.
 
     Args:
-      num_heads: shapes do not tell it; None looks the size up among the published ones.
-      num_classes: given, it must agree: the label table has one row more, the null class.
-      image_size: side of the latents. The official files' fixed positions tell it, and given, it
-        must agree; in diffusers' nothing does, and None is 32 (256×256 pixels).
+      num_heads: not implied by shapes; None looks the size up among the published ones.
+      num_classes: must agree with the label table if given, which has one more row (null class).
+      image_size: side of the latents. Official files imply it by their fixed positions, and it must
+        agree if given; diffusers' do not, and None is 32 (256×256 pixels).
 
     Raises:
-      UvitError: if the size is not a published one and `num_heads` is not given, or what is given
-        does not fit.
-      KeyError, ValueError, IndexError: if a tensor that is needed is missing or has no such axes.
+      UvitError: if the size is not a published one and `num_heads` is None, or an argument
+        disagrees with the shapes.
+      KeyError, ValueError, IndexError: if a required tensor is missing or has too few axes.
     """
     style = style_of(tensors) or "official"
     embedder, head, _ = _OUTSIDE[style]
@@ -150,21 +150,23 @@ def describe(
     size = next((s for s, (w, d, _) in SIZES.items() if (w, d) == (width, depth)), None)
     if num_heads is None and size is None:
         raise UvitError(
-            f"{where}: width {width} and depth {depth} are no published DiT, and shapes do not "
-            "tell the number of heads; give num_heads="
+            f"{where}: width {width} and depth {depth} are not of a published DiT, and the number "
+            "of heads does not follow from shapes; give num_heads="
         )
     table = _TIME_AND_LABEL[style][2]
     rows = tensors[table if style == "official" else f"{root}.0.{table}"].shape[0]
     if num_classes not in (None, rows - 1):
-        raise UvitError(f"{where}: the label table has {rows} rows, not {num_classes} and one more")
+        raise UvitError(
+            f"{where}: the label table has {rows} rows, not num_classes + 1 = {num_classes + 1}"
+        )
     if style == "official" and "pos_embed" in tensors:
         num_tokens = tensors["pos_embed"].shape[1]
         side = round(num_tokens**0.5)
         if side * side != num_tokens:
-            raise UvitError(f"{where}: {num_tokens} positions are no square picture")
+            raise UvitError(f"{where}: {num_tokens} positions do not form a square image")
         if image_size not in (None, side * patch_size):
             raise UvitError(
-                f"{where} is a model of pictures of {side * patch_size}, not {image_size}"
+                f"{where} is a model of image_size={side * patch_size}, not {image_size}"
             )
         image_size = side * patch_size
     image_size = image_size or 32
@@ -183,33 +185,35 @@ def describe(
 
 
 def counterpart(config: ModelConfig) -> dict[str, Any]:
-    """The official DiT that is most like a model; if it is the same model, `config` is one.
+    """The official DiT most similar to a model; it is equal if the model is an official DiT.
 
     Raises:
-      UvitError: if the model has segments of kinds that no DiT has, or lacks one.
+      UvitError: if the model has segments of kinds that a DiT lacks, or lacks one itself.
     """
-    found = points.by_modality(config, NAME, needed=("time", "label", "image"), other=())
+    found = compare_models.segments_by_modality(
+        config, NAME, needed=("time", "label", "image"), other=()
+    )
     model = preset(
         "S",
         found["image"].shape,
         patch_size=found["image"].patch_size,
         num_classes=found["label"].num_classes,
         learned_range=found["image"].learned_range,
-        **points.sizes(config.backbone),
+        **compare_models.sizes(config.backbone),
     )
-    return points.renamed(model, found)
+    return compare_models.with_segment_names(model, found)
 
 
 def diffusers_config(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` of diffusers' `DiTTransformer2DModel` for a model like `config`.
+    """The `config.json` of diffusers' `DiTTransformer2DModel` for the model `config`.
 
     Raises:
-      UvitError: if diffusers' class cannot be this model.
+      UvitError: if diffusers' class does not support the model.
     """
     backbone, segments = config.backbone, _segments(config)
     image = segments["image"]
     if int(backbone.mlp_ratio * backbone.width) != 4 * backbone.width:
-        raise UvitError(f"diffusers' DiT has mlp_ratio=4, not {backbone.mlp_ratio}")
+        raise UvitError(f"diffusers' DiT supports only mlp_ratio=4, not {backbone.mlp_ratio}")
     return dict(
         _class_name="DiTTransformer2DModel",
         num_attention_heads=backbone.num_heads,
@@ -224,7 +228,7 @@ def diffusers_config(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-# What every DiT of diffusers' class has in common with the published ones.
+# Settings of diffusers' class that are the same for all published DiTs.
 DIFFUSERS = dict(
     activation_fn="gelu-approximate",
     attention_bias=True,

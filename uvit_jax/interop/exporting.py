@@ -1,6 +1,6 @@
-"""From a model and its parameters to a file that this or another program reads.
+"""Exports a model and its parameters to a file for this or another program.
 
-own         our names, and the configs of model and run in the metadata; `.safetensors`
+own         our parameter paths, with the configs of model and run as metadata; `.safetensors`
 official    the names of the official U-ViT and DiT files; `.safetensors`, `.pth` or `.pt`
 diffusers   a DiT for diffusers: a folder with config.json, or one `.safetensors` file
 """
@@ -16,10 +16,10 @@ from typing import Any
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.interop import dit, files, mapping, points
+from uvit_jax.interop import compare_models, dit, files, mapping
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
-from uvit_jax.interop.recognise import FAMILIES, difference
-from uvit_jax.interop.sources import WEIGHTS
+from uvit_jax.interop.recognise import FAMILIES, family_differences
+from uvit_jax.interop.weight_files import WEIGHTS
 from uvit_jax.io import write_text
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig
@@ -36,19 +36,19 @@ def export(
     run: Any = None,
     vocabulary: Vocabulary | None = None,
 ) -> str:
-    """Writes a model; what is written, `uvit_jax.load` reads back bit for bit.
+    """Writes a model to a new file or folder, which `uvit_jax.load` reads back bit for bit.
 
     Args:
-      out: where nothing stands yet; see above for what its name may end in.
-      form: of `FORMS`.
+      out: a path that does not exist; see the top of this file for its suffix.
+      form: one of `FORMS`.
       run: a `RunConfig`, or None. vocabulary: of the run, or None. Our own form stores both, so
         that `experiments.import_checkpoint` can turn the file into a run directory.
 
     Returns:
-      Which form it is, as a text for the user.
+      A description of the form for messages.
 
     Raises:
-      UvitError: if something stands there, or the model has no such form.
+      UvitError: if `out` exists or has another suffix, or the model does not have this form.
     """
     out = Path(out).expanduser()
     if form not in FORMS:
@@ -56,11 +56,11 @@ def export(
     if out.exists():
         raise UvitError(f"{out} exists already; give a new name")
     if form == "own" and out.suffix != ".safetensors":
-        raise UvitError(f"{out}: our own form needs a name that ends in .safetensors")
+        raise UvitError(f"{out}: the own form needs the suffix .safetensors")
     if form == "diffusers" and out.suffix not in ("", ".safetensors"):
-        raise UvitError(f"{out}: diffusers' form is a folder or a .safetensors file")
+        raise UvitError(f"{out}: the diffusers form is a folder or a .safetensors file")
     if form == "official" and out.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UvitError(f"{out}: the official form ends in .safetensors, .pth or .pt")
+        raise UvitError(f"{out}: the official form needs the suffix .safetensors, .pth or .pt")
     if form == "own":
         metadata = {}
         if run is not None:
@@ -84,22 +84,22 @@ def export(
 
 
 def family_for(config: ModelConfig, families: tuple[ModuleType, ...]) -> ModuleType:
-    """The family of which a model is a point.
+    """The family (the module uvit or dit) that a model belongs to.
 
     Raises:
-      UvitError: if it is a point of none, saying what keeps it from being one of the nearest.
+      UvitError: if it belongs to none, with its differences from the most similar one.
     """
-    differences = {family: difference(config, family) for family in families}
-    for family, found in differences.items():
-        if found == {}:
+    by_family = {family: family_differences(config, family) for family in families}
+    for family, differences in by_family.items():
+        if differences == {}:
             return family
-    sets = {f: d for f, d in differences.items() if not isinstance(d, str)}
-    if not sets:
-        raise UvitError("; ".join(dict.fromkeys(differences.values())))
-    family = min(sets, key=lambda f: len(sets[f]))
+    similar = {f: d for f, d in by_family.items() if not isinstance(d, str)}
+    if not similar:
+        raise UvitError("; ".join(dict.fromkeys(by_family.values())))
+    family = min(similar, key=lambda f: len(similar[f]))
     raise UvitError(
-        f"this model is no {family.NAME}, so it has no such form: {points.told(sets[family])}; "
-        "--format=own writes any model"
+        f"this model is no {family.NAME}, so it has no such form: "
+        f"{compare_models.as_text(similar[family])}; --format=own supports any model"
     )
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import dit, files, mapping, points, uvit
-from uvit_jax.interop.sources import Source
+from uvit_jax.interop import compare_models, dit, files, mapping, uvit
+from uvit_jax.interop.weight_files import WeightFile
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
@@ -19,7 +19,7 @@ FAMILIES = (uvit, dit)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Recognised:
     """A model that was recognised: its config, and the family and style (`official`, `diffusers`)
     of its tensors' names; no family where the names are our own."""
 
@@ -28,7 +28,7 @@ class Found:
     style: str = "own"
 
 
-def recognise(source: Source, **given: int | None) -> Found:
+def recognise(source: WeightFile, **given: int | None) -> Recognised:
     """What model the tensors of a source make. Only their shapes are looked at.
 
     Args:
@@ -38,33 +38,33 @@ def recognise(source: Source, **given: int | None) -> Found:
     Raises:
       UvitError: if it is no model known here, or shapes and what is given do not make one.
     """
-    config = files.own_config(source.metadata, source.where)
+    config = files.own_config(source.metadata, source.path)
     if config is not None:
-        return Found(config)
+        return Recognised(config)
     family, style = family_of(source)
     known = {**source.hints, **{k: v for k, v in given.items() if v is not None}}
     try:
-        config = family.describe(source.tensors, source.where, **known)
+        config = family.describe(source.tensors, source.path, **known)
     except UvitError:
         raise
     except KeyError as error:
-        raise UvitError(f"{source.where} lacks the tensor {error}") from None
+        raise UvitError(f"{source.path} lacks the tensor {error}") from None
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise UvitError(f"{source.where}: a tensor has an impossible shape ({error})") from None
-    return Found(parse_model(config, where=source.where), family, style)
+        raise UvitError(f"{source.path}: a tensor has an impossible shape ({error})") from None
+    return Recognised(parse_model(config, where=source.path), family, style)
 
 
-def family_of(source: Source) -> tuple[ModuleType, str]:
+def family_of(source: WeightFile) -> tuple[ModuleType, str]:
     """The family and the style of the tensors' names; UvitError if they are of none."""
     for family in FAMILIES:
         style = family.style_of(source.tensors)
         if style is not None:
             return family, style
     names = mapping.some(sorted(source.tensors), 4)
-    raise UvitError(f"{source.where} holds no model known here; its tensors: {names}")
+    raise UvitError(f"{source.path} holds no model known here; its tensors: {names}")
 
 
-def read(source: Source, found: Found) -> tuple[Model, Params]:
+def read(source: WeightFile, found: Recognised) -> tuple[Model, Params]:
     """The model that was found and its parameters, float32 numpy arrays.
 
     Raises:
@@ -76,20 +76,20 @@ def read(source: Source, found: Found) -> tuple[Model, Params]:
     if found.family is None:
         paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(abstract)]
         entries = [mapping.Entry(path, path) for path in paths]
-        return model, mapping.imported(entries, tensors, abstract, source.where)
+        return model, mapping.imported(entries, tensors, abstract, source.path)
     # A file may leave out what is fixed, but not say otherwise.
     for key, value in family_constants(found).items():
         stored = tensors.pop(key, value)
         if stored.shape != value.shape or not np.allclose(stored, value, atol=1e-5):
             raise UvitError(
-                f"{source.where}: {key} {stored.shape} is not the fixed one {value.shape} of every "
+                f"{source.path}: {key} {stored.shape} is not the fixed one {value.shape} of every "
                 f"{found.family.NAME}"
             )
     entries = found.family.entries(found.config, found.style)
-    return model, mapping.imported(entries, tensors, abstract, source.where)
+    return model, mapping.imported(entries, tensors, abstract, source.path)
 
 
-def family_constants(found: Found) -> Mapping[str, np.ndarray]:
+def family_constants(found: Recognised) -> Mapping[str, np.ndarray]:
     """What a file of this model holds besides parameters."""
     return found.family.constants(found.config, found.style) if found.family else {}
 
@@ -123,10 +123,10 @@ def title(config: ModelConfig) -> str:
 
 
 def difference(config: ModelConfig, family: ModuleType) -> dict[str, tuple[Any, Any]] | str:
-    """In what a model differs from the nearest one of a family: `points.differing`'s answer, or,
+    """In what a model differs from the nearest one of a family: `compare_models.differences`'s answer, or,
     where it has no counterpart there, why not."""
     try:
         counterpart = parse_model(family.counterpart(config))
     except UvitError as error:
         return str(error)
-    return points.differing(config, counterpart)
+    return compare_models.differences(config, counterpart)

@@ -1,4 +1,4 @@
-"""The official U-ViT checkpoints: their keys, and the model that a file's shapes describe.
+"""Official U-ViT checkpoints: their keys, and the model config that a file's shapes imply.
 
 A checkpoint is a flat state dict (`nnet_ema.pth`): 164 tensors for S, 213 for M, 261 for L, 355 for
 H, 166 for the text-to-image S.
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import mapping, points
+from uvit_jax.interop import compare_models, mapping
 from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform, linear
 from uvit_jax.models.model_config import BackboneConfig, ModelConfig
 from uvit_jax.models.presets.uvit import SIZES, preset
@@ -25,22 +25,22 @@ NAME = "U-ViT"
 def style_of(tensors: Tensors) -> str | None:
     """`official` if these look like a U-ViT's tensors, else None."""
     roots = {name.split(".")[0] for name in tensors}
-    # UniDiffuser's tensors are named alike, and there are more of them.
+    # UniDiffuser's tensors have the same names, and more.
     if {"in_blocks", "out_blocks"} <= roots and "clip_img_embed" not in roots:
         return "official"
     return None
 
 
 def constants(config: ModelConfig, style: str = "official") -> dict[str, np.ndarray]:
-    """What a file holds besides parameters: nothing."""
+    """A file's tensors that are not parameters: none."""
     del config, style
     return {}
 
 
 def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
-    """Every tensor of the official checkpoint of a model like `config`."""
+    """Every tensor of the official checkpoint of the model `config`."""
     if style != "official":
-        raise UvitError(f"U-ViT has no {style} form; there is the official one")
+        raise UvitError(f"U-ViT has no {style} form; use the official one")
     layout = config.layout()
     yield from _outside(layout)
     half = config.backbone.depth // 2
@@ -48,7 +48,7 @@ def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
         yield from _block(f"in_blocks.{i}", "backbone/in_blocks", i, config.backbone)
     yield from _block("mid_block", "backbone/mid_block", None, config.backbone)
     for i in range(half):
-        # Ours stands in the order of the blocks whose skips it takes.
+        # Ours are in the order of the in-blocks whose skips they take.
         layer = half - 1 - i
         yield from _block(f"out_blocks.{i}", "backbone/out_blocks", layer, config.backbone)
         yield from linear(f"out_blocks.{i}.skip_linear", "backbone/out_blocks/skip", LINEAR, layer)
@@ -103,19 +103,19 @@ def describe(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """The model config that a checkpoint's shapes describe; of the tensors only shapes are used.
+    """The model config that a checkpoint's shapes imply; the values of tensors are not read.
 
     Args:
-      num_heads: shapes do not tell it; None looks the size up among the published ones.
-      num_classes: shapes do not tell whether the label table's last row is the null class. None
-        takes it to be so for 1001 rows (ImageNet with guidance), and for no other number.
-      image_size: the positions tell it, where there is no text, and given, it must agree. Beside a
-        text, the positions that the picture does not take are the text's; None takes 77 of them.
+      num_heads: not implied by shapes; None looks the size up among the published ones.
+      num_classes: shapes do not imply whether the label table's last row is the null class. None
+        assumes it for 1001 rows (ImageNet with guidance) only.
+      image_size: implied by the positions if there is no text, and must agree if given. With text,
+        the positions beyond those of the image are the text's; None assumes a text of 77 tokens.
 
     Raises:
-      UvitError: if the size is not a published one and `num_heads` is not given, or if the number
-        of positions makes no square picture.
-      KeyError, ValueError, IndexError: if a tensor that is needed is missing or has no such axes.
+      UvitError: if the size is not a published one and `num_heads` is None, or the number of
+        positions does not form a square image.
+      KeyError, ValueError, IndexError: if a required tensor is missing or has too few axes.
     """
     _, num_tokens, width = tensors["pos_embed"].shape
     halves = {k.split(".")[1] for k in tensors if k.startswith("in_blocks.")}
@@ -125,8 +125,8 @@ def describe(
     if num_heads is None:
         if size is None:
             raise UvitError(
-                f"{where}: width {width} and depth {depth} are no published U-ViT, and shapes do "
-                "not tell the number of heads; give num_heads="
+                f"{where}: width {width} and depth {depth} are not of a published U-ViT, and the "
+                "number of heads does not follow from shapes; give num_heads="
             )
         num_heads = SIZES[size][2]
     label = tensors.get("label_emb.weight")
@@ -139,7 +139,7 @@ def describe(
     others = 1 + (label is not None)
     text_length = 0
     if context is not None:
-        # 77 is the length of a CLIP text, the only text that the official models know.
+        # 77 is the length of CLIP's text, the only one of the official models.
         text_length = 77
         if image_size is not None:
             text_length = num_tokens - others - (image_size // patch_size) ** 2
@@ -147,10 +147,11 @@ def describe(
     side = round(max(num_tokens - others, 0) ** 0.5)
     if side < 1 or side * side != num_tokens - others or text_length < 0:
         raise UvitError(
-            f"{where}: {num_tokens} positions less {others} for other tokens are no square picture"
+            f"{where}: {num_tokens} positions less {others} of other tokens do not form a square "
+            "image"
         )
     if image_size not in (None, side * patch_size):
-        raise UvitError(f"{where} is a model of {side * patch_size} pixels, not {image_size}")
+        raise UvitError(f"{where} is a model of image_size={side * patch_size}, not {image_size}")
     return preset(
         size or "S",
         (side * patch_size, side * patch_size, channels),
@@ -169,12 +170,14 @@ def describe(
 
 
 def counterpart(config: ModelConfig) -> dict[str, Any]:
-    """The official U-ViT that is most like a model; if it is the same model, `config` is one.
+    """The official U-ViT most similar to a model; it is equal if the model is an official U-ViT.
 
     Raises:
-      UvitError: if the model has segments of kinds that no U-ViT has, or lacks one.
+      UvitError: if the model has segments of kinds that a U-ViT lacks, or lacks one itself.
     """
-    found = points.by_modality(config, NAME, needed=("time", "image"), other=("label", "features"))
+    found = compare_models.segments_by_modality(
+        config, NAME, needed=("time", "image"), other=("label", "features")
+    )
     image, label, text = found["image"], found.get("label"), found.get("features")
     model = preset(
         "S",
@@ -185,7 +188,7 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
         text_shape=text.shape if text else None,
         final_conv="none" if image.final_conv == "none" else "after",
         time_mlp=found["time"].mlp_ratio > 0,
-        **points.sizes(config.backbone),
+        **compare_models.sizes(config.backbone),
         qkv_bias=config.backbone.qkv_bias,
     )
-    return points.renamed(model, found)
+    return compare_models.with_segment_names(model, found)

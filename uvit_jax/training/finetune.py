@@ -257,7 +257,13 @@ class Finetuner:
         noisy = [s.name for s in layout.noisy]
         learned = [s.name for s in layout.noisy if s.learned_range]
         clean = {name: batch.pop(name) for name in noisy}
-        corrupted = objective.corrupt(noise_key, clean, self.diffusion, learned)
+        corrupted = objective.corrupt(
+            noise_key,
+            clean,
+            self.diffusion,
+            time_keys={s.name: s.time_key for s in layout.noisy},
+            learned_range=learned,
+        )
         times = {name: corrupted.network_times[name] for name in layout.time_keys}
 
         def loss(trained):

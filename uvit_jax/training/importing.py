@@ -21,10 +21,10 @@ from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import dit, points
+from uvit_jax.interop import compare_models, dit
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import (
-    Found,
+    Recognised,
     difference,
     family_of,
     hints_of,
@@ -32,7 +32,7 @@ from uvit_jax.interop.recognise import (
     recognise,
     title,
 )
-from uvit_jax.interop.sources import Source, open_source
+from uvit_jax.interop.weight_files import WeightFile, open_weights
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.training.check_data import check_data
@@ -88,7 +88,7 @@ def import_checkpoint(
     `evaluate` and `train` take as that of any run. The average and the parameters are the same.
 
     Args:
-      path, step, raw: as `sources.open_source` takes them.
+      path, step, raw: as `sources.open_weights` takes them.
       workdir: a folder that does not exist or is empty.
       configs: by name, those that may be meant. chosen: there is one, and it is meant.
       dtype: what the workdir's model computes in. None is the dtype of the config, if that is
@@ -103,7 +103,7 @@ def import_checkpoint(
     target = Path(workdir).expanduser()
     _check_free(target)
     caution = ""
-    source = open_source(path, step=step, raw=raw)
+    source = open_weights(path, step=step, raw=raw)
     if chosen:
         (name,) = configs
         found, run = _fitting(source, name, configs[name].model, given), configs[name]
@@ -122,7 +122,7 @@ def import_checkpoint(
     vocabulary, note = _vocabulary(source, run, model)
     _write(target, run, vocabulary, params)
     return Imported(
-        file=source.where,
+        file=source.path,
         form=found.style,
         model=title(found.config),
         parameters=model.num_params,
@@ -141,13 +141,15 @@ def _check_free(target: Path) -> None:
         raise UvitError(f"{target} is in use; give a new folder with --workdir")
 
 
-def _with_hints_of(source: Source, model: ModelConfig, given: Mapping[str, Any]) -> Found:
+def _with_hints_of(source: WeightFile, model: ModelConfig, given: Mapping[str, Any]) -> Recognised:
     """What the source makes, where neither it nor `given` tells, with the hints of `model`."""
     hints = {**hints_of(model), **source.hints}
     return recognise(source, **{**hints, **{k: v for k, v in given.items() if v is not None}})
 
 
-def _fitting(source: Source, name: str, model: ModelConfig, given: Mapping[str, Any]) -> Found:
+def _fitting(
+    source: WeightFile, name: str, model: ModelConfig, given: Mapping[str, Any]
+) -> Recognised:
     """The model of the source, which has to be that of the config; UvitError if it is not."""
     try:
         found = _with_hints_of(source, model, given)
@@ -156,19 +158,19 @@ def _fitting(source: Source, name: str, model: ModelConfig, given: Mapping[str, 
             found = recognise(source, **given)
         except UvitError:
             # The file alone makes no model; what it lacks to make the config's says more.
-            wrong = _wrong_tensors(source, Found(model, *family_of(source)))
+            wrong = _wrong_tensors(source, Recognised(model, *family_of(source)))
             raise UvitError(f"{wrong}; compared with {name}") if wrong else problem from None
-    differences = points.differing(found.config, model)
+    differences = compare_models.differences(found.config, model)
     if differences:
         told = ", ".join(f"{k} ({a!r} and {b!r})" for k, (a, b) in differences.items())
-        told = f"the models of {source.where} and of {name} differ in {told}"
+        told = f"the models of {source.path} and of {name} differ in {told}"
         # One wrong tensor makes another model; the tensor says more than what it makes.
         wrong = _wrong_tensors(source, dataclasses.replace(found, config=model))
         raise UvitError(f"{wrong}; {told}" if wrong else told)
     return found
 
 
-def _wrong_tensors(source: Source, wanted: Found) -> str:
+def _wrong_tensors(source: WeightFile, wanted: Recognised) -> str:
     """What keeps the tensors from making a model, if anything that can be told by their names."""
     try:
         with contextlib.suppress(KeyError):  # the model has no tensors of this family's names
@@ -179,14 +181,14 @@ def _wrong_tensors(source: Source, wanted: Found) -> str:
 
 
 def _only_one(
-    source: Source, configs: Mapping[str, RunConfig], given: Mapping[str, Any]
-) -> tuple[Found, str]:
+    source: WeightFile, configs: Mapping[str, RunConfig], given: Mapping[str, Any]
+) -> tuple[Recognised, str]:
     """The one config that has the source's model; UvitError if there are none or several."""
-    fitting: dict[str, Found] = {}
+    fitting: dict[str, Recognised] = {}
     for name, run in configs.items():
         with contextlib.suppress(UvitError):
             found = _with_hints_of(source, run.model, given)
-            if not points.differing(found.config, run.model):
+            if not compare_models.differences(found.config, run.model):
                 fitting[name] = found
     if len(fitting) == 1:
         ((name, found),) = fitting.items()
@@ -194,13 +196,13 @@ def _only_one(
         if flow and difference(found.config, dit) == {}:
             # Trained to denoise by other times and another prediction, it would sample noise.
             raise UvitError(
-                f"{source.where} may be a SiT, of {name}, or a DiT without a learned range, of no "
+                f"{source.path} may be a SiT, of {name}, or a DiT without a learned range, of no "
                 "known config: their tensors are the same; choose with --config=FILE"
             )
         return found, name
     if fitting:
         raise UvitError(
-            f"{source.where} may be of {' or '.join(fitting)}, whose models are the same; choose "
+            f"{source.path} may be of {' or '.join(fitting)}, whose models are the same; choose "
             "with --config"
         )
     family_of(source)
@@ -210,25 +212,25 @@ def _only_one(
         what = f"unclear ({problem})"
     known = ", ".join(dict.fromkeys(name.partition(":")[0] for name in configs))
     raise UvitError(
-        f"no known config has the model of {source.where}, which is {what}; name one that has with "
+        f"no known config has the model of {source.path}, which is {what}; name one that has with "
         f"--config=FILE; known: {known or 'none'}"
     )
 
 
-def _own_run(source: Source) -> RunConfig:
+def _own_run(source: WeightFile) -> RunConfig:
     try:
         return parse_run(json.loads(source.metadata[RUN_KEY]))
     except (ValueError, TypeError) as error:  # a UvitError is a ValueError
-        raise UvitError(f"{source.where}: the run's config in the metadata: {error}") from None
+        raise UvitError(f"{source.path}: the run's config in the metadata: {error}") from None
 
 
-def _vocabulary(source: Source, run: RunConfig, model: Model) -> tuple[Vocabulary, str]:
+def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocabulary, str]:
     """The file's vocabulary, or that of the config's data, or an empty one and why."""
     if VOCABULARY_KEY in source.metadata:
         try:
             return Vocabulary.from_json(source.metadata[VOCABULARY_KEY]), ""
         except (ValueError, KeyError, TypeError) as error:
-            raise UvitError(f"{source.where}: the vocabulary in the metadata: {error!r}") from None
+            raise UvitError(f"{source.path}: the vocabulary in the metadata: {error!r}") from None
     try:
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)

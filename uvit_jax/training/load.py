@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from uvit_jax.interop.recognise import read, recognise
-from uvit_jax.interop.sources import is_foreign, open_source
+from uvit_jax.interop.weight_files import holds_foreign_weights, open_weights
 from uvit_jax.models.model import Model, Params
 
 
@@ -37,10 +37,10 @@ def load(
       UvitError: if there is nothing to load, or it is damaged, or of an unknown family.
     """
     path = Path(path).expanduser()
-    if path.is_dir() and not is_foreign(path):
+    if path.is_dir() and not holds_foreign_weights(path):
         from uvit_jax.training.checkpoint import load_workdir
 
         return load_workdir(path, step=step, ema=ema)
-    source = open_source(path, step=step, raw=not ema)
+    source = open_weights(path, step=step, raw=not ema)
     found = recognise(source, num_heads=num_heads, num_classes=num_classes, image_size=image_size)
     return read(source, found)

@@ -177,6 +177,24 @@ FREE_KEYS = (
 )
 
 
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config, perhaps stored by an earlier version, with today's keys.
+
+    `diffusion.times_of` is dropped: which noisy segments share a time is their key `time`.
+
+    Raises:
+      UvitError: if it differs from the segments' `time`.
+    """
+    config = plain(config)
+    diffusion = config.get("diffusion")
+    times_of = diffusion.pop("times_of", {}) if isinstance(diffusion, dict) else {}
+    if times_of:
+        noisy = parse_model(config.get("model", {})).layout().noisy
+        if times_of != {s.name: s.time_key for s in noisy if s.time_key != s.name}:
+            raise UvitError("config.diffusion.times_of is no key; set the segments' `time` instead")
+    return config
+
+
 def parse_run(config: Mapping[str, Any]) -> RunConfig:
     """Builds a `RunConfig` from nested mappings.
 
@@ -187,7 +205,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
       UvitError: on an unknown or missing key or an impossible value, naming the key; also when the
         parts do not fit each other.
     """
-    config = plain(config)
+    config = upgraded(config)
     if "model" in config:
         config["model"] = parse_model(config["model"])
     run = parse(RunConfig, config)
@@ -213,15 +231,9 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             "config.train.drop_references and drop_each_reference need a model with references "
             "that are optional"
         )
-    shared = {s.name: s.time_key for s in layout.noisy if s.time_key != s.name}
-    if run.diffusion.times_of and dict(run.diffusion.times_of) != shared:
-        raise UvitError(
-            "config.diffusion.times_of follows from the model; set a segment's `time` instead"
-        )
     if any(s.learned_range for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
-    diffusion = dataclasses.replace(run.diffusion, times_of=shared)
-    return dataclasses.replace(run, diffusion=diffusion)
+    return run
 
 
 def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:

@@ -90,7 +90,11 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         corrupted = objective.corrupt(
-            noise_key, {name: batch[name] for name in noisy}, config.diffusion, learned
+            noise_key,
+            {name: batch[name] for name in noisy},
+            config.diffusion,
+            time_keys={s.name: s.time_key for s in layout.noisy},
+            learned_range=learned,
         )
         (value, metrics), grads = mean_gradient(state.params, drop(drop_key, batch), corrupted)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -50,7 +50,13 @@ def make_validation(
 
     def loss(params: Params, key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
         clean = {name: batch[name] for name in noisy}
-        corrupted = objective.corrupt(key, clean, diffusion, learned_range)
+        corrupted = objective.corrupt(
+            key,
+            clean,
+            diffusion,
+            time_keys={s.name: s.time_key for s in layout.noisy},
+            learned_range=learned_range,
+        )
         conditions = {k: v for k, v in batch.items() if k not in clean}
         times = {name: corrupted.network_times[name] for name in layout.time_keys}
         outputs = model.apply(params, {**conditions, **corrupted.noisy}, times)

@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++ as tables of coefficients (rows of plan.py), on the host, in float64.
+"""DPM-Solver and DPM-Solver++ as tables of coefficients (see table.py), on the host, in float64.
 
 Both integrate the probability-flow ODE in lambda = log(alpha / sigma), where its linear part is
 solved exactly and only the network's output m is approximated by a polynomial. From s to t,
@@ -7,7 +7,7 @@ h = lambda_t - lambda_s, with u in [0, 1] the fraction of the way:
     DPM-Solver    m = eps:  x_t = alpha_t/alpha_s x - sigma_t h int exp((1 - u) h) m(u) du
     DPM-Solver++  m = x0:   x_t = sigma_t/sigma_s x + alpha_t h int exp(-(1 - u) h) m(u) du
 
-(Lu et al. 2022a, eq. 3.4; 2022b, eq. 9.) `_weights` gives what m = 1, u and u^2 contribute.
+(Lu et al. 2022a, eq. 3.4; 2022b, eq. 9.) `_weights` gives the contributions of m = 1, u and u^2.
 """
 
 from itertools import pairwise
@@ -15,14 +15,14 @@ from itertools import pairwise
 import numpy as np
 
 from uvit_jax.diffusion.schedule import Schedule
-from uvit_jax.diffusion.solvers.table import Row, SamplerConfig, time_grid
+from uvit_jax.diffusion.solvers.table import SamplerConfig, SolverRow, time_grid
 
 
-def rows(config: SamplerConfig, schedule: Schedule) -> list[Row]:
+def rows(config: SamplerConfig, schedule: Schedule) -> list[SolverRow]:
     """The table of the sampler `dpm_solver` or `dpm_solver_pp` with the config's method and order.
 
     Raises:
-      UvitError: if the grid cannot be made (see `time_grid`).
+      UvitError: if `time_grid` does.
     """
     form = "x0" if config.name == "dpm_solver_pp" else "eps"
     if config.method == "multistep":
@@ -48,7 +48,7 @@ def rows(config: SamplerConfig, schedule: Schedule) -> list[Row]:
 
 
 def fast_orders(evaluations: int) -> list[int]:
-    """The orders of DPM-Solver-fast's steps, with that sum (Lu et al. 2022a, section 3.4)."""
+    """The orders of DPM-Solver-fast's steps; their sum is `evaluations` (Lu et al. 2022a, 3.4)."""
     threes, rest = divmod(evaluations, 3)
     if rest == 0:
         return [3] * (threes - 1) + [2, 1]
@@ -56,13 +56,13 @@ def fast_orders(evaluations: int) -> list[int]:
 
 
 def _between(schedule: Schedule, ends: np.ndarray, order: int) -> np.ndarray:
-    """The published inner times of a step: at 1/order, ... of the way in lambda."""
+    """The published inner times of a step: at fractions 1/order, 2/order, ... in lambda."""
     start, end = schedule.half_log_snr(ends)
     return schedule.inverse_half_log_snr(start + (end - start) * np.arange(1, order) / order)
 
 
 def _weights(form: str, schedule: Schedule, t: float, h: float) -> np.ndarray:
-    """What m = 1, u and u^2 contribute to x_t over a step of length h that ends at t; (3,)."""
+    """The contributions of m = 1, u and u^2 to x_t over a step of length h that ends at t; (3,)."""
     if form == "x0":
         scale, z = schedule.alpha(t), -h
     else:
@@ -80,11 +80,11 @@ def _carry(form: str, schedule: Schedule, s: float, t: float) -> float:
     return size(t) / size(s)
 
 
-def _singlestep(form: str, schedule: Schedule, times: np.ndarray) -> list[Row]:
+def _singlestep(form: str, schedule: Schedule, times: np.ndarray) -> list[SolverRow]:
     """One step of order 1, 2 or 3 through the given times (start, inner ones, end).
 
-    The final combinations are the published ones: order 2 weighs the slope by half the weight of 1
-    (exact to the order), order 3 uses the slope between the first and third evaluations only.
+    The final combinations are the published ones: order 2 weighs the slope by half the weight of
+    m = 1 (exact to the order), order 3 uses the slope between first and third evaluation only.
     """
     lam = schedule.half_log_snr(times)
     h = lam[-1] - lam[0]
@@ -100,7 +100,7 @@ def _singlestep(form: str, schedule: Schedule, times: np.ndarray) -> list[Row]:
             slope = w[1] / r[2]
         first = w[0] - slope if i else 0.0
         table.append(
-            Row(
+            SolverRow(
                 t=t,
                 t_next=t_next,
                 x=_carry(form, schedule, times[0], t_next),
@@ -113,12 +113,12 @@ def _singlestep(form: str, schedule: Schedule, times: np.ndarray) -> list[Row]:
     return table
 
 
-def _multistep(config: SamplerConfig, schedule: Schedule, form: str) -> list[Row]:
+def _multistep(config: SamplerConfig, schedule: Schedule, form: str) -> list[SolverRow]:
     """2M (Lu et al. 2022b, algorithm 2), and 3M: the parabola through three values, integrated.
 
     The reference implementation's 3M gives the parabola's second-order term half its exact weight,
-    and is of order 2; here it has the exact weight, and the order is 3. The first steps, which have
-    no past yet, are of lower order.
+    and is of order 2; here it has the exact weight, and the order is 3. The first steps lack past
+    values and have a lower order.
     """
     grid = time_grid(config, schedule)
     lam = schedule.half_log_snr(grid)
@@ -141,7 +141,7 @@ def _multistep(config: SamplerConfig, schedule: Schedule, form: str) -> list[Row
             curvature = (slope0 - (m1 - m2) / r1) / (r0 + r1)
             value = value + w[1] * (slope0 + r0 * curvature) + w[2] * curvature
         table.append(
-            Row(
+            SolverRow(
                 t=t,
                 t_next=t_next,
                 x=_carry(form, schedule, t, t_next),

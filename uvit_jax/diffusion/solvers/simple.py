@@ -1,7 +1,7 @@
-"""The samplers with one rule a step, as tables: ddpm, ddim, Euler-Maruyama, Euler, Heun.
+"""The samplers with one rule per step, as tables: ddpm, ddim, Euler-Maruyama, Euler, Heun.
 
-Each function turns a descending grid of times into rows (see plan.py), on the host, in float64. It
-knows the schedule and nothing else.
+Each function turns a descending grid of times into rows (see table.py), on the host, in float64. It
+is named as the sampler, and `solve.sample` looks it up by that name.
 """
 
 from itertools import pairwise
@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from uvit_jax.diffusion.schedule import Schedule
-from uvit_jax.diffusion.solvers.table import Row, SamplerConfig
+from uvit_jax.diffusion.solvers.table import SamplerConfig, SolverRow
 
 
-def ddpm(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Row]:
+def ddpm(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """Ancestral sampling: x_s ~ q(x_s | x_t, x0) (Ho et al. 2020, eqs. 6, 7).
 
     The last step is its mean. With a grid of fewer steps this is the respaced DDPM of Nichol &
@@ -24,7 +24,7 @@ def ddpm(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Ro
         last = s == grid[-1]
         variance = large if config.variance == "large" else small
         rows.append(
-            Row(
+            SolverRow(
                 t=t,
                 t_next=s,
                 x=x,
@@ -37,14 +37,14 @@ def ddpm(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Ro
     return rows
 
 
-def ddim(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Row]:
+def ddim(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z, n^2 = eta^2 beta tilde (DDIM, eq. 12)."""
     rows = []
     for t, s in _pairs(grid):
         noise = config.eta * schedule.posterior(t, s)[2] ** 0.5
         variance = schedule.sigma(s) ** 2
         rows.append(
-            Row(
+            SolverRow(
                 t=t,
                 t_next=s,
                 x0=schedule.alpha(s),
@@ -55,14 +55,14 @@ def ddim(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Ro
     return rows
 
 
-def euler_maruyama(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Row]:
+def euler_maruyama(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """The reverse SDE dx = [f x - g^2 score] dt + g dw (Song et al. 2021, eq. 6)."""
     del config
     rows = []
     for t, s in _pairs(grid):
         g2 = schedule.g2(t)
         rows.append(
-            Row(
+            SolverRow(
                 t=t,
                 t_next=s,
                 x=1 + schedule.f(t) * (s - t),
@@ -73,13 +73,13 @@ def euler_maruyama(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) 
     return rows
 
 
-def euler(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Row]:
+def euler(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """x_s = x_t + (s - t) dx/dt, dx/dt = alpha' x0 + sigma' eps; order 1 in t."""
     del config
     return [_slope(schedule, t, s, s - t, x=1.0) for t, s in _pairs(grid)]
 
 
-def heun(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Row]:
+def heun(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """The trapezoidal rule after an Euler predictor (Karras et al. 2022, algorithm 1); order 2.
 
     As the predictor is y = x + h k1, the corrector x + h (k1 + k2)/2 is (x + y)/2 + h k2 / 2.
@@ -92,10 +92,10 @@ def heun(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[Ro
     return rows
 
 
-def _slope(schedule: Schedule, t: float, t_next: float, h: float, **kwargs) -> Row:
-    """The row that adds h dx/dt at t."""
+def _slope(schedule: Schedule, t: float, t_next: float, h: float, **kwargs) -> SolverRow:
+    """A row that adds h times dx/dt at t."""
     x0, eps = h * schedule.d_alpha_dt(t), h * schedule.d_sigma_dt(t)
-    return Row(t=t, t_next=t_next, x0=x0, eps=eps, **kwargs)
+    return SolverRow(t=t, t_next=t_next, x0=x0, eps=eps, **kwargs)
 
 
 def _pairs(grid: np.ndarray) -> list[tuple[float, float]]:

@@ -1,8 +1,8 @@
-"""Samplers: from noise at t = 1 to data at t = 0, by any rule that plan.py's tables can express.
+"""Sampling from noise at t = 1 to data at t = 0, by any rule that a table (table.py) can express.
 
-`sample` knows neither the network nor the schedule's formulas: it runs a table of coefficients with
-one `lax.scan` over network evaluations, in which the network is traced once whatever the sampler.
-Wrap it in `jax.jit` together with the network; nothing here is jitted on its own account.
+`sample` runs a table of coefficients with one `lax.scan` over network evaluations, in which the
+network is traced once whatever the sampler. Wrap it in `jax.jit` together with the network; nothing
+here is jitted by itself.
 
     denoise = process.denoiser(predict, schedule, "eps")
     x_0 = sample(SamplerConfig(name="dpm_solver", steps=50), denoise, schedule, x_T)
@@ -20,15 +20,15 @@ import numpy as np
 from uvit_jax.diffusion.process import Denoised
 from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.diffusion.solvers import dpm_solver, simple
-from uvit_jax.diffusion.solvers.table import SAMPLERS, Row, SamplerConfig, time_grid
+from uvit_jax.diffusion.solvers.table import SamplerConfig, SolverRow, time_grid
 from uvit_jax.errors import UvitError
 
-__all__ = ["SAMPLERS", "SamplerConfig", "Trajectory", "num_evaluations", "sample"]
+__all__ = ["SamplerConfig", "Trajectory", "num_evaluations", "sample"]
 
 Tree = Any
 
 EVALUATIONS = {"heun": 2}
-"""Network evaluations a step, where they are not one; those of DPM-Solver follow from its order."""
+"""Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
 
 
 class Trajectory(NamedTuple):
@@ -44,7 +44,7 @@ class Trajectory(NamedTuple):
 
 
 def num_evaluations(config: SamplerConfig) -> int:
-    """How many times `sample` evaluates the network."""
+    """The number of network evaluations of `sample`."""
     if config.name.startswith("dpm_solver") and config.method == "singlestep":
         return config.order * config.steps
     return EVALUATIONS.get(config.name, 1) * config.steps
@@ -59,37 +59,37 @@ def sample(
     *,
     keep_trajectory: bool = False,
 ) -> Tree | tuple[Tree, Trajectory]:
-    """Draws samples; the whole of it is one `lax.scan`.
+    """Generates samples with one `lax.scan`.
 
     Args:
       config: the sampler (static).
       denoise: `denoise(x, t)` with x like x_T and t a float32 scalar in [0, 1]; see
         `process.denoiser`.
-      schedule: of the state.
+      schedule: the noise schedule of the state.
       x_T: a pytree of standard normal noise, leaves (B, ...).
-      key: for the samplers that add noise. The noise of evaluation i and leaf p is drawn with
-        `fold_in(fold_in(key, i), crc32(p))`, so a segment's noise does not depend on its company.
-      keep_trajectory: also return the states in between.
+      key: for the samplers that add noise. The key for evaluation i and the leaf at path p is
+        `fold_in(fold_in(key, i), crc32(p))`, so a segment's noise is independent of other segments.
+      keep_trajectory: whether to also return the intermediate states.
 
     Returns:
       x_0, like x_T, float32 (float64 if x_T is); with keep_trajectory, (x_0, Trajectory).
 
     Raises:
-      UvitError: if a key is missing, or the config does not fit the schedule.
+      UvitError: if a key is missing, or the schedule does not support the config.
     """
     table = _table(config, schedule)
     dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(x_T)))
     columns = {
-        f.name: np.array([getattr(r, f.name) for r in table]) for f in dataclasses.fields(Row)
+        f.name: np.array([getattr(r, f.name) for r in table]) for f in dataclasses.fields(SolverRow)
     }
     learned = config.variance == "learned"
     noisy = bool(columns["noise"].any())
     if noisy and key is None:
         raise UvitError(f"the sampler {config.name!r} adds noise and needs a key")
-    # Columns of zeros are left out of the program, not only of the sum.
+    # Columns of zeros are left out of the compiled program.
     terms = ("x", "y", "x0", "eps", "past1", "past2")
     used = [name for name in terms if columns[name].any()]
-    form = "eps" if columns["eps"].any() else "x0"  # what the past remembers
+    form = "eps" if columns["eps"].any() else "x0"  # the form of past1 and past2
     depth = 2 if "past2" in used else 1 if "past1" in used else 0
     single = bool(columns["ends_step"].all())
 
@@ -127,7 +127,7 @@ def sample(
     return x_0, Trajectory(np.concatenate([columns["t"][:1], columns["t_next"][ends]]), states)
 
 
-def _table(config: SamplerConfig, schedule: Schedule) -> list[Row]:
+def _table(config: SamplerConfig, schedule: Schedule) -> list[SolverRow]:
     if config.name.startswith("dpm_solver"):
         return dpm_solver.rows(config, schedule)
     return getattr(simple, config.name)(config, schedule, time_grid(config, schedule))
@@ -141,20 +141,20 @@ def _sum(terms: list[tuple[jax.Array, Tree]]) -> Tree:
 
 
 def _noise(key: jax.Array, like: Tree) -> Tree:
-    def draw(path, x):
+    def noise(path, x):
         name = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())
         return jax.random.normal(jax.random.fold_in(key, np.uint32(name)), x.shape, x.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, like)
+    return jax.tree_util.tree_map_with_path(noise, like)
 
 
 def _learned_std(row: dict[str, jax.Array], mix: jax.Array) -> jax.Array:
-    """Nichol & Dhariwal 2021, eq. 15; 0 in the last step, whose `noise` is 0."""
+    """The standard deviation (Nichol & Dhariwal 2021, eq. 15); 0 in the last step, as `noise`."""
     log_variance = mix * row["log_large"] + (1 - mix) * row["log_small"]
     return jnp.where(row["noise"] > 0, jnp.exp(log_variance / 2), 0.0)
 
 
 def _mix(denoised: Denoised) -> Tree:
     if denoised.log_variance_mix is None:
-        raise UvitError("variance 'learned' needs a denoiser made with learned_range=True")
+        raise UvitError("variance='learned' needs a denoiser with learned_range=True")
     return denoised.log_variance_mix

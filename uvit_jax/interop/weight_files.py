@@ -16,7 +16,7 @@ WEIGHTS = "diffusion_pytorch_model"  # diffusers' name of them
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class WeightFile:
     """What was found at a path.
 
     Attributes:
@@ -32,12 +32,14 @@ class Source:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def is_foreign(folder: Path) -> bool:
+def holds_foreign_weights(folder: Path) -> bool:
     """Whether a folder is one of diffusers', or of U-ViT's training, and so no workdir."""
     return _diffusers(folder) is not None or bool(_networks(folder) or _steps(folder))
 
 
-def open_source(path: str | os.PathLike, *, step: int | None = None, raw: bool = False) -> Source:
+def open_weights(
+    path: str | os.PathLike, *, step: int | None = None, raw: bool = False
+) -> WeightFile:
     """Reads what is at `path`.
 
     Args:
@@ -55,7 +57,7 @@ def open_source(path: str | os.PathLike, *, step: int | None = None, raw: bool =
         if step is not None:
             raise UvitError(f"{path} holds no steps to choose from; leave step={step} out")
         tensors = files.read_tensors(path, raw=raw)
-        return Source(str(path), tensors, metadata=files.read_metadata(path))
+        return WeightFile(str(path), tensors, metadata=files.read_metadata(path))
     if (folder := _diffusers(path)) is not None:
         return _open_diffusers(folder)
     if steps := _steps(path):
@@ -69,7 +71,7 @@ def open_source(path: str | os.PathLike, *, step: int | None = None, raw: bool =
             f"the folder {path} has no {wanted} (it has {found}) and is none of diffusers'; give a "
             "file, a folder of diffusers', or a training folder of U-ViT's"
         )
-    return Source(str(path / wanted), files.read_tensors(path / wanted))
+    return WeightFile(str(path / wanted), files.read_tensors(path / wanted))
 
 
 def _steps(folder: Path) -> dict[int, Path]:
@@ -88,7 +90,7 @@ def _diffusers(folder: Path) -> Path | None:
     return None
 
 
-def _open_diffusers(folder: Path) -> Source:
+def _open_diffusers(folder: Path) -> WeightFile:
     file = folder / "config.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
@@ -110,6 +112,6 @@ def _open_diffusers(folder: Path) -> Source:
         raise UvitError(f"{file}: {wrong[0]} must be a positive whole number")
     weights = folder / f"{WEIGHTS}.safetensors"
     if weights.is_file():
-        return Source(str(weights), files.read_tensors(weights), hints)
+        return WeightFile(str(weights), files.read_tensors(weights), hints)
     weights = weights.with_suffix(".bin")
-    return Source(str(weights), files.read_torch(weights), hints)
+    return WeightFile(str(weights), files.read_torch(weights), hints)

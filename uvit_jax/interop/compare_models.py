@@ -1,6 +1,6 @@
-"""Which model is a point of which published family, and in what two models differ.
+"""The differences between two models as functions, for matching models to published families.
 
-What decides is maths: the fields that leave parameters and outputs as they are do not count.
+Fields that change neither parameters nor outputs are ignored.
 """
 
 import dataclasses
@@ -12,53 +12,52 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.model_config import BackboneConfig, ModelConfig
 from uvit_jax.tokens.segment import Segment
 
-# How a model is computed and how its training starts, but not what it computes.
-INDIFFERENT = {
+# Fields of precision, implementation and initialization.
+_IGNORED = {
     "": ("dtype",),
     "backbone": ("attention", "products", "scan", "unroll", "remat", "init"),
     "segments": ("patch_init", "init_std"),
 }
 
 
-def differing(ours: ModelConfig, theirs: ModelConfig) -> dict[str, tuple[Any, Any]]:
+def differences(ours: ModelConfig, theirs: ModelConfig) -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two models differ as functions, with both values."""
     a, b = _flat(ours), _flat(theirs)
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
-def told(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """`differing`'s result as text: `backbone.depth (12, not 16), …`."""
-    return ", ".join(f"{key} ({a!r}, not {b!r})" for key, (a, b) in differences.items())
+def as_text(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """The result of `differences` as text: `backbone.depth (12, not 16), …`."""
+    return ", ".join(f"{key} ({a!r}, not {b!r})" for key, (a, b) in found.items())
 
 
 def _flat(config: ModelConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {"sequence": list(config.sequence)}
     for field in dataclasses.fields(config):
-        if field.name not in ("sequence", "segments", "backbone", *INDIFFERENT[""]):
+        if field.name not in ("sequence", "segments", "backbone", *_IGNORED[""]):
             flat[field.name] = to_dict(getattr(config, field.name))
-    groups = {"backbone": (config.backbone, INDIFFERENT["backbone"])}
+    groups = {"backbone": (config.backbone, _IGNORED["backbone"])}
     for name in config.sequence:
-        groups[f"segments.{name}"] = (config.segments[name], INDIFFERENT["segments"])
+        groups[f"segments.{name}"] = (config.segments[name], _IGNORED["segments"])
     for prefix, (group, left_out) in groups.items():
         values = {k: v for k, v in to_dict(group).items() if k not in left_out}
         flat |= {f"{prefix}.{key}": value for key, value in values.items()}
-    # Only the number of hidden units counts.
+    # Ratios that give the same number of hidden units are equal.
     width = config.backbone.width
     flat["backbone.mlp_ratio"] = int(width * config.backbone.mlp_ratio) / width
     return flat
 
 
-def by_modality(
+def segments_by_modality(
     config: ModelConfig, family: str, *, needed: Sequence[str], other: Sequence[str]
 ) -> dict[str, Segment]:
     """A model's segments by modality.
 
     Args:
-      family: its name, for messages. needed, other: the modalities that it has and may have.
+      family: its name, for messages. needed, other: its required and optional modalities.
 
     Raises:
-      UvitError: if there are others, or two of one kind, or one is missing; or if the picture is
-        not square.
+      UvitError: if a modality is missing, not supported or there twice, or the image is not square.
     """
     found: dict[str, Segment] = {}
     for name in config.sequence:
@@ -66,7 +65,7 @@ def by_modality(
         if segment.modality not in (*needed, *other):
             raise UvitError(
                 f"this model is no {family}: segment {name!r} is a {segment.modality}, and a "
-                f"{family} has {', '.join((*needed, *other))} only"
+                f"{family} has only {', '.join((*needed, *other))}"
             )
         if segment.modality in found:
             raise UvitError(
@@ -79,20 +78,18 @@ def by_modality(
             raise UvitError(f"this model is no {family}: it has no segment for {modality}")
     height, width, _ = found["image"].shape
     if height != width:
-        raise UvitError(
-            f"this model is no {family}: its pictures, {height}×{width}, are no squares"
-        )
+        raise UvitError(f"this model is no {family}: its images, {height}×{width}, are not square")
     return found
 
 
 def sizes(backbone: BackboneConfig) -> dict[str, Any]:
-    """The backbone's keys that say how large it is."""
+    """The backbone's keys for its size."""
     keys = ("width", "depth", "num_heads", "mlp_ratio")
     return {key: getattr(backbone, key) for key in keys}
 
 
-def renamed(model: dict[str, Any], names: Mapping[str, Segment]) -> dict[str, Any]:
-    """A preset with its segments named as those of the same modality in `names`."""
+def with_segment_names(model: dict[str, Any], names: Mapping[str, Segment]) -> dict[str, Any]:
+    """A preset whose segments have the names (and time keys) of those in `names`, by modality."""
     new = {old: names[s["modality"]].name for old, s in model["segments"].items()}
     segments = {new[old]: dict(segment) for old, segment in model["segments"].items()}
     image = names["image"]

@@ -3,7 +3,6 @@
 conditions, captions = conditions_for(model, vocabulary, config)       # of a SampleConfig
 conditions = conditions_like(model, dataset, vocabulary, count, seed)  # distributed as the data
 conditions = uniform_labels(model, vocabulary, count, seed)            # every class equally often
-nulls = nulls_of(model.layout, vocabulary)                             # for guidance
 """
 
 from __future__ import annotations
@@ -30,13 +29,6 @@ NAMED = ("label", "text", "features")
 """The kinds of segments that a label or a prompt can give."""
 EncodeText = Callable[[Sequence[str]], np.ndarray]
 """A frozen encoder: texts → features, float32 (B, N, F)."""
-
-
-def nulls_of(layout: Layout, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """The null values that a layout does not know: those of features, by segment, (N, F)."""
-    if vocabulary.features is None:
-        return {}
-    return {s.name: vocabulary.features.null for s in _feature_segments(layout)}
 
 
 def text_encoder_of(

@@ -14,6 +14,7 @@ import numpy as np
 
 from uvit_jax.autoencoders.kl import SCALE
 from uvit_jax.config import Config
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.guidance import Arrays, Branch, Predict, guided
 from uvit_jax.diffusion.objective import ObjectiveConfig
@@ -101,7 +102,7 @@ def make_sampler(
     config: SampleConfig,
     *,
     batch_size: int,
-    nulls: Mapping[str, np.ndarray] | None = None,
+    vocabulary: Vocabulary | None = None,
     branches: Branches | None = None,
 ) -> Sampler:
     """A pure function `sample(params, key, inputs) → {generated segment: samples}`, to be jitted.
@@ -111,7 +112,7 @@ def make_sampler(
 
     Args:
       diffusion: the objective that the model was trained with: its schedule and prediction.
-      nulls: null values by segment that the layout does not know (see `conditions.nulls_of`).
+      vocabulary: of the run; it has the null value of a text encoder's features.
       branches: the weighted sum of predictions that is sampled, from (params, inputs); by default
         classifier-free guidance with the config's scales (see `classifier_free`). Inputs and times
         of the segments that are not generated are added to each branch.
@@ -127,7 +128,7 @@ def make_sampler(
     schedule = make(diffusion.schedule)
     generated, times = _generated(layout, config)
     if branches is None:
-        branches = classifier_free(model, config, nulls)
+        branches = classifier_free(model, config, vocabulary)
     learned = config.sampler.variance == "learned"
     for segment in generated:
         if learned and not getattr(segment, "learned_range", False):
@@ -188,7 +189,7 @@ def make_sampler(
 
 
 def classifier_free(
-    model: Model, config: SampleConfig, nulls: Mapping[str, np.ndarray] | None = None
+    model: Model, config: SampleConfig, vocabulary: Vocabulary | None = None
 ) -> Branches:
     """The branches of classifier-free guidance: with everything, without text and label, without
     references as well.
@@ -209,7 +210,8 @@ def classifier_free(
     if s_r and not layout.references:
         raise UvitError(f"reference_guidance_scale={s_r}, but the model takes no references")
     cached = _use_cache(model, config.cache_references)
-    null = {name: layout.null(name, 1, nulls) for name in droppable} if s or s_r else {}
+    features_null = vocabulary.null_features if vocabulary else None
+    null = {n: layout.null(n, 1, features_null) for n in droppable} if s or s_r else {}
     if not droppable:
         s = s_r  # the references are the only condition
 

@@ -9,7 +9,7 @@ A layout is static: it holds no arrays. `embed.py` has the modules.
 
 import copy
 import functools
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
@@ -223,21 +223,22 @@ class Layout:
         return any(s.position == "rope" for s in self.segments)
 
     def null(
-        self, name: str, batch_size: int, nulls: Mapping[str, np.ndarray] | None = None
+        self, name: str, batch_size: int, features_null: np.ndarray | None = None
     ) -> np.ndarray:
         """The value of segment `name` that stands for "not given" in classifier-free guidance:
         (batch_size, …).
 
         Args:
-          nulls: by segment, those that the data or an encoder bring (see `conditions.nulls_of`).
+          features_null: (N, F), a text encoder's features of the empty text, for segments of
+            features (`Vocabulary.null_features`).
 
         Raises:
           UvitError: if the segment has none.
         """
         segment = self.by_name[name]
-        if nulls and name in nulls:
-            return np.broadcast_to(nulls[name], (batch_size, *nulls[name].shape))
         value = segment.null(batch_size)
+        if value is None and segment.kind == "features" and features_null is not None:
+            value = np.broadcast_to(features_null, (batch_size, *features_null.shape))
         if value is None:
             raise UvitError(
                 f"segment {name!r} has no null value, so it cannot be dropped or guided"

@@ -1,8 +1,8 @@
-"""What training does with references: each example in random slots, and some of them dropped.
+"""Conditions in training: some are dropped, and references get random slots.
 
-The data bring the subjects of an example in any order, subject s as `ref_{s}_{v}` and `@s`. Slots
-are drawn here, in the step, because references and captions have to change together, and because a
-slot beyond those of the data (a third for two subjects) can be trained nowhere else.
+The data bring an example's subjects in any order, subject s as `ref_{s}_{v}` and `@s` in its
+caption. Slots are assigned in the train step, because references and captions have to change
+together, and because a slot beyond those of the data (a third subject) is trained nowhere else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
@@ -21,34 +22,49 @@ if TYPE_CHECKING:
     from uvit_jax.training.run_config import TrainConfig
 
 Conditions = dict[str, jax.Array]
+SlotWords = Mapping[str, tuple[int, ...]]
+"""By text segment, the token ids of `@1`, `@2`, … (see `slot_words`)."""
 
 
-def in_training(
+def drop_conditions(
     key: jax.Array,
     layout: Layout,
     conditions: Conditions,
     config: TrainConfig,
-    slot_words: Mapping[str, tuple[int, ...]],
+    features_null: np.ndarray | None,
+    words: SlotWords,
 ) -> Conditions:
-    """A batch's conditions with references dropped and put into slots as a config says."""
+    """A batch's conditions with some replaced by their null values, and slots permuted.
+
+    Args:
+      config: its `drop`, `drop_references`, `drop_each_reference` and `permute_slots`.
+      features_null: see `Layout.null`.
+    """
+    conditions = dict(conditions)
+    for i, (name, share) in enumerate(sorted(config.drop.items())):
+        value = conditions[name]
+        dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])
+        dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
+        conditions[name] = jnp.where(dropped, layout.null(name, 1, features_null), value)
+    key = jax.random.fold_in(key, len(config.drop))
     if not layout.references:
-        return renamed(key, layout, conditions, slot_words) if config.permute_slots else conditions
+        return rename(key, layout, conditions, words) if config.permute_slots else conditions
     drop_key, slot_key = jax.random.split(key)
     if PRESENT in conditions:
-        conditions = conditions | {
-            PRESENT: keep(
-                drop_key,
-                conditions[PRESENT],
-                share=config.drop_references,
-                share_each=config.drop_each_reference,
-            )
-        }
-    return permute(slot_key, layout, conditions, slot_words) if config.permute_slots else conditions
+        conditions[PRESENT] = drop_references(
+            drop_key,
+            conditions[PRESENT],
+            share=config.drop_references,
+            share_each=config.drop_each_reference,
+        )
+    return permute(slot_key, layout, conditions, words) if config.permute_slots else conditions
 
 
-def keep(key: jax.Array, present_BSV: jax.Array, *, share: float, share_each: float) -> jax.Array:
-    """Which references are left, bool (B, S, V): an example loses all of them with probability
-    `share`, and each of them by itself with `share_each`."""
+def drop_references(
+    key: jax.Array, present_BSV: jax.Array, *, share: float, share_each: float
+) -> jax.Array:
+    """The references that remain, bool (B, S, V): an example loses all of them with probability
+    `share`, and each of them independently with `share_each`."""
     all_key, each_key = jax.random.split(key)
     lost_B11 = jax.random.bernoulli(all_key, share, (present_BSV.shape[0], 1, 1))
     lost_BSV = jax.random.bernoulli(each_key, share_each, present_BSV.shape)
@@ -56,45 +72,35 @@ def keep(key: jax.Array, present_BSV: jax.Array, *, share: float, share_each: fl
 
 
 def permute(
-    key: jax.Array,
-    layout: Layout,
-    conditions: Conditions,
-    slot_words: Mapping[str, tuple[int, ...]],
+    key: jax.Array, layout: Layout, conditions: Conditions, words: SlotWords
 ) -> Conditions:
-    """The conditions with each example's subjects and views in random slots of the model's.
+    """The conditions with each example's subjects and views in random slots of the model.
 
-    Subject s goes to slot π(s), π a permutation of all `max_subjects` slots, and the word `@s` of
-    its caption becomes `@π(s)`, so that the two still go together. Slots that the conditions bring
-    say which subject and view a reference is of, where that is not its segment's own.
+    Subject s gets slot π(s), with π a permutation of all `max_subjects` slots, and the word `@s` of
+    its caption becomes `@π(s)`, so that the two still correspond. Where the conditions have slots,
+    those say which subject and view a reference is of, instead of its segment's.
     """
     subject_key, view_key = jax.random.split(key)
     B = conditions[layout.references[0].name].shape[0]
     slots_BS = _permutations(subject_key, B, layout.max_subjects)
     S, V = layout.num_subjects, layout.num_views
-    places_BS = jnp.broadcast_to(conditions.get(SUBJECT_SLOTS, jnp.arange(S)), (B, S))
-    changed = {SUBJECT_SLOTS: jnp.take_along_axis(slots_BS, places_BS, axis=1)}
+    subjects_BS = jnp.broadcast_to(conditions.get(SUBJECT_SLOTS, jnp.arange(S)), (B, S))
+    changed = {SUBJECT_SLOTS: jnp.take_along_axis(slots_BS, subjects_BS, axis=1)}
     if layout.max_views:
         views_BSV = jnp.broadcast_to(conditions.get(VIEW_SLOTS, jnp.arange(V)), (B, S, V))
         orders_BM = _permutations(view_key, B, layout.max_views)
-        found_BN = jnp.take_along_axis(orders_BM, views_BSV.reshape(B, S * V), axis=1)
-        changed[VIEW_SLOTS] = found_BN.reshape(B, S, V)
-    return _renamed(slots_BS, conditions, slot_words) | changed
+        slots_BN = jnp.take_along_axis(orders_BM, views_BSV.reshape(B, S * V), axis=1)
+        changed[VIEW_SLOTS] = slots_BN.reshape(B, S, V)
+    return _renamed(slots_BS, conditions, words) | changed
 
 
-def renamed(
-    key: jax.Array,
-    layout: Layout,
-    conditions: Conditions,
-    slot_words: Mapping[str, tuple[int, ...]],
-) -> Conditions:
-    """The conditions of a model without references, captions' names drawn anew as `permute` does.
-
-    So every name has been trained as that of some subject, and any can be given to a new one.
-    """
-    if not slot_words:
+def rename(key: jax.Array, layout: Layout, conditions: Conditions, words: SlotWords) -> Conditions:
+    """The conditions of a model without references, with the captions' names permuted as `permute`
+    does, so that every name is trained and any can be given to a new subject."""
+    if not words:
         return conditions
     B = next(iter(conditions.values())).shape[0]
-    return _renamed(_permutations(key, B, layout.max_subjects), conditions, slot_words)
+    return _renamed(_permutations(key, B, layout.max_subjects), conditions, words)
 
 
 def _permutations(key: jax.Array, rows: int, count: int) -> jax.Array:
@@ -102,12 +108,10 @@ def _permutations(key: jax.Array, rows: int, count: int) -> jax.Array:
     return jnp.argsort(jax.random.uniform(key, (rows, count)), axis=1).astype(jnp.int32)
 
 
-def _renamed(
-    slots_BS: jax.Array, conditions: Conditions, slot_words: Mapping[str, tuple[int, ...]]
-) -> Conditions:
-    """The conditions with `@s` become `@slots[s]` in every caption."""
+def _renamed(slots_BS: jax.Array, conditions: Conditions, words: SlotWords) -> Conditions:
+    """The conditions with `@s` replaced by `@slots[s]` in every caption."""
     changed = {}
-    for name, ids in slot_words.items():
+    for name, ids in words.items():
         ids_S, text_BT = jnp.asarray(ids), conditions[name]
         renamed_BT = text_BT
         for s, word in enumerate(ids):
@@ -119,22 +123,22 @@ def _renamed(
 def slot_words(layout: Layout, tokenizer: Tokenizer | None) -> dict[str, tuple[int, ...]]:
     """By text segment, the ids of `@1`, `@2`, … up to the model's `max_subjects`.
 
-    Empty where there are no subjects' slots, or where captions never name a subject.
+    Empty if there are no subject slots, or captions never name a subject.
 
     Raises:
-      UvitError: if a tokenizer knows some of the words but not all, or captions come as a frozen
-        encoder's features, in which nothing can be renamed.
+      UvitError: if a tokenizer has some of the words but not all, or captions are a frozen encoder's
+        features, in which no name can be replaced.
     """
     if not layout.max_subjects:
         return {}
-    for segment in layout.inputs:
-        if segment.modality == "features" and segment.role == "condition":
+    for segment in layout.conditions:
+        if segment.kind == "features" and segment.role == "condition":
             raise UvitError(
-                f"segment {segment.name!r} holds features of captions, whose subjects cannot be "
+                f"segment {segment.name!r} has features of captions, in which subjects cannot be "
                 "renamed when slots are permuted; set config.train.permute_slots=False"
             )
     words = [f"@{s + 1}" for s in range(layout.max_subjects)]
-    texts = [s.name for s in layout.inputs if s.modality == "text"]
+    texts = [s.name for s in layout.inputs if s.kind == "text"]
     if tokenizer is None or not texts:
         return {}
     known = {

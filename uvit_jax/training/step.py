@@ -2,25 +2,23 @@
 
     state, metrics = step(state, batch)
 
-Noise, times, dropped conditions and slots of references are drawn for the whole batch from
-`fold_in(state.key, state.step)`: neither sharding nor gradient accumulation nor a restart changes
-them.
+Noise, times, dropped conditions and slots of references are sampled for the whole batch from
+`fold_in(state.key, state.step)`: they do not depend on sharding, gradient accumulation or restarts.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from uvit_jax.diffusion import objective
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import BATCH
-from uvit_jax.sampling.conditions import null
-from uvit_jax.training import dropping
+from uvit_jax.training.dropping import drop_conditions, slot_words
+from uvit_jax.training.loss import corrupt, diffusion_loss
 from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.state import TrainState
 
@@ -33,70 +31,36 @@ def make_step(
     config: RunConfig,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
-    nulls: Mapping[str, np.ndarray] | None = None,
-    slot_words: Mapping[str, tuple[int, ...]] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step for a model, to be jitted.
+    """The step of a model, to be jitted.
 
     Args:
       config: of the run: its objective, and what is dropped, accumulated and averaged.
-      optimizer, learning_rate: as `optimizer.make_optimizer` makes them.
-      nulls: those that the layout cannot know (see `conditions.nulls_of`).
-      slot_words: the ids by which captions name subjects (see `dropping.slot_words`).
+      optimizer, learning_rate: from `optimizer.make_optimizer`.
+      vocabulary: of the run: the null value of features, and the token ids of subjects' names.
 
     Returns:
-      `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name,
-      leaves (B, …), with noisy segments' clean data. The metrics are float32 scalars: loss, the
-      gradient's norm, the learning rate, and each noisy segment's part of the loss.
+      `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name, leaves
+      (B, …), noisy segments as clean data. The metrics are float32 scalars: loss, gradient norm,
+      learning rate, and each noisy segment's part of the loss.
     """
-    layout = model.layout
-    noisy = [s.name for s in layout.noisy]
-    learned = [s.name for s in layout.noisy if s.learned_range]
-    accumulate = config.train.accumulate
+    vocabulary = vocabulary or Vocabulary()
+    words = slot_words(model.layout, vocabulary.tokenizer) if config.train.permute_slots else {}
 
-    def drop(key: jax.Array, batch: Batch) -> Batch:
-        conditions = {name: batch[name] for name in layout.inputs_in(batch) if name not in noisy}
-        for i, (name, share) in enumerate(sorted(config.train.drop.items())):
-            value = conditions[name]
-            dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])
-            dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
-            conditions[name] = jnp.where(dropped, null(layout, name, 1, nulls), value)
-        key = jax.random.fold_in(key, len(config.train.drop))
-        return dropping.in_training(key, layout, conditions, config.train, slot_words or {})
+    def loss(params, conditions, corrupted):
+        losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
+        return jnp.mean(losses_B), metrics
 
-    def loss(params, conditions: Batch, corrupted: objective.Corrupted):
-        times = {key: corrupted.network_times[key] for key in layout.time_keys}
-        outputs = model.apply(params, {**conditions, **corrupted.noisy}, times)
-        return objective.loss(outputs, corrupted)
-
-    gradient = jax.value_and_grad(loss, has_aux=True)
-
-    def mean_gradient(params, *examples):
-        if accumulate == 1:
-            return gradient(params, *examples)
-
-        # Microbatch i takes every accumulate-th example, so each device keeps to its own.
-        def cut(a: jax.Array) -> jax.Array:
-            return jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0)
-
-        def body(total, micro):
-            return jax.tree.map(jnp.add, total, gradient(params, *micro)), None
-
-        shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[:1], examples))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        total, _ = jax.lax.scan(body, zeros, jax.tree.map(cut, examples))
-        return jax.tree.map(lambda a: a / accumulate, total)
+    gradient = _accumulated(jax.value_and_grad(loss, has_aux=True), config.train.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        corrupted = objective.corrupt(
-            noise_key,
-            {name: batch[name] for name in noisy},
-            config.diffusion,
-            time_keys={s.name: s.time_key for s in layout.noisy},
-            learned_range=learned,
+        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion)
+        conditions = drop_conditions(
+            drop_key, model.layout, conditions, config.train, vocabulary.null_features, words
         )
-        (value, metrics), grads = mean_gradient(state.params, drop(drop_key, batch), corrupted)
+        (value, metrics), grads = gradient(state.params, conditions, corrupted)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = config.train.ema_decay
@@ -119,14 +83,35 @@ def make_step(
     return step
 
 
-def jit_step(step: Callable, where: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
-    """`step` as a program over a mesh: the state in its place, the batch spread, memory reused.
+def _accumulated(gradient: Callable, accumulate: int) -> Callable:
+    """`gradient(params, *examples)` as the mean over `accumulate` microbatches."""
+    if accumulate == 1:
+        return gradient
 
-    Trainer and ahead-of-time compiler both call this one, so what is compiled is what is run.
+    # Microbatch i has every accumulate-th example, so that each device uses its own.
+    def cut(a: jax.Array) -> jax.Array:
+        return jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0)
+
+    def accumulated(params, *examples):
+        def body(total, micro):
+            return jax.tree.map(jnp.add, total, gradient(params, *micro)), None
+
+        shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[:1], examples))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        total, _ = jax.lax.scan(body, zeros, jax.tree.map(cut, examples))
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    return accumulated
+
+
+def jit_step(step: Callable, state_shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+    """`step` as a program over a mesh: the state sharded, the batch sharded, buffers donated.
+
+    The trainer and the ahead-of-time compiler both use it, so what is compiled is what runs.
     """
     return jax.jit(
         step,
-        in_shardings=(where, NamedSharding(mesh, BATCH)),
-        out_shardings=(where, None),
+        in_shardings=(state_shardings, NamedSharding(mesh, BATCH)),
+        out_shardings=(state_shardings, None),
         donate_argnums=0,
     )

@@ -1,0 +1,44 @@
+"""The loss of a model on a batch, for training, fine-tuning and validation alike.
+
+conditions, corrupted = corrupt(key, model, batch, diffusion)
+losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
+"""
+
+from collections.abc import Mapping
+
+import jax
+
+from uvit_jax.diffusion import objective
+from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig
+from uvit_jax.models.model import Model, Params
+
+Batch = Mapping[str, jax.Array]
+
+
+def corrupt(
+    key: jax.Array, model: Model, batch: Batch, diffusion: ObjectiveConfig
+) -> tuple[dict[str, jax.Array], Corrupted]:
+    """A batch's conditions, and its noisy segments at sampled times.
+
+    Args:
+      key: one PRNG key for the batch.
+      batch: the model's inputs, leaves (B, …), noisy segments as clean data.
+    """
+    layout = model.layout
+    corrupted = objective.corrupt(
+        key,
+        {s.name: batch[s.name] for s in layout.noisy},
+        diffusion,
+        time_keys={s.name: s.time_key for s in layout.noisy},
+        learned_range=[s.name for s in layout.noisy if getattr(s, "learned_range", False)],
+    )
+    return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
+
+
+def diffusion_loss(
+    model: Model, params: Params, conditions: Batch, corrupted: Corrupted
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Each example's loss, (B,) float32, and the metrics of `objective.example_losses`."""
+    times = {s.time_key: corrupted.network_times[s.name] for s in model.layout.noisy}
+    outputs = model.apply(params, {**conditions, **corrupted.noisy}, times)
+    return objective.example_losses(outputs, corrupted)

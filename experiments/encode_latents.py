@@ -32,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     distributed.initialize(args.distributed)
 
     import jax
+    from uvit_jax.data.encoding import encode_dataset, source_config
 
     from uvit_jax.autoencoders.kl import SCALE
     from uvit_jax.autoencoders.kl_weights import load_autoencoder, resolve
     from uvit_jax.data import pipeline
-    from uvit_jax.data.encoding import encode_dataset, source_config
     from uvit_jax.data.latent_shards import INDEX, LatentIndex
 
     file, settings = resolve(args.autoencoder)

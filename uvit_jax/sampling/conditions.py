@@ -21,7 +21,7 @@ from uvit_jax.tokens.reference_inputs import reference_inputs
 
 if TYPE_CHECKING:
     from uvit_jax.data.pipeline import Dataset
-    from uvit_jax.data.sources.latents import LatentData
+    from uvit_jax.data.sources.latents import LatentDataset
     from uvit_jax.models.model import Model
     from uvit_jax.sampling.sampler import SampleConfig
     from uvit_jax.tokens.layout import Layout
@@ -168,7 +168,7 @@ def conditions_for(
 
 def conditions_like(
     model: Model,
-    dataset: Dataset | LatentData | None,
+    dataset: Dataset | None,
     vocabulary: Vocabulary,
     count: int,
     seed: int,
@@ -307,7 +307,7 @@ class FeatureRows:
     """Features (count, N, F) that are read when indexed by an array of rows: 50,000 captions of
     CLIP's would be 12 GB."""
 
-    def __init__(self, dataset: LatentData, order: np.ndarray, numbers: np.ndarray):
+    def __init__(self, dataset: LatentDataset, order: np.ndarray, numbers: np.ndarray):
         self._dataset, self._order, self._numbers = dataset, order, numbers
 
     def __len__(self) -> int:

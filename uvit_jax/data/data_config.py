@@ -85,8 +85,8 @@ class DataConfig(Config):
         super().__post_init__()
         if not self.name:
             raise UvitError(
-                "name is empty; set it to 'emoji', 'folder', 'latents', 'totems', 'emoji_scenes' or "
-                "a TFDS data set"
+                "name is empty; set it to a data set, such as 'emoji', 'folder', 'latents' or "
+                "'tfds:cifar10'"
             )
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:

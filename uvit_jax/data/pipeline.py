@@ -3,7 +3,7 @@
     data = dataset(config)                               # random access, classes, tokenizer
     for batch in batches(data, batch_size=64, seed=0):   # {"image", "index", ["label", "text"]}
 
-`batches` is in `batches.py`. The sources are in `sources/`; `sources/source.py` says how to add one.
+`batches` is in `batches.py`. `sources/source.py` says how to add a source.
 """
 
 from uvit_jax.data.data_config import DataConfig

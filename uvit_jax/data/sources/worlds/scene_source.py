@@ -132,10 +132,10 @@ class SceneSource(Source):
 def pack_references(row: dict[str, np.ndarray], places: int) -> dict[str, np.ndarray]:
     """A row whose references are numbered consecutively, whichever subject they show.
 
-    A model of `places` references then serves one subject of many views as well as many subjects of
-    one view. Reference p, from 1, is `ref_{p}_1`. With P = `places`, `refs_present` bool (P, 1) says
-    which there are, and `subject_slots` int32 (P,) and `view_slots` int32 (P, 1) which subject and
-    view each shows, from 0.
+    A model of P = `places` references then serves one subject of many views as well as many
+    subjects of one view. Reference p, from 1, is `ref_{p}_1`. `refs_present` bool (P, 1) says which
+    there are; `subject_slots` int32 (P,) and `view_slots` int32 (P, 1) say which subject and view
+    each one shows, from 0.
 
     Raises:
       UvitError: if the row has more references.

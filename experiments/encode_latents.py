@@ -128,8 +128,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if args.data.name in WORLDS:
         raise UvitError(
-            f"--data.name={args.data.name}: an example is several images, rendered when it is read; "
-            "encoding them is not supported"
+            f"--data.name={args.data.name}: encoding data with reference images is not supported"
         )
     if args.data.flip:
         raise UvitError("--data.flip mirrors at random; use --mirror, which stores both latents")

@@ -43,9 +43,7 @@ class Tokenizer:
     def __init__(self, words: tuple[str, ...] = ()):
         for word in words:
             if _pieces("a" + _piece(word)) != [" a", _piece(word)]:
-                raise UvitError(
-                    f"{word!r} cannot be a word of the tokenizer: no text is split into it"
-                )
+                raise UvitError(f"{word!r} cannot be a word of the tokenizer: no text contains it")
         self.words = tuple(words)
         self._ids = {_piece(word): _FIRST_WORD + i for i, word in enumerate(words)}
         if len(self._ids) != len(words):

@@ -41,7 +41,7 @@ class DataConfig(Config):
       vocabulary: a file with a tokenizer's JSON; "" takes the known words from the captions (or
         class names) of emoji and folders, and from the class names of a TFDS data set.
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
-        keeps all. The labels are concepts, such as "grinning face".
+        keeps all. `keep_labels` has concepts, such as "grinning face".
       max_subjects, max_views: of totems and emoji scenes, the most subjects per image (1 to 3), and
         the most references per subject (0 to 4); the numbers are random, from 1 up to these.
       places: of totems and emoji scenes, the most references of all subjects together: an example

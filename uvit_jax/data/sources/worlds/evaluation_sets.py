@@ -161,8 +161,10 @@ def _couples(order: np.ndarray, count: int) -> list[tuple[int, int]]:
 
 
 def _recompose(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    """The second identity with the front emblem of the first on its back: it differs from a training
-    identity in one factor, which only its references show."""
+    """The second identity with the front emblem of the first on its back.
+
+    It differs from a training identity in this one factor, which only its references show.
+    """
     changed = list(second)
     changed[_BACK] = first[_FRONT]
     if changed[_BACK] == second[_BACK]:

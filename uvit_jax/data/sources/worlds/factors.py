@@ -25,8 +25,8 @@ MIN_DISTANCE = 3
 """Any two identities differ in at least this many factors."""
 
 COUNTS = {"train": 1600, "validation": 192, "test": 160, "test_pairs": 96}
-"""Identities per split. `test` and `test_pairs` are the 256 test identities; the latter have pairs of
-factor values that no other identity has."""
+"""Identities per split. `test` and `test_pairs` are the 256 test identities; the latter have pairs
+of factor values that no other identity has."""
 
 SEED = 2024
 
@@ -61,8 +61,10 @@ def valid(identity: np.ndarray) -> np.ndarray:
 
 
 def has_held_out_pair(identity: np.ndarray) -> np.ndarray:
-    """Whether it has a pair of values held out from training: 6 of the 72 pairs (hue, pattern), or 6
-    of the 48 pairs (profile, top). (..., 8) → bool (...)."""
+    """Whether it has a pair of values held out from training, (..., 8) → bool (...).
+
+    These are 6 of the 72 pairs (hue, pattern) and 6 of the 48 pairs (profile, top).
+    """
     identity = np.asarray(identity)
     profile, hue, pattern, top = (identity[..., i] for i in (0, 1, 3, 6))
     return ((hue + 2 * pattern) % 12 == 5) | ((profile + top) % 8 == 5)

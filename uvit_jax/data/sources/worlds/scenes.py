@@ -260,7 +260,7 @@ def _check(scene: Scene, S: int, V: int) -> None:
 def _layers(
     scene_world: World, layers: list, size: int, zoom: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each of N subjects alone at 2×2 points per pixel: colours (N, 2H, 2W, 3), alpha (N, 2H, 2W)."""
+    """Each of N subjects alone, 2×2 points per pixel: colours (N, 2H, 2W, 3), alpha (N, 2H, 2W)."""
     x_NP = np.stack([((x - cx) / np.float32(k)).ravel() for _, _, cx, _, k, x, _ in layers])
     y_NP = np.stack([((y - cy) / np.float32(k)).ravel() for _, _, _, cy, k, _, y in layers])
     identity_NF = np.array([one[0] for one in layers], np.int32)

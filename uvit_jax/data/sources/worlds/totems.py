@@ -129,7 +129,7 @@ def _glyph(kind_M: np.ndarray, a_M: np.ndarray, b_M: np.ndarray) -> np.ndarray:
 
 
 def _arms(identity_F: np.ndarray, yaw: float, n: int):
-    """(totem, in front of the body?, (shoulder, hand), (arm's colour, hand's colour)) of both arms."""
+    """(totem, in front of the body?, (shoulder, hand), (arm colour, hand colour)) of each arm."""
     kind = int(identity_F[7])
     if kind == 0:
         return

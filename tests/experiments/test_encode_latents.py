@@ -79,18 +79,16 @@ def test_every_record_is_the_encoding_of_its_image(whole, flags, autoencoder):
         DataConfig(name="latents", path=str(whole), labels="label", text=True, flip=True)
     )
     folder = next(f for f in flags if f.startswith("--data.path=")).partition("=")[2]
-    images_data = pipeline.dataset(
-        DataConfig(name="folder", path=folder, labels="label", text=True)
-    )
-    assert len(data) == len(images_data) == COUNT and data.image_shape == (4, 4, 4)
-    assert data.class_names == images_data.class_names and data.tokenizer == images_data.tokenizer
-    images = np.stack([images_data.decode(images_data.source[i])["image"] for i in range(COUNT)])
+    source = pipeline.dataset(DataConfig(name="folder", path=folder, labels="label", text=True))
+    assert len(data) == len(source) == COUNT and data.image_shape == (4, 4, 4)
+    assert data.class_names == source.class_names and data.tokenizer == source.tokenizer
+    images = np.stack([source.decode(source.source[i])["image"] for i in range(COUNT)])
     for key, inputs in (("moments", images), ("mirrored", images[:, :, ::-1])):
         wanted = encode_in_batches(*autoencoder, inputs)
         got = np.stack([data.source[i][key] for i in range(COUNT)])
         assert np.abs(got - wanted).max() < 1e-3 * np.abs(wanted).max()
     for i in range(COUNT):
-        record, image = data.source[i], images_data.source[i]
+        record, image = data.source[i], source.source[i]
         assert record["label"] == image["label"]
         assert record["captions"] == image["captions"]
 

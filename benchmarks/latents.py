@@ -17,18 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from experiments import cli
-from uvit_jax.data import encoding
-from uvit_jax.data.batches import Rows
+from uvit_jax.data.batches import BatchLoader, batches
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.latent_shards import LatentIndex
-from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.latent_shards import LatentIndex, encode_images
+from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.sources import latents
 
 SHAPE = (32, 32, 4)
 
 
-class Pictures:
-    """A data set of nothing: what matters is written by `encode`."""
+class NoImages:
+    """A data set without images: the moments come from `encode`."""
 
     def __init__(self):
         self.source = self
@@ -59,7 +58,7 @@ def write(folder: Path, dtype: str, count: int) -> float:
     moments = np.random.default_rng(0).normal(size=(64, 32, 32, 8)).astype(np.float32)
     moments[..., 4:] -= 10
     began = time.perf_counter()
-    encoding.encode_dataset(folder, index, Pictures(), lambda images: moments, batch_size=64)
+    encode_images(folder, index, NoImages(), lambda images: moments, batch_size=64)
     return time.perf_counter() - began
 
 
@@ -81,10 +80,10 @@ def parts(config: DataConfig, batch_size: int) -> dict[str, float]:
     data = dataset(config)
     rng = np.random.default_rng(0)
     indices = rng.integers(0, len(data), batch_size).tolist()
-    chances = rng.integers(0, 2**63, batch_size).tolist()
+    bits = rng.integers(0, 2**63, batch_size).tolist()
     planes = np.empty((batch_size, 2, int(np.prod(SHAPE))), np.float32)
     options = dict(batch_size=1, seed=0, rows=[0], train=True)
-    order = Rows(data, **options).order
+    order = BatchLoader(data, **options).order
     records = [data.source.read(i) for i in indices]
 
     def unpack():
@@ -94,11 +93,11 @@ def parts(config: DataConfig, batch_size: int) -> dict[str, float]:
     steps = {
         "order": lambda: [int(order[i]) for i in range(batch_size)],
         "read": lambda: [
-            data.source.read(i, bool(c & 1)) for i, c in zip(indices, chances, strict=True)
+            data.source.read(i, bool(c & 1)) for i, c in zip(indices, bits, strict=True)
         ],
         "unpack": unpack,
-        "sample": lambda: latents._sample(planes, chances),
-        "all": lambda: data.batch(indices, chances),
+        "sample": lambda: latents.sample_moments(planes, bits),
+        "all": lambda: data.batch(indices, bits),
     }
     return {name: _microseconds(step) / batch_size for name, step in steps.items()}
 

@@ -1,14 +1,14 @@
-"""Encodes a data set's pictures with a KL autoencoder, once, for training on their latents.
+"""Encodes the images of a data set with a KL autoencoder, once, for training on their latents.
 
     python -m experiments.encode_latents --data.name=imagenet2012 --data.image_size=256 \\
         --data.labels=label --autoencoder=vae.safetensors --mirror --out=latents/imagenet256
     python -m experiments.train --config=configs/uvit_l.py
 
-The autoencoder is Stable Diffusion's, as diffusers or CompVis name its tensors, alone or in a whole
-checkpoint. What is stored are the moments, from which training draws a fresh sample at every step.
+The autoencoder is Stable Diffusion's, with the tensor names of diffusers or CompVis, alone or in a
+full checkpoint. The stored moments are those from which training draws a new sample at every step.
 
-The same command again goes on where it was stopped. Several hosts share the work if each is given
-its own --part=0/4, 1/4, … and the same folder, or by --distributed=auto on a TPU pod.
+Rerunning the command resumes a stopped run. Several hosts share the work if each has its own
+--part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import cli
-from uvit_jax.config import parse
+from uvit_jax.config import parse, to_dict
 from uvit_jax.data.data_config import WORLDS, DataConfig
 from uvit_jax.errors import UvitError
 
@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.autoencoders.kl import SCALE
     from uvit_jax.autoencoders.kl_weights import load_autoencoder, resolve
     from uvit_jax.data import pipeline
-    from uvit_jax.data.encoding import encode_dataset, source_config
-    from uvit_jax.data.latent_shards import INDEX, LatentIndex
+    from uvit_jax.data.latent_shards import LatentIndex, encode_images
 
     file, settings = resolve(args.autoencoder)
     autoencoder, params = load_autoencoder(
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         captions=args.data.text,
         class_names=data.class_names,
         words=None if data.tokenizer is None else data.tokenizer.words,
-        source=source_config(data),
+        source=_source_keys(args.data),
         autoencoder={
             "file": file.name,
             "sha256": _sha256(file),
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = parse(LatentIndex, index, "encode_latents")
     part, parts = args.part or (jax.process_index(), jax.process_count())
     began = time.perf_counter()
-    written = encode_dataset(
+    written = encode_images(
         args.out,
         index,
         data,
@@ -77,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=args.data.workers,
     )
     seconds = time.perf_counter() - began
-    finished = (args.out / INDEX).is_file()
+    finished = (args.out / index.index_name).is_file()
     results = {"out": str(args.out), "count": len(data), "shards": index.num_shards}
     results |= {"written": written, "seconds": seconds, "finished": finished}
     cli.write_json(args.json, results)
-    rest = "" if finished else "; the other parts are still at work, or to be started"
+    rest = "" if finished else "; other parts are missing"
     print(f"{args.out}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
     return 0
 
@@ -89,75 +88,84 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, config=False)
     parser.add_argument(
-        "--autoencoder", metavar="FILE", required=True, help="its weights, or diffusers' folder"
+        "--autoencoder", metavar="FILE", required=True, help="its weights, or a folder of diffusers"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="of the latents")
-    parser.add_argument("--mirror", action="store_true", help="encode mirrored pictures as well")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for the latents")
+    parser.add_argument("--mirror", action="store_true", help="encode mirrored images too")
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of what is stored"
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored moments"
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the computation; bfloat16 is faster on accelerators and a little less exact",
+        help="of the computation; bfloat16 is faster on accelerators and slightly less accurate",
     )
     parser.add_argument(
-        "--scale", type=float, help="of the latents; default the folder's, or 0.18215"
+        "--scale", type=float, help="factor for samples; default that of the folder, or 0.18215"
     )
     parser.add_argument("--num_groups", type=int, help="of the GroupNorms; default as published")
-    parser.add_argument("--shard_size", type=int, default=4096, help="examples a shard")
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures at once, on each host")
+    parser.add_argument("--shard_size", type=int, default=4096, help="examples per shard")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per batch and host")
     parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
     parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as of experiments.train, for --part"
+        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
     )
     group = parser.add_argument_group(
-        "the pictures", "the fields of uvit_jax.data.data_config.DataConfig"
+        "the images", "the fields of uvit_jax.data.data_config.DataConfig"
     )
-    fields, told = dataclasses.fields(DataConfig), cli.explained(DataConfig)
+    fields, help_texts = dataclasses.fields(DataConfig), cli.explained(DataConfig)
     for field in fields:
-        text = told[field.name].replace("%", "%%")
+        text = help_texts[field.name].replace("%", "%%")
         options = dict(metavar="VALUE", type=cli.literal, default=field.default, help=text)
         group.add_argument(f"--data.{field.name}", **options)
     args = parser.parse(argv)
     given = {field.name: getattr(args, f"data.{field.name}") for field in fields}
     args.data = parse(DataConfig, given, "data")
     if args.data.name == "latents":
-        raise UvitError("--data.name=latents: these are encoded already; name the pictures")
+        raise UvitError(
+            "--data.name=latents: these are encoded already; give the data set of their images"
+        )
     if args.data.name in WORLDS:
         raise UvitError(
-            f"--data.name={args.data.name}: an example is many pictures, drawn on the fly, and has "
-            "no latents to store"
+            f"--data.name={args.data.name}: encoding data with reference images is not supported"
         )
     if args.data.flip:
-        raise UvitError("--data.flip would mirror at random; --mirror stores both")
+        raise UvitError("--data.flip mirrors at random; use --mirror, which stores both latents")
     args.part = part_of(args.part) if args.part else None
     return args
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """(I, N) of a flag's I/N; UvitError if it is none."""
+    """(I, N) of the value I/N of --part; UvitError if it has another form."""
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UvitError(f"--part={text!r} must be I/N with I from 0 to N - 1, such as 0/4")
+        raise UvitError(f"--part={text!r} must be I/N with 0 <= I < N, such as 0/4")
     return int(index), int(count)
 
 
 def _encoder(autoencoder, params, batch_size: int):
-    """`encode`, compiled, with each batch spread over this host's devices."""
+    """The compiled encoder, with each batch sharded over this host's devices."""
     import jax
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     devices = jax.local_devices()
     if batch_size < 1 or batch_size % len(devices):
-        raise UvitError(f"--batch_size={batch_size} is no multiple of {len(devices)} devices")
+        raise UvitError(f"--batch_size={batch_size} is not a multiple of {len(devices)} devices")
     mesh = Mesh(np.array(devices), ("data",))
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    encode = jax.jit(autoencoder.encode, in_shardings=(whole, rows), out_shardings=rows)
-    params = jax.device_put(params, whole)
+    sharded, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    encode = jax.jit(autoencoder.encode, in_shardings=(replicated, sharded), out_shardings=sharded)
+    params = jax.device_put(params, replicated)
     return lambda images: jax.device_get(encode(params, images))
+
+
+def _source_keys(config: DataConfig) -> dict:
+    """The keys of a data config that are not at their defaults, without those that do not affect
+    its images, labels and texts."""
+    defaults, values = to_dict(DataConfig()), to_dict(config)
+    free = ("data_dir", "workers", "processes")
+    return {k: v for k, v in values.items() if k == "name" or (v != defaults[k] and k not in free)}
 
 
 def _sha256(file: Path) -> str:

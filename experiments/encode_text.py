@@ -5,12 +5,12 @@
     python -m experiments.encode_text --latents=latents/coco256 --encoder=clip-vit-large-patch14
     python -m experiments.train --config=configs/uvit.py:coco-S/2
 
-The encoder is a folder as Hugging Face's CLIPs are: weights, config.json and the tokenizer's files.
-What is stored are the last hidden states after the final LayerNorm (77×768 of ViT-L/14, 118 kB a
-caption in half precision), beside the latents, and those of the empty text for guidance.
+The encoder is a folder of a Hugging Face CLIP: weights, config.json and the tokenizer's files. The
+last hidden states after the final LayerNorm (77×768 for ViT-L/14, 118 kB per caption in half
+precision) are stored beside the latents, and those of the empty text for guidance.
 
-The same command again goes on where it was stopped. Several hosts share the work if each is given
-its own --part=0/4, 1/4, … and the same folder, or by --distributed=auto on a TPU pod.
+Rerunning the command resumes a stopped run. Several hosts share the work if each has its own
+--part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.
 """
 
 import dataclasses
@@ -27,20 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
     parser.add_argument(
-        "--latents", metavar="DIR", type=Path, required=True, help="of experiments.encode_latents"
+        "--latents",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="written by experiments.encode_latents",
     )
-    parser.add_argument("--encoder", metavar="DIR", required=True, help="a CLIP's folder")
+    parser.add_argument("--encoder", metavar="DIR", required=True, help="folder of a CLIP")
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of what is stored"
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
     )
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="float32", help="of the computation"
     )
-    parser.add_argument("--shard_size", type=int, default=512, help="examples a shard")
-    parser.add_argument("--batch_size", type=int, default=64, help="captions at once, on each host")
+    parser.add_argument("--shard_size", type=int, default=512, help="examples per shard")
+    parser.add_argument("--batch_size", type=int, default=64, help="captions per batch and host")
     parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
     parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as of experiments.train, for --part"
+        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
     )
     args = parser.parse(argv)
     part = part_of(args.part) if args.part else None
@@ -53,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
-    # Opened as training does it: what is unfinished or damaged is told at once.
+    # Fails at once if the latents are incomplete or damaged, as training does.
     latents = dataset(DataConfig(name="latents", path=str(args.latents)))
     if not latents.index.captions:
-        raise UvitError(f"the latents in {args.latents} have no captions; make them with text=True")
+        raise UvitError(
+            f"the latents in {args.latents} have no captions; encode them with --data.text=True"
+        )
     distributed.initialize(args.distributed)
 
     import jax
@@ -87,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts=parts,
     )
     seconds = time.perf_counter() - began
-    finished = (folder / text_shards.INDEX).is_file()
+    finished = (folder / index.index_name).is_file()
     results = {"latents": str(folder), "shards": index.num_shards, "written": written}
     cli.write_json(args.json, {**results, "seconds": seconds, "finished": finished})
-    rest = "" if finished else "; the other parts are still at work, or to be started"
+    rest = "" if finished else "; other parts are missing"
     print(f"{folder}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
     return 0
 

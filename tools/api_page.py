@@ -56,7 +56,10 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "Data": (
         ("data/data_config.py", ("DataConfig",)),
-        ("data/pipeline.py", ("dataset", "batches", "Dataset")),
+        ("data/pipeline.py", ("dataset",)),
+        ("data/batches.py", ("batches", "BatchIterator")),
+        ("data/dataset.py", ("Dataset",)),
+        ("data/sources/source.py", ("Source",)),
         ("data/vocabulary.py", ("Vocabulary",)),
         ("data/tokenizer.py", ("Tokenizer",)),
     ),

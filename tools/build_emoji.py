@@ -1,4 +1,4 @@
-"""Builds the embedded emoji set: 64x64 pictures, their index, nothing else.
+"""Builds the embedded emoji: 64x64 images and their index.
 
     pip install "resvg-py==0.5.0" "pillow==13.0.0"
     python tools/build_emoji.py
@@ -6,17 +6,17 @@
 fetches five pinned npm packages into a temporary folder with `npm pack` (or reads them from
 `--packages FOLDER`, which holds the `.tgz` files), renders every emoji that is neither a flag nor
 a skin-tone variant, and writes `uvit_jax/data/sources/emoji/images.zip` and `index.json`. The same
-versions give the same bytes: the script prints both SHA-256 sums, and the test of the set holds
-the sum of the zip. A changed zip needs a new `VERSION` in `emoji_dataset_builder.py`.
+versions give the same bytes: the script prints both SHA-256 sums, and a test checks the sum of the
+zip. A changed zip needs a new `VERSION` in `emoji_dataset_builder.py`.
 
-A picture is one (concept, vendor). A concept is an emojibase entry, found in each vendor's
-package by its code points (variation selectors left out) or else by its name. Pictures are
-rendered at 256x256 and averaged 4x4 with premultiplied alpha, so that no colour of an invisible
-pixel leaks into an edge; colours under zero alpha are zero.
+An image is one (concept, vendor). A concept is an emojibase entry; its image is looked up in each
+vendor's package by code points (without variation selectors) or else by name. Images are rendered
+at 256x256 and averaged 4x4 with premultiplied alpha, so that colours of invisible pixels do not
+affect edges; colours under zero alpha are zero.
 
-Which split a picture belongs to is decided here, by a hash of its *family*: concepts that are one
-drawing but for gender or direction, and concepts that some vendor draws identically, never lie on
-both sides. Every vendor of a concept is on the same side.
+The split of an image follows from a hash of its *family*: concepts that differ in gender or
+direction only, or that some vendor draws identically, are in one split, and so are all vendors of a
+concept.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PACKAGES = {
     "fluent_3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "emojibase": "emojibase-data@17.0.0",
 }
-# What the pinned packages hold; anything else means that a package is not the one we know.
+# Images per pinned package; other numbers mean that a package has changed.
 EXPECTED = {"noto": 1644, "twemoji": 1644, "fluent_flat": 1587, "fluent_3d": 1599}
 VENDORS = tuple(EXPECTED)
 EXCLUDED_GROUPS = ("component", "flags")
@@ -65,8 +65,8 @@ def main() -> None:
         if found != expected:
             sys.exit(f"{PACKAGES[vendor]}: {found} emoji matched, expected {expected}")
     with ProcessPoolExecutor() as pool:
-        results = list(pool.map(_picture, jobs, chunksize=32))
-    # By concept, then vendor: neighbours in the file are redraws of one thing.
+        results = list(pool.map(_render, jobs, chunksize=32))
+    # By concept, then vendor.
     order = sorted(
         range(len(jobs)),
         key=lambda i: (jobs[i]["concept"]["order"], VENDORS.index(jobs[i]["vendor"])),
@@ -86,7 +86,7 @@ def main() -> None:
         "[\n" + ",\n".join(records) + "\n]\n", encoding="utf-8", newline="\n"
     )
     test = sum(split == "test" for split in splits.values())
-    print(f"{len(jobs)} pictures of {len(splits)} concepts, {test} concepts in the test split")
+    print(f"{len(jobs)} images of {len(splits)} concepts, {test} concepts in the test split")
     for name in ("images.zip", "index.json"):
         data = (arguments.output / name).read_bytes()
         print(f"{name}: {len(data) / 1e6:.2f} MB, sha256 {hashlib.sha256(data).hexdigest()}")
@@ -104,7 +104,7 @@ def _fetch(folder: Path) -> Path:
 
 def _read(packages: Path, name: str) -> dict[str, bytes]:
     """The files of one package, by their path below `package/`."""
-    # The scope is looked for behind the leading @: it is npm's rule for the file's name.
+    # How npm names the file of a package with a scope.
     archive = packages / (PACKAGES[name].lstrip("@").replace("/", "-").replace("@", "-") + ".tgz")
     if not archive.is_file():
         sys.exit(f"{archive} is missing; get it with `npm pack {PACKAGES[name]}`")
@@ -144,7 +144,7 @@ def _concepts(emojibase: dict[str, bytes]) -> list[dict]:
 
 
 def _jobs(vendor: str, concepts: list[dict], packages: Path) -> list[dict]:
-    """What `_picture` needs for each concept that the vendor has drawn."""
+    """The arguments of `_render` for each concept that the vendor has."""
     files = _read(packages, vendor)
     if "icons.json" in files:
         icons = json.loads(files["icons.json"])
@@ -166,7 +166,7 @@ def _slug(label: str) -> str:
 
 
 def _svg(icons: dict, name: str) -> tuple[str, bool] | None:
-    """An icon as an SVG document, and whether it is to be mirrored (Iconify's aliases can be)."""
+    """An icon as an SVG document, and whether an alias of Iconify mirrors it."""
     alias = icons.get("aliases", {}).get(name, {})
     icon = icons["icons"].get(alias.get("parent", name))
     if icon is None:
@@ -186,10 +186,10 @@ def _svg(icons: dict, name: str) -> tuple[str, bool] | None:
     )
 
 
-# --- the pictures -------------------------------------------------------------------------------
+# --- the images ---------------------------------------------------------------------------------
 
 
-def _picture(job: dict) -> tuple[bytes, str]:
+def _render(job: dict) -> tuple[bytes, str]:
     """One job's lossless WebP, and a digest of its pixels."""
     source = job["source"]
     if isinstance(source, str):
@@ -207,7 +207,7 @@ def _picture(job: dict) -> tuple[bytes, str]:
     if job["mirrored"]:
         pixels = pixels[:, ::-1]
     if pixels[..., 3].max() < 128:
-        raise ValueError(f"{job['concept']['label']}, {job['vendor']}: the picture is empty")
+        raise ValueError(f"{job['concept']['label']}, {job['vendor']}: the image is empty")
     stream = io.BytesIO()
     # Method 6 at quality 100 takes thirty times as long and saves one per cent.
     Image.fromarray(np.ascontiguousarray(pixels)).save(
@@ -252,8 +252,8 @@ def _splits(jobs: list[dict], digests: list[str]) -> dict[str, str]:
         return node
 
     for job, digest in zip(jobs, digests, strict=True):
-        family, picture = _family(job["concept"]["code"]), "picture " + digest
-        low, high = sorted((root(family), root(picture)))  # "1f…" sorts before "picture …"
+        family, drawing = _family(job["concept"]["code"]), "picture " + digest
+        low, high = sorted((root(family), root(drawing)))  # "1f…" sorts before "picture …"
         parent[high] = low
     splits = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Draws the contact sheets of the two worlds: docs/images/totems.png and emoji_scenes.png.
+"""Renders example scenes of the two worlds: docs/images/totems.png and emoji_scenes.png.
 
     python tools/draw_worlds.py
 
@@ -31,8 +31,8 @@ def sheet(world: str) -> np.ndarray:
             tiles = [np.pad(t, ((0, GAP), (0, GAP), (0, 0)), constant_values=1) for t in tiles]
             rows.append(np.concatenate(tiles, axis=1))
         columns.append(np.concatenate(rows))
-    picture = np.concatenate(columns, axis=1)
-    return np.round((picture + 1) * 127.5).astype(np.uint8)
+    image = np.concatenate(columns, axis=1)
+    return np.round((image + 1) * 127.5).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def _cutouts(rng, identity_BF, yaw_B, side: int) -> tuple[np.ndarray, np.ndarray
         Camera(x=float(cx), y=float(cy), zoom=float(1 / half), roll=float(roll))
         for (cx, cy), half, roll in zip(centre_B2, half_B, roll_B, strict=True)
     ]
-    points = np.stack([np.stack(view.scene(fine_x, fine_y)) for view in views])
+    points = np.stack([np.stack(view.to_scene(fine_x, fine_y)) for view in views])
     colour, cover = totems.layer(
         identity_BF, yaw_B, points[:, 0].reshape(B, -1), points[:, 1].reshape(B, -1)
     )
@@ -73,7 +73,7 @@ def empty(
     names = (*backgrounds.NAMES, backgrounds.PLAIN)
     return np.stack(
         [
-            backgrounds.paint(names[number], *camera.scene(x, y), float(rng.random()))
+            backgrounds.paint(names[number], *camera.to_scene(x, y), float(rng.random()))
             for number, camera in zip(ground_B, cameras, strict=True)
         ]
     )

@@ -1,4 +1,4 @@
-"""One prepared copy of the emoji set for all data tests of a run."""
+"""One prepared copy of the emoji for all data tests of a run."""
 
 import os
 

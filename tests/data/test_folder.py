@@ -1,14 +1,15 @@
-"""A folder of pictures: order, classes, captions, and what is wrong with it told in a sentence."""
+"""A folder of images: order, classes, captions, errors."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from uvit_jax.data.pipeline import DataConfig, batches, dataset
+from uvit_jax.data.batches import batches
+from uvit_jax.data.pipeline import DataConfig, dataset
 from uvit_jax.errors import UvitError
 
 
-def picture(path, size=(12, 8), seed=0):
+def write_image(path, size=(12, 8), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).save(path)
@@ -22,11 +23,11 @@ def config(path, **more):
 @pytest.fixture
 def folder(tmp_path):
     for i, name in enumerate(["dog/b.png", "dog/a.webp", "cat/deep/c.jpg", "cat/z.JPEG"]):
-        picture(tmp_path / name, seed=i)
+        write_image(tmp_path / name, seed=i)
     (tmp_path / "cat" / "z.txt").write_text("A sleeping cat.\n")
-    (tmp_path / "notes.md").write_text("no picture")
-    picture(tmp_path / ".thumbnails" / "x.png")
-    picture(tmp_path / "dog" / ".hidden.png")
+    (tmp_path / "notes.md").write_text("not an image")
+    write_image(tmp_path / ".thumbnails" / "x.png")
+    write_image(tmp_path / "dog" / ".hidden.png")
     return tmp_path
 
 
@@ -43,7 +44,7 @@ def test_order_classes_and_captions(folder):
 
 
 def test_pixels_are_those_of_the_file(tmp_path):
-    wanted = [picture(tmp_path / f"{i}.png", seed=i) for i in range(3)]
+    wanted = [write_image(tmp_path / f"{i}.png", seed=i) for i in range(3)]
     data = dataset(config(tmp_path))
     assert data.image_shape == (8, 12, 3)
     for i in range(3):
@@ -52,12 +53,12 @@ def test_pixels_are_those_of_the_file(tmp_path):
 
 
 def test_native_size_needs_equal_sizes_after_orientation(tmp_path):
-    picture(tmp_path / "a.png", size=(12, 8))
+    write_image(tmp_path / "a.png", size=(12, 8))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 12)).save(tmp_path / "b.png", exif=exif)
     assert dataset(config(tmp_path)).image_shape == (8, 12, 3)
-    picture(tmp_path / "c.png", size=(9, 9))
+    write_image(tmp_path / "c.png", size=(9, 9))
     with pytest.raises(UvitError, match="differ in size: set image_size"):
         dataset(config(tmp_path))
     assert dataset(config(tmp_path, image_size=8)).image_shape == (8, 8, 3)
@@ -66,13 +67,13 @@ def test_native_size_needs_equal_sizes_after_orientation(tmp_path):
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(UvitError, match=r"nowhere does not exist"):
         dataset(config(tmp_path / "nowhere"))
-    with pytest.raises(UvitError, match="holds no picture"):
+    with pytest.raises(UvitError, match="contains no images"):
         dataset(config(tmp_path))
 
 
 def test_broken_files_are_named_when_the_folder_is_opened(tmp_path):
-    picture(tmp_path / "a.png")
-    (tmp_path / "b.jpg").write_bytes(b"not a picture")
+    write_image(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"not an image")
     (tmp_path / "c.webp").write_bytes(b"")
     with pytest.raises(UvitError, match=r"b\.jpg .*and 1 more; replace or remove"):
         dataset(config(tmp_path))
@@ -85,25 +86,25 @@ def test_broken_files_are_named_when_the_folder_is_opened(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_breaks_later_is_named_in_training(tmp_path, workers):
-    picture(tmp_path / "a.jpg", size=(64, 64))
+def test_an_image_that_breaks_later_is_named_in_training(tmp_path, workers):
+    write_image(tmp_path / "a.jpg", size=(64, 64))
     whole = (tmp_path / "a.jpg").read_bytes()
-    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])  # the header is whole
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])  # the header is intact
     iterator = batches(config(tmp_path, workers=workers), batch_size=2, seed=0)
     with pytest.raises(UvitError, match=r"a\.jpg cannot be decoded .* replace or remove"):
         next(iterator)
 
 
-def test_a_picture_that_disappears_is_named(tmp_path):
-    picture(tmp_path / "a.png")
+def test_an_image_that_disappears_is_named(tmp_path):
+    write_image(tmp_path / "a.png")
     data = dataset(config(tmp_path))
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UvitError, match=r"cannot read the picture .*a\.png"):
+    with pytest.raises(UvitError, match=r"cannot read .*a\.png"):
         next(batches(data, batch_size=1, seed=0))
 
 
 def test_labels_and_text_need_something_to_come_from(folder):
-    picture(folder / "loose.png")
+    write_image(folder / "loose.png")
     with pytest.raises(UvitError, match=r"loose\.png is in no sub-folder.*1 of 5"):
         dataset(config(folder, image_size=8, labels="label"))
     with pytest.raises(UvitError, match=r"loose\.png has neither a caption file"):

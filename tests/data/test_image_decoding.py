@@ -21,7 +21,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def decode(data: bytes, *, size: int = 0, channels: int = 3, background=WHITE) -> np.ndarray:
     return image_decoding.decode(
-        data, "picture.x", size=size, channels=channels, background=background
+        data, "image.x", size=size, channels=channels, background=background
     )
 
 
@@ -54,7 +54,7 @@ def test_colours_of_invisible_pixels_do_not_bleed_into_a_resize():
     assert (reference[..., 0] == reference[..., 1]).all()
 
 
-def test_a_lossless_picture_of_the_right_size_is_untouched():
+def test_a_lossless_image_of_the_right_size_is_untouched():
     pixels = RNG.integers(0, 256, (8, 8, 3), np.uint8)
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
         data = encoded(Image.fromarray(pixels), kind, **options)
@@ -62,7 +62,7 @@ def test_a_lossless_picture_of_the_right_size_is_untouched():
         assert (decode(data, size=8) == pixels).all()
 
 
-def test_modes_agree_on_what_the_picture_shows():
+def test_all_modes_decode_to_the_same_pixels():
     grey = RNG.integers(0, 256, (6, 6), np.uint8)
     wanted = np.repeat(grey[..., None], 3, -1)
     plain = Image.fromarray(grey)
@@ -140,10 +140,10 @@ def test_to_float_reaches_both_ends_and_comes_back():
     assert (np.round((values + 1) * 127.5).astype(np.uint8) == pixels).all()
 
 
-def test_broken_pictures_are_named():
+def test_broken_images_are_named():
     whole = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
-    for data in (whole[: len(whole) // 2], whole[:10], b"", b"no picture"):
-        with pytest.raises(UvitError, match=r"picture\.x cannot be decoded .* replace or remove"):
+    for data in (whole[: len(whole) // 2], whole[:10], b"", b"not an image"):
+        with pytest.raises(UvitError, match=r"image\.x cannot be decoded .* replace or remove"):
             decode(data)
-    with pytest.raises(UvitError, match=r"picture\.x: pictures in floating point"):
+    with pytest.raises(UvitError, match=r"image\.x: floating-point"):
         decode(encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"))

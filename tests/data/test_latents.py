@@ -1,4 +1,4 @@
-"""Latents are sampled anew at every step, and are as reproducible as everything else in a batch."""
+"""Latents are sampled anew at every step, as reproducibly as the rest of a batch."""
 
 import dataclasses
 import itertools
@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.helpers.latent_folders import COUNT, INDEX, SHAPE, Pictures, moments_of, write
-from uvit_jax.data import encoding
-from uvit_jax.data.batches import _mix
+from tests.helpers.latent_folders import COUNT, INDEX, SHAPE, NumberedImages, moments_of, write
+from uvit_jax.data.batches import batches, random_bits
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.latent_shards import encode_images
+from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.sources.latents import LOGVAR_RANGE
 
 
@@ -99,8 +99,8 @@ def test_rows_are_samples_of_either_copy(data):
 
 def many_samples(data, example, count):
     """float64 (count, h, w, C): samples of one latent, as `count` positions would have them."""
-    chances = [_mix(example, position) for position in range(count)]
-    return data.batch([example] * count, chances)["image"].astype(float) / INDEX.scale
+    bits = [random_bits(example, position) for position in range(count)]
+    return data.batch([example] * count, bits)["image"].astype(float) / INDEX.scale
 
 
 def test_a_latents_mean_and_variance_are_its_moments(config):
@@ -117,8 +117,8 @@ def test_log_variances_are_clamped(tmp_path):
     extreme = np.zeros((*SHAPE[:2], 2 * SHAPE[2]), np.float32)
     extreme[..., 4:] = [-400, 400, -31, 21]
     index = dataclasses.replace(INDEX, mirrored=False, dtype="float16")
-    encoding.encode_dataset(
-        tmp_path, index, Pictures(), lambda x: np.stack([extreme] * len(x)), batch_size=4
+    encode_images(
+        tmp_path, index, NumberedImages(), lambda x: np.stack([extreme] * len(x)), batch_size=4
     )
     data = dataset(DataConfig(name="latents", path=str(tmp_path)))
     wanted = np.exp(np.array([LOGVAR_RANGE[i] for i in (0, 1, 0, 1)]) / 2)
@@ -149,7 +149,7 @@ def test_resuming_is_exact_and_seeds_differ(config, workers):
     assert all((a["image"] != b["image"]).all() for a, b in zip(whole, other, strict=True))
 
 
-def test_a_pickled_copy_goes_on(data):
+def test_a_pickled_copy_yields_the_same_batches(data):
     copy = pickle.loads(pickle.dumps(data))
     assert_same(take(data, 3, batch_size=8), take(copy, 3, batch_size=8))
 

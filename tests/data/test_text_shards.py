@@ -1,4 +1,4 @@
-"""Encoded captions: one record each, one of several at every step, none of them lost or twice."""
+"""Text features: a record per caption, one of an example's captions at every step."""
 
 import dataclasses
 import itertools
@@ -8,10 +8,12 @@ import types
 import numpy as np
 import pytest
 
-from tests.helpers.latent_folders import COUNT, INDEX, Pictures, write
-from uvit_jax.data import encoding, text_shards
+from tests.helpers.latent_folders import COUNT, INDEX, NumberedImages, write
+from uvit_jax.data import text_shards
+from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.latent_shards import encode_images
+from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.sampling.conditions import conditions_like, null, nulls_of
@@ -33,8 +35,8 @@ def make(folder, function=encode, null=encode, **options):
     return text_shards.encode_captions(folder, index, latents.source, function, **options)
 
 
-class Some(Pictures):
-    """Pictures of which number i has i % 3 captions."""
+class CaptionedImages(NumberedImages):
+    """Images of which number i has i % 3 captions."""
 
     def __getitem__(self, example):
         record = super().__getitem__(example)
@@ -45,7 +47,7 @@ class Some(Pictures):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
     moments = np.zeros((3, *INDEX.shape[:2], 2 * INDEX.shape[2]), np.float32)
-    encoding.encode_dataset(folder, INDEX, Some(), lambda images: moments, batch_size=3)
+    encode_images(folder, INDEX, CaptionedImages(), lambda images: moments, batch_size=3)
     assert make(folder) == 3
     return dataset(DataConfig(name="latents", path=str(folder), features=True, workers=0))
 
@@ -81,7 +83,7 @@ def test_one_of_several_is_chosen_at_every_step_on_any_host(data):
     assert {(i, k) for i in range(COUNT) for k in range(max(1, i % 3))} == seen
 
 
-def test_a_failure_leaves_whole_shards_only(tmp_path):
+def test_a_failure_leaves_complete_shards_only(tmp_path):
     write(tmp_path)
     calls = itertools.count()
 
@@ -93,7 +95,7 @@ def test_a_failure_leaves_whole_shards_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, failing)
     files = sorted(p.name for p in tmp_path.iterdir() if "text" in p.name)
-    assert files == ["text-00000-of-00003.array_record", text_shards.PLAN]
+    assert files == ["text-00000-of-00003.array_record", text_shards.TextIndex.plan_name]
     assert make(tmp_path) == 2 and make(tmp_path) == 0
     with pytest.raises(UvitError, match=r"features of 'number 0' .* finite in float16"):
         (tmp_path / files[0]).unlink()
@@ -107,10 +109,10 @@ def test_hosts_that_round_differently_share_the_work(tmp_path):
         make(tmp_path, null=lambda texts: encode(texts) + 30)
     assert make(tmp_path, null=lambda texts: encode(texts) + 0.1, part=1, parts=2) == 1
     data = dataset(DataConfig(name="latents", path=str(tmp_path), features=True, workers=0))
-    assert np.array_equal(data.features.null, encode([""])[0])  # of the first to come
+    assert np.array_equal(data.features.null, encode([""])[0])  # those of the first writer
 
 
-def test_conditions_are_read_when_asked_for_and_follow_the_data(data):
+def test_conditions_are_read_lazily_and_follow_the_data(data):
     segment = types.SimpleNamespace(name="text", modality="features", role="condition", shape=SHAPE)
     layout = types.SimpleNamespace(inputs=[segment], by_name={"text": segment})
     model = types.SimpleNamespace(layout=layout)
@@ -130,8 +132,8 @@ def test_conditions_are_read_when_asked_for_and_follow_the_data(data):
 
 
 def test_only_latents_have_features():
-    with pytest.raises(UvitError, match="belong to name 'latents' only"):
+    with pytest.raises(UvitError, match="features=True needs name='latents'"):
         DataConfig(features=True)
     config = DataConfig(name="latents", path="x", features=True)
-    with pytest.raises(UvitError, match="the same captions in two forms"):
+    with pytest.raises(UvitError, match=r"text and features.*only one"):
         dataclasses.replace(config, text=True)

@@ -62,14 +62,13 @@ def test_a_known_word_is_one_id_and_an_unknown_one_its_bytes():
     assert tokenizer.encode("face x", 3).tolist() == [257, 1 + ord(" "), 1 + ord("x")]
 
 
-def test_the_null_text_is_the_empty_text():
-    assert (Tokenizer(WORDS).encode(" \n", 5) == Tokenizer.null(5)).all()
-    assert Tokenizer.null(5).tolist() == [0] * 5
+def test_the_ids_of_the_empty_text_are_all_padding():
+    assert Tokenizer(WORDS).encode(" \n", 5).tolist() == [0] * 5
 
 
 def test_too_long_is_an_error_or_a_prefix():
     tokenizer = Tokenizer(WORDS)
-    with pytest.raises(UvitError, match=r"'face face face' has 3 tokens and the limit is 2"):
+    with pytest.raises(UvitError, match=r"'face face face' .*3 .*2"):
         tokenizer.encode("face face face", 2)
     whole = tokenizer.encode("face, héé", 40)
     for length in range(1, 12):
@@ -94,16 +93,16 @@ def test_vocabulary_from_random_texts_covers_them():
 
 
 @pytest.mark.parametrize("word", ["", "a b", "A", ",a", "a,", ",.", " a"])
-def test_words_that_could_never_match_are_refused(word):
-    with pytest.raises(UvitError, match="never one piece"):
+def test_words_that_cannot_match_are_rejected(word):
+    with pytest.raises(UvitError, match="cannot be a word"):
         Tokenizer((word,))
 
 
-def test_bad_input_is_told():
-    with pytest.raises(UvitError, match="'a' comes twice"):
+def test_errors_name_the_word_or_form():
+    with pytest.raises(UvitError, match=r"'a'.* twice"):
         Tokenizer(("a", "b", "a"))
     with pytest.raises(UvitError, match="outside the vocabulary of 257"):
         Tokenizer().decode([257])
     for text in ("", "[]", "{}", '{"words": "ab"}', '{"words": [1]}'):
-        with pytest.raises(UvitError, match="a tokenizer is JSON of the form"):
+        with pytest.raises(UvitError, match=r'\{"words": '):
             Tokenizer.from_json(text)

@@ -1,4 +1,4 @@
-"""The command that encodes: killed and started again, or divided, it makes the same files."""
+"""The encoding command writes the same files whether it is interrupted, divided or neither."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from uvit_jax.autoencoders.kl import build_autoencoder, encode_in_batches
 from uvit_jax.autoencoders.kl_weights import export_autoencoder
 from uvit_jax.data import pipeline
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.latent_shards import INDEX, PLAN
+from uvit_jax.data.latent_shards import LatentIndex
 from uvit_jax.errors import UvitError
 
 COUNT, SHARD, SHARDS = 49, 2, 25
@@ -32,8 +32,8 @@ def autoencoder():
 
 @pytest.fixture(scope="module")
 def flags(autoencoder, tmp_path_factory) -> list[str]:
-    """Of a folder of 49 pictures of 8×8 pixels in two classes, and of a small autoencoder."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """For a folder of 49 images of 8×8 pixels in two classes, and a small autoencoder."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(COUNT):
         name = folder / "ab"[i % 2] / f"{i:02}.png"
@@ -57,13 +57,13 @@ def flags(autoencoder, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory) -> Path:
-    """What one undisturbed run makes."""
+    """The folder that one uninterrupted run writes."""
     folder = tmp_path_factory.mktemp("whole") / "latents"
     results = folder.parent / "results.json"
     assert encode_latents.main([*flags, f"--out={folder}", f"--json={results}"]) == 0
-    told = json.loads(results.read_text())
-    assert told["finished"] and told["written"] == told["shards"] == SHARDS
-    assert told["count"] == COUNT
+    report = json.loads(results.read_text())
+    assert report["finished"] and report["written"] == report["shards"] == SHARDS
+    assert report["count"] == COUNT
     return folder
 
 
@@ -74,26 +74,26 @@ def assert_same_folder(left: Path, right: Path):
         assert (left / name).read_bytes() == (right / name).read_bytes(), name
 
 
-def test_every_record_is_the_encoding_of_its_picture(whole, flags, autoencoder):
+def test_every_record_is_the_encoding_of_its_image(whole, flags, autoencoder):
     data = pipeline.dataset(
         DataConfig(name="latents", path=str(whole), labels="label", text=True, flip=True)
     )
     folder = next(f for f in flags if f.startswith("--data.path=")).partition("=")[2]
-    pictures = pipeline.dataset(DataConfig(name="folder", path=folder, labels="label", text=True))
-    assert len(data) == len(pictures) == COUNT and data.image_shape == (4, 4, 4)
-    assert data.class_names == pictures.class_names and data.tokenizer == pictures.tokenizer
-    images = np.stack([pictures.decode(pictures.source[i])["image"] for i in range(COUNT)])
-    for key, shown in (("moments", images), ("mirrored", images[:, :, ::-1])):
-        wanted = encode_in_batches(*autoencoder, shown)
+    source = pipeline.dataset(DataConfig(name="folder", path=folder, labels="label", text=True))
+    assert len(data) == len(source) == COUNT and data.image_shape == (4, 4, 4)
+    assert data.class_names == source.class_names and data.tokenizer == source.tokenizer
+    images = np.stack([source.decode(source.source[i])["image"] for i in range(COUNT)])
+    for key, inputs in (("moments", images), ("mirrored", images[:, :, ::-1])):
+        wanted = encode_in_batches(*autoencoder, inputs)
         got = np.stack([data.source[i][key] for i in range(COUNT)])
         assert np.abs(got - wanted).max() < 1e-3 * np.abs(wanted).max()
     for i in range(COUNT):
-        record, picture = data.source[i], pictures.source[i]
-        assert record["label"] == picture["label"]
-        assert record["captions"] == picture["captions"]
+        record, image = data.source[i], source.source[i]
+        assert record["label"] == image["label"]
+        assert record["captions"] == image["captions"]
 
 
-def test_killed_at_a_random_moment_and_started_again(whole, flags, tmp_path):
+def test_a_run_killed_at_a_random_moment_resumes(whole, flags, tmp_path):
     folder, moment = tmp_path / "latents", random.SystemRandom().randint(0, 15)
     process = running.start(
         "experiments.encode_latents",
@@ -108,7 +108,9 @@ def test_killed_at_a_random_moment_and_started_again(whole, flags, tmp_path):
     process.kill()
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
-    assert (folder / PLAN).exists() and not (folder / INDEX).exists(), f"moment {moment}"
+    assert (folder / LatentIndex.plan_name).exists() and not (
+        folder / LatentIndex.index_name
+    ).exists(), f"moment {moment}"
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("latents-*")}
     assert moment < len(kept) < SHARDS
     assert encode_latents.main([*flags, f"--out={folder}"]) == 0
@@ -116,16 +118,16 @@ def test_killed_at_a_random_moment_and_started_again(whole, flags, tmp_path):
     assert_same_folder(whole, folder)
 
 
-def test_two_hosts_make_what_one_makes(whole, flags, tmp_path):
+def test_two_hosts_write_the_same_files_as_one(whole, flags, tmp_path):
     folder = tmp_path / "latents"
     encode_latents.main([*flags, f"--out={folder}", "--part=1/2"])
     assert len(list(folder.glob("latents-*"))) == SHARDS // 2
-    assert not (folder / INDEX).exists()
+    assert not (folder / LatentIndex.index_name).exists()
     encode_latents.main([*flags, f"--out={folder}", "--part=0/2"])
     assert_same_folder(whole, folder)
 
 
-def test_a_finished_folder_is_left_as_it_is(whole, flags, capsys):
+def test_a_complete_folder_is_unchanged(whole, flags, capsys):
     assert encode_latents.main([*flags, f"--out={whole}"]) == 0
     assert f"wrote 0 of {SHARDS} shards" in capsys.readouterr().out
     with pytest.raises(UvitError, match=r"another encoding \(scale differ; scale was 0.18215 and"):
@@ -136,16 +138,16 @@ def test_a_finished_folder_is_left_as_it_is(whole, flags, capsys):
     ("flag", "says"),
     [
         ("--part=2/2", "--part='2/2' must be I/N"),
-        ("--data.name=latents", "these are encoded already"),
-        ("--data.flip=True", "--mirror stores both"),
+        ("--data.name=latents", "encoded already"),
+        ("--data.flip=True", "--mirror"),
         ("--data.sice=3", "unknown flag '--data.sice'; did you mean '--data"),
         ("--data.image_size=7", "sides that 2 divides, not 7×7"),
-        ("--batch_size=0", "--batch_size=0 is no multiple"),
-        ("--shard_size=0", "count and shard_size at least 1"),
+        ("--batch_size=0", "--batch_size=0"),
+        ("--shard_size=0", "shard_size must be at least 1"),
         ("--autoencoder=nothing.safetensors", "nothing.safetensors does not exist"),
     ],
 )
-def test_bad_flags_are_told(flags, tmp_path, flag, says):
+def test_errors_name_the_flag(flags, tmp_path, flag, says):
     with pytest.raises(UvitError, match=says):
         encode_latents.main([*flags, f"--out={tmp_path / 'latents'}", flag])
     assert not (tmp_path / "latents").exists()

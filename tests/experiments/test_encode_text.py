@@ -1,4 +1,4 @@
-"""From captions to pictures of prompts: encoded once, trained on, drawn, decoded, measured."""
+"""From captions to samples of prompts: encoding, training, sampling, decoding, evaluation."""
 
 import dataclasses
 import json
@@ -17,9 +17,10 @@ from tests.helpers.autoencoders import randomised
 from tests.helpers.clips import LENGTH, WIDTH, write_clip
 from uvit_jax.autoencoders.kl import build_autoencoder, decode_in_batches
 from uvit_jax.autoencoders.kl_weights import export_autoencoder
-from uvit_jax.data import text_shards
+from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.pipeline import dataset
+from uvit_jax.data.text_shards import TextIndex
 from uvit_jax.encoders.clip_weights import load_text_encoder
 from uvit_jax.errors import UvitError
 
@@ -56,7 +57,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    """A file of one that halves the sides, and with it as it is."""
+    """A folder with an autoencoder that halves height and width, the network and its weights."""
     net = randomised(build_autoencoder(dict(widths=(4, 4), num_blocks=1, num_groups=2)))
     folder = tmp_path_factory.mktemp("vae")
     weights = folder / "diffusion_pytorch_model.safetensors"
@@ -84,7 +85,7 @@ def make_latents(folder, autoencoder):
 
 @pytest.fixture(scope="module")
 def latents(clip, autoencoder, tmp_path_factory):
-    """A folder of latents with encoded captions, made without disturbance."""
+    """A folder of latents with text features, written without interruptions."""
     folder = tmp_path_factory.mktemp("latents") / "whole"
     make_latents(folder, autoencoder)
     assert encode(folder, clip) == 0
@@ -112,23 +113,23 @@ def workdir(latents, autoencoder, tmp_path_factory):
 
 def test_every_caption_is_encoded_once_and_read_back(latents, clip):
     data, encoder = opened(latents), load_text_encoder(clip)
-    texts = [data.source.captions(i)[0] for i in range(len(data))]
+    texts = [data.source.captions_of(i)[0] for i in range(len(data))]
     assert len(set(texts)) == len(data) > 20
     wanted = encoder(texts)
     found = np.stack([data.feature(i) for i in range(len(data))])
     assert found.dtype == np.float32 and np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
     assert np.abs(data.features.null - encoder([""])[0]).max() < 2e-3 * np.abs(wanted).max()
-    assert not (latents / text_shards.PLAN).exists()
+    assert not (latents / TextIndex.plan_name).exists()
     batch = next(batches(data, batch_size=4, seed=0))
     assert batch["text"].shape == (4, LENGTH, WIDTH)
     for row, index in zip(batch["text"], batch["index"], strict=True):
         assert np.array_equal(row, found[index])
 
 
-def test_killed_and_started_again(latents, clip, autoencoder, tmp_path):
+def test_a_killed_run_resumes(latents, clip, autoencoder, tmp_path):
     folder = tmp_path / "latents"
     make_latents(folder, autoencoder)
-    shards = text_shards.TextIndex.files(opened(latents)._texts.index, folder)
+    shards = opened(latents)._texts.index.files(folder)
     args = [f"--latents={folder}", f"--encoder={clip}", f"--shard_size={SHARD}", "--batch_size=8"]
     process = running.start("experiments.encode_text", *args)
     while process.poll() is None and sum(f.exists() for f in shards) < 3:
@@ -137,12 +138,12 @@ def test_killed_and_started_again(latents, clip, autoencoder, tmp_path):
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
     kept = {f: f.stat().st_mtime_ns for f in shards if f.exists()}
-    assert 3 <= len(kept) < len(shards) and not (folder / text_shards.INDEX).exists()
-    with pytest.raises(UvitError, match=rf"unfinished, {len(kept)} of {len(shards)} shards; go on"):
+    assert 3 <= len(kept) < len(shards) and not (folder / TextIndex.index_name).exists()
+    with pytest.raises(UvitError, match=rf"{len(kept)} of {len(shards)} shards; resume"):
         opened(folder)
     # The rest, by two hosts; the first of them finishes nothing.
     assert encode(folder, clip, "--part=1/2") == 0
-    assert not (folder / text_shards.INDEX).exists()
+    assert not (folder / TextIndex.index_name).exists()
     assert encode(folder, clip, "--part=0/2") == 0
     assert all(f.stat().st_mtime_ns == written for f, written in kept.items())
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in latents.iterdir())
@@ -205,21 +206,21 @@ def test_decoded_samples_are_measured(workdir, tmp_path):
         evaluate.main([*args, "--autoencoder="])
 
 
-def test_what_does_not_fit_is_a_sentence(latents, clip, autoencoder, workdir, tmp_path):
+def test_errors_name_what_does_not_fit(latents, clip, autoencoder, workdir, tmp_path):
     with pytest.raises(UvitError, match=r"another encoding \(dtype differ"):
         encode(latents, clip, "--dtype=float32")
     with pytest.raises(UvitError, match="--part='2/2' must be I/N"):
         encode(latents, clip, "--part=2/2")
     bare = tmp_path / "bare"
     make_latents(bare, autoencoder)
-    with pytest.raises(UvitError, match=r"no encoded captions .*experiments\.encode_text"):
+    with pytest.raises(UvitError, match=r"no text features .*experiments\.encode_text"):
         opened(bare)
     for name in ("text.json", *(p.name for p in latents.glob("text-*"))):
         (bare / name).write_bytes((latents / name).read_bytes())
     index = bare / "text.json"
     stored = json.loads(index.read_text())
     index.write_text(json.dumps({**stored, "count": stored["count"] - 1}))
-    with pytest.raises(UvitError, match="of other pictures"):
+    with pytest.raises(UvitError, match="other latents"):
         opened(bare)
     index.write_text(json.dumps(stored))
     shard = opened(bare)._texts.index.files(bare)[1]
@@ -236,5 +237,5 @@ def test_what_does_not_fit_is_a_sentence(latents, clip, autoencoder, workdir, tm
         flags = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
         with pytest.raises(UvitError, match=message):
             train.main([*flags, "--config.sample.latent_scale=0.5"])
-    with pytest.raises(UvitError, match="the same captions in two forms"):
+    with pytest.raises(UvitError, match=r"text and features.*only one"):
         dataclasses.replace(DataConfig(name="latents", path="x", features=True), text=True)

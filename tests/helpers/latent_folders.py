@@ -1,9 +1,8 @@
-"""Folders of made-up latents: 11 examples whose moments are known, written by the real writer."""
+"""Folders of latents for tests: 11 examples with known moments, written by the real writer."""
 
 import numpy as np
 
-from uvit_jax.data import encoding
-from uvit_jax.data.latent_shards import LatentIndex
+from uvit_jax.data.latent_shards import LatentIndex, encode_images
 
 COUNT, SHAPE = 11, (2, 3, 4)
 INDEX = LatentIndex(
@@ -17,7 +16,7 @@ INDEX = LatentIndex(
     captions=True,
     class_names=("a", "b", "c"),
     words=("number",),
-    source={"name": "folder", "path": "my pictures"},
+    source={"name": "folder", "path": "my images"},
     autoencoder={"file": "vae.safetensors", "sha256": "0", "config": {"dtype": "float32"}},
 )
 
@@ -27,8 +26,8 @@ def moments_of(example: int, mirrored: bool) -> np.ndarray:
     return rng.normal(size=(*SHAPE[:2], 2 * SHAPE[2])).astype(np.float32)
 
 
-class Pictures:
-    """A data set whose picture of an example is its number, mirrored or not."""
+class NumberedImages:
+    """A data set whose image of an example holds its number, and shows whether it is mirrored."""
 
     def __init__(self):
         self.source = self
@@ -42,10 +41,10 @@ class Pictures:
 
 
 def encode(images):
-    """Pictures of the above to their moments."""
+    """Images of `NumberedImages` to their moments."""
     return np.stack([moments_of(int(x.max()), x[0, 0, 0] == -1) for x in images])
 
 
 def write(folder, index=INDEX, **options):
     options = {"batch_size": 3, **options}
-    return encoding.encode_dataset(folder, index, Pictures(), encode, **options)
+    return encode_images(folder, index, NumberedImages(), encode, **options)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from experiments import cli, train
 from tests.helpers.running import ROOT, TINY, finish, start
-from uvit_jax.data.pipeline import DataConfig, batches
+from uvit_jax.data.batches import batches
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.errors import UvitError
 
 

@@ -1,1 +1,1 @@
-"""Pictures, labels and captions as numpy batches: `pipeline.dataset` and `pipeline.batches`."""
+"""Images, labels and captions as numpy batches: `pipeline.dataset` and `batches.batches`."""

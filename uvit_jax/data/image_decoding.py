@@ -1,4 +1,4 @@
-"""Encoded pictures to arrays: every PIL mode, alpha, orientation, size. No randomness here."""
+"""Decodes images to arrays of one size: every PIL mode, alpha, EXIF orientation. Deterministic."""
 
 import io
 
@@ -11,15 +11,15 @@ from uvit_jax.errors import UvitError
 def decode(
     data: bytes, name: str, *, size: int, channels: int, background: tuple[int, int, int]
 ) -> np.ndarray:
-    """Decodes one picture.
+    """Decodes one image.
 
-    The order is: EXIF orientation, 16 bit to 8, alpha over `background`, resize, centre crop, grey.
-    Compositing comes before the resize, so colours of invisible pixels never bleed in.
+    The order is: EXIF orientation, 16 bit to 8, alpha over `background`, resize, centre crop,
+    greyscale. Compositing before resizing keeps the colours of invisible pixels out.
 
     Args:
-      data: a PNG, JPEG, WebP or whatever else Pillow opens.
-      name: what to call the picture in errors.
-      size: side of the result, or 0 for the picture's own height and width.
+      data: a PNG, JPEG, WebP or any other format of Pillow.
+      name: the image's name in error messages.
+      size: height and width of the result; 0 keeps those of the image.
       channels: 1 or 3.
       background: red, green, blue in 0 to 255.
 
@@ -27,7 +27,7 @@ def decode(
       uint8 (H, W, channels), values 0 to 255.
 
     Raises:
-      UvitError: if the picture is broken or of a kind not handled, naming it.
+      UvitError: if the image is broken or of an unsupported kind, naming it.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -38,7 +38,7 @@ def decode(
         raise UvitError(f"{name}: {error}") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         raise UvitError(
-            f"the picture {name} cannot be decoded ({error}); replace or remove it"
+            f"the image {name} cannot be decoded ({error}); replace or remove it"
         ) from error
     if size:
         image = fit(image, size)
@@ -48,7 +48,7 @@ def decode(
 
 
 def composite(pixels: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """Puts straight-alpha RGBA over an opaque colour.
+    """Composites straight-alpha RGBA over an opaque colour.
 
     Args:
       pixels: uint8 (..., 4).
@@ -72,9 +72,9 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """Short side to `size`, centre cut out: halvings by 2x2 means, then bicubic.
+    """Resizes the short side to `size` (2x2 means, then bicubic) and crops the centre.
 
-    This is the cropping of ADM (Dhariwal & Nichol 2021), which ImageNet results are measured with.
+    This is the preprocessing of ADM (Dhariwal & Nichol 2021), the standard for ImageNet metrics.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -92,7 +92,7 @@ def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         deep = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip((deep * 255 + 32767) // 65535, 0, 255).astype(np.uint8))
     if image.mode == "F":
-        raise UvitError("pictures in floating point are not handled; convert it to PNG or JPEG")
+        raise UvitError("floating-point images are not supported; convert it to PNG or JPEG")
     if image.has_transparency_data:
         return Image.fromarray(composite(np.asarray(image.convert("RGBA")), background))
     return image.convert("RGB")

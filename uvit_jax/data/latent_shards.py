@@ -1,53 +1,61 @@
-"""The files of encoded pictures: an index and shards of moments, written once, read at random.
+"""Latents of images as sharded records: their format, reader and writer.
 
-A folder of latents holds `index.json` (a `LatentIndex`) and shards of ArrayRecords. Example i is in
-shard i // shard_size; with mirrored copies it is two records there, one after the other. A record
-is the means (h, w, C), the log-variances (h, w, C), the label (int32, -1 for none), all
-little-endian, and a JSON list of captions.
+A folder of latents holds `index.json` (a `LatentIndex`) and shards. Example i is in shard
+i // shard_size; with mirrored copies it is two records there, one after the other. A record is the
+means (h, w, C), the log-variances (h, w, C) and the label (int32, -1 for none), all little-endian,
+and a JSON list of captions.
 """
 
 import dataclasses
-import functools
 import json
 import math
+import shlex
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uvit_jax.data import record_files
-from uvit_jax.data.record_files import RecordFiles, ShardedIndex
+from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.shards import ShardIndex, ShardReader, StorageDtype, write_missing_shards
 from uvit_jax.errors import UvitError
 
-INDEX = "index.json"  # written when all shards are there
-PLAN = "encoding.json"  # the same, while they are being made
-DTYPES = ("float16", "float32")
+Encode = Callable[[np.ndarray], np.ndarray]
+"""Images float32 (B, H, W, C) → moments (B, h, w, 2C)."""
+
 _LABEL = struct.Struct("<i")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentIndex(ShardedIndex):
-    """What a folder of latents holds, and what it was made from.
+class LatentIndex(ShardIndex):
+    """What a folder of latents holds, and what it was encoded from.
 
     Attributes:
-      shape: (h, w, C) of a latent. count: examples, mirrored copies not counted.
-      shard_size: examples a shard. mirrored: whether the mirrored pictures were encoded too.
-      dtype: of the stored moments. scale: what samples are to be multiplied by.
-      labels, captions: whether the records have them. class_names: in the order of the labels.
-      words: those of the tokenizer; None if there are no captions.
-      source: the `DataConfig` of the pictures, without what changes nothing in them.
+      shape: (h, w, C) of a latent.
+      count: examples, mirrored copies not counted.
+      shard_size: examples per shard.
+      mirrored: whether the mirrored images were encoded too.
+      dtype: of the stored moments.
+      scale: the factor by which samples are multiplied.
+      labels, captions: whether records have them.
+      class_names: in the order of the labels.
+      words: the tokenizer's; None without captions.
+      source: the keys of the images' `DataConfig` that are not at their defaults.
       autoencoder: its file's name and SHA-256, its config.
     """
 
+    contents = "latents"
     prefix = "latents"
+    index_name = "index.json"
+    plan_name = "encoding.json"
 
     shape: tuple[int, ...]
     count: int
     shard_size: int
     mirrored: bool
-    dtype: str
+    dtype: StorageDtype
     scale: float
     labels: bool
     captions: bool
@@ -57,87 +65,78 @@ class LatentIndex(ShardedIndex):
     autoencoder: Mapping[str, Any]
 
     def __post_init__(self):
-        if len(self.shape) != 3 or min(*self.shape, self.count, self.shard_size) < 1:
-            raise UvitError(
-                f"shape must be (h, w, C), count and shard_size at least 1; got {self.shape}, "
-                f"{self.count}, {self.shard_size}"
-            )
-        if self.dtype not in DTYPES:
-            raise UvitError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        super().__post_init__()
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise UvitError(f"shape must be (h, w, C), got {self.shape}")
+
+    @classmethod
+    def command(cls, folder: Path, index: "LatentIndex | None" = None) -> str:
+        if index is None:
+            flags = {"data.name": "imagenet2012", "data.image_size": 256, "data.labels": "label"}
+            flags |= {"autoencoder": "FILE", "out": folder}
+        else:
+            flags = {f"data.{key}": value for key, value in index.source.items()}
+            flags |= {"autoencoder": index.autoencoder["file"], "shard_size": index.shard_size}
+            flags |= {"dtype": index.dtype, "scale": index.scale}
+            flags |= {"precision": index.autoencoder["config"]["dtype"], "out": folder}
+        words = [f"--{key}={_flag_value(value)}" for key, value in flags.items()]
+        if index is None or index.mirrored:
+            words.append("--mirror")
+        return shlex.join(["python", "-m", "experiments.encode_latents", *words])
 
     def pack(self, moments: np.ndarray, label: int | None, captions: Sequence[str] | None) -> bytes:
-        """A record of moments (h, w, 2C)."""
-        planes = np.stack(np.split(moments, 2, axis=-1)).astype(self.storage)
+        """The record of moments (h, w, 2C)."""
+        planes = np.stack(np.split(moments, 2, axis=-1)).astype(self.storage_dtype)
         tail = json.dumps(list(captions or ()), ensure_ascii=False).encode()
         return planes.tobytes() + _LABEL.pack(-1 if label is None else label) + tail
 
 
-def read_index(folder: Path, name: str = INDEX) -> LatentIndex | None:
-    """The index of a folder, or None if there is no such file; UvitError if it is damaged."""
-    return record_files.read_index(LatentIndex, folder / name)
+def _flag_value(value: Any) -> str:
+    # JSON lists are Python literals in double quotes, which need no escapes within a shell's.
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple) else str(value)
 
 
-def missing_shards(folder: Path, index: LatentIndex) -> list[int]:
-    """The shards that are not there yet."""
-    return record_files.missing_files(index.files(folder))
+class LatentReader(ShardReader):
+    """Random access to the latents of a folder: `reader[i]`, or `read` and `unpack` for speed."""
 
-
-def command(folder: Path, index: LatentIndex | None = None) -> str:
-    """The command that makes the latents in `folder`, for messages."""
-    data = {"name": "imagenet2012", "image_size": 256, "labels": "label"}
-    autoencoder, mirrored, rest = "FILE", True, {}
-    if index is not None:
-        data, autoencoder, mirrored = index.source, index.autoencoder["file"], index.mirrored
-        rest = {"shard_size": index.shard_size, "dtype": index.dtype, "scale": index.scale}
-        rest["precision"] = index.autoencoder["config"]["dtype"]
-    flags = {f"data.{key}": value for key, value in data.items()}
-    flags |= {"autoencoder": autoencoder, **rest, "out": folder}
-    shown = " ".join(f"--{key}={_shell(value)}" for key, value in flags.items())
-    return f"python -m experiments.encode_latents {shown}{' --mirror' if mirrored else ''}"
-
-
-def _shell(value: Any) -> str:
-    text = str(value)
-    return text if text and all(c.isalnum() or c in "_-./:" for c in text) else f'"{text}"'
-
-
-class Shards:
-    """Random access to the records of a folder: `shards[i]`, or `read(i, mirrored)` undecoded.
-
-    `shards[i]` is a dict: `moments` float32 (h, w, 2C), `mirrored` the same of the mirrored picture
-    or None, `label` and `captions` where the folder has them, `name`, and `example`, its number.
-    """
-
-    def __init__(self, folder: Path, index: LatentIndex):
-        self.folder, self.index = folder, index
-        self._copies, self._storage = 1 + index.mirrored, index.storage
-        self._files = RecordFiles(
-            index.files(folder), self._expected, functools.partial(command, folder, index)
-        )
+    index: LatentIndex
 
     def __len__(self) -> int:
         return self.index.count
 
+    def num_records(self, shard: int, reader: Any) -> int:
+        return len(self.index.examples(shard)) * (1 + self.index.mirrored)
+
     def read(self, example: int, mirrored: bool = False) -> bytes:
-        """One record's bytes; UvitError if its shard is damaged."""
+        """The record of an example, or of its mirrored copy.
+
+        Raises:
+          UvitError: if its shard is damaged.
+        """
         shard, row = divmod(example, self.index.shard_size)
-        return self._files.read(shard, row * self._copies + mirrored)
+        return self.read_record(shard, row * (1 + self.index.mirrored) + mirrored)
 
     def unpack(self, record: bytes, out: np.ndarray) -> tuple[int, memoryview]:
-        """Writes the moments into `out` (2, h·w·C); returns the label and the captions' JSON."""
-        stored = np.frombuffer(record, self._storage, out.size)
+        """Writes a record's moments into `out`; returns the label and the captions' JSON.
+
+        Args:
+          out: (2, h·w·C) or (2, h, w, C), overwritten by the means and the log-variances.
+        """
+        stored = np.frombuffer(record, self.index.storage_dtype, out.size)
         out[...] = stored.reshape(out.shape)
         label = _LABEL.unpack_from(record, stored.nbytes)[0]
         return label, memoryview(record)[stored.nbytes + _LABEL.size :]
 
-    def captions(self, example: int) -> tuple[str, ...]:
-        """An example's captions, its moments unread."""
-        begin = 2 * math.prod(self.index.shape) * self._storage.itemsize + _LABEL.size
-        return tuple(json.loads(self.read(example)[begin:]))
+    def captions_of(self, example: int) -> tuple[str, ...]:
+        """The captions of an example, without decoding its moments."""
+        size = 2 * math.prod(self.index.shape) * self.index.storage_dtype.itemsize
+        return tuple(json.loads(self.read(example)[size + _LABEL.size :]))
 
     def __getitem__(self, example: int) -> dict:
+        """A dict with `moments` float32 (h, w, 2C), `mirrored` (those of the mirrored image, or
+        None), `label` and `captions` if the folder has them, `name`, and `example`, the index."""
         index, moments = self.index, []
-        for mirrored in range(self._copies):
+        for mirrored in range(1 + index.mirrored):
             planes = np.empty((2, *index.shape), np.float32)
             label, captions = self.unpack(self.read(example, bool(mirrored)), planes)
             moments.append(np.concatenate(planes, axis=-1))
@@ -149,5 +148,96 @@ class Shards:
             record["captions"] = tuple(json.loads(bytes(captions)))
         return record
 
-    def _expected(self, shard: int, reader: Any) -> int:
-        return len(self.index.examples(shard)) * self._copies
+
+def encode_images(
+    folder: Path,
+    index: LatentIndex,
+    data: Dataset,
+    encode: Encode,
+    *,
+    batch_size: int,
+    part: int = 0,
+    parts: int = 1,
+    workers: int = 2,
+) -> int:
+    """Encodes the images of the missing shards of one part, see `write_missing_shards`.
+
+    No batch crosses the end of a shard, so the bytes of a shard depend neither on the parts nor on
+    interruptions.
+
+    Args:
+      data: the images, read without augmentation.
+      encode: called with `batch_size` images, always.
+      workers: threads that read and decode images.
+
+    Returns:
+      The number of shards written.
+
+    Raises:
+      UvitError: if the folder holds another encoding, an image is broken, moments cannot be stored,
+        or another process writes the same shards.
+    """
+    if batch_size < 1:
+        raise UvitError(f"batch_size must be at least 1, got {batch_size}")
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+
+        def records(examples: range) -> Iterator[bytes]:
+            batches = _load_batches(data, examples, pool, batch_size)
+            return _encode_batches(index, batches, encode, batch_size)
+
+        return write_missing_shards(
+            folder, index, records, reader=LatentReader, part=part, parts=parts
+        )
+
+
+def _load_batches(
+    data: Dataset, examples: range, pool: ThreadPoolExecutor, batch_size: int
+) -> Iterator[list[tuple[np.ndarray, dict]]]:
+    """Batches of (image, record), loaded one batch ahead."""
+
+    def load(example: int) -> tuple[np.ndarray, dict]:
+        record = data.source[example]
+        return data.decode(record)["image"], record
+
+    waiting: list = []
+    for start in range(0, len(examples), batch_size):
+        waiting.append([pool.submit(load, e) for e in examples[start : start + batch_size]])
+        if len(waiting) == 2:
+            yield [future.result() for future in waiting.pop(0)]
+    for batch in waiting:
+        yield [future.result() for future in batch]
+
+
+def _encode_batches(
+    index: LatentIndex,
+    batches: Iterable[Sequence[tuple[np.ndarray, dict]]],
+    encode: Encode,
+    batch_size: int,
+) -> Iterator[bytes]:
+    """The records of a shard, in order."""
+    for batch in batches:
+        images = np.stack([image for image, _ in batch])
+        # Padding the last batch keeps one shape to compile for.
+        images = images[np.arange(batch_size) % len(batch)]
+        copies = [encode(images)] + ([encode(images[:, :, ::-1])] if index.mirrored else [])
+        for row, (_, record) in enumerate(batch):
+            label = record.get("label") if index.labels else None
+            captions = record.get("captions") if index.captions else None
+            for copy in copies:
+                moments = np.asarray(copy[row])
+                _check_moments(index, moments, record["name"])
+                yield index.pack(moments, label, captions)
+
+
+def _check_moments(index: LatentIndex, moments: np.ndarray, name: str) -> None:
+    h, w, C = index.shape
+    if moments.shape != (h, w, 2 * C):
+        raise UvitError(f"the moments have shape {moments.shape}, not {(h, w, 2 * C)}")
+    limit = float(np.finfo(index.dtype).max)
+    if not np.abs(moments).max() <= limit:  # true of NaN as well
+        problem = f"exceed {limit:g}, the largest {index.dtype}"
+        problem = problem if np.isfinite(moments).all() else "are not finite"
+        raise UvitError(
+            f"the moments of {name} {problem}; set --precision and --dtype to float32, and check "
+            "that --autoencoder is the right file"
+        )

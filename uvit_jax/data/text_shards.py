@@ -1,54 +1,58 @@
-"""The files of encoded captions, beside the latents of their pictures, and how they are made.
+"""Text features of captions as sharded records: their format, reader and writer.
 
-`text.json` (a `TextIndex`) and shards of ArrayRecords. Shard s holds the captions of the examples
-[s · shard_size, (s + 1) · shard_size), one record a caption, (N, F) little-endian. Its last record
-says where each example's captions begin: uint32 (examples + 1,).
+They are stored beside the latents of the captions' images, as `text.json` (a `TextIndex`) and
+shards. Shard s holds the captions of the examples [s · shard_size, (s + 1) · shard_size), one
+record per caption, (N, F) little-endian. Its last record holds the offsets of each example's first
+caption, uint32 (examples + 1,).
 """
 
 import base64
 import dataclasses
-import functools
 import itertools
 import json
-import logging
-import time
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uvit_jax.data import record_files
-from uvit_jax.data.latent_shards import DTYPES, LatentIndex, Shards
-from uvit_jax.data.record_files import RecordFiles, ShardedIndex
+from uvit_jax.data.latent_shards import LatentIndex, LatentReader
+from uvit_jax.data.shards import (
+    ShardIndex,
+    ShardReader,
+    StorageDtype,
+    open_index,
+    write_missing_shards,
+)
 from uvit_jax.data.vocabulary import TextFeatures
 from uvit_jax.errors import UvitError
 
-logger = logging.getLogger(__name__)
-
-INDEX = "text.json"  # written when all shards are there
-PLAN = "text_encoding.json"  # the same, while they are being made
-
 Encode = Callable[[Sequence[str]], np.ndarray]
-"""Texts to features (B, N, F)."""
+"""B texts → features (B, N, F)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextIndex(ShardedIndex):
-    """What the encoded captions of a folder of latents are.
+class TextIndex(ShardIndex):
+    """What the text features of a folder of latents are.
 
     Attributes:
-      shape: (N, F) of a caption's features. dtype: of what is stored.
-      count: examples. shard_size: examples a shard.
+      shape: (N, F) of a caption's features.
+      dtype: of the stored features.
+      count: examples.
+      shard_size: examples per shard.
       null: the features of the empty text, base64.
-      source: of the latents, whose captions these are.
+      source: `LatentIndex.source` of the latents with these captions.
       encoder: its file's name and SHA-256, its config.
     """
 
+    contents = "text features"
     prefix = "text"
+    index_name = "text.json"
+    plan_name = "text_encoding.json"
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: StorageDtype
     count: int
     shard_size: int
     null: str
@@ -56,30 +60,86 @@ class TextIndex(ShardedIndex):
     encoder: Mapping[str, Any]
 
     def __post_init__(self):
-        if len(self.shape) != 2 or min(*self.shape, self.count, self.shard_size) < 1:
-            raise UvitError(
-                f"shape must be (N, F), count and shard_size at least 1; got {self.shape}, "
-                f"{self.count}, {self.shard_size}"
-            )
-        if self.dtype not in DTYPES:
-            raise UvitError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if len(base64.b64decode(self.null)) != np.prod(self.shape) * self.storage.itemsize:
-            raise UvitError(f"null is not of {self.shape} numbers")
+        super().__post_init__()
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise UvitError(f"shape must be (N, F), got {self.shape}")
+        if len(base64.b64decode(self.null)) != np.prod(self.shape) * self.storage_dtype.itemsize:
+            raise UvitError(f"null must hold {self.shape} values of {self.dtype}")
+
+    @classmethod
+    def command(cls, folder: Path, index: "TextIndex | None" = None) -> str:
+        words = ["python", "-m", "experiments.encode_text", f"--latents={folder}"]
+        return shlex.join([*words, "--encoder=FOLDER"])
+
+    def differences(self, other: "TextIndex") -> list[str]:
+        keys = super().differences(other)
+        if "null" in keys and self.shape == other.shape:
+            # Other hosts and batch sizes round differently; another encoder differs by more.
+            ours, theirs = self.null_features(), other.null_features()
+            if np.abs(ours - theirs).max() <= 1e-2 * np.abs(ours).max():
+                keys.remove("null")
+        return keys
+
+    def null_features(self) -> np.ndarray:
+        """The features of the empty text, float32 (N, F)."""
+        return self.unpack(base64.b64decode(self.null))
 
     def unpack(self, record: bytes) -> np.ndarray:
-        """A record's features, float32 (N, F)."""
-        return np.frombuffer(record, self.storage).reshape(self.shape).astype(np.float32)
+        """The features in a record, float32 (N, F)."""
+        return np.frombuffer(record, self.storage_dtype).reshape(self.shape).astype(np.float32)
 
     def pack(self, features: np.ndarray, text: str) -> bytes:
-        """Features (N, F) as they are stored; UvitError if they cannot be."""
+        """The record of features (N, F).
+
+        Raises:
+          UvitError: if they have another shape or cannot be stored in `dtype`.
+        """
         limit = float(np.finfo(self.dtype).max)
         if features.shape != tuple(self.shape) or not np.abs(features).max() <= limit:
             raise UvitError(
-                f"the features of {text[:60]!r} are {features.shape}, and have to be "
-                f"{tuple(self.shape)} and finite in {self.dtype}; store them in float32, and check "
-                "the encoder's file"
+                f"the features of {text[:60]!r} have shape {features.shape} and must have shape "
+                f"{tuple(self.shape)} and be finite in {self.dtype}; set --dtype=float32, and "
+                "check that --encoder is the right folder"
             )
-        return features.astype(self.storage).tobytes()
+        return features.astype(self.storage_dtype).tobytes()
+
+
+class TextReader(ShardReader):
+    """Random access to text features: `features(example, number)`.
+
+    Attributes:
+      null: `TextFeatures`, those of the empty text.
+    """
+
+    index: TextIndex
+
+    def __init__(self, folder: Path, index: TextIndex):
+        self._offsets: dict[int, np.ndarray] = {}
+        self.null = TextFeatures(index.null_features(), index.encoder.get("sha256", ""))
+        super().__init__(folder, index)
+
+    def num_records(self, shard: int, reader: Any) -> int:
+        if not reader.num_records():
+            raise ValueError("it has no records")
+        last = reader.read([reader.num_records() - 1])[0]
+        offsets = np.frombuffer(last, "<u4").astype(np.int64)
+        if len(offsets) != len(self.index.examples(shard)) + 1:
+            raise ValueError("its last record does not hold the captions' offsets")
+        self._offsets[shard] = offsets
+        return int(offsets[-1]) + 1
+
+    def features(self, example: int, number: int = 0) -> np.ndarray:
+        """The features of one of an example's captions, float32 (N, F).
+
+        Args:
+          number: of the caption, modulo their count; the empty text's features if there are none.
+        """
+        shard, row = divmod(example, self.index.shard_size)
+        self.open_shard(shard)
+        first, end = self._offsets[shard][row : row + 2].tolist()
+        if first == end:
+            return self.null.null
+        return self.index.unpack(self.read_record(shard, first + number % (end - first)))
 
 
 def make_index(
@@ -87,18 +147,17 @@ def make_index(
     encode: Encode,
     *,
     shape: tuple[int, ...],
-    dtype: str,
+    dtype: StorageDtype,
     shard_size: int,
     encoder: Mapping[str, Any],
 ) -> TextIndex:
-    """The index of a folder's captions, with the encoding of the empty text."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    """The index of the text features of a folder of latents; encodes the empty text."""
     index = TextIndex(
         shape=shape,
         dtype=dtype,
         count=latents.count,
         shard_size=shard_size,
-        null=base64.b64encode(bytes(size)).decode(),
+        null=base64.b64encode(bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)).decode(),
         source=latents.source,
         encoder=encoder,
     )
@@ -109,19 +168,18 @@ def make_index(
 def encode_captions(
     folder: Path,
     index: TextIndex,
-    latents: Shards,
+    latents: LatentReader,
     encode: Encode,
     *,
     batch_size: int,
     part: int = 0,
     parts: int = 1,
 ) -> int:
-    """Writes this part's shards that are not there yet, and the index if none is missing then.
-
-    Shard s is of part s % parts.
+    """Encodes the captions of the missing shards of one part, see `write_missing_shards`.
 
     Args:
-      folder: of the latents, where these shards are put. latents: their records, with captions.
+      folder: where the latents are; the text features are stored beside them.
+      latents: their records, with captions.
 
     Returns:
       The number of shards written.
@@ -129,117 +187,31 @@ def encode_captions(
     Raises:
       UvitError: if the folder holds another encoding of its captions, or features are not finite.
     """
-    if not 0 <= part < parts:
-        raise UvitError(f"part {part} of {parts}: the first is 0, the last {parts - 1}")
     if batch_size < 1:
         raise UvitError(f"batch_size must be at least 1, got {batch_size}")
-    final, plan = folder / INDEX, folder / PLAN
-    stored = record_files.read_index(TextIndex, final)
-    stored = stored or record_files.read_index(TextIndex, plan)
-    # Another host or batch size rounds otherwise; another encoder says something else.
-    alike = stored is not None and stored.shape == index.shape and _alike(stored, index)
-    index = record_files.settle(index, final, plan, about=("null",) if alike else ())
-    files = index.files(folder)
-    todo = [s for s in record_files.missing_files(files) if s % parts == part]
-    began, done = time.perf_counter(), 0
-    for written, shard in enumerate(todo, start=1):
-        texts = [latents.captions(example) for example in index.examples(shard)]
-        record_files.write_records(files[shard], _records(index, texts, encode, batch_size))
-        done += sum(map(len, texts))
-        rate = done / (time.perf_counter() - began)
-        logger.info("%d of %d shards, %.0f captions/s", written, len(todo), rate)
-    if not record_files.missing_files(files):
-        shards = TextShards(folder, index)
-        for shard in range(index.num_shards):
-            shards.check(shard)
-        record_files.write_index(folder / INDEX, index)
-        (folder / PLAN).unlink(missing_ok=True)
-    return len(todo)
+
+    def records(examples: range) -> Iterator[bytes]:
+        texts = [latents.captions_of(example) for example in examples]
+        captions = itertools.chain(*texts)
+        while batch := tuple(itertools.islice(captions, batch_size)):
+            for text, features in zip(batch, encode(batch), strict=True):
+                yield index.pack(features, text)
+        yield np.cumsum([0, *map(len, texts)]).astype("<u4").tobytes()
+
+    return write_missing_shards(folder, index, records, reader=TextReader, part=part, parts=parts)
 
 
-def _records(
-    index: TextIndex, texts: Sequence[Sequence[str]], encode: Encode, batch_size: int
-) -> Iterator[bytes]:
-    captions = itertools.chain(*texts)
-    while batch := tuple(itertools.islice(captions, batch_size)):
-        for text, features in zip(batch, encode(batch), strict=True):
-            yield index.pack(features, text)
-    offsets = np.cumsum([0, *map(len, texts)])
-    yield offsets.astype("<u4").tobytes()
-
-
-def _alike(one: TextIndex, other: TextIndex) -> bool:
-    """Whether two encodings of the empty text differ by rounding only."""
-    a, b = (index.unpack(base64.b64decode(index.null)) for index in (one, other))
-    return bool(np.abs(a - b).max() <= 1e-2 * np.abs(a).max())
-
-
-class TextShards:
-    """Random access to encoded captions: `features(example, number)`.
-
-    Attributes:
-      index: the folder's `TextIndex`. null: `TextFeatures`, the encoding of the empty text.
-    """
-
-    def __init__(self, folder: Path, index: TextIndex):
-        self.index = index
-        null = index.unpack(base64.b64decode(index.null))
-        self.null = TextFeatures(null, index.encoder.get("sha256", ""))
-        self._offsets: dict[int, np.ndarray] = {}
-        self._files = RecordFiles(
-            index.files(folder), self._expected, functools.partial(command, folder)
-        )
-
-    def features(self, example: int, number: int = 0) -> np.ndarray:
-        """float32 (N, F) of an example's caption of this number, modulo their count; the null if
-        it has none."""
-        shard, row = divmod(example, self.index.shard_size)
-        self._files.open(shard)
-        first, end = self._offsets[shard][row : row + 2].tolist()
-        if first == end:
-            return self.null.null
-        return self.index.unpack(self._files.read(shard, first + number % (end - first)))
-
-    def check(self, shard: int) -> None:
-        """Raises UvitError if a shard is damaged."""
-        self._files.open(shard)
-
-    def _expected(self, shard: int, reader: Any) -> int:
-        """How many records a shard must have, by its last one."""
-        if not reader.num_records():
-            raise ValueError("it is empty or cut")
-        last = reader.read([reader.num_records() - 1])[0]
-        offsets = np.frombuffer(last, "<u4").astype(np.int64)
-        if len(offsets) != len(self.index.examples(shard)) + 1:
-            raise ValueError("its last record does not tell where captions begin")
-        self._offsets[shard] = offsets
-        return int(offsets[-1]) + 1
-
-
-def command(folder: Path) -> str:
-    """The command that encodes a folder's captions, for messages."""
-    return f"python -m experiments.encode_text --latents={folder} --encoder=FOLDER"
-
-
-def open_text(folder: Path, latents: LatentIndex) -> TextShards:
-    """The encoded captions of a folder of latents.
+def open_text(folder: Path, latents: LatentIndex) -> TextReader:
+    """The text features of a folder of latents.
 
     Raises:
-      UvitError: if there are none, or not all, or they belong to other latents.
+      UvitError: if they are missing or incomplete, or belong to other latents.
     """
-    index = record_files.read_index(TextIndex, folder / INDEX)
-    if index is None:
-        plan = record_files.read_index(TextIndex, folder / PLAN)
-        there = f"there are no encoded captions in {folder}; make them"
-        if plan is not None:
-            done = plan.num_shards - len(record_files.missing_files(plan.files(folder)))
-            there = f"the encoded captions in {folder} are unfinished, {done} of {plan.num_shards} "
-            there += "shards; go on"
-        raise UvitError(f"{there} with `{command(folder)}`")
-    same = json.dumps(dict(index.source)) == json.dumps(dict(latents.source))
-    if index.count != latents.count or not same:
+    index = open_index(TextIndex, folder)
+    same_source = json.dumps(dict(index.source)) == json.dumps(dict(latents.source))
+    if index.count != latents.count or not same_source:
         raise UvitError(
-            f"the encoded captions in {folder} are of other pictures than the latents; delete "
-            f"{INDEX} and the text-* shards, and make them again with `{command(folder)}`"
+            f"the text features in {folder} belong to other latents; delete {index.index_name} and "
+            f"the {index.prefix}-* shards, and rerun `{index.command(folder)}`"
         )
-    return TextShards(folder, index)
+    return TextReader(folder, index)

@@ -1,10 +1,10 @@
 """Text as token ids: whole words where they are known, raw bytes where they are not.
 
-Ids: 0 is padding, 1 to 256 are the bytes 0 to 255 of UTF-8, 257 and up are the known words. A word
-is what stands between spaces and closing punctuation, and `,.;:!?)` are words themselves. Nothing
-is ever lost or unknown: `decode(encode(text, length)) == normalise(text)`.
+Ids: 0 is padding, 1 to 256 are the bytes 0 to 255 of UTF-8, 257 and up are the known words. Words
+are separated by spaces and closing punctuation, and `,.;:!?)` are words themselves. Encoding loses
+nothing but case and spacing: `decode(encode(text, length)) == normalise(text)`.
 
-The null text of classifier-free guidance is the empty one, which is all padding.
+The null text of classifier-free guidance is the empty text, whose ids are all padding.
 """
 
 import collections
@@ -24,7 +24,7 @@ _PIECE = re.compile(rf" ?[^ {re.escape(_CLOSING)}]+|[{re.escape(_CLOSING)}]| ")
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, none at the ends; what UTF-8 cannot hold becomes `?`."""
+    """Lower case, single spaces, none at the ends; characters outside UTF-8 become `?`."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return " ".join(text.lower().split())
 
@@ -37,18 +37,18 @@ class Tokenizer:
         is either one of `,.;:!?)` or free of them.
 
     Raises:
-      UvitError: if a word could never be met in a normalised text, or comes twice.
+      UvitError: if a word cannot occur in a normalised text, or is given twice.
     """
 
     def __init__(self, words: tuple[str, ...] = ()):
         for word in words:
             if _pieces("a" + _piece(word)) != [" a", _piece(word)]:
-                raise UvitError(f"{word!r} cannot be a word of a tokenizer: it is never one piece")
+                raise UvitError(f"{word!r} cannot be a word of the tokenizer: no text contains it")
         self.words = tuple(words)
         self._ids = {_piece(word): _FIRST_WORD + i for i, word in enumerate(words)}
         if len(self._ids) != len(words):
             twice = collections.Counter(words).most_common(1)[0][0]
-            raise UvitError(f"the word {twice!r} comes twice in the tokenizer")
+            raise UvitError(f"the word {twice!r} is given twice to the tokenizer")
 
     @property
     def vocab_size(self) -> int:
@@ -67,11 +67,11 @@ class Tokenizer:
             known = self._ids.get(piece)
             ids.extend([known] if known else (byte + 1 for byte in piece.encode("utf-8")))
         if ids and ids[0] == 1 + ord(" "):
-            del ids[0]  # the space put before the first word, when that went to bytes
+            del ids[0]  # the space before a first word that is encoded as bytes
         if len(ids) > length and not truncate:
             raise UvitError(
                 f"the text {_shorten(text)!r} has {len(ids)} tokens and the limit is {length}; "
-                f"shorten it (words not in the vocabulary count one token a byte)"
+                f"shorten it (a word not in the vocabulary is one token per byte)"
             )
         row = np.full((length,), PADDING, np.int32)
         row[: min(len(ids), length)] = ids[:length]
@@ -95,14 +95,9 @@ class Tokenizer:
         return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
 
     def unknown(self, text: str) -> list[str]:
-        """The words of `text` that are not among the known ones, and are spelled in bytes."""
+        """The words of `text` that are not in the vocabulary, and are encoded as bytes."""
         pieces = (piece for piece in _pieces(text) if piece.strip())
         return [piece.strip() for piece in pieces if piece not in self._ids]
-
-    @staticmethod
-    def null(length: int) -> np.ndarray:
-        """The null text, for classifier-free guidance: int32 zeros (length,)."""
-        return np.full((length,), PADDING, np.int32)
 
     def to_json(self) -> str:
         """The words as JSON, in the order of their ids."""
@@ -113,14 +108,14 @@ class Tokenizer:
         """The inverse of `to_json`.
 
         Raises:
-          UvitError: if `text` is not what `to_json` writes.
+          UvitError: if `text` has another form.
         """
         try:
             words = json.loads(text)["words"]
             if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            raise UvitError('a tokenizer is JSON of the form {"words": ["a", "b"]}') from None
+            raise UvitError('a tokenizer must be JSON of the form {"words": ["a", "b"]}') from None
         return cls(tuple(words))
 
     @classmethod
@@ -128,7 +123,7 @@ class Tokenizer:
         """The `max_words` most frequent words of the captions; ties go alphabetically."""
         counts = collections.Counter()
         for caption in captions:
-            # Only what `encode` would take for a word: bytes can spell the rest.
+            # Only pieces that `encode` looks up as words; the rest is encoded as bytes.
             counts.update(
                 piece.strip(" ")
                 for piece in _pieces(caption)
@@ -146,7 +141,7 @@ class Tokenizer:
 
 def _pieces(text: str) -> list[str]:
     text = normalise(text)
-    # The space put before makes the first word look like every other word.
+    # With a space before it, the first word is a piece like every other word.
     return _PIECE.findall(" " + text) if text else []
 
 

@@ -1,8 +1,6 @@
-"""What a run's labels and texts mean: class names, a tokenizer or a text encoder's null.
+"""The class names, tokenizer and text encoder of a run, saved in its workdir.
 
-It is saved in the workdir.
-
-With it, a trained model is sampled by name and prompt without its data set at hand.
+With them a trained model is sampled by class name and prompt without its data set.
 """
 
 import base64
@@ -19,7 +17,7 @@ from uvit_jax.errors import UvitError, nearest
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextFeatures:
-    """What a frozen text encoder makes of "no text", and which encoder that is.
+    """The null features of a frozen text encoder, and which encoder it is.
 
     Attributes:
       null: float32 (N, F), the features of the empty text, for classifier-free guidance.
@@ -36,29 +34,34 @@ class TextFeatures:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TextFeatures":
-        """Reads what `to_dict` made; ValueError, KeyError or TypeError if it is damaged."""
+        """The inverse of `to_dict`; ValueError, KeyError or TypeError if `data` is damaged."""
         null = np.frombuffer(base64.b64decode(data["null"], validate=True), "<f4")
         return cls(null.reshape(data["shape"]).astype(np.float32), str(data["encoder"]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """classes: names by class index, empty if unknown. tokenizer: of texts, None if none.
-    features: of the texts' frozen encoder, None if none."""
+    """What labels and texts mean to a model.
+
+    Attributes:
+      classes: names by class index; empty if unknown.
+      tokenizer: of prompts; None if the model takes no token ids.
+      features: of the frozen text encoder; None if the model takes no text features.
+    """
 
     classes: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
     features: TextFeatures | None = None
 
     def class_id(self, wanted: Any, num_classes: int) -> int:
-        """The index of a class given by name or number; UvitError if there is none such."""
+        """The index of a class given by name or number; UvitError if it is neither."""
         text = str(wanted)
         if text in self.classes:
             return self.classes.index(text)
         if text.isdecimal() and int(text) < num_classes:
             return int(text)
         hint = nearest(text, self.classes) if self.classes else f"; known: 0 to {num_classes - 1}"
-        raise UvitError(f"label {text!r} is no class of this model{hint}")
+        raise UvitError(f"label {text!r} is not a class of this model{hint}")
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number if it has none."""
@@ -67,7 +70,7 @@ class Vocabulary:
     def encode(self, prompt: str, length: int) -> np.ndarray:
         """Token ids of a prompt, int32 (length,); UvitError if it is too long."""
         if self.tokenizer is None:
-            raise UvitError("this model has no tokenizer, so a prompt means nothing to it")
+            raise UvitError("this model has no tokenizer; it does not support prompts")
         return self.tokenizer.encode(prompt, length)
 
     def to_json(self) -> str:
@@ -80,7 +83,7 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
-        """Reads what `to_json` wrote."""
+        """The inverse of `to_json`."""
         data = json.loads(text)
         tokenizer = data["tokenizer"]
         if tokenizer is not None:

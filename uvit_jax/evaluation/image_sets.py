@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uvit_jax.data import pipeline
+from uvit_jax.data.batches import batches as load_batches
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.encoders.image_encoder import spread
@@ -115,7 +116,7 @@ def of_dataset(dataset: pipeline.Dataset, batch_size: int, mesh: Mesh, name: str
     rows = local_rows(mesh, batch_size)
 
     def batches() -> Iterator[jax.Array]:
-        steps = pipeline.batches(dataset, batch_size=batch_size, seed=0, rows=rows, train=False)
+        steps = load_batches(dataset, batch_size=batch_size, seed=0, rows=rows, train=False)
         try:
             for batch in steps:
                 yield global_array(batch["image"], rows, batch_size, mesh)

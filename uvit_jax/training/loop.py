@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uvit_jax.data import pipeline
+from uvit_jax.data.batches import batches
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
@@ -243,7 +244,7 @@ class _Batches:
         self._layout = model.layout
         self._mesh, self._batch_size = mesh, run.train.batch_size
         self._rows = local_rows(mesh, run.train.batch_size)
-        self._iterator = pipeline.batches(
+        self._iterator = batches(
             dataset,
             batch_size=run.train.batch_size,
             seed=run.seed,

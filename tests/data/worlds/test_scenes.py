@@ -1,4 +1,4 @@
-"""Scenes: deterministic, and their captions, masks, references and splits state what is there."""
+"""Scenes are deterministic and agree with their captions, masks, references and splits."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ def draw(world, index, split="train", subjects=3, views=3):
 
 
 def read(caption: str) -> dict:
-    """A caption's facts, by slot, read without the code that wrote it."""
+    """The facts of a caption, by slot, parsed independently of the code under test."""
     (ground,) = [k for k, v in backgrounds.BACKGROUNDS.items() if caption.endswith(v)]
     named = re.findall(r"@(\d)(?: (from the front|from behind))?", caption)
     slots = [int(n) - 1 for n, _ in named]
@@ -48,28 +48,28 @@ def read(caption: str) -> dict:
 
 
 @pytest.mark.parametrize("world", BOTH)
-def test_captions_state_the_facts_and_pictures_show_them(world):
+def test_captions_state_the_facts_and_scenes_agree(world):
     counts = set()
     for index in range(60):
         scene = draw(world, index)
-        told = read(scene.caption)
-        assert told == {k: getattr(scene.facts, k) for k in told}
+        stated = read(scene.caption)
+        assert stated == {k: getattr(scene.facts, k) for k in stated}
         counts.add(len(scene.subjects))
         middle = [s.x for s in scene.subjects]
         order = ("left", "middle", "right")
-        ranks = [order.index(place) for place in told["places"]]
+        ranks = [order.index(place) for place in stated["places"]]
         assert np.argsort(ranks).tolist() == np.argsort(middle).tolist()
-        for s, facing in zip(scene.subjects, told["facings"], strict=True):
+        for s, facing in zip(scene.subjects, stated["facings"], strict=True):
             if world == "totems":
                 assert (np.cos(s.pose[0]) < 0) == (facing == "from behind")
     assert counts == {1, 2, 3}
 
 
 @pytest.mark.parametrize("world", BOTH)
-def test_pictures_are_a_function_of_the_index(world):
+def test_images_are_a_function_of_the_index(world):
     a, b = (scenes.render(draw(world, 5), 32, subjects=3, views=3) for _ in range(2))
     other = scenes.render(draw(world, 6), 32, subjects=3, views=3)
-    for name in ("image", "references", "present", "identities", "masks", "boxes"):
+    for name in ("image", "references", "present", "identities", "masks"):
         assert (getattr(a, name) == getattr(b, name)).all()
     assert (a.image != other.image).any()
     assert a.image.dtype == np.float32 and np.abs(a.image).max() <= 1
@@ -79,19 +79,15 @@ def test_pictures_are_a_function_of_the_index(world):
 def test_masks_are_what_changes_with_the_background(world):
     """Where subjects fill a pixel, the background does not matter, and elsewhere nothing else."""
     scene = draw(world, 3)
-    pictures = []
+    examples = []
     for ground in ("night", "snow"):
         facts = dataclasses.replace(scene.facts, background=ground)
-        pictures.append(scenes.render(dataclasses.replace(scene, facts=facts), 32))
-    (a, b), masks = pictures, pictures[0].masks
+        examples.append(scenes.render(dataclasses.replace(scene, facts=facts), 32))
+    (a, b), masks = examples, examples[0].masks
     covered = masks.sum(axis=0)
     assert covered.max() <= 1 + 1e-5
     same = np.abs(a.image - b.image).max(axis=-1) < 1e-4
     assert same[covered > 1 - 1e-5].all() and not same[covered < 0.9].any()
-    for mask, (left, top, right, bottom) in zip(masks, a.boxes, strict=True):
-        outside = mask.copy()
-        outside[top:bottom, left:right] = 0
-        assert outside.max() < 0.5 <= mask.max()
 
 
 @pytest.mark.parametrize("world", BOTH)
@@ -105,8 +101,8 @@ def test_spots_are_where_the_masks_are(world):
             reach = 1.02 if world == "totems" else 1.42  # of a square turned by 45°
             near = np.maximum(abs(x - cx), abs(y - cy)) <= reach * scale + 2 / 32
             assert mask[~near].max(initial=0) == 0
-            (told_x, told_y), _ = scenes.spot(scene, slot)
-            assert np.hypot(told_x - cx, told_y - cy) < 0.25
+            (stated_x, stated_y), _ = scenes.spot(scene, slot)
+            assert np.hypot(stated_x - cx, stated_y - cy) < 0.25
 
 
 @pytest.mark.parametrize("world", BOTH)
@@ -164,7 +160,7 @@ def test_sprites_turn_and_mirror():
 
 
 @pytest.mark.parametrize("world", BOTH)
-def test_settings_are_fixed_and_hold_out_what_they_say(world):
+def test_settings_are_fixed_and_hold_out_their_split(world):
     for name in evaluation_sets.settings(world):
         what = evaluation_sets.SETTINGS[name]
         cases = evaluation_sets.cases(world, name, subjects=6, prompts=2)
@@ -208,17 +204,17 @@ def test_a_video_moves_as_exactly_as_its_camera(motion):
     frames = scenes.video(scene, 16, cameras)
     assert (frames[1] == scenes.render(scene, 16).image).all()
     assert (frames[0] == frames[2]).all() == (motion == "static")
-    x, y = cameras[2].picture(*map(float, cameras[2].scene(0.3, -0.2)))
+    x, y = cameras[2].to_image(*map(float, cameras[2].to_scene(0.3, -0.2)))
     assert np.allclose((x, y), (0.3, -0.2), atol=1e-6)
 
 
-def test_complaints_are_sentences():
+def test_errors_name_the_value():
     scene = draw("totems", 1)
-    with pytest.raises(UvitError, match="no split 'tset'; did you mean 'test'"):
+    with pytest.raises(UvitError, match=r"'tset'.*did you mean 'test'"):
         draw("totems", 0, split="tset")
     with pytest.raises(UvitError, match="no setting 'vendor'"):
         evaluation_sets.cases("totems", "vendor")
-    with pytest.raises(UvitError, match="room for 1"):
+    with pytest.raises(UvitError, match=r"2 subjects.* 1"):
         scenes.render(dataclasses.replace(scene, subjects=scene.subjects[:1] * 2), 16, subjects=1)
-    with pytest.raises(UvitError, match="motion 'pann' is unknown; did you mean 'pan'"):
+    with pytest.raises(UvitError, match=r"'pann' .*did you mean 'pan'"):
         camera.moved(camera.Camera(), "pann", "S", 2)

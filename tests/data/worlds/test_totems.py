@@ -1,4 +1,4 @@
-"""Totems are what their factors say, seen from where the view says: pixel by pixel."""
+"""Images of totems follow their factors and the view, pixel by pixel."""
 
 import time
 
@@ -44,7 +44,7 @@ def test_an_emblem_needs_a_view_of_its_side(some, factor, hidden, shown):
 
 
 def test_every_factor_shows_where_it_is_said_to(some):
-    """A change of one visible factor changes at least a hundredth of the picture's points."""
+    """A change of one visible factor changes at least a hundredth of the image's points."""
     for one in some:
         for yaw in (0.3, 2.8):
             for factor in np.array(NAMES)[factors.visible(yaw)]:

@@ -1,4 +1,4 @@
-"""DreamBench's folder: a sub-folder of photographs a subject, and a file of classes and prompts.
+"""Reads a folder of DreamBench: photographs of subjects in sub-folders, classes and prompts.
 
     prompts_and_classes.txt
     backpack/00.jpg, 01.jpg, …
@@ -8,10 +8,10 @@
     bench.subjects["dog"].images()          # (n, 256, 256, 3)
     bench.subjects["dog"].prompts("@1")     # ["a @1 dog in the jungle", …]
 
-The benchmark: Ruiz et al., "DreamBooth" (2022). Its file has two lists of 25 prompts, for objects
-and for live subjects, and a class for each folder. Without that file, prompts.txt (one a line,
-`{0}` for the subject and `{1}` for its class) serves all subjects, whose class is their folder's
-name.
+The benchmark is that of Ruiz et al., "DreamBooth" (2022). Its file has two lists of 25 prompts, for
+objects and for live subjects, and the class of each folder. Without it, the prompts of prompts.txt
+(one per line, with `{0}` for the subject and `{1}` for its class) are used for all subjects, whose
+class is the name of their folder.
 """
 
 import dataclasses
@@ -29,18 +29,21 @@ from uvit_jax.errors import UvitError
 
 FILE, PLAIN = "prompts_and_classes.txt", "prompts.txt"
 LIVE = ("cat", "dog")
-"""The classes of live subjects, of which the file does not say that they live."""
+"""The classes of live subjects, which the file does not list."""
 _WHITE = (255, 255, 255)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A subject: its name, its class's name, its photographs, and the prompts' templates.
+    """A subject of the benchmark.
 
     Attributes:
-      files: of its photographs, sorted. image_size: the side they are brought to: the short side is
-        resized, the centre cut out; 0 leaves them as they are.
-      templates: with `{0}` for the subject and `{1}` for its class.
+      name: of its folder.
+      kind: its class.
+      files: its photographs, sorted.
+      image_size: of its photographs: the short side is resized, the centre cropped; 0 keeps their
+        sizes.
+      templates: of prompts, with `{0}` for the subject and `{1}` for its class.
     """
 
     name: str
@@ -51,20 +54,12 @@ class Subject:
 
     @property
     def live(self) -> bool:
-        """Whether it is an animal, which has other prompts."""
+        """Whether it is an animal, which has its own prompts."""
         return self.kind in LIVE
 
     def prompts(self, word: str) -> list[str]:
-        """The prompts, with `word` for the subject ("" leaves its class alone)."""
+        """The prompts, with `word` for the subject ("" for its class alone)."""
         return [" ".join(t.format(word, self.kind).split()) for t in self.templates]
-
-    def pictures(self) -> list[np.ndarray]:
-        """Its photographs, uint8 (H, W, 3) each; of several sizes if `image_size` is 0.
-
-        Raises:
-          UvitError: if one cannot be decoded, naming it.
-        """
-        return [_decoded(file, self.image_size) for file in self.files]
 
     def images(self) -> np.ndarray:
         """Its photographs, float32 (n, image_size, image_size, 3) in [-1, 1].
@@ -73,15 +68,17 @@ class Subject:
           UvitError: if one cannot be decoded, or `image_size` is 0.
         """
         if not self.image_size:
-            raise UvitError("photographs are of several sizes; give an image_size")
-        return to_float(np.stack(self.pictures()))
+            raise UvitError("the photographs differ in size; set image_size")
+        return to_float(np.stack([_decoded(file, self.image_size) for file in self.files]))
 
 
 class DreamBench:
     """The subjects in a folder, by name.
 
     Args:
-      path: of the folder. image_size: see `Subject`. names: which subjects; none takes all.
+      path: of the folder.
+      image_size: see `Subject`.
+      names: of the subjects to read; empty for all.
 
     Raises:
       UvitError: if there is no such folder, file or subject, a class or the prompts are missing, or
@@ -90,14 +87,14 @@ class DreamBench:
 
     def __init__(self, path: str | os.PathLike, *, image_size: int = 0, names: Sequence[str] = ()):
         root = Path(path).expanduser()
-        # Opens every picture: what is broken is told now, in one line.
+        # Opens every image, and raises at once if one is broken.
         source = FolderSource(DataConfig(name="folder", path=str(root), image_size=1))
         folders: dict[str, list[Path]] = {}
         for file in source.files:
             if len(file.parts) > 1:
                 folders.setdefault(file.parts[0], []).append(root / file)
         if not folders:
-            raise UvitError(f"{root} has no sub-folder with pictures; each subject has one")
+            raise UvitError(f"{root} has no sub-folders with images; each subject needs one")
         if unknown := sorted(set(names) - set(folders)):
             raise UvitError(f"{root} has no subject {unknown[0]!r}; it has {', '.join(folders)}")
         classes, templates = _texts(root)
@@ -113,12 +110,9 @@ class DreamBench:
                 templates=templates[kind in LIVE],
             )
 
-    def __len__(self) -> int:
-        return len(self.subjects)
-
 
 def _texts(root: Path):
-    """A function from a subject to its class, and the templates of objects and of live ones."""
+    """A function from a subject to its class, and the templates for objects and live subjects."""
     file = root / FILE
     if file.is_file():
         text = _read(file)
@@ -130,11 +124,11 @@ def _texts(root: Path):
             tuple(re.findall(r"^\s*['\"](.*)['\"]\.format", t, re.M)) for t in (things, live)
         )
         if not kinds or not all(templates):
-            raise UvitError(f"{file} has not DreamBench's list of classes and two lists of prompts")
+            raise UvitError(f"{file} needs DreamBench's list of classes and two lists of prompts")
 
         def find(name: str) -> str:
             if name not in kinds:
-                raise UvitError(f"{file} names no class of the subject {name!r}; add a line to it")
+                raise UvitError(f"{file} has no class for the subject {name!r}; add a line to it")
             return kinds[name]
 
         return find, _checked(templates, file)
@@ -143,7 +137,7 @@ def _texts(root: Path):
         raise UvitError(f"{root} has neither {FILE} nor {PLAIN}; put one beside the subjects")
     lines = tuple(line.strip() for line in _read(file).splitlines() if line.strip())
     if not lines:
-        raise UvitError(f"{file} has no prompts; give one a line, with {{0}} for the subject")
+        raise UvitError(f"{file} has no prompts; give one per line, with {{0}} for the subject")
     return _words, _checked((lines, lines), file)
 
 
@@ -172,10 +166,10 @@ def _decoded(file: Path, size: int) -> np.ndarray:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UvitError(f"cannot read the picture {file}: {error.strerror}") from error
+        raise UvitError(f"cannot read the image {file}: {error.strerror}") from error
     return decode(data, str(file), size=size, channels=3, background=_WHITE)
 
 
 def _words(name: str) -> str:
-    """A folder's name as words: `grey_sloth2` is a grey sloth."""
+    """The name of a folder as words: `grey_sloth2` → `grey sloth`."""
     return re.sub(r"[_\d]+", " ", name).strip() or name

@@ -1,29 +1,27 @@
-"""A folder of PNG, JPEG or WebP pictures as a data source; its sub-folders are the classes."""
+"""A folder of PNG, JPEG or WebP images as a data source; its sub-folders are the classes."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.sources.source import Source
 from uvit_jax.errors import UvitError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class FolderSource:
-    """Random access to the pictures below `config.path`, sorted by path.
+class FolderSource(Source):
+    """The images below `config.path`, sorted by path; names that begin with a dot are skipped.
 
-    A picture's caption is the text of the file of the same name with the suffix `.txt`, or else
-    the name of its sub-folder. Names that begin with a dot are left out.
-
-    `source[i]` is a dict: `image` (encoded bytes), `name` (path below the folder), `label` (the
-    index of its sub-folder in `class_names`, if labels are on), `captions` (one text, if text is
-    on).
+    An image's class is its first sub-folder. Its caption is the text of the file of the same name
+    with the suffix `.txt`, or else the name of its first sub-folder.
 
     Raises:
-      UvitError: if the folder is missing or empty, a picture cannot be opened, a picture lacks the
+      UvitError: if the folder is missing or empty, an image cannot be opened, or one lacks the
         sub-folder or the caption that the config asks for.
     """
 
@@ -31,7 +29,7 @@ class FolderSource:
         self.root = Path(config.path).expanduser()
         if not self.root.is_dir():
             if self.root.exists():
-                raise UvitError(f"{self.root} is a file; give the folder that it lies in")
+                raise UvitError(f"{self.root} is a file; give the folder that contains it")
             raise UvitError(f"the folder {self.root} does not exist")
         self.files = sorted(
             Path(folder, name).relative_to(self.root)
@@ -41,11 +39,10 @@ class FolderSource:
         )
         self.files = [f for f in self.files if not any(part.startswith(".") for part in f.parts)]
         if not self.files:
-            raise UvitError(f"the folder {self.root} holds no picture ({', '.join(SUFFIXES)})")
+            raise UvitError(f"the folder {self.root} contains no images ({', '.join(SUFFIXES)})")
         self._check()
         self.native_shape = None if config.image_size else self._common_shape()
-        self.class_names: tuple[str, ...] = ()
-        self._labels = self.captions = None
+        self._labels = None
         if config.labels:
             self._require(lambda f: len(f.parts) > 1, "is in no sub-folder, and labels are on")
             self.class_names = tuple(sorted({f.parts[0] for f in self.files}))
@@ -65,7 +62,7 @@ class FolderSource:
         try:
             record = {"image": file.read_bytes(), "name": str(file)}
         except OSError as error:
-            raise UvitError(f"cannot read the picture {file}: {error.strerror}") from error
+            raise UvitError(f"cannot read the image {file}: {error.strerror}") from error
         if self._labels is not None:
             record["label"] = self._labels[index]
         if self.captions is not None:
@@ -73,9 +70,9 @@ class FolderSource:
         return record
 
     def _check(self) -> None:
-        """Opens every file: headers, and for PNG every checksum."""
+        """Opens every file and verifies headers, and for PNG every checksum."""
 
-        def complaint(file: Path) -> str | None:
+        def problem(file: Path) -> str | None:
             try:
                 with Image.open(self.root / file) as image:
                     image.verify()
@@ -83,28 +80,27 @@ class FolderSource:
                 return f"{self.root / file} ({error})"
 
         with ThreadPoolExecutor(8) as pool:
-            broken = [text for text in pool.map(complaint, self.files) if text]
+            broken = [text for text in pool.map(problem, self.files) if text]
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise UvitError(
-                f"a picture cannot be opened: {broken[0]}{more}; replace or remove what is broken"
+                f"an image cannot be opened: {broken[0]}{more}; replace or remove what is broken"
             )
 
     def _common_shape(self) -> tuple[int, int] | None:
-        """The height and width of all pictures, after EXIF orientation, or None if they differ."""
+        """The common height and width of all images, after EXIF orientation, or None."""
         shapes = set()
         for file in self.files:
             with Image.open(self.root / file) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5
-                shapes.add(image.size if turned else image.size[::-1])
+                rotated = image.getexif().get(0x0112, 1) >= 5
+                shapes.add(image.size if rotated else image.size[::-1])
         return shapes.pop() if len(shapes) == 1 else None
 
-    def _require(self, holds, complaint: str) -> None:
-        missing = [f for f in self.files if not holds(f)]
+    def _require(self, condition: Callable[[Path], bool], problem: str) -> None:
+        missing = [f for f in self.files if not condition(f)]
         if missing:
             raise UvitError(
-                f"{self.root / missing[0]} {complaint} "
-                f"({len(missing)} of {len(self.files)} pictures)"
+                f"{self.root / missing[0]} {problem} ({len(missing)} of {len(self.files)} images)"
             )
 
     def _caption(self, file: Path) -> str:

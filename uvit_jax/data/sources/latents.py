@@ -1,13 +1,11 @@
-"""Encoded pictures as a data set: stored moments, and a fresh sample of them at every step.
+"""Latents of images as a data source: stored moments, from which every step draws a new sample.
 
     config.data = dict(name="latents", path="latents/imagenet256", labels="label", flip=True)
 
-`experiments.encode_latents` makes the folder; `latent_shards.py` knows its files. As with pictures,
-row r of the global batch k is a function of (seed, k * batch_size + r): the noise of its sample
-comes from the same 64 bits that decide on mirroring.
+`experiments.encode_latents` writes the folder; `latent_shards.py` defines its format. The noise of
+a row's sample follows from the same 64 random bits that decide on its mirroring.
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,172 +13,154 @@ from pathlib import Path
 import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.latent_shards import (
-    PLAN,
-    LatentIndex,
-    Shards,
-    command,
-    missing_shards,
-    read_index,
-)
+from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.latent_shards import LatentIndex, LatentReader
+from uvit_jax.data.shards import open_index
+from uvit_jax.data.sources.source import Source
 from uvit_jax.data.text_shards import open_text
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""What log-variances are clamped to before they are used."""
+"""Log-variances are clamped to this range before they are used, as in Stable Diffusion."""
 
 
-class LatentData:
-    """A folder of latents, opened: the same face as `pipeline.Dataset`, which makes it.
+class LatentDataset(Dataset):
+    """A folder of latents, opened.
 
-    Attributes: config, source (a `Shards`), class_names, num_classes, tokenizer, as there;
-      image_shape: (h, w, C) of a latent. index: the folder's `LatentIndex`.
-      features: `TextFeatures` of the captions' encoder, None if they are off.
+    Attributes:
+      index: the folder's `LatentIndex`.
+      image_shape: (h, w, C) of a latent.
 
     Raises:
-      UvitError: if the folder is missing, unfinished or damaged, naming the command that makes it;
-        or if it lacks what the config asks for.
+      UvitError: if `config.features` is set and the folder has no text features.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None = None):
-        folder = Path(config.path).expanduser()
-        self.config, self.index = config, _finished(folder)
-        index = self.index
-        if config.labels and not index.labels:
-            raise UvitError(f"the latents in {folder} have no labels; leave labels empty")
-        if config.text and not index.captions:
-            raise UvitError(f"the latents in {folder} have no captions; set text to False")
-        if config.flip and not index.mirrored:
-            raise UvitError(
-                f"the latents in {folder} were made without --mirror; set flip to False"
-            )
-        self.source = Shards(folder, index)
-        self.class_names = index.class_names if config.labels else ()
-        self.tokenizer = (tokenizer or Tokenizer(index.words or ())) if config.text else None
-        self.image_shape = index.shape
-        self._texts = open_text(folder, index) if config.features else None
+    def __init__(self, config: DataConfig, source: "LatentSource", tokenizer: Tokenizer | None):
+        self.index, self.image_shape = source.index, source.index.shape
+        self._texts = open_text(source.folder, source.index) if config.features else None
         self.features = None if self._texts is None else self._texts.null
-        self._start()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self.source)
+        super().__init__(config, source, tokenizer)
 
     def feature(self, example: int, number: int = 0) -> np.ndarray:
-        """float32 (N, F): the features of an example's caption of this number, modulo their count;
-        of the empty text if it has none."""
+        """The features of one of an example's captions, float32 (N, F).
+
+        Args:
+          number: of the caption, modulo their count; the empty text's features if there are none.
+        """
         return self._texts.features(example, number)
 
     def caption(self, example: int, number: int = 0) -> str:
-        """The caption whose features these are."""
-        captions = self.source.captions(example)
+        """The caption that `feature` returns the features of."""
+        captions = self.source.captions_of(example)
         return captions[number % len(captions)] if captions else ""
 
     def decode(self, record: dict) -> dict[str, np.ndarray]:
-        """What the network sees of a record without augmentation: the mean of its latent, scaled.
+        """A record as inputs of a model, without augmentation: the scaled mean of its latent.
 
         Returns:
-          `image` float32 (h, w, C); `label` and `text` as of pictures, the latter float32 (N, F)
-          with features.
+          `image` float32 (h, w, C); `label` int32 () and `text`, int32 (T,) or with features
+          float32 (N, F), if they are on.
         """
         C = self.image_shape[-1]
         row = {"image": record["moments"][..., :C] * np.float32(self.index.scale)}
         if self.config.labels:
             row["label"] = np.int32(record["label"])
         if self.tokenizer is not None:
-            row["text"] = self._encode((record["captions"] or ("",))[0])
+            row["text"] = self._encode_caption((record["captions"] or ("",))[0])
         if self._texts is not None:
             row["text"] = self.feature(record["example"])
         return row
 
     def batch(
-        self, indices: Sequence[int], chances: Sequence[int] | None = None
+        self, indices: Sequence[int], bits: Sequence[int] | None = None
     ) -> dict[str, np.ndarray]:
-        """The records `indices` as a batch: samples of their latents.
+        """The records of these indices as a batch of inputs, with samples of their latents.
 
         Args:
-          indices: B of them. chances: 64 random bits a row, from which its noise, its mirroring
-            (if `config.flip`) and its caption come; None for the unmirrored means.
+          indices: B of them.
+          bits: 64 random bits per row, which decide on its noise, its mirroring (if `config.flip`)
+            and its caption; None for the unmirrored means and first captions.
 
         Returns:
           `image` float32 (B, h, w, C), (mean + exp(logvar / 2) eps) · scale with log-variances
           clamped to `LOGVAR_RANGE`; `label` int32 (B,) and `text`, int32 (B, T) or with features
-          float32 (B, N, F), where they are on.
+          float32 (B, N, F), if they are on.
         """
         B, size = len(indices), int(np.prod(self.image_shape))
         moments = np.empty((B, 2, size), np.float32)
         labels, texts = np.empty((B,), np.int32), []
-        if self._texts is not None:
-            texts = np.empty((B, *self._texts.index.shape), np.float32)
         for row, example in enumerate(indices):
-            chance = chances[row] if chances is not None else 0
-            mirrored = self.config.flip and chance >> 63 == 1
-            record = self.source.read(example, mirrored)
+            row_bits = 0 if bits is None else bits[row]
+            record = self.source.read(example, self.config.flip and row_bits >> 63 == 1)
             labels[row], captions = self.source.unpack(record, moments[row])
+            number = row_bits % 2**32
             if self.tokenizer is not None:
-                given = json.loads(bytes(captions)) or [""]
-                texts.append(self._encode(given[chance % 2**32 % len(given)]))
-            if self._texts is not None:
-                texts[row] = self.feature(example, chance % 2**32)
-        samples = moments[:, 0] if chances is None else _sample(moments, chances)
+                known = json.loads(bytes(captions)) or [""]
+                texts.append(self._encode_caption(known[number % len(known)]))
+            elif self._texts is not None:
+                texts.append(self.feature(example, number))
+        samples = moments[:, 0] if bits is None else sample_moments(moments, bits)
         samples *= np.float32(self.index.scale)
         batch = {"image": samples.reshape(B, *self.image_shape)}
         if self.config.labels:
             batch["label"] = labels
-        if len(texts):
-            batch["text"] = np.stack(texts) if self._texts is None else texts
+        if texts:
+            batch["text"] = np.stack(texts)
         return batch
 
-    def _start(self) -> None:
-        if self.tokenizer is not None:
-            length = self.config.text_length
-            encode = functools.partial(self.tokenizer.encode, length=length, truncate=True)
-            self._encode = functools.lru_cache(2**16)(encode)
 
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in vars(self).items() if k != "_encode"}
+class LatentSource(LatentReader, Source):
+    """The records of a folder of latents, see `LatentReader`.
 
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._start()
+    Raises:
+      UvitError: if the folder is missing, incomplete or damaged, naming the command that writes it;
+        or if it lacks what the config asks for.
+    """
+
+    dataset_class = LatentDataset
+
+    def __init__(self, config: DataConfig):
+        folder = Path(config.path).expanduser()
+        index = open_index(LatentIndex, folder)
+        for missing, remedy in (
+            (config.labels and not index.labels, "have no labels; leave labels empty"),
+            (config.text and not index.captions, "have no captions; set text to False"),
+            (config.flip and not index.mirrored, "lack mirrored copies (--mirror); set flip=False"),
+        ):
+            if missing:
+                raise UvitError(f"the latents in {folder} {remedy}")
+        super().__init__(folder, index)
+        self.class_names = index.class_names if config.labels else ()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the images' captions, whose words the folder has stored."""
+        return Tokenizer(self.index.words or ())
 
 
-def _sample(moments: np.ndarray, chances: Sequence[int]) -> np.ndarray:
-    """mean + exp(logvar / 2) eps of (B, 2, n), eps of a row from its 64 bits alone: (B, n)."""
+def sample_moments(moments: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+    """mean + exp(logvar / 2) eps, float32 (B, n); the noise eps of a row follows from its bits.
+
+    Args:
+      moments: float32 (B, 2, n), means and log-variances. The latter are overwritten.
+      bits: 64 random bits per row.
+    """
     mean, std = moments[:, 0], moments[:, 1]
     np.clip(std, *LOGVAR_RANGE, out=std)
     std *= np.float32(0.5)
     np.exp(std, out=std)
     eps = np.empty_like(mean)
-    bits = np.random.SFC64(0)
-    generator = np.random.Generator(bits)
+    bit_generator = np.random.SFC64(0)
+    generator = np.random.Generator(bit_generator)
     words = np.empty(4, np.uint64)
     state = {"bit_generator": "SFC64", "state": {"state": words}, "has_uint32": 0, "uinteger": 0}
-    for row, chance in enumerate(chances):
-        # SFC64 as its author seeds it, with twelve numbers thrown away. It is the fastest there is,
-        # and setting its state takes a tenth of the time of making a new one.
-        words[:3], words[3] = chance, 1
-        bits.state = state
-        bits.random_raw(12, output=False)
+    for row, row_bits in enumerate(bits):
+        # Seeded as SFC64's author does, discarding the first twelve numbers. It is numpy's fastest
+        # generator, and setting its state takes a tenth of the time of creating a new one.
+        words[:3], words[3] = row_bits, 1
+        bit_generator.state = state
+        bit_generator.random_raw(12, output=False)
         generator.standard_normal(dtype=np.float32, out=eps[row])
     eps *= std
     eps += mean
     return eps
-
-
-def _finished(folder: Path) -> LatentIndex:
-    index = read_index(folder)
-    if index is not None:
-        return index
-    plan = read_index(folder, PLAN)
-    if plan is None:
-        raise UvitError(f"there are no latents in {folder}; make them with `{command(folder)}`")
-    done = plan.num_shards - len(missing_shards(folder, plan))
-    raise UvitError(
-        f"the latents in {folder} are unfinished, {done} of {plan.num_shards} shards; go on with "
-        f"`{command(folder, plan)}`"
-    )

@@ -1,122 +1,45 @@
-"""TFDS data sets as data sources, the embedded emoji set among them. No TensorFlow is needed.
+"""Prepared data sets of TensorFlow Datasets (TFDS) as data sources.
 
-Only the emoji set is ever prepared from here; every other one has to be on the disk already, as
+TensorFlow is not needed, and nothing is downloaded: the data set must be on the disk already, as
 array_record files.
 """
 
 import difflib
-import functools
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 
-from uvit_jax.data.data_config import WORLDS, DataConfig
-from uvit_jax.data.sources import emoji
+from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.sources.source import Source
 from uvit_jax.errors import UvitError, nearest
 
 
-class EmojiSource:
-    """The embedded emoji, filtered by the `keep_` keys of the config.
-
-    `source[i]` is a dict: `image` (encoded bytes), `name`, `captions` (one text), `label` (if
-    labels are on), and the texts `vendor`, `group`, `subgroup`, `concept`, `key`.
-
-    `class_names` are those that the filter leaves in either split, so that a class has one number
-    in training and in the test.
-
-    Raises:
-      UvitError: if the filter names something unknown or leaves nothing.
-    """
-
-    native_shape = (64, 64)
-
-    def __init__(self, config: DataConfig):
-        from uvit_jax.data.sources.emoji import preparation
-
-        everything = emoji.index()
-        self.captions = [record["caption"] for record in everything]
-        kept = {record["key"]: record for record in _filter(everything, config)}
-        self.class_names: tuple[str, ...] = ()
-        if config.labels:
-            names = {record[config.labels] for record in kept.values()}
-            known = {"vendor": emoji.VENDORS, "group": emoji.GROUPS}
-            self.class_names = tuple(
-                n for n in known.get(config.labels, sorted(names)) if n in names
-            )
-        else:
-            self.class_names = ()
-        builder = preparation.builder(config.data_dir)
-        self._records = []
-        for key, image in _stored(str(builder.data_path), config.split):
-            if key not in kept:
-                continue
-            entry = kept[key]
-            record = {
-                "image": image,
-                "name": key,
-                "captions": (entry["caption"],),
-                "concept": entry["label"],
-                **{field: entry[field] for field in ("vendor", "group", "subgroup", "key")},
-            }
-            if config.labels:
-                record["label"] = self.class_names.index(entry[config.labels])
-            self._records.append(record)
-        if not self._records:
-            raise UvitError(f"no emoji of the split {config.split!r} passes the keep_ filters")
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        return dict(self._records[index])
-
-
-@functools.lru_cache(4)
-def _stored(data_path: str, split: str) -> tuple[tuple[str, bytes], ...]:
-    """(key, encoded picture) of every emoji of a split, read once a process: all of it is 20 MB."""
-    import tensorflow_datasets as tfds
-
-    data = _open(tfds.builder_from_directory(data_path), split, ["image"])
-    records = data.__getitems__(range(len(data)))
-    return tuple((record["key"].decode(), record["image"]) for record in records)
-
-
-def _filter(records: list[dict], config: DataConfig) -> list[dict]:
-    for field in ("vendor", "group", "subgroup", "label"):
-        wanted = getattr(config, f"keep_{field}s")
-        known = {record[field] for record in records}
-        for value in wanted:
-            if value not in known:
-                close = difflib.get_close_matches(value, known) if len(known) > 100 else known
-                raise UvitError(f"keep_{field}s: {value!r} is unknown{nearest(value, close)}")
-    return [
-        record
-        for record in records
-        if all(
-            record[field] in (getattr(config, f"keep_{field}s") or (record[field],))
-            for field in ("vendor", "group", "subgroup", "label")
-        )
-    ]
-
-
-class TfdsSource:
+class TfdsSource(Source):
     """A prepared TFDS data set with an Image feature.
 
-    `source[i]` is a dict: `image` (encoded bytes), `name` (data set, split and index), `label` (if
-    labels are on), `captions` (if text is on: those of the record, or else its class name).
+    Captions are the feature `captions` or `caption`; without these, the class names.
+
+    Args:
+      other_names: names of other data sources, which are suggested for a misspelt name too.
 
     Raises:
       UvitError: on an unknown name or split, a data set that is not prepared, or one without the
         features that the config asks for.
     """
 
-    def __init__(self, config: DataConfig):
+    def __init__(self, config: DataConfig, other_names: Sequence[str] = ()):
         import tensorflow_datasets as tfds
 
+        if config.path:
+            raise UvitError(
+                f"path={config.path!r} is not read by the TFDS data set {config.name!r}; set "
+                "data_dir to where it is prepared, or name to 'folder'"
+            )
         self.name, self.split = config.name.removeprefix("tfds:"), config.split
-        builder = _builder(self.name, config.data_dir)
+        builder = _builder(self.name, config.data_dir, other_names)
         features = builder.info.features
         images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if not images:
-            raise UvitError(f"the data set {self.name} has no pictures")
+            raise UvitError(f"the data set {self.name} has no images")
         wanted = {"image": "image" if "image" in images else images[0]}
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         if config.labels:
@@ -125,7 +48,6 @@ class TfdsSource:
                 raise UvitError(f"{self.name} has no class feature {config.labels!r}{hint}")
             wanted["label"] = config.labels
         self.class_names = tuple(features[config.labels].names) if config.labels else ()
-        self.captions = None
         self._names = ()
         if config.text:
             texts = [k for k in ("captions", "caption") if k in features]
@@ -134,7 +56,7 @@ class TfdsSource:
             elif classes:
                 key = config.labels or ("label" if "label" in classes else classes[0])
                 wanted["named"] = key
-                # "n02119789" or "great_white_shark": words are what a tokenizer can use.
+                # "n02119789" or "great_white_shark": a tokenizer needs words.
                 self._names = tuple(n.replace("_", " ") for n in features[key].names)
                 self.captions = list(self._names)
             else:
@@ -142,7 +64,7 @@ class TfdsSource:
         shape = features[wanted["image"]].shape[:2]
         self.native_shape = None if None in shape else tuple(shape)
         self._wanted = wanted
-        self._data = _open(builder, config.split, images)
+        self._data = open_split(builder, config.split, images)
         if not len(self._data):
             raise UvitError(f"the split {config.split!r} of {self.name} is empty")
 
@@ -151,7 +73,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> dict:
         stored = self._data[index]
-        stored = {ours: stored[theirs] for ours, theirs in self._wanted.items()}
+        stored = {key: stored[feature] for key, feature in self._wanted.items()}
         record = {"image": stored["image"], "name": f"{self.name}, {self.split}, number {index}"}
         if "label" in stored:
             record["label"] = int(stored["label"])
@@ -165,19 +87,13 @@ class TfdsSource:
         return record
 
 
-def _builder(name: str, data_dir: str):
+def _builder(name: str, data_dir: str, other_names: Sequence[str]):
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
     except (ValueError, ImportError) as error:
-        known = [
-            "emoji",
-            "folder",
-            "latents",
-            *WORLDS,
-            *tfds.list_builders(with_community_datasets=False),
-        ]
+        known = [*other_names, *tfds.list_builders(with_community_datasets=False)]
         if name.split("/")[0].split(":")[0] in known:
             raise UvitError(f"cannot open the data set {name!r}: {error}") from error
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -185,31 +101,39 @@ def _builder(name: str, data_dir: str):
     if not builder.is_prepared():
         root = data_dir or builder.data_path.parent.parent
         raise UvitError(
-            f"the data set {name} is not prepared in {root}; do so once with "
-            f"`tfds build {name} --data_dir={root} --file_format=array_record` (which downloads "
-            f"it, needs TensorFlow for most data sets, and for imagenet2012 the original archives)"
+            f"the data set {name} is not prepared in {root}; prepare it once with "
+            f"`{_build_command(name, f'--data_dir={root}')}` (which downloads it, needs TensorFlow "
+            "for most data sets, and for imagenet2012 the original archives)"
         )
     return builder
 
 
-def _open(builder, split: str, pictures: Iterable[str]):
-    """The split's random access, with the features `pictures` left encoded."""
+def open_split(builder, split: str, images: Iterable[str]):
+    """A split's random access, with the features `images` left encoded.
+
+    Raises:
+      UvitError: if there is no such split, or it is not stored as array_record.
+    """
     import tensorflow_datasets as tfds
 
     splits = builder.info.splits
     try:
         return builder.as_data_source(
             split=split,
-            # PartialDecoding, which would leave out what is not wanted, needs TensorFlow.
-            decoders=dict.fromkeys(pictures, tfds.decode.SkipDecoding()),
+            # PartialDecoding, which would skip unused features, needs TensorFlow.
+            decoders=dict.fromkeys(images, tfds.decode.SkipDecoding()),
         )
     except NotImplementedError:
         raise UvitError(
             f"{builder.name} in {builder.data_path} is not stored as array_record; prepare it in "
-            f"another data_dir with `tfds build {builder.name} --file_format=array_record`"
+            f"another data_dir with `{_build_command(builder.name)}`"
         ) from None
     except (ValueError, KeyError, AssertionError) as error:
         raise UvitError(
             f"cannot open the split {split!r} of {builder.name}, which has "
             f"{', '.join(splits)} ({str(error).splitlines()[0] if str(error) else 'unknown'})"
         ) from error
+
+
+def _build_command(name: str, *flags: str) -> str:
+    return shlex.join(["tfds", "build", name, *flags, "--file_format=array_record"])

@@ -1,12 +1,13 @@
 """The embedded data set: 6474 emoji of four vendors, 64x64 RGBA, with captions and classes.
 
-    images.zip                 lossless WebP, one file a picture, `VENDOR/CODE.webp`
-    index.json                   one record a picture, in the order of the zip
-    emoji_dataset_builder.py     the TFDS builder over the two
-    preparation.py               prepares it on first use, safely when many processes start at once
+    images.zip                   lossless WebP, one file per image, `VENDOR/CODE.webp`
+    index.json                   one record per image, in the order of the zip
+    emoji_source.py              the data source
+    emoji_dataset_builder.py     the TFDS builder over the zip and the index
+    preparation.py               prepares it on first use, also when many processes start at once
     ATTRIBUTION.md               sources, licences and notices
 
-`tools/build_emoji.py` makes the zip and the index from pinned packages.
+`tools/build_emoji.py` writes the zip and the index from pinned packages.
 """
 
 VENDORS = ("noto", "twemoji", "fluent_flat", "fluent_3d")

@@ -1,7 +1,7 @@
-"""The TFDS builder of the embedded emoji set; `preparation.builder` is the way to open it.
+"""The TFDS builder of the embedded emoji; open it with `preparation.builder`.
 
-It needs no download and no TensorFlow. Pictures are re-encoded as PNG on the way in, because PNG
-keeps the alpha channel of a fully opaque picture and every TFDS reader can decode it.
+It needs no download and no TensorFlow. Images are re-encoded as PNG, which keeps the alpha channel
+of fully opaque images and which every TFDS reader can decode.
 """
 
 import io
@@ -13,12 +13,12 @@ from PIL import Image
 
 from uvit_jax.data.sources import emoji
 
-# A new images.zip is a new VERSION, or machines that prepared the old one would keep it.
-PICTURES_SHA256 = "e39613fc85b406d43228ac5d9f1ab755c8ef34e1f77f10ca96fba25fd90e8f66"
+# A new images.zip needs a new VERSION, or machines with the old one prepared would keep it.
+IMAGES_SHA256 = "e39613fc85b406d43228ac5d9f1ab755c8ef34e1f77f10ca96fba25fd90e8f66"
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Emoji of four vendors. `test` holds about 5 % of the concepts, with all their vendors."""
+    """Emoji of four vendors. `test` holds about 5% of the concepts, by all vendors."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Noto, Twemoji, Fluent flat and Fluent 3D."}  # noqa: RUF012
@@ -26,7 +26,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         subgroups = sorted({record["subgroup"] for record in emoji.index()})
         return self.dataset_info_from_configs(
-            description="Emoji pictures with captions, for experiments that need no download.",
+            description="Emoji images with captions, for experiments that need no download.",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(64, 64, 4), encoding_format="png"),

@@ -1,7 +1,7 @@
-"""Prepares the embedded emoji set into the TFDS folder on first use: seconds, atomic, no download.
+"""Prepares the embedded emoji for TFDS on first use, in seconds and without a download.
 
-Any number of processes may do so at once: each prepares a private copy beside the final place and
-renames it there; the first one wins and the others throw their copy away.
+Any number of processes may do so at once: each prepares a private copy and renames it to the final
+folder; the first one wins, and the others delete their copy.
 """
 
 import contextlib
@@ -15,31 +15,31 @@ from uvit_jax.errors import UvitError
 
 
 def builder(data_dir: str = ""):
-    """The TFDS builder of the emoji set, prepared.
+    """The prepared TFDS builder of the emoji.
 
     Args:
-      data_dir: a local folder; "" is TFDS's own default (`TFDS_DATA_DIR`, or
+      data_dir: a local folder; "" is the default of TFDS (`TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`).
 
     Raises:
-      UvitError: if the folder cannot be written, or holds a broken copy.
+      UvitError: if the folder cannot be written, or contains a broken copy.
     """
     from uvit_jax.data.sources.emoji.emoji_dataset_builder import Builder
 
     if "://" in data_dir:
-        raise UvitError(f"the emoji set is prepared on the local disk, data_dir is {data_dir!r}")
+        raise UvitError(f"data_dir={data_dir!r} must be a folder on the local disk for emoji")
     data_dir = os.path.expanduser(data_dir)
     opened = Builder(data_dir=data_dir or None, file_format="array_record")
     if opened.is_prepared():
         return opened
     final = Path(opened.data_path)
-    logging.info("preparing the embedded emoji set in %s (once)", final)
+    logging.info("preparing the embedded emoji in %s (once)", final)
     try:
         _prepare(Builder, final)
     except OSError as error:
         raise UvitError(
-            f"cannot prepare the emoji set in {final}: {error}; remove what is there, "
-            f"or set data_dir to a folder that can be written"
+            f"cannot prepare the emoji in {final}: {error}; delete that folder, or set data_dir to "
+            "a writable one"
         ) from error
     return Builder(data_dir=data_dir or None, file_format="array_record")
 
@@ -52,11 +52,10 @@ def _prepare(cls, final: Path) -> None:
     # On the same file system as `final`, so that the rename is one atomic step.
     with tempfile.TemporaryDirectory(prefix=".emoji-", dir=root) as private:
         copy = cls(data_dir=private, file_format="array_record")
-        tfds.display_progress_bar(False)  # its bars outlive the seconds that this takes
+        tfds.display_progress_bar(False)
         try:
-            with contextlib.redirect_stdout(
-                io.StringIO()
-            ):  # it speaks of a download, there is none
+            # TFDS announces a download, which there is not.
+            with contextlib.redirect_stdout(io.StringIO()):
                 copy.download_and_prepare()
         finally:
             tfds.display_progress_bar(True)

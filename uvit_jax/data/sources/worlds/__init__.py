@@ -1,15 +1,18 @@
-"""Worlds of subjects: pictures of who they are told to show, drawn on the fly with exact facts.
+"""Synthetic scenes with reference images of their subjects, rendered when they are read.
 
-    factors.py        what a totem is: eight factors, 2048 identities, splits, held-out pairs
-    totems.py         draws totems: surfaces of revolution seen from any side
-    sprites.py        draws emoji: rotated, mirrored, scaled
-    backgrounds.py    eight places, and the plain ground of references
-    camera.py         shift, zoom, roll; motions of a video
-    scenes.py         a scene (who, where, how seen), its caption, and its pictures
-    drawing.py        random scenes of a split, a pure function of (seed, index)
-    settings.py       the fixed evaluation sets
-    source.py         the data source behind `data.name="totems"` and `"emoji_scenes"`
+A world is a set of subjects and the way to render them: `totems` or `emoji_scenes`.
 
-Coordinates: x to the right and y up, the picture is [-1, 1]². Angles are radians. Colours are
-float32 in [0, 1] inside the package and [-1, 1] in what it hands out.
+    worlds.py            `World`, and the two of them
+    factors.py           a totem's eight factors, 2048 identities, splits, held-out pairs
+    totems.py            renders totems: surfaces of revolution seen from any side
+    sprites.py           renders emoji: rotated, mirrored, scaled
+    backgrounds.py       eight backgrounds, and the plain one of references
+    camera.py            shift, zoom, roll; motions of a video
+    scenes.py            a scene (subjects, positions, views), its caption, and its images
+    random_scenes.py     random scenes of a split, a pure function of (split, index)
+    evaluation_sets.py   the fixed evaluation sets
+    scene_source.py      the data source of `data.name="totems"` and `"emoji_scenes"`
+
+Coordinates: x to the right and y up, the image is [-1, 1]². Angles are in radians. Colours are
+float32, in [0, 1] while rendering and in [-1, 1] in the resulting images.
 """

@@ -1,4 +1,4 @@
-"""Eight places, each a function of the scene's coordinates, and the plain ground of references."""
+"""Eight backgrounds, each a function of scene coordinates, and the plain one of references."""
 
 import numpy as np
 
@@ -12,23 +12,24 @@ BACKGROUNDS = {
     "sea": "under water",
     "room": "in a room",
 }
-"""Name → the words of a caption."""
+"""Name → its words in a caption."""
 
 NAMES = tuple(BACKGROUNDS)
 HELD_OUT = ("desert", "room")
-"""Backgrounds that no training picture has."""
+"""Backgrounds that no training image has."""
 PLAIN = "plain"
 PLAIN_COLOUR = 0.78
 WORDS = BACKGROUNDS | {PLAIN: "on plain grey"}
-"""The same, the plain ground included."""
+"""`BACKGROUNDS` and the plain one."""
 
 
 def paint(name: str, x: np.ndarray, y: np.ndarray, phase: float) -> np.ndarray:
-    """The background's colours, float32 (H, W, 3) in [0, 1].
+    """Renders a background, float32 (H, W, 3) in [0, 1].
 
     Args:
-      name: of `NAMES`, or `PLAIN`. x, y: scene coordinates, float32 (H, W).
-      phase: in [0, 1): where its waves, trees, hills and moon are.
+      name: one of `NAMES`, or `PLAIN`.
+      x, y: scene coordinates, float32 (H, W).
+      phase: in [0, 1): the position of its waves, trees, hills and moon.
     """
     if name == PLAIN:
         return np.full((*x.shape, 3), PLAIN_COLOUR, np.float32)
@@ -40,12 +41,12 @@ def _rgb(*colour: int) -> np.ndarray:
 
 
 def _mix(share: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """`low` where the share is 0, `high` where it is 1."""
+    """Interpolates from `low` (at share 0) to `high` (at share 1)."""
     return low + np.clip(share, 0, 1)[..., None] * (high - low)
 
 
 def _over(edge: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """A soft border where `edge` passes 0, about a pixel of 32 wide."""
+    """A soft border at the zeros of `edge`, about one pixel wide in a 32×32 image."""
     return _mix(edge * 12 + 0.5, below, above)
 
 

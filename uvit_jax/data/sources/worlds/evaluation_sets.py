@@ -1,12 +1,12 @@
-"""The fixed evaluation sets: in each setting, the same subjects, views, prompts and seeds forever.
+"""The fixed evaluation sets: each setting always has the same subjects, views, prompts and seeds.
 
     for case in cases("totems", "identities_1v"):
-        example = scenes.render(case.scene, 32)             # the references, and one real picture
+        example = scenes.render(case.scene, 32)             # the references, and one real image
         oracle = scenes.render(random_scenes.redraw(case.scene, case.seed), 32)   # another one
         # Generate from example.references and case.scene.caption, with case.seed.
 
-Cases of one subject follow each other, `prompts` at a time, and are to be resampled together. The
-settings of 1, 2 and 3 views have the same subjects, prompts and seeds: they are pairs.
+Cases of one subject are consecutive, `prompts` of them, and belong in one bootstrap cluster. The
+settings with 1, 2 and 3 views have the same subjects, prompts and seeds, so they can be paired.
 """
 
 import dataclasses
@@ -23,14 +23,16 @@ _FRONT, _BACK = factors.NAMES.index("front"), factors.NAMES.index("back")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is held out, and how much is given.
+    """What an evaluation set holds out, and how many references it gives.
 
     Attributes:
-      split: whose identities; a world that lacks the split lacks the setting.
-      subjects, views: in every scene, and of each of them.
-      grounds: the backgrounds. twin: scenes are those of the setting of this name, views aside.
-      recomposed: one training identity's front emblem stands on the back of another.
-      apart: the couples are those that `factors.held_out_couple` has kept from training.
+      split: of the identities; worlds without the split lack the setting.
+      subjects: per scene.
+      views: references per subject.
+      grounds: the backgrounds.
+      twin: settings with the same `twin` have the same scenes but for their views.
+      recomposed: subjects are training identities with the front emblem of another on their back.
+      apart: scenes show the pairs of subjects that `factors.held_out_couple` keeps from training.
     """
 
     split: str
@@ -56,17 +58,20 @@ SETTINGS = {
     "compositions": Setting(split="train", recomposed=True),
     "backgrounds": Setting(split="test", grounds=backgrounds.HELD_OUT),
 }
-"""`pairs` (of factor values) and `compositions` are of totems only, `vendor` of emoji only.
-Training with `max_subjects=2` makes `three_subjects` a count that it has never seen."""
+"""`pairs` (of factor values) and `compositions` exist for totems only, `vendor` for emoji only.
+`three_subjects` is an unseen count for models trained with `max_subjects=2`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One picture to generate.
+    """One image to generate.
 
     Attributes:
-      setting: its name. number: within the setting. subject: equal in cases of the same subjects.
-      scene: subjects, references, caption and facts. seed: of the noise to start from.
+      setting: its name.
+      number: the index within the setting.
+      subject: an index, equal in cases of the same subjects.
+      scene: subjects, references, caption and facts.
+      seed: of the initial noise.
     """
 
     setting: str
@@ -88,69 +93,78 @@ def settings(world_name: str) -> tuple[str, ...]:
 
 
 def cases(world_name: str, setting: str, *, subjects: int = 32, prompts: int = 2) -> list[Case]:
-    """The fixed cases of a setting; with fewer subjects or prompts, a part of the same ones.
+    """The fixed cases of a setting; with fewer subjects or prompts, a subset of them.
 
     Args:
-      subjects: how many groups of subjects (of one, two or three). prompts: for each of them.
+      subjects: number of groups of subjects (of one, two or three).
+      prompts: per group.
 
     Raises:
-      UvitError: if the world has no such setting, or fewer subjects.
+      UvitError: if the world has no such setting, or fewer groups of subjects.
     """
     names = settings(world_name)
     if setting not in names:
         raise UvitError(f"{world_name} have no setting {setting!r}{nearest(setting, names)}")
     if subjects < 1 or prompts < 1:
         raise UvitError(f"subjects and prompts must be at least 1, got {subjects} and {prompts}")
-    what, known = SETTINGS[setting], world(world_name)
-    stream = what.twin or setting
-    groups = _groups(known, what, stream, subjects)
-    found = []
+    chosen, scene_world = SETTINGS[setting], world(world_name)
+    stream = chosen.twin or setting
+    groups = _groups(scene_world, chosen, stream, subjects)
+    result = []
     for number, identities in enumerate(groups):
         for prompt in range(prompts):
             rng = random_scenes.rng_of("cases", world_name, stream, number, prompt)
-            facts = random_scenes.draw_facts(rng, known, what.subjects, what.grounds)
-            if what.recomposed:  # the new side is the one to show
-                facts = dataclasses.replace(facts, facings=(known.facings[1],))
-            views = [random_scenes.fixed_views(known, side, what.views) for side in facts.facings]
-            scene = random_scenes.stage(rng, known, identities, facts, views)
+            facts = random_scenes.draw_facts(rng, scene_world, chosen.subjects, chosen.grounds)
+            if chosen.recomposed:  # show the changed side
+                facts = dataclasses.replace(facts, facings=(scene_world.facings[1],))
+            views = [
+                random_scenes.fixed_views(scene_world, side, chosen.views) for side in facts.facings
+            ]
+            scene = random_scenes.stage(rng, scene_world, identities, facts, views)
             seed = int(rng.integers(2**31))
-            found.append(
-                Case(setting=setting, number=len(found), subject=number, scene=scene, seed=seed)
+            result.append(
+                Case(setting=setting, number=len(result), subject=number, scene=scene, seed=seed)
             )
-    return found
+    return result
 
 
-def _groups(known: World, what: Setting, stream: str, count: int) -> list[list[tuple[int, ...]]]:
-    """The subjects of each group; nobody is in two groups before everyone is in one."""
-    pool = known.split(what.split)
-    rng = random_scenes.rng_of("groups", known.name, stream)
+def _groups(
+    scene_world: World, chosen: Setting, stream: str, count: int
+) -> list[list[tuple[int, ...]]]:
+    """The identities of the subjects of each group; groups are disjoint."""
+    pool = scene_world.split(chosen.split)
+    rng = random_scenes.rng_of("groups", scene_world.name, stream)
     order = rng.permutation(len(pool))
-    each = 2 if what.recomposed else what.subjects
-    if what.apart:
+    each = 2 if chosen.recomposed else chosen.subjects
+    if chosen.apart:
         numbers = _couples(order, count)
     else:
         numbers = order[: len(order) // each * each].reshape(-1, each)[:count]
     if len(numbers) < count:
-        raise UvitError(f"{known.name} have {len(numbers)} groups of this setting, not {count}")
+        raise UvitError(
+            f"{scene_world.name} have {len(numbers)} groups of this setting, not {count}"
+        )
     groups = [[tuple(map(int, pool[i])) for i in group] for group in numbers]
-    return [[_recompose(*group)] for group in groups] if what.recomposed else groups
+    return [[_recompose(*group)] for group in groups] if chosen.recomposed else groups
 
 
 def _couples(order: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Disjoint couples that training keeps apart."""
-    found, left = [], list(map(int, order))
-    while left and len(found) < count:
+    """Disjoint pairs of subjects that training keeps apart."""
+    couples, left = [], list(map(int, order))
+    while left and len(couples) < count:
         first = left.pop()
         partner = next((one for one in left if factors.held_out_couple(first, one)), None)
         if partner is not None:
             left.remove(partner)
-            found.append((first, partner))
-    return found
+            couples.append((first, partner))
+    return couples
 
 
 def _recompose(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
-    """The second identity with the first one's front emblem on its back: a totem that differs from
-    a training identity in one factor, which only its references can tell."""
+    """The second identity with the front emblem of the first on its back.
+
+    It differs from a training identity in this one factor, which only its references show.
+    """
     changed = list(second)
     changed[_BACK] = first[_FRONT]
     if changed[_BACK] == second[_BACK]:

@@ -20,11 +20,11 @@ from uvit_jax.data.sources.worlds.scenes import (
 from uvit_jax.data.sources.worlds.worlds import BEHIND, Pose, World, world
 
 MATCHING = 0.75
-"""The share of scenes with one view a subject in which that view shows the target's side."""
+"""The probability that a lone reference of a subject shows the side that the target shows."""
 
 
 def rng_of(*parts: str | int) -> np.random.Generator:
-    """A generator of its own for every sequence of names and numbers."""
+    """The random generator of a sequence of names and numbers."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts]
     return np.random.default_rng(words)
 
@@ -40,22 +40,22 @@ def draw(
     portraits: float = 0.0,
     anywhere: bool = False,
 ) -> Scene:
-    """The scene of this index: 1 to `subjects` subjects of the split with 1 to `views` references.
+    """The random scene of this index of a split.
 
-    Two training identities that `factors.held_out_couple` keeps apart never meet in `train`, nor
-    does a background of `backgrounds.HELD_OUT` occur; the other splits have the same backgrounds
-    (the held-out ones are a setting of their own), unless `anywhere`.
+    Scenes of "train" show no two identities that `factors.held_out_couple` keeps apart.
 
     Args:
-      views: 0 draws the scenes of 1, and leaves the references out.
-      places: most references of all subjects together, at least one of each; 0 for no such limit.
+      subjects: the most per scene, from 1.
+      views: the most references per subject, from 1; 0 gives the scenes of 1 without references.
+      places: the most references of all subjects together; 0 for no such limit.
       portraits: the share of scenes that show one subject on plain ground as references do.
+      anywhere: whether to use the backgrounds of `backgrounds.HELD_OUT` too.
 
     Raises:
       UvitError: if the world has no such split.
     """
-    drawn_world = world(world_name)
-    pool = drawn_world.split(split)
+    scene_world = world(world_name)
+    pool = scene_world.split(split)
     rng = rng_of(world_name, split, index)
     count = int(rng.integers(1, subjects + 1))
     chosen: list[int] = []
@@ -65,15 +65,15 @@ def draw(
         if one not in chosen and not apart:
             chosen.append(one)
     facts = draw_facts(
-        rng, drawn_world, count, backgrounds.NAMES if anywhere else seen_backgrounds()
+        rng, scene_world, count, backgrounds.NAMES if anywhere else seen_backgrounds()
     )
     most = max(views, 1) if not places else max(1, min(views, places // count))
     chosen_views = [
-        random_views(rng, drawn_world, facing, int(rng.integers(1, most + 1)))
+        random_views(rng, scene_world, facing, int(rng.integers(1, most + 1)))
         for facing in facts.facings
     ]
     identities = [tuple(map(int, pool[c])) for c in chosen]
-    scene = stage(rng, drawn_world, identities, facts, chosen_views)
+    scene = stage(rng, scene_world, identities, facts, chosen_views)
     if portraits and rng.random() < portraits:
         scene = portrait(scene)
     return scene if views else without_references(scene)
@@ -81,15 +81,15 @@ def draw(
 
 @functools.cache
 def seen_backgrounds() -> tuple[str, ...]:
-    """The backgrounds of training."""
+    """The backgrounds that training images have."""
     return tuple(name for name in backgrounds.NAMES if name not in backgrounds.HELD_OUT)
 
 
 def draw_facts(
-    rng: np.random.Generator, drawn_world: World, count: int, grounds: tuple[str, ...]
+    rng: np.random.Generator, scene_world: World, count: int, grounds: tuple[str, ...]
 ) -> Facts:
-    """Facts for so many subjects, on one of these backgrounds."""
-    places, sides = PLACES[count], drawn_world.facings
+    """Random facts for `count` subjects, on one of the backgrounds `grounds`."""
+    places, sides = PLACES[count], scene_world.facings
     return Facts(
         places=tuple(places[i] for i in rng.permutation(len(places))[:count]),
         facings=tuple(sides[i] for i in rng.integers(len(sides), size=count)),
@@ -100,38 +100,37 @@ def draw_facts(
 
 
 def random_views(
-    rng: np.random.Generator, drawn_world: World, facing: str, count: int
+    rng: np.random.Generator, scene_world: World, facing: str, count: int
 ) -> tuple[Pose, ...]:
-    """Poses of a subject's references, in random order, none of them twice."""
+    """Distinct random poses for a subject's references."""
     if count == 1 and rng.random() < MATCHING:
-        return fixed_views(drawn_world, facing, 1)
-    poses = drawn_world.reference_poses
+        return fixed_views(scene_world, facing, 1)
+    poses = scene_world.reference_poses
     return tuple(poses[i] for i in rng.permutation(len(poses))[:count])
 
 
-def fixed_views(drawn_world: World, facing: str, count: int) -> tuple[Pose, ...]:
-    """The first poses of the world's references, beginning with the one of the target's side."""
-    front, back, *rest = drawn_world.reference_poses
+def fixed_views(scene_world: World, facing: str, count: int) -> tuple[Pose, ...]:
+    """The first reference poses of the world, with the one of the target's side in front."""
+    front, back, *rest = scene_world.reference_poses
     poses = (back, front, *rest) if facing == BEHIND else (front, back, *rest)
     return poses[:count]
 
 
 def stage(
     rng: np.random.Generator,
-    drawn_world: World,
+    scene_world: World,
     identities: list[tuple[int, ...]],
     facts: Facts,
     views: list[tuple[Pose, ...]],
 ) -> Scene:
-    """A scene of these facts; chance decides on what they leave open: the exact place and pose, the
-    background's phase, and the camera."""
-    found = []
+    """A scene of these facts, with random exact positions, poses, background phase and camera."""
+    subjects = []
     for slot, (identity, references) in enumerate(zip(identities, views, strict=True)):
-        x, y, scale = place(facts, slot, drawn_world.size)
-        found.append(
+        x, y, scale = place(facts, slot, scene_world.size)
+        subjects.append(
             Subject(
                 identity=identity,
-                pose=drawn_world.draw_pose(rng, facts.facings[slot]),
+                pose=scene_world.draw_pose(rng, facts.facings[slot]),
                 x=x + float(rng.uniform(-0.05, 0.05)),
                 y=y + float(rng.uniform(-0.05, 0.05)),
                 scale=scale * float(rng.uniform(0.94, 1.06)),
@@ -146,21 +145,21 @@ def stage(
     )
     phase = float(rng.random())
     return Scene(
-        world=drawn_world.name, subjects=tuple(found), facts=facts, phase=phase, camera=camera
+        world=scene_world.name, subjects=tuple(subjects), facts=facts, phase=phase, camera=camera
     )
 
 
 def redraw(scene: Scene, seed: int) -> Scene:
-    """Another real picture of the same facts and references: what an oracle would generate."""
-    drawn_world = world(scene.world)
+    """Another scene of the same facts and references, as an ideal model would generate it."""
+    scene_world = world(scene.world)
     rng = rng_of("redraw", zlib.crc32(repr(scene).encode()), seed)
     identities = [s.identity for s in scene.subjects]
     views = [s.references for s in scene.subjects]
-    return stage(rng, drawn_world, identities, scene.facts, views)
+    return stage(rng, scene_world, identities, scene.facts, views)
 
 
 def portrait(scene: Scene) -> Scene:
-    """The first subject of a scene alone on plain ground, as large as references show it."""
+    """The first subject of a scene alone on plain ground, as references show it."""
     one, facing = scene.subjects[0], scene.facts.facings[0]
     one = dataclasses.replace(one, **portrait_place(world(scene.world)))
     return dataclasses.replace(
@@ -169,20 +168,20 @@ def portrait(scene: Scene) -> Scene:
 
 
 def portrait_facts(facing: str) -> Facts:
-    """What a caption says of a subject on plain ground, as references are."""
+    """The facts of a subject on plain ground, as references show it."""
     return Facts(
         places=("middle",), facings=(facing,), sizes=("large",), background=backgrounds.PLAIN
     )
 
 
 def without_references(scene: Scene) -> Scene:
-    """The same picture with nothing given."""
+    """The same scene without references."""
     subjects = tuple(dataclasses.replace(s, references=()) for s in scene.subjects)
     return dataclasses.replace(scene, subjects=subjects)
 
 
 def replaced_subject(scene: Scene, slot: int, identity: tuple[int, ...]) -> Scene:
-    """The same scene with another subject in a slot (from 0), references included."""
+    """The same scene and references with another subject in a slot (from 0)."""
     subjects = list(scene.subjects)
     subjects[slot] = dataclasses.replace(subjects[slot], identity=identity)
     return dataclasses.replace(scene, subjects=tuple(subjects))

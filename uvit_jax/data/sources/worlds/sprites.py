@@ -1,4 +1,4 @@
-"""Draws emoji: a subject is a concept as one vendor draws it; rotated, mirrored, at any scale."""
+"""Renders emoji: a subject is a concept as drawn by one vendor; rotated, mirrored, at any scale."""
 
 import functools
 import io
@@ -13,22 +13,22 @@ from PIL import Image
 from uvit_jax.data.sources import emoji
 
 HELD_OUT_VENDOR = "twemoji"
-"""In training and validation, no picture is this vendor's. The two Fluent sets are near-copies of
-one design, so neither of them could be it."""
+"""The vendor whose emoji are in no training or validation scene. It could not be one of the two
+Fluent sets, which are near-copies of one design."""
 
 REFERENCE_POSES = ((0.0, False), (0.7, True), (-0.7, False), (1.4, True))
-"""(Rotation, mirrored) of the views that references show, in the order in which they are given."""
+"""(Rotation, mirrored) of the references, in their order."""
 
 
-_READING = threading.Lock()  # an archive has one position in its file
+_READING = threading.Lock()  # an archive has one file position
 
 
 @functools.cache
 def identities() -> dict[str, np.ndarray]:
-    """Split → subjects, int32 (N, 1): numbers of records of `emoji.index()`.
+    """Split → subjects, int32 (N, 1): indices of the records of `emoji.index()`.
 
-    `train`, `validation` and `test` share no concept and have the three other vendors; the concepts
-    of `test_vendor` are those of `test`, by `HELD_OUT_VENDOR`.
+    `train`, `validation` and `test` have the other three vendors and share no concept;
+    `test_vendor` has the concepts of `test` by `HELD_OUT_VENDOR`.
     """
     splits = {"train": [], "validation": [], "test": [], "test_vendor": []}
     for number, record in enumerate(emoji.index()):
@@ -42,21 +42,16 @@ def identities() -> dict[str, np.ndarray]:
     return {split: np.array(found, np.int32)[:, None] for split, found in splits.items()}
 
 
-def concept(identity: np.ndarray) -> str:
-    """The concept in words, such as "grinning face"."""
-    return _records()[int(identity[0])]["label"]
-
-
 def layer(
     identity_NF: np.ndarray, pose_N2: np.ndarray, x_NP: np.ndarray, y_NP: np.ndarray, pixel: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """N sprites at P points each.
+    """Renders N sprites at P points each.
 
     Args:
-      identity_NF: int (N, 1). pose_N2: rotation in radians, counter-clockwise, and 1 if mirrored
-        (before it is rotated).
-      x_NP, y_NP: float32, in the sprite's own coordinates, which fill [-1, 1]².
-      pixel: the distance of neighbouring points, in picture units a sprite unit of each: (N,).
+      identity_NF: int (N, 1).
+      pose_N2: rotation in radians, counter-clockwise, and 1 if mirrored (before the rotation).
+      x_NP, y_NP: float32, coordinates of the sprite, which covers [-1, 1]².
+      pixel: (N,), the distance of neighbouring points in the sprite's coordinates.
 
     Returns:
       Colours times alpha float32 (N, P, 3) in [0, 1], and alpha float32 (N, P).
@@ -65,7 +60,7 @@ def layer(
     alpha_NP = np.zeros(x_NP.shape, np.float32)
     for n, (identity, (angle, mirrored)) in enumerate(zip(identity_NF, pose_N2, strict=True)):
         levels = _pyramid(int(identity[0]))
-        # The level whose pixels are just finer than the points.
+        # The coarsest level whose pixels are finer than the distance of points.
         level = int(np.clip(np.floor(np.log2(max(pixel[n] * 32, 1)) + 0.25), 0, len(levels) - 1))
         sprite = levels[level]
         side = len(sprite) - 2
@@ -95,7 +90,7 @@ def _archive() -> zipfile.ZipFile:
 
 @functools.lru_cache(4096)
 def _pyramid(number: int) -> list[np.ndarray]:
-    """A sprite at 64², 32², 16² and 8², colours times alpha, within a transparent border."""
+    """A sprite at 64², 32², 16² and 8² pixels, colours times alpha, with a transparent border."""
     with _READING:
         data = _archive().read(f"{_records()[number]['key']}.webp")
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), np.float32) / 255

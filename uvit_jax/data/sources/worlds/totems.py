@@ -1,8 +1,8 @@
-"""Draws totems: surfaces of revolution with a painted skin, two arms and a top, from any side.
+"""Renders totems: surfaces of revolution with a textured surface, two arms and a top.
 
-A totem stands on the y axis between y = -0.85 and 0.95, within |x| <= 1. A picture's point (x, y)
-shows the azimuth asin(x / r(y)) + yaw of the skin, where r is the outline's radius: a view from
-yaw is a true one, and what is painted on the back needs a view of the back.
+A totem stands on the y axis between y = -0.85 and 0.95, within |x| <= 1. The point (x, y) of an
+image shows the azimuth asin(x / r(y)) + yaw of the surface, where r is the outline's radius: an
+exact parallel projection, so that only views of the back show the emblem there.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from uvit_jax.data.sources.worlds import factors
 
 REFERENCE_YAWS = (0.0, np.pi, 2 * np.pi / 3, -2 * np.pi / 3)
-"""The views that references show, in the order in which they are given: front, back, sides."""
+"""The views of the references, in their order: front, back, sides."""
 
 BOTTOM, NECK, TIP = -0.85, 0.42, 0.95
 EMBLEM_Y, EMBLEM_HEIGHT, EMBLEM_WIDTH = -0.2, 0.4, 0.92  # the width is an azimuth
@@ -44,14 +44,15 @@ _BACK = np.array((255, 206, 40), np.float32) / np.float32(255)
 def layer(
     identity_NF: np.ndarray, yaw_N: np.ndarray, x_NP: np.ndarray, y_NP: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """N totems at P points each.
+    """Renders N totems at P points each.
 
     Args:
       identity_NF: int (N, 8), indices into the values of `factors.FACTORS`.
-      yaw_N: radians by which each is turned. x_NP, y_NP: float32, in the totem's own coordinates.
+      yaw_N: the rotation of each, in radians.
+      x_NP, y_NP: float32, coordinates of the totem.
 
     Returns:
-      Colours float32 (N, P, 3) in [0, 1], 0 outside, and which points it covers, bool (N, P).
+      Colours float32 (N, P, 3) in [0, 1], 0 outside, and the covered points, bool (N, P).
     """
     identity_NF = np.asarray(identity_NF)
     yaw_N = np.mod(np.asarray(yaw_N, np.float64), 2 * np.pi)
@@ -87,7 +88,7 @@ def _draw_body(colour_NP3, cover_NP, identity_NF, yaw_N, x_NP, y_NP) -> None:
 
 
 def _skin(identity_MF: np.ndarray, azimuth_M: np.ndarray, y_M: np.ndarray) -> np.ndarray:
-    """The painted colours, before light."""
+    """The colours of the surface, before shading."""
     second_M = _pattern(identity_MF[:, 3], azimuth_M, y_M) | (y_M > NECK)
     hue_M = np.where(second_M, identity_MF[:, 2], identity_MF[:, 1])
     skin_M3 = PALETTE[hue_M]
@@ -96,7 +97,7 @@ def _skin(identity_MF: np.ndarray, azimuth_M: np.ndarray, y_M: np.ndarray) -> np
     from_front_M = turn_M - np.float32(np.pi)  # in [-pi, pi)
     b_M = (y_M - EMBLEM_Y) / EMBLEM_HEIGHT
     for column, paint, back in ((4, _FRONT, False), (5, _BACK, True)):
-        # The azimuth from the emblem's middle, to the right of whoever faces it.
+        # The azimuth from the centre of the emblem, to the right of the viewer.
         side_M = turn_M - np.float32(2 * np.pi) * (turn_M > np.pi) if back else from_front_M
         a_M = side_M / np.float32(EMBLEM_WIDTH)
         on = np.flatnonzero((np.abs(a_M) < 1) & (np.abs(b_M) < 1))
@@ -109,7 +110,7 @@ def _skin(identity_MF: np.ndarray, azimuth_M: np.ndarray, y_M: np.ndarray) -> np
 
 
 def _pattern(kind_M: np.ndarray, azimuth_M: np.ndarray, y_M: np.ndarray) -> np.ndarray:
-    """Where the second hue is."""
+    """Which points have the second hue."""
     band = np.sin(y_M * np.float32(2.5 * 2 * np.pi / 1.27) + 1.2)
     stripe = np.sin(4 * azimuth_M + 0.5 * np.float32(np.pi))
     spiral = np.sin(2 * azimuth_M + 8 * y_M)
@@ -120,7 +121,7 @@ def _pattern(kind_M: np.ndarray, azimuth_M: np.ndarray, y_M: np.ndarray) -> np.n
 
 
 def _glyph(kind_M: np.ndarray, a_M: np.ndarray, b_M: np.ndarray) -> np.ndarray:
-    """Where an emblem is light; (a, b) in [-1, 1]²."""
+    """Which points (a, b) in [-1, 1]² of an emblem are light."""
     round_M = a_M * a_M + b_M * b_M - np.float32(0.36)
     arms = np.float32(0.27) - np.minimum(np.abs(a_M), np.abs(b_M))
     choices = np.stack([-a_M, a_M, b_M, -b_M, -round_M, round_M, arms, a_M * b_M])
@@ -128,7 +129,7 @@ def _glyph(kind_M: np.ndarray, a_M: np.ndarray, b_M: np.ndarray) -> np.ndarray:
 
 
 def _arms(identity_F: np.ndarray, yaw: float, n: int):
-    """(totem, before the body?, (shoulder, hand), (colour, colour of the hand)) of both arms."""
+    """(totem, in front of the body?, (shoulder, hand), (arm colour, hand colour)) of each arm."""
     kind = int(identity_F[7])
     if kind == 0:
         return

@@ -1,4 +1,4 @@
-"""The two worlds under one face: which subjects there are, in which poses, and how they look."""
+"""The interface of the two worlds: their subjects, poses and how they are rendered."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Pose = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-    """Subjects and how to draw them.
+    """Subjects and how to render them.
 
     Attributes:
-      name: of `WORLDS`.
-      identities: split → subjects, int (N, F).
-      facings: the words for the sides that captions tell apart; ("",) if there are none.
-      reference_poses: those that references can show.
-      draw_pose: (rng, facing) → a pose of a target, which is none of the references'.
+      name: the key in `WORLDS`.
+      identities: returns split → subjects, int (N, F).
+      facings: the words of captions for the sides of subjects; ("",) if they have none.
+      reference_poses: the possible poses in references.
+      draw_pose: (rng, facing) → a random pose for a target, different from the references'.
       layer: (identity_NF, pose_N2, x_NP, y_NP, pixel_N) → colours times alpha (N, P, 3), and
         alpha (N, P), float32.
-      size: of a subject in its own coordinates, relative to a totem.
+      size: of subjects, relative to a totem.
     """
 
     name: str
@@ -38,7 +38,7 @@ class World:
     size: float
 
     def split(self, name: str) -> np.ndarray:
-        """The identities of a split; UvitError if there is no such."""
+        """The identities of a split; UvitError if there is none of that name."""
         splits = self.identities()
         if name not in splits:
             raise UvitError(f"{self.name} have no split {name!r}{nearest(name, splits)}")
@@ -85,7 +85,7 @@ WORLDS = {
 
 
 def world(name: str) -> World:
-    """A world by name; UvitError if there is no such."""
+    """A world by name; UvitError if there is none of that name."""
     if name not in WORLDS:
         raise UvitError(f"the world {name!r} is unknown{nearest(name, WORLDS)}")
     return WORLDS[name]

@@ -1,16 +1,28 @@
-"""Shards appear whole or not at all, whoever writes them; what is wrong with them is told."""
+"""Shards are written atomically, by any number of writers; errors name the file and the command."""
 
 import dataclasses
 import itertools
 import json
+import shlex
 
 import numpy as np
 import pytest
 
-from tests.helpers.latent_folders import COUNT, INDEX, SHAPE, Pictures, encode, moments_of, write
-from uvit_jax.data import encoding, latent_shards, record_files
+from experiments.cli import literal
+from tests.helpers.latent_folders import (
+    COUNT,
+    INDEX,
+    SHAPE,
+    NumberedImages,
+    encode,
+    moments_of,
+    write,
+)
+from uvit_jax.data import shards
+from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.pipeline import batches, dataset
+from uvit_jax.data.latent_shards import encode_images
+from uvit_jax.data.pipeline import dataset
 from uvit_jax.errors import UvitError
 
 
@@ -29,13 +41,11 @@ def test_half_precision_rounds_to_nearest(tmp_path):
         assert (half.source[example]["moments"] == wanted).all()
 
 
-def test_parts_make_what_one_makes(folder, tmp_path):
+def test_parts_write_the_same_files_as_one_run(folder, tmp_path):
     assert write(tmp_path, part=1, parts=2) == 1
-    assert (
-        not (tmp_path / latent_shards.INDEX).exists() and (tmp_path / latent_shards.PLAN).exists()
-    )
+    assert not (tmp_path / INDEX.index_name).exists() and (tmp_path / INDEX.plan_name).exists()
     assert write(tmp_path, part=0, parts=2) == 2
-    assert not (tmp_path / latent_shards.PLAN).exists()
+    assert not (tmp_path / INDEX.plan_name).exists()
     assert_same_folder(folder, tmp_path)
     assert write(tmp_path) == 0
     assert_same_folder(folder, tmp_path)
@@ -49,16 +59,16 @@ def assert_same_folder(left, right):
 
 
 def test_an_error_leaves_no_half_shard(folder, tmp_path):
-    class Broken(Pictures):
+    class Broken(NumberedImages):
         def decode(self, record):
             if record["example"] == 6:
-                raise UvitError("the picture 6 cannot be decoded")
+                raise UvitError("the image 6 cannot be decoded")
             return super().decode(record)
 
-    with pytest.raises(UvitError, match="picture 6"):
-        encoding.encode_dataset(tmp_path, INDEX, Broken(), encode, batch_size=3)
+    with pytest.raises(UvitError, match="image 6"):
+        encode_images(tmp_path, INDEX, Broken(), encode, batch_size=3)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        latent_shards.PLAN,
+        INDEX.plan_name,
         INDEX.files(tmp_path)[0].name,
     ]
     (tmp_path / f".{INDEX.files(tmp_path)[1].name}.0").write_bytes(b"of a run that was killed")
@@ -71,13 +81,30 @@ def test_missing_and_unfinished_latents_name_their_command(tmp_path):
     with pytest.raises(UvitError, match=r"no latents in .*none; .*`python -m experiments.encode_l"):
         dataset(config)
     write(tmp_path, part=1, parts=2)
-    with pytest.raises(UvitError, match=r"unfinished, 1 of 3 shards") as caught:
+    with pytest.raises(UvitError, match=r"1 of 3 shards.*`python -m experiments.encode_latents"):
         dataset(DataConfig(name="latents", path=str(tmp_path)))
-    assert '--data.path="my pictures" --autoencoder=vae.safetensors' in str(caught.value)
-    assert f"--out={tmp_path} --mirror`" in str(caught.value)
 
 
-def test_another_encoding_in_the_folder_is_told(folder):
+def test_commands_are_quoted_for_the_shell(tmp_path):
+    """A command read back by the shell and the parser has the config that the index was made of."""
+    source = {
+        "name": "folder",
+        "path": "it's $HOME; a `b` \\ c",
+        "background": "#ff0000",
+        "keep_labels": ["o'clock", "Zürich"],
+    }
+    folder = tmp_path / "my latents"
+    command = INDEX.command(folder, dataclasses.replace(INDEX, source=source))
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "experiments.encode_latents"]
+    flags = dict(word.removeprefix("--").partition("=")[::2] for word in words[3:])
+    values = {key.removeprefix("data."): literal(v) for key, v in flags.items() if "data." in key}
+    assert values == source
+    assert flags["out"] == str(folder) and flags["autoencoder"] == "vae.safetensors"
+    assert "mirror" in flags
+
+
+def test_another_encoding_in_the_folder_is_an_error(folder):
     other = dataclasses.replace(INDEX, scale=0.25, mirrored=False)
     with pytest.raises(UvitError, match=r"mirrored, scale differ; mirrored was true and is false"):
         write(folder, other)
@@ -91,7 +118,7 @@ def damage(folder, change):
 
 
 def shorter(file):
-    writer = record_files.array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    writer = shards.array_record_module.ArrayRecordWriter(str(file), "group_size:1")
     writer.write(b"one")
     writer.close()
 
@@ -114,20 +141,20 @@ def test_damaged_shards_are_named(tmp_path, change, says):
     assert name in str(caught.value) and "python -m experiments.encode_latents" in str(caught.value)
 
 
-def test_what_the_folder_lacks_is_told(tmp_path):
+def test_errors_name_what_the_folder_lacks(tmp_path):
     write(tmp_path, dataclasses.replace(INDEX, mirrored=False, labels=False, captions=False))
     for key, value, says in (
-        ("labels", "label", "no labels; leave labels empty"),
-        ("text", True, "no captions; set text to False"),
-        ("flip", True, "made without --mirror; set flip to False"),
+        ("labels", "label", "leave labels empty"),
+        ("text", True, "set text to False"),
+        ("flip", True, "--mirror.*set flip=False"),
     ):
         with pytest.raises(UvitError, match=says):
             dataset(DataConfig(name="latents", path=str(tmp_path), **{key: value}))
-    with pytest.raises(UvitError, match="image_size of latents was settled"):
+    with pytest.raises(UvitError, match=r"image_size=32 .*set it to 0"):
         DataConfig(name="latents", path=str(tmp_path), image_size=32)
-    index = tmp_path / latent_shards.INDEX
+    index = tmp_path / INDEX.index_name
     index.write_text(json.dumps({**json.loads(index.read_text()), "dtype": "int8"}))
-    with pytest.raises(UvitError, match=r"index.json.*dtype must be one of float16, float32"):
+    with pytest.raises(UvitError, match=r"index.json.dtype='int8' .*float16, float32"):
         dataset(DataConfig(name="latents", path=str(tmp_path)))
     index.write_text("{")
     with pytest.raises(UvitError, match=r"cannot read .*index.json"):
@@ -135,12 +162,16 @@ def test_what_the_folder_lacks_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(np.nan, "are not finite"), (1e6, "exceed 65504, the most that float16")]
+    ("value", "says"), [(np.nan, "are not finite"), (1e6, "exceed 65504.* float16")]
 )
-def test_moments_that_cannot_be_stored_are_told(tmp_path, value, says):
+def test_moments_that_cannot_be_stored_are_an_error(tmp_path, value, says):
     index = dataclasses.replace(INDEX, dtype="float16")
     shape = (*SHAPE[:2], 2 * SHAPE[2])
     with pytest.raises(UvitError, match=says):
-        encoding.encode_dataset(
-            tmp_path, index, Pictures(), lambda x: np.full((len(x), *shape), value), batch_size=2
+        encode_images(
+            tmp_path,
+            index,
+            NumberedImages(),
+            lambda x: np.full((len(x), *shape), value),
+            batch_size=2,
         )

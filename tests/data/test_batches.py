@@ -1,4 +1,4 @@
-"""Batches are a pure function of (seed, step): hosts, workers and resumption change nothing."""
+"""Batches are a pure function of (seed, position), whatever the hosts, workers, interruptions."""
 
 import collections
 import dataclasses
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uvit_jax.data import pipeline
-from uvit_jax.data.pipeline import DataConfig, batches, dataset
+from uvit_jax.data import dataset as dataset_module
+from uvit_jax.data.batches import BatchLoader, batches
+from uvit_jax.data.pipeline import DataConfig, dataset
 from uvit_jax.errors import UvitError
 
 COUNT = 23
@@ -18,8 +19,8 @@ COUNT = 23
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> DataConfig:
-    """23 pictures of 4x6 random pixels in two classes, with captions, mirrored at random."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """23 images of 4x6 random pixels in two classes, with captions, mirrored at random."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i in range(COUNT):
         name = folder / "ab"[i % 2] / f"{i:02}.png"
@@ -95,33 +96,45 @@ def test_hosts_divide_the_same_global_batches(data, hosts, train):
 @pytest.mark.parametrize("position", [0, 1, 2, 3, 7, 11])
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_resuming_is_exact(data, position, workers):
-    data = pipeline.Dataset(
-        dataclasses.replace(data.config, workers=workers), data.source, data.tokenizer
-    )
+    data = dataset(dataclasses.replace(data.config, workers=workers))
     iterator = batches(data, batch_size=5, seed=3)
     for _ in range(position):
         next(iterator)
-    state = iterator.get_state()
-    assert state == {"next_index": position}
+    assert iterator.position == position
     wanted = list(itertools.islice(iterator, 4))
-    iterator.set_state(state)  # backwards, with batches prefetched
-    assert_same(wanted, list(itertools.islice(iterator, 4)))
-    assert_same(wanted, take(data, 4, batch_size=5, seed=3, start=position))
-    fresh = batches(data, batch_size=5, seed=3)
-    fresh.set_state(state)
-    assert_same(wanted, list(itertools.islice(fresh, 4)))
-    assert fresh.get_state() == {"next_index": position + 4}
+    resumed = batches(data, batch_size=5, seed=3, start=position)
+    assert_same(wanted, list(itertools.islice(resumed, 4)))
+    assert iterator.position == resumed.position == position + 4
 
 
-def test_a_state_moves_to_another_number_of_hosts(data):
+def test_a_position_is_valid_on_another_number_of_hosts(data):
     two = batches(data, batch_size=8, seed=0, rows=range(4, 8))
     next(two), next(two), next(two)
-    four = [batches(data, batch_size=8, seed=0, rows=r) for r in ((4, 5), (6, 7))]
-    for iterator in four:
-        iterator.set_state(two.get_state())
+    four = [
+        batches(data, batch_size=8, seed=0, rows=r, start=two.position) for r in ((4, 5), (6, 7))
+    ]
     half, quarters = next(two), [next(iterator) for iterator in four]
     for key in half:
         assert (half[key] == np.concatenate([q[key] for q in quarters])).all()
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_closing_ends_an_iterator_without_moving_it(config, processes):
+    data = dataset(dataclasses.replace(config, processes=processes))
+    iterator = batches(data, batch_size=5, seed=3)
+    wanted = [next(iterator), next(iterator)]
+    iterator.close()
+    iterator.close()
+    assert iterator.position == 2
+    assert_same(wanted, take(data, 2, batch_size=5, seed=3))
+
+
+def test_a_pass_can_be_resumed_up_to_its_end(data):
+    whole = list(batches(data, batch_size=8, seed=0, train=False))
+    for start in range(len(whole) + 1):
+        rest = batches(data, batch_size=8, seed=0, train=False, start=start)
+        assert_same(whole[start:], list(rest))
+        assert rest.position == len(whole)
 
 
 def test_every_epoch_is_another_permutation_and_nothing_is_dropped(data):
@@ -140,10 +153,7 @@ def test_every_record_comes_first_about_equally_often(data):
 
 
 def _order(data, seed):
-    from uvit_jax.data.batches import Rows
-
-    rows = Rows(data, batch_size=1, seed=seed, rows=[0], train=True)
-    return rows.order[0]
+    return BatchLoader(data, batch_size=1, seed=seed, rows=[0], train=True).order[0]
 
 
 def test_the_seed_decides_order_and_mirroring(data):
@@ -191,9 +201,9 @@ def test_batches_larger_than_the_data_set(data):
 
 
 def test_caching_changes_nothing(config, data, monkeypatch):
-    monkeypatch.setattr(pipeline, "CACHE_BYTES", 0)
+    monkeypatch.setattr(dataset_module, "CACHE_BYTES", 0)
     uncached = dataset(config)
-    assert uncached._kept is None
+    assert uncached._cached_pixels is None
     assert_same(take(data, 12, batch_size=8), take(uncached, 12, batch_size=8))
 
 
@@ -218,7 +228,6 @@ def test_impossible_arguments(data):
             batches(data, batch_size=8, seed=0, rows=rows)
     with pytest.raises(UvitError, match="must not be negative"):
         batches(data, batch_size=8, seed=-1)
-    iterator = batches(data, batch_size=8, seed=0, train=False)
-    for state, message in (({}, "is no {}"), (None, "is no None"), ({"next_index": 4}, "number 4")):
-        with pytest.raises(UvitError, match=message):
-            iterator.set_state(state)
+    for start in (-1, 4):
+        with pytest.raises(UvitError, match=rf"start={start} must lie in \[0, 3\]"):
+            batches(data, batch_size=8, seed=0, train=False, start=start)

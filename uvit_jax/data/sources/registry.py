@@ -1,0 +1,29 @@
+"""`SOURCES`: the data sources by `DataConfig.name`. Any other name is a TFDS data set's."""
+
+from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
+from uvit_jax.data.sources.folder import FolderSource
+from uvit_jax.data.sources.latents import LatentSource
+from uvit_jax.data.sources.source import Source
+from uvit_jax.data.sources.tfds import TfdsSource
+from uvit_jax.data.sources.worlds.scene_source import SceneSource
+
+SOURCES: dict[str, type[Source]] = {
+    "emoji": EmojiSource,
+    "folder": FolderSource,
+    "latents": LatentSource,
+    "totems": SceneSource,
+    "emoji_scenes": SceneSource,
+}
+
+
+def open_source(config: DataConfig) -> Source:
+    """The data source that `config.name` names.
+
+    Raises:
+      UvitError: if there is none of that name, it is not prepared or broken, or it lacks what the
+        config asks for.
+    """
+    if config.name in SOURCES:
+        return SOURCES[config.name](config)
+    return TfdsSource(config, other_names=tuple(SOURCES))

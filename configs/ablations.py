@@ -47,8 +47,8 @@ GROUPS = {
     },
     "positions": {
         "learned": {},
-        "sincos2d": {"model.segments.image.positions": "sincos2d"},
-        "rotary": {"model.segments.image.positions": "rotary"},
+        "sincos": {"model.segments.image.position": "sincos"},
+        "rope": {"model.segments.image.position": "rope"},
         "none": {"model.segments.image.positions": "none"},
     },
     "depth": {str(depth): {"model.backbone.depth": depth} for depth in (8, 4, 6, 12)},

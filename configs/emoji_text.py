@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         unroll=3,
     )
     config.model["segments"]["text"].update(encoder_depth=2, encoder_heads=6)
-    config.model["segments"]["image"]["positions"] = "sincos2d"
+    config.model["segments"]["image"]["position"] = "sincos"
     config.diffusion = dict(
         schedule=dict(name="rectified_flow"),
         prediction="x0",

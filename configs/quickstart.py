@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
         init="xavier",
         unroll=3,
     )
-    config.model["segments"]["image"]["positions"] = "sincos2d"
+    config.model["segments"]["image"]["position"] = "sincos"
     config.diffusion = dict(
         schedule=dict(name="rectified_flow"),
         prediction="x0",

@@ -113,7 +113,7 @@ class _Command:
         from uvit_jax.evaluation.image_metrics import params_sha256
         from uvit_jax.models.lora import targeted
         from uvit_jax.sampling import decoding
-        from uvit_jax.sampling.conditions import conditions_for, nulls_of, text_encoder_of
+        from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
         from uvit_jax.training.finetune import Finetuner
         from uvit_jax.training.run_config import parse_run
         from uvit_jax.training.workdir import Workdir
@@ -125,8 +125,8 @@ class _Command:
         # What cannot be is told before minutes go by.
         if config.method == "lora":
             targeted(model.abstract_params, config.lora.targets)
-        inputs = {s.modality for s in model.layout.inputs}
-        if args.prompt is None and inputs & {"text", "features"}:
+        kinds = {s.kind for s in model.layout.inputs}
+        if args.prompt is None and kinds & {"text", "features"}:
             raise UvitError('the model takes text: say what the pictures show, --prompt="@1 bear"')
         self.model = sampling_flags.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
@@ -135,7 +135,6 @@ class _Command:
         self.sample = dataclasses.replace(self.run.sample, **changes)
         self.vocabulary = folder.read_vocabulary()
         self._texts, encode = text_encoder_of(self.model.layout, self.vocabulary, self.sample)
-        self._nulls = nulls_of(self.model.layout, self._texts)
         self._conditions = lambda sample: conditions_for(self.model, self._texts, sample, encode)[0]
         self._tuner = Finetuner(self.model, self.run.diffusion, config)
         self._classes: dict[str, Any] = {}
@@ -262,9 +261,10 @@ class _Command:
                 self.run.diffusion,
                 self.sample,
                 self._given(prompt, self.args.prior),
+                count=self.args.prior,
                 batch_size=64,
                 seed=self.config.seed,
-                nulls=self._nulls,
+                vocabulary=self._texts,
             )
         return self._classes[prompt]
 

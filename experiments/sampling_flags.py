@@ -1,9 +1,9 @@
-"""How a trained run draws, for `experiments.sample` and `experiments.evaluate`.
+"""Flags that `experiments.sample`, `experiments.evaluate` and `experiments.finetune_lora` share.
 
 add_flags(parser)
-config = sample_config(run.sample, args, count=16)     # a run's own, but for the flags
-model = with_attention(model, args.attention)          # where the run's own does not run
-samples, told = Run(args).samples(mesh)                # of the data's conditions, to be measured
+config = sample_config(run.sample, args, count=16)    # the run's, with the flags' values
+model = with_attention(model, args.attention)         # where the run's own does not run
+samples, record = Run(args).samples(mesh)             # with the data's conditions, to be evaluated
 """
 
 import argparse
@@ -18,12 +18,12 @@ FLAGS = {
     "guidance_channels": "guidance_channels",
     "autoencoder": "autoencoder",
 }
-"""Flags by the fields of a `SampleConfig` that they replace."""
+"""The fields of a `SampleConfig` by the flags that override them."""
 
 
 def add_flags(parser: Any) -> None:
-    """Adds them to a parser or to a group of one; None is what was not given."""
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures drawn at once")
+    """Adds the flags of sampling to a parser or one of its groups; the default None is the run's."""
+    parser.add_argument("--batch_size", type=int, default=64, help="samples generated at once")
     parser.add_argument(
         "--sampler",
         help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver or dpm_solver_pp (see "
@@ -35,21 +35,21 @@ def add_flags(parser: Any) -> None:
         type=float,
         help="s in cond + s (cond - uncond), 0 is none; default the run's",
     )
-    parser.add_argument("--guidance_channels", type=int, help="so many are guided; 0 for all")
+    parser.add_argument("--guidance_channels", type=int, help="how many are guided; 0 for all")
     parser.add_argument(
-        "--autoencoder", metavar="FILE", help="for a model of latents, what decodes them"
+        "--autoencoder", metavar="FILE", help="for a model of latents, their decoder's weights"
     )
 
 
 def sample_config(sample: "SampleConfig", args: argparse.Namespace, **changes) -> "SampleConfig":
-    """A run's `SampleConfig` with what the flags say, and with `changes` of other fields.
+    """A run's `SampleConfig` with the flags' values and `changes` of other fields.
 
     Raises:
       UvitError: if a value is impossible.
     """
     sampler = sample.sampler
     if args.sampler and args.sampler != sampler.name:
-        # The old sampler's other settings may mean nothing to the new one.
+        # The other settings of one sampler may not apply to another.
         sampler = type(sampler)(name=args.sampler, steps=sampler.steps)
     if args.steps is not None:
         sampler = dataclasses.replace(sampler, steps=args.steps)
@@ -58,8 +58,8 @@ def sample_config(sample: "SampleConfig", args: argparse.Namespace, **changes) -
     return dataclasses.replace(sample, sampler=sampler, **given, **changes)
 
 
-def how(sample: "SampleConfig") -> dict[str, Any]:
-    """What results tell of how their samples were drawn, as plain JSON."""
+def settings(sample: "SampleConfig") -> dict[str, Any]:
+    """The settings of sampling that results record, as plain JSON."""
     return {
         "sampler": dataclasses.asdict(sample.sampler),
         "guidance_scale": sample.guidance_scale,
@@ -76,12 +76,12 @@ def add_attention_flag(parser: Any) -> None:
     parser.add_argument(
         "--attention",
         metavar="NAME",
-        help="in place of the run's: xla, blocked, splash, cudnn, …; the same but for rounding",
+        help="instead of the run's: xla, blocked, splash, cudnn, …; equal up to rounding",
     )
 
 
 def with_attention(model: Any, name: str | None) -> Any:
-    """The model with the attention that `--attention` names, or its own, for the devices at hand.
+    """The model with the attention that `--attention` names, or its own, on the available devices.
 
     Raises:
       UvitError: if there is no such attention, or it does not run here.
@@ -97,7 +97,7 @@ def with_attention(model: Any, name: str | None) -> Any:
     check_platform(
         model.config.backbone.attention,
         jax.devices()[0].platform,
-        remedy="give another, which is the same but for rounding: --attention=xla",
+        remedy="use --attention=xla, which is equal up to rounding",
     )
     return model
 
@@ -109,15 +109,15 @@ def add_adapter_flags(parser: Any) -> None:
         metavar="FILE[:WEIGHT]",
         action="append",
         default=[],
-        help="of experiments.finetune_lora or PEFT; may be repeated, and the changes add up",
+        help="of experiments.finetune_lora or PEFT; may be repeated, and adapters add up",
     )
     parser.add_argument(
-        "--any_base", action="store_true", help="take adapters of other parameters of these shapes"
+        "--any_base", action="store_true", help="accept adapters of other base parameters of the same shapes"
     )
 
 
 def adapted(model: Any, params: Any, args: argparse.Namespace) -> Any:
-    """Parameters with what `--adapter` names merged into them.
+    """Parameters with the adapters of `--adapter` merged into them.
 
     Raises:
       UvitError: if an adapter cannot be read, or is of another model or base.
@@ -131,8 +131,8 @@ def adapted(model: Any, params: Any, args: argparse.Namespace) -> Any:
     base = params_sha256(params)
     for given in args.adapter:
         file, weight = _weighted(given)
-        found, record = adapters.load(file, model, base=base, any_base=args.any_base)
-        params = lora.merge(params, found, weight * record.lora.scale)
+        factors, record = adapters.load(file, model, base=base, any_base=args.any_base)
+        params = lora.merge(params, factors, weight * record.lora.scale)
     return params
 
 
@@ -146,7 +146,7 @@ def _weighted(given: str) -> tuple[str, float]:
 
 
 class Run:
-    """The run of `args.workdir` as `experiments.evaluate` measures it: its data and its samples."""
+    """The run of `args.workdir` for `experiments.evaluate`: its data and its samples."""
 
     def __init__(self, args: argparse.Namespace):
         from uvit_jax.training.run_config import parse_run
@@ -159,14 +159,14 @@ class Run:
         self._dataset = None
 
     def _data_config(self) -> Any:
-        """The run's data, but of the folder or split asked for, and as they are."""
+        """The config of the run's data, with the given folder or split, without augmentation."""
         from uvit_jax.errors import UvitError
 
         args, data = self.args, self.config.data
         if args.data and not data.path:
             raise UvitError(
-                f"--data names another folder, and the run's data are no folder but {data.name!r}; "
-                "name a part of them with --split"
+                f"--data={args.data} names a folder, and the run's data are {data.name!r}; choose a part "
+                "of them with --split"
             )
         if args.split and data.path:
             raise UvitError(
@@ -178,7 +178,7 @@ class Run:
 
     @property
     def data_name(self) -> str:
-        """Its data set and folder or split, for people."""
+        """Its data set and split, or its folder."""
         return f"{self.data.name}/{self.data.split}" if not self.data.path else self.data.path
 
     def dataset(self) -> Any:
@@ -190,22 +190,22 @@ class Run:
         return self._dataset
 
     def conditions(self, model: Any, count: int) -> tuple[dict[str, Any], Any, str | None]:
-        """(what the samples are conditioned on, the vocabulary of that, its name for people)."""
+        """(the conditions of the samples, their vocabulary, the name of their source)."""
         from uvit_jax.errors import UvitError
         from uvit_jax.sampling.conditions import conditions_like, uniform_labels, with_features
 
         seed, vocabulary = self.args.seed, self.folder.read_vocabulary()
         if self.args.labels == "uniform":
             return uniform_labels(model, vocabulary, count, seed), vocabulary, "uniform labels"
-        modalities = {s.modality for s in model.layout.inputs if s.role != "noisy"}
-        if not modalities:
-            return conditions_like(model, None, vocabulary, count, seed), vocabulary, None
+        kinds = {s.kind for s in model.layout.conditions}
+        if not kinds:
+            return {}, vocabulary, None
         try:
             data = self.dataset()
         except UvitError as problem:
-            if modalities == {"label"}:
+            if kinds == {"label"}:
                 raise UvitError(
-                    f"{problem}; or do without the data's labels with --labels=uniform"
+                    f"{problem}; or use --labels=uniform, which needs no data"
                 ) from None
             raise
         if data.features is not None:
@@ -217,10 +217,9 @@ class Run:
         )
 
     def samples(self, mesh: Any) -> tuple[Any, dict[str, Any]]:
-        """The samples to come, and all that they depend on."""
+        """The samples, generated as they are read, and a record of all that they depend on."""
         from uvit_jax.evaluation import image_metrics, image_sets
         from uvit_jax.sampling import decoding
-        from uvit_jax.sampling.conditions import nulls_of
 
         args, count = self.args, self.args.count or 10_000
         step, model, params = self._load()
@@ -229,35 +228,36 @@ class Run:
         decoder = decoding.decoder(model.layout, sample)
         image_sets.picture_segment(model, decoder)
         conditions, vocabulary, source = self.conditions(model, count)
-        told = {
+        record = {
             "source": str(self.folder.path),
             "step": step,
             "ema": not args.raw,
             "params_sha256": image_metrics.params_sha256(params),
             "conditions": source,
-            **how(sample),
+            **settings(sample),
             "autoencoder_sha256": decoder and image_metrics.params_sha256(decoder.params),
             "latent_scale": decoder and decoder.scale,
             "seed": args.seed,
             "batch_size": args.batch_size,
         }
-        drawn = image_sets.drawn(
+        samples = image_sets.drawn(
             model,
             params,
             self.config.diffusion,
             sample,
             conditions,
+            count=count,
             batch_size=args.batch_size,
             seed=args.seed,
             mesh=mesh,
             name=f"{self.folder.path} at step {step}",
-            nulls=nulls_of(model.layout, vocabulary),
+            vocabulary=vocabulary,
             decoder=decoder,
         )
-        return drawn, told
+        return samples, record
 
     def _load(self) -> tuple[int, Any, Any]:
-        """(step, model, parameters) of the checkpoint asked for, or of the newest whole one."""
+        """(step, model, parameters) of the checkpoint `--step`, or of the newest readable one."""
         from uvit_jax import load
         from uvit_jax.errors import UvitError
 

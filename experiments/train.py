@@ -1,25 +1,23 @@
-"""Trains the model of a config, or goes on training it.
+"""Trains the model of a config, or resumes its training.
 
     python -m experiments.train --config=configs/quickstart.py
     python -m experiments.train --config=configs/uvit_l.py --workdir=/data/uvit_l
 
-The same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save one first.
-`--plan` only shows how the run's state would be spread over the mesh, also over one that is not
-here.
+Running the command again resumes from the newest checkpoint; SIGTERM and Ctrl-C save one first.
+`--plan` prints how the run's state would be sharded over the mesh, without needing its devices.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 from experiments import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
+    """Runs the command; the exit status is 0, or 143 if a signal stopped it before the end."""
     parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--workdir", metavar="DIR", help="the run's folder; default workdirs/<name of the config>"
+        "--workdir", metavar="DIR", help="the run directory; default workdirs/<name of the config>"
     )
     parser.add_argument(
         "--distributed",
@@ -32,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         type=int,
         default=300,
-        help="until which all processes must have come (default: %(default)s)",
+        help="within which all processes must join (default: %(default)s)",
     )
     parser.add_argument(
         "--plan",
@@ -50,15 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.training.run_config import parse_run
 
     config = cli.read_config(args.config, args.overrides)
-    if "groups" in config:
-        raise UvitError(
-            f"{args.config} is of many runs; python -m experiments.ablate --config={args.config}"
-        )
-    if "networks" in config:
-        raise UvitError(
-            f"{args.config} is of a comparison; python -m experiments.compare "
-            f"--config={args.config}"
-        )
+    for key, command in (("groups", "ablate"), ("networks", "compare")):
+        if key in config:
+            raise UvitError(
+                f"{args.config} describes several runs; use "
+                f"python -m experiments.{command} --config={args.config}"
+            )
     run = parse_run(config)
     if args.plan is not None:
         from uvit_jax.aot.sharding_plan import plan_run
@@ -71,23 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
-    from uvit_jax.config import to_dict
     from uvit_jax.training.clock import shares
     from uvit_jax.training.loop import train
 
     workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
-    raw = json.loads(json.dumps(to_dict(run)))
-    if jax.process_index() == 0:
-        print(f"{workdir}: checkpoints, metrics, and pictures in samples/", flush=True)
-    summary = train(run, raw, workdir)
-    if jax.process_index() == 0:
+    main_process = jax.process_index() == 0
+    if main_process:
+        print(f"{workdir}: checkpoints, metrics, and images in samples/", flush=True)
+    summary = train(run, workdir)
+    if main_process:
         cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})
         if summary.stopped:
-            print(f"stopped at step {summary.step}, saved; the same command goes on from there")
+            print(f"stopped and saved at step {summary.step}; the same command resumes it")
         else:
-            where = shares(summary.seconds_by_place)
             print(
-                f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s ({where})"
+                f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s "
+                f"({shares(summary.seconds_by_place)})"
             )
             print(f"samples: {summary.samples}")
     return 143 if summary.stopped else 0

@@ -47,6 +47,14 @@ def grid(
     return sheet
 
 
+def frames_as_images(samples: np.ndarray) -> np.ndarray:
+    """Images as they are; of videos (B, T, H, W, C) the frames of each as one strip (B, H, T·W, C)."""
+    if samples.ndim == 5:
+        B, T, H, W, C = samples.shape
+        samples = samples.transpose(0, 2, 1, 3, 4).reshape(B, H, T * W, C)
+    return samples
+
+
 def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
     """The text in lines of at most `width` pixels, between words where they fit."""
     length = ImageFont.load_default().getlength

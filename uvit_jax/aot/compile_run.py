@@ -22,12 +22,13 @@ from uvit_jax.aot import traffic
 from uvit_jax.aot.chips import GIB, Chip
 from uvit_jax.aot.hlo import Module
 from uvit_jax.aot.topology import devices_of
+from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
 from uvit_jax.models.cost import count, forward_cost
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.sharding import jit_replicated, path_string, spec
-from uvit_jax.sampling.sampler import make_sampler
+from uvit_jax.sampling.sampler import Sampler, make_sampler
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.run_config import RunConfig, check_mesh
 from uvit_jax.training.state import abstract_state
@@ -165,7 +166,7 @@ def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped,
     check_mesh(run, mesh)
     optimizer, rate = make_optimizer(run.optimizer, run.train)
     state, where = abstract_state(model, optimizer, mesh)
-    step = make_step(model, run, optimizer, rate, _nulls(model))
+    step = make_step(model, run, optimizer, rate, _vocabulary(model))
     return jit_step(step, where, mesh), (state, model.abstract_inputs(run.train.batch_size))
 
 
@@ -174,24 +175,28 @@ def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrappe
     check_mesh(run, mesh)
     optimizer, _ = make_optimizer(run.optimizer, run.train)
     state, where = abstract_state(model, optimizer, mesh)
-    draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
+    draw = _sampler(run, model)
     program = jit_replicated(draw, mesh, where.ema)
     return program, (state.ema, (state.key, _conditions(model, run.sample.count)))
 
 
+def _sampler(run: RunConfig, model: Model) -> Sampler:
+    count = run.sample.count
+    return make_sampler(
+        model, run.diffusion, run.sample, batch_size=count, vocabulary=_vocabulary(model)
+    )
+
+
 def _conditions(model: Model, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    noisy = {s.name for s in model.layout.noisy}
-    given = {k: v for k, v in model.abstract_inputs(count).items() if k not in noisy}
-    return {"count": jax.ShapeDtypeStruct((count,), jnp.int32), **given}
+    inputs = model.abstract_inputs(count)
+    return {name: inputs[name] for name in model.layout.condition_shapes}
 
 
-def _nulls(model: Model) -> dict[str, np.ndarray]:
-    """Stand-ins for the null values that the data would bring."""
-    return {
-        s.name: np.zeros(s.shape, np.float32)
-        for s in model.layout.inputs
-        if s.modality == "features" and s.role != "noisy"
-    }
+def _vocabulary(model: Model) -> Vocabulary:
+    """A vocabulary with a stand-in for the text features of the empty text."""
+    shapes = [s.shape for s in model.layout.conditions if s.kind == "features"]
+    features = TextFeatures(np.zeros(shapes[0], np.float32)) if shapes else None
+    return Vocabulary(features=features)
 
 
 def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
@@ -201,13 +206,13 @@ def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, backbone=backbone))
     model = build(run.model)
     if what == "sample":
-        draw = make_sampler(model, run.diffusion, run.sample, _nulls(model))
+        draw = _sampler(run, model)
         key = jax.eval_shape(lambda: jax.random.key(0))
         conditions = _conditions(model, run.sample.count)
         return count(jax.make_jaxpr(draw)(model.abstract_params, key, conditions).jaxpr).total
     optimizer, rate = make_optimizer(run.optimizer, run.train)
     state, _ = abstract_state(model, optimizer, mesh)
-    step = make_step(model, run, optimizer, rate, _nulls(model))
+    step = make_step(model, run, optimizer, rate, _vocabulary(model))
     inputs = model.abstract_inputs(run.train.batch_size)
     return count(jax.make_jaxpr(step)(state, inputs).jaxpr).total
 

@@ -53,6 +53,11 @@ class Vocabulary:
     tokenizer: Tokenizer | None = None
     features: TextFeatures | None = None
 
+    @property
+    def null_features(self) -> np.ndarray | None:
+        """The text encoder's features of the empty text, (N, F); None if there is no encoder."""
+        return None if self.features is None else self.features.null
+
     def class_id(self, wanted: Any, num_classes: int) -> int:
         """The index of a class given by name or number; UvitError if it is neither."""
         text = str(wanted)

@@ -19,13 +19,14 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.encoders.weights import read_npz
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.mesh import batch_shards
 from uvit_jax.parallel.rows import global_array, local_rows
 from uvit_jax.parallel.sharding import BATCH, shardings
 from uvit_jax.sampling import sampler
-from uvit_jax.sampling.decoding import Decoder, is_latent
+from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.sampling.sampler import SampleConfig
 
 Batches = Callable[[], Iterator[np.ndarray | jax.Array]]
@@ -48,11 +49,12 @@ def drawn(
     config: SampleConfig,
     conditions: dict[str, np.ndarray],
     *,
+    count: int,
     batch_size: int,
     seed: int,
     mesh: Mesh,
     name: str,
-    nulls: Mapping[str, np.ndarray] | None = None,
+    vocabulary: Vocabulary | None = None,
     decoder: Decoder | None = None,
 ) -> Pictures:
     """Samples of a model, decoded if they are latents, which never leave the devices.
@@ -60,17 +62,18 @@ def drawn(
     The same seed and batch size give the same samples on any mesh.
 
     Args:
-      conditions: by segment, leaves (N, ...), for N samples (see `conditions.conditions_like`).
-      nulls: of segments whose layout does not know them (see `conditions.nulls_of`).
+      conditions: by segment, leaves (count, ...) (see `conditions.conditions_like`).
+      vocabulary: see `make_sampler`.
 
     Raises:
       UvitError: if the model's samples are no pictures, or the mesh does not divide the batch.
     """
     segment = picture_segment(model, decoder)
-    count = len(next(iter(conditions.values())))
     batch_size = min(batch_size, -(-count // batch_shards(mesh)) * batch_shards(mesh))
     check_batch_size(mesh, batch_size)
-    draw_batch = sampler.make_sampler(model, diffusion, config, nulls)
+    draw_batch = sampler.make_sampler(
+        model, diffusion, config, batch_size=batch_size, vocabulary=vocabulary
+    )
     draw = jax.jit(
         lambda params, key, batch: draw_batch(params, key, batch)[segment],
         out_shardings=NamedSharding(mesh, BATCH),
@@ -86,7 +89,7 @@ def drawn(
             placed = jax.device_put(params, shardings(params, mesh))
             if decoder is not None:
                 whole = jax.device_put(decoder.params, NamedSharding(mesh, PartitionSpec()))
-        for key, batch in sampler.batches(conditions, batch_size, seed):
+        for key, batch in sampler.batches(conditions, count, batch_size, seed):
             batch = {name: spread(value, mesh) for name, value in batch.items()}
             with jax.set_mesh(mesh):
                 samples = draw(placed, key, batch)
@@ -99,9 +102,9 @@ def drawn(
 
 def picture_segment(model: Model, decoder: Decoder | None = None) -> str:
     """The name of the noisy segment that is, or is decoded to, pictures; UvitError if none is."""
-    noisy = [s for s in model.layout.noisy if s.modality == "image"]
+    noisy = [s for s in model.layout.noisy if s.kind == "patches"]
     for segment in noisy:
-        if decoder is not None or not is_latent(segment):
+        if decoder is not None or not segment.is_latent:
             return segment.name
     shapes = ", ".join(f"{s.name} {s.shape}" for s in noisy) or "none"
     raise UvitError(

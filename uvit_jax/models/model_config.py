@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from uvit_jax.config import Config, parse, plain
 from uvit_jax.errors import UvitError, nearest
@@ -14,6 +14,7 @@ from uvit_jax.tokens.segment import KINDS, Segment
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "attention", "full"]
+DTYPES, REMATS = get_args(Dtype), get_args(Remat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,54 +1,66 @@
-"""Whether a data set gives what a model takes: told before anything is written or compiled."""
+"""Checks that a data set has the inputs of a model, before anything is written or compiled."""
 
-from uvit_jax.data import pipeline
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
 from uvit_jax.tokens.layout import PRESENT
+from uvit_jax.tokens.segment import Segment
 
 
-def check_data(model: Model, dataset: pipeline.Dataset) -> None:
-    """Raises UvitError if a data set does not give what a model's segments need."""
+def check_data(model: Model, dataset: Dataset) -> None:
+    """Raises UvitError if a data set does not have what a model's segments need."""
     references = model.layout.input_shapes.get(PRESENT)
     places = dataset.config.places
-    brought = (places, 1) if places else (dataset.config.max_subjects, dataset.config.max_views)
-    if references is not None and references != brought:
+    available = (places, 1) if places else (dataset.config.max_subjects, dataset.config.max_views)
+    if references is not None and references != available:
         raise UvitError(
             f"the model takes references of {references[0]} subjects × {references[1]} views, the "
-            f"data bring {brought[0]} × {brought[1]}; set config.data.max_subjects and max_views"
+            f"data have {available[0]} × {available[1]}; set config.data.max_subjects and max_views"
         )
     for segment in model.layout.inputs:
-        where = f"segment {segment.name!r}"
-        if segment.modality == "image" and segment.shape != tuple(dataset.image_shape):
+        if problem := _problem(segment, dataset):
+            raise UvitError(f"segment {segment.name!r}{problem}")
+    inputs = dataset.batch([0])
+    for name in model.layout.input_shapes:
+        if name not in inputs:
             raise UvitError(
-                f"{where} wants pictures of {segment.shape}, the data are {dataset.image_shape}; "
-                "set config.data.image_size or the segment's shape"
+                f"the model needs {name!r}, and the data have only {', '.join(sorted(inputs))}"
             )
-        if segment.modality == "label":
-            if not dataset.num_classes:
-                raise UvitError(f"{where}: the data have no labels; set config.data.labels")
-            if dataset.num_classes > segment.num_classes:
-                raise UvitError(
-                    f"{where} has num_classes={segment.num_classes}, "
-                    f"the data have {dataset.num_classes} classes"
-                )
-        if segment.modality == "features" and segment.role != "noisy":
-            if dataset.features is None:
-                raise UvitError(f"{where}: the data have no features; set config.data.features")
-            if dataset.features.null.shape != segment.shape:
-                raise UvitError(
-                    f"{where} has shape={segment.shape}, the data's text encoder makes "
-                    f"{dataset.features.null.shape}; make them equal"
-                )
-        if segment.modality == "text":
-            if dataset.tokenizer is None:
-                raise UvitError(f"{where}: the data have no text; set config.data.text=True")
-            if (dataset.config.text_length,) != segment.shape:
-                raise UvitError(
-                    f"{where} has shape={segment.shape}, the data's text_length is "
-                    f"{dataset.config.text_length}; make them equal"
-                )
-            if dataset.tokenizer.vocab_size > segment.vocab_size:
-                raise UvitError(
-                    f"{where} has vocab_size={segment.vocab_size}, "
-                    f"the data's tokenizer has {dataset.tokenizer.vocab_size}"
-                )
+
+
+def _problem(segment: Segment, dataset: Dataset) -> str:
+    """What a data set lacks for a segment; "" if nothing."""
+    if segment.kind == "patches" and segment.shape != tuple(dataset.image_shape):
+        return (
+            f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "
+            "config.data.image_size or the segment's shape"
+        )
+    if segment.kind == "label":
+        if not dataset.num_classes:
+            return ": the data have no labels; set config.data.labels"
+        if dataset.num_classes > segment.num_classes:
+            return (
+                f" has num_classes={segment.num_classes}, the data have {dataset.num_classes} classes"
+            )
+    if segment.kind == "features" and segment.role != "noisy":
+        if dataset.features is None:
+            return ": the data have no features; set config.data.features"
+        if dataset.features.null.shape != segment.shape:
+            return (
+                f" has shape={segment.shape}, the data's text features "
+                f"{dataset.features.null.shape}; make them equal"
+            )
+    if segment.kind == "text":
+        if dataset.tokenizer is None:
+            return ": the data have no text; set config.data.text=True"
+        if (dataset.config.text_length,) != segment.shape:
+            return (
+                f" has shape={segment.shape}, the data's text_length is "
+                f"{dataset.config.text_length}; make them equal"
+            )
+        if dataset.tokenizer.vocab_size > segment.vocab_size:
+            return (
+                f" has vocab_size={segment.vocab_size}, the data's tokenizer "
+                f"{dataset.tokenizer.vocab_size}; raise the segment's"
+            )
+    return ""

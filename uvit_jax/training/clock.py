@@ -40,6 +40,15 @@ class Clock:
         finally:
             self._move(before)
 
+    def timed(self, place: str, function: Callable[[], None]) -> Callable[[], None]:
+        """`function`, with its time counted for `place`."""
+
+        def call() -> None:
+            with self.at(place):
+                function()
+
+        return call
+
     def total(self) -> dict[str, float]:
         """Seconds by place; their sum is the time since the clock was made."""
         self._move(self._place)

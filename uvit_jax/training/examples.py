@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
-from uvit_jax.sampling.sampler import SampleConfig, batches, make_sampler
+from uvit_jax.sampling.sampler import SampleConfig, make_sampler, sample_all
 
 Examples = Mapping[str, np.ndarray]
 """Every input of a model by segment, leaves (m, …): m pictures and their conditions."""
@@ -95,24 +96,25 @@ def class_examples(
     sample: SampleConfig,
     conditions: Examples,
     *,
+    count: int,
     batch_size: int,
     seed: int,
-    nulls: Mapping[str, np.ndarray] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Examples:
-    """What the base itself draws of a class: what prior preservation holds it to.
+    """Samples of a class by the base model itself, for prior preservation.
 
     Args:
-      sample: how; the count is that of the conditions.
-      conditions: by segment, leaves (n, …).
-      nulls: see `conditions.nulls_of`.
+      sample: how they are sampled. conditions: by segment, leaves (count, …).
+      vocabulary: see `make_sampler`.
 
     Returns:
-      n examples: the samples (latents, of a latent model) with their conditions.
+      `count` examples: the samples (latents, of a latent model) with their conditions.
     """
-    draw = jax.jit(make_sampler(model, diffusion, sample, nulls))
-    count = len(next(iter(conditions.values())))
-    parts = []
-    for key, batch in batches(conditions, min(batch_size, count), seed):
-        parts.append(jax.device_get(draw(params, key, batch)))
-    drawn = {k: np.concatenate([part[k] for part in parts])[:count] for k in parts[0]}
-    return {name: drawn.get(name, conditions.get(name)) for name in model.layout.input_shapes}
+    size = min(batch_size, count)
+    sampler = jax.jit(
+        make_sampler(model, diffusion, sample, batch_size=size, vocabulary=vocabulary)
+    )
+    samples = sample_all(
+        lambda key, inputs: sampler(params, key, inputs), conditions, count, size, seed
+    )
+    return {name: samples.get(name, conditions.get(name)) for name in model.layout.input_shapes}

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from uvit_jax.diffusion import objective
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
 from uvit_jax.models.model import Model, Params
 from uvit_jax.training.examples import Stacked
+from uvit_jax.training.loss import corrupt, diffusion_loss
 
 
 class Method(NamedTuple):
@@ -245,7 +245,7 @@ class Finetuner:
         self, params, classes, rate, step, trained, opt_state, examples, count, seed, group
     ):
         """One subject's step: (trained, opt_state, (loss, loss of the class pictures))."""
-        config, layout = self.config, self.model.layout
+        config = self.config
         key = jax.random.fold_in(self._key(seed), step)
         own_key, class_key, noise_key = jax.random.split(key, 3)
         rows = jax.random.randint(own_key, (config.batch_size,), 0, count)
@@ -254,30 +254,15 @@ class Finetuner:
             pictures, counts = classes
             rows = jax.random.randint(class_key, (config.batch_size,), 0, counts[group])
             batch = {k: jnp.concatenate([v, pictures[k][group, rows]]) for k, v in batch.items()}
-        noisy = [s.name for s in layout.noisy]
-        learned = [s.name for s in layout.noisy if s.learned_range]
-        clean = {name: batch.pop(name) for name in noisy}
-        corrupted = objective.corrupt(
-            noise_key,
-            clean,
-            self.diffusion,
-            time_keys={s.name: s.time_key for s in layout.noisy},
-            learned_range=learned,
-        )
-        times = {name: corrupted.network_times[name] for name in layout.time_keys}
+        conditions, corrupted = corrupt(noise_key, self.model, batch, self.diffusion)
 
         def loss(trained):
-            whole = self.method.attached(params, trained, config.lora)
-            outputs = self.model.apply(whole, {**batch, **corrupted.noisy}, times)
-
-            def mean(part: slice) -> jax.Array:
-                cut = jax.tree.map(lambda a: a[part], (outputs, corrupted))
-                return objective.loss(*cut)[0]
-
-            own_loss = mean(slice(None, config.batch_size))
+            adapted = self.method.attached(params, trained, config.lora)
+            losses_B, _ = diffusion_loss(self.model, adapted, conditions, corrupted)
+            own_loss = jnp.mean(losses_B[: config.batch_size])
             if classes is None:
                 return own_loss, (own_loss, None)
-            prior_loss = mean(slice(config.batch_size, None))
+            prior_loss = jnp.mean(losses_B[config.batch_size :])
             return own_loss + config.prior_weight * prior_loss, (own_loss, prior_loss)
 
         gradient, losses = jax.grad(loss, has_aux=True)(trained)

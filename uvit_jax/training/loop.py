@@ -1,11 +1,12 @@
-"""The loop around the pure step: data in, checkpoints, metrics and pictures out.
+"""The training loop around the pure step: data in; checkpoints, metrics and samples out.
 
-Everything that touches the world outside the program is here; what is learned is decided in
-`step.py`. A run that is killed and started again goes on as if nothing had happened.
+All side effects are here; `step.py` has the computation. A run that is killed and restarted gives
+the losses of an undisturbed one.
 """
 
-import collections
+import contextlib
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -15,8 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.batches import batches
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
@@ -26,17 +29,15 @@ from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
-from uvit_jax.sampling.conditions import nulls_of
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
-from uvit_jax.training.dropping import slot_words
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
-from uvit_jax.training.run_config import RunConfig, check_mesh
-from uvit_jax.training.sample_grid import Sampler
-from uvit_jax.training.state import TrainState, init_state
+from uvit_jax.training.run_config import RunConfig, TrainConfig, check_mesh
+from uvit_jax.training.sample_grid import SampleGrid
+from uvit_jax.training.state import init_state
 from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.workdir import Workdir
 
@@ -45,13 +46,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
       step, loss: the last step and its loss.
-      stopped: whether it was asked to stop before the end, and saved.
-      seconds, seconds_by_place: that it took on the clock, and where they went (see `Clock`).
-      samples: path of the last grid of samples, empty if there is none.
+      stopped: whether it was stopped by a signal before the end, with a checkpoint.
+      seconds, seconds_by_place: wall time, and its parts (see `Clock`).
+      samples: path of the last grid of samples; empty if there is none.
     """
 
     step: int
@@ -62,52 +63,47 @@ class Summary:
     samples: str
 
 
-def train(run: RunConfig, raw: dict[str, Any], workdir: str | os.PathLike) -> Summary:
-    """Trains until `run.train.steps`, going on from the newest whole checkpoint in `workdir`.
+def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
+    """Trains until `run.train.steps`, resuming from the newest checkpoint in `workdir`.
 
     Args:
-      run: the parsed config. raw: the same as plain JSON, to be kept in the workdir.
-      workdir: a new or empty folder, or one that the same config has made.
+      run: the parsed config.
+      workdir: a new or empty folder, or the run directory of the same config.
 
     Returns:
-      A `Summary`. `stopped` is True if SIGTERM or SIGINT came; a checkpoint was saved then.
+      A `Summary`; it has `stopped=True` after SIGTERM or SIGINT, with a checkpoint saved.
 
     Raises:
-      UvitError: if the config, the data, the mesh and the workdir do not fit each other (nothing
-        was overwritten), or the loss is not finite (the last good checkpoint stays).
+      UvitError: if config, data, mesh and workdir do not fit each other (nothing is overwritten), or
+        a loss is not finite (the last good checkpoint stays).
     """
-    folder = Workdir(workdir)
-    try:
-        return _train(run, raw, folder)
-    finally:
-        folder.close()
+    clock, train = Clock(), run.train
+    config = json.loads(json.dumps(to_dict(run)))
+    with contextlib.ExitStack() as stack:
+        # Open: everything that can be wrong is found before anything is written or compiled.
+        folder = stack.enter_context(contextlib.closing(Workdir(workdir)))
+        folder.check(config)
+        heap.keep()
+        mesh = make_mesh(run.mesh)
+        check_mesh(run, mesh)
+        check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
+        model = build(run.model)
+        dataset = pipeline.dataset(run.data)
+        check_data(model, dataset)
+        vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
+        sample_grid = SampleGrid(model, run, dataset, vocabulary, mesh, folder)
+        main = jax.process_index() == 0
+        if main:
+            folder.create(config, vocabulary)
 
-
-def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
-    clock = Clock()
-    folder.check(raw)
-    heap.keep()
-    mesh = make_mesh(run.mesh)
-    check_mesh(run, mesh)
-    check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
-    model = build(run.model)
-    dataset = pipeline.dataset(run.data)
-    check_data(model, dataset)
-    vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
-    # Prompts and labels that cannot be drawn are better known now than at the first grid.
-    draw = Sampler(model, run, dataset, vocabulary, mesh, folder)
-    main = jax.process_index() == 0
-    if main:
-        folder.create(raw, vocabulary)
-
-    optimizer, learning_rate = make_optimizer(run.optimizer, run.train)
-    with jax.set_mesh(mesh):
-        state, where = init_state(model, optimizer, jax.random.key(run.seed), mesh)
-        checkpointer = Checkpointer(folder.path, run.train.keep_checkpoints)
-        restored = checkpointer.restore(state, where)
-        position = 0
-        if restored is not None:
-            state, position = restored
+        # Restore or initialise.
+        stack.enter_context(jax.set_mesh(mesh))
+        optimizer, learning_rate = make_optimizer(run.optimizer, train)
+        state, shardings = init_state(model, optimizer, jax.random.key(run.seed), mesh)
+        checkpointer = Checkpointer(folder.path, train.keep_checkpoints)
+        stack.callback(clock.timed("checkpoint", checkpointer.close))
+        restored = checkpointer.restore(state, shardings)
+        state, position = restored or (state, 0)
         start = int(state.step)
         if main:
             logger.info(
@@ -115,132 +111,113 @@ def _train(run: RunConfig, raw: dict[str, Any], folder: Workdir) -> Summary:
                 model,
                 mesh.size,
                 mesh.devices.flat[0].platform,
-                "starting" if restored is None else "resuming",
+                "resuming" if restored else "starting",
                 start,
             )
-        nulls = nulls_of(model.layout, vocabulary)
-        words = slot_words(model.layout, vocabulary.tokenizer) if run.train.permute_slots else {}
-        step = make_step(model, run, optimizer, learning_rate, nulls, words)
-        step_function = jit_step(step, where, mesh)
-        batches = _Batches(run, model, dataset, mesh, position)
-        writer = None
-        if main:
-            writer = MetricsWriter(
-                folder.metrics,
-                start=start,
-                steps=run.train.steps,
-                batch_size=run.train.batch_size,
-                tflops=6e-12 * forward_cost(run.model).total / mesh.size,
-            )
-        profiler = Profiler(run.train.profile_steps, folder.profile, start)
+
+        step_function = jit_step(
+            make_step(model, run, optimizer, learning_rate, vocabulary), shardings, mesh
+        )
+        loader = Batches(run, model, dataset, mesh, position)
+        profiler = Profiler(train.profile_steps, folder.profile, start)
+        stack.callback(profiler.close)
+        monitor = Monitor(train, _writer(run, folder, mesh, start) if main else None, clock)
+        stack.callback(monitor.close)
+        stop = stack.enter_context(StopSignal())
+        stack.enter_context(_lost_processes())
         clock.started()
-        try:
-            with StopSignal() as stop:
-                state, loss, stopped = _loop(
-                    run,
-                    state,
-                    step_function,
-                    batches,
-                    checkpointer,
-                    writer,
-                    draw,
-                    stop,
-                    profiler,
-                    clock,
-                )
-        except Exception as error:
-            distributed.end_if_lost(error)
-            raise
-        finally:
-            profiler.close()
-            with clock.at("checkpoint"):
-                checkpointer.close()
-            if writer is not None:
-                writer.close()
-        step = int(state.step)
-        if start >= run.train.steps and main:  # there was nothing left to do
-            rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
-            loss = rows[-1]["loss"] if rows else loss
-        if not stopped and draw.last_step != step:
-            with clock.at("sample"):
-                draw(state.ema, step)
+
+        # Train. A step's metrics are read only once the next step has been dispatched, so that the
+        # devices never wait for the host; a state is saved only after its own have been checked.
+        stopped = False
+        for step in range(start + 1, train.steps + 1):
+            profiler.before(step, state)
+            with profiler.step(step):
+                with clock.at("input"):
+                    batch, indices = next(loader)
+                if step == start + 1:
+                    with clock.at("compile"):
+                        step_function = step_function.lower(state, batch).compile()
+                state, metrics = step_function(state, batch)
+            profiler.after(step, state)
+            monitor.add(step, metrics, indices, wait=step == start + 1)
+
+            last, stopping = step == train.steps, stop.requested(step)
+            if last or stopping or step % train.checkpoint_every == 0:
+                monitor.flush()
+                with clock.at("checkpoint"):
+                    checkpointer.save(state, loader.position)
+            if stopping and not last:
+                stopped = True
+                break
+            if last or (train.sample_every and step % train.sample_every == 0):
+                monitor.flush()
+                with clock.at("sample"):
+                    sample_grid(state.ema, step)
+
+        step, loss = int(state.step), monitor.loss
+        if start >= train.steps:  # nothing was left to do
+            loss = _last_loss(folder) if main else loss
+            if sample_grid.last_step != step:
+                with clock.at("sample"):
+                    sample_grid(state.ema, step)
     seconds = clock.total()
-    return Summary(step, loss, stopped, sum(seconds.values()), seconds, str(draw.last or ""))
+    last_grid = str(sample_grid.last or "")
+    return Summary(step, loss, stopped, sum(seconds.values()), seconds, last_grid)
 
 
-def _loop(
-    run: RunConfig,
-    state: TrainState,
-    step_function: Any,
-    batches: "_Batches",
-    checkpointer: Checkpointer,
-    writer: MetricsWriter | None,
-    draw: Sampler,
-    stop: StopSignal,
-    profiler: Profiler,
-    clock: Clock,
-) -> tuple[TrainState, float, bool]:
-    """Runs the steps. A step's numbers are looked at only once the next one is under way, so that
-    the devices never wait for the host; what is saved has been looked at first."""
-    train = run.train
-    pending: collections.deque = collections.deque()
-    loss = math.nan
+class Monitor:
+    """Checks and logs the metrics of steps, one step late.
 
-    def look(keep: int) -> None:
-        """Looks at all but the `keep` newest steps' numbers."""
-        nonlocal loss
-        while len(pending) > keep:
-            step, metrics, indices = pending.popleft()
+    Args:
+      writer: of process 0, None on others.
+    """
+
+    def __init__(self, train: TrainConfig, writer: MetricsWriter | None, clock: Clock):
+        self.loss = math.nan
+        self._train, self._writer, self._clock = train, writer, clock
+        self._pending: list[tuple[int, Any, list[int]]] = []
+
+    def add(self, step: int, metrics: Any, indices: list[int], *, wait: bool = False) -> None:
+        """Takes a step's metrics and processes those of the step before; with `wait` its own too.
+
+        Raises:
+          UvitError: if a loss or gradient norm is not finite, naming the step and its records.
+        """
+        self._pending.append((step, metrics, indices))
+        self._process(keep=0 if wait else 1)
+
+    def flush(self) -> None:
+        """Processes all metrics; raises as `add` does."""
+        self._process(keep=0)
+
+    def close(self) -> None:
+        """Closes the writer."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _process(self, keep: int) -> None:
+        while len(self._pending) > keep:
+            step, metrics, indices = self._pending.pop(0)
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            loss = values["loss"]
-            if not (math.isfinite(loss) and math.isfinite(values["grad_norm"])):
+            self.loss = values["loss"]
+            if not (math.isfinite(self.loss) and math.isfinite(values["grad_norm"])):
                 raise UvitError(
-                    f"the loss of step {step} is {loss} and its gradient's norm "
-                    f"{values['grad_norm']}; the batch held the records {indices}. Checkpoints "
-                    "are of good steps before; lower config.optimizer.learning_rate or set "
+                    f"the loss of step {step} is {self.loss} and its gradient norm "
+                    f"{values['grad_norm']}; the batch had the records {indices}. Checkpoints are of "
+                    "good steps before; lower config.optimizer.learning_rate or set "
                     "config.optimizer.clip_norm"
                 )
-            if writer is not None:
-                writer.advance(step)
-                if step % train.log_every == 0 or step in (1, train.steps):
-                    writer.write(step, values, clock.lap())
-
-    start = int(state.step)
-    for step in range(start + 1, train.steps + 1):
-        profiler.before(step, state)
-        with profiler.step(step):
-            with clock.at("input"):
-                batch, indices = next(batches)
-            if step == start + 1:
-                with clock.at("compile"):
-                    step_function = step_function.lower(state, batch).compile()
-            state, metrics = step_function(state, batch)
-        profiler.after(step, state)
-        pending.append((step, metrics, indices))
-        look(keep=0 if step == start + 1 else 1)
-        stopping = stop.requested(step)
-        last = step == train.steps
-        sampling = bool(train.sample_every) and step % train.sample_every == 0
-        if stopping or last or step % train.checkpoint_every == 0:
-            look(keep=0)
-            with clock.at("checkpoint"):
-                checkpointer.save(state, batches.position)
-        if stopping and not last:
-            return state, loss, True
-        if sampling or last:
-            look(keep=0)
-            with clock.at("sample"):
-                draw(state.ema, step)
-    look(keep=0)
-    return state, loss, False
+            if self._writer is not None:
+                self._writer.advance(step)
+                if step % self._train.log_every == 0 or step in (1, self._train.steps):
+                    self._writer.write(step, values, self._clock.lap())
 
 
-class _Batches:
-    """Global batches of the model's inputs on the devices, and where in the data they stand."""
+class Batches:
+    """Global batches of a model's inputs, on the devices, with the indices of their records."""
 
-    def __init__(
-        self, run: RunConfig, model: Model, dataset: pipeline.Dataset, mesh: Mesh, position: int
-    ):
+    def __init__(self, run: RunConfig, model: Model, dataset: Dataset, mesh: Mesh, position: int):
         self._layout = model.layout
         self._mesh, self._batch_size = mesh, run.train.batch_size
         self._rows = local_rows(mesh, run.train.batch_size)
@@ -251,19 +228,41 @@ class _Batches:
             rows=self._rows,
             start=position,
         )
-        self.position = position
+
+    @property
+    def position(self) -> int:
+        """The number of global batches taken so far."""
+        return self._iterator.position
 
     def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
         local = next(self._iterator)
-        self.position += 1
-        missing = [name for name in self._layout.input_shapes if name not in local]
-        if missing:
-            raise UvitError(
-                f"the data bring no {missing[0]!r}, which the model needs; they bring "
-                f"{', '.join(sorted(local))}"
-            )
         batch = {
             name: global_array(local[name], self._rows, self._batch_size, self._mesh)
             for name in self._layout.inputs_in(local)
         }
         return batch, np.asarray(local["index"]).tolist()
+
+
+def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:
+    return MetricsWriter(
+        folder.metrics,
+        start=start,
+        steps=run.train.steps,
+        batch_size=run.train.batch_size,
+        tflops=6e-12 * forward_cost(run.model).total / mesh.size,
+    )
+
+
+@contextlib.contextmanager
+def _lost_processes():
+    """Ends this process with one line if an error says that another process was lost."""
+    try:
+        yield
+    except Exception as error:
+        distributed.end_if_lost(error)
+        raise
+
+
+def _last_loss(folder: Workdir) -> float:
+    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    return rows[-1]["loss"] if rows else math.nan

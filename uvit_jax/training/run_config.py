@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import AbstractMesh, Mesh
 
-from uvit_jax.config import parse, plain
-from uvit_jax.data.pipeline import DataConfig
+from uvit_jax.config import Config, parse, plain
+from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import make
@@ -17,52 +17,42 @@ from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
 from uvit_jax.sampling.sampler import SampleConfig
 
-OPTIMIZERS = ("adamw", "muon")
-LEARNING_RATES = ("constant", "cosine")
-MOMENTS = ("float32", "bfloat16")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """AdamW or Muon after a linear warm-up.
 
     Attributes:
       name: `adamw`, as in all published recipes here, or `muon`: the matrices of the backbone's
-        attention, MLPs and skips move by their momentum (0.95, Nesterov's) with all its singular
-        values made equal (Jordan 2024, `optax.contrib.muon`), scaled so that AdamW's rates fit (Liu
-        et al. 2025), and all else by AdamW with Nesterov's momentum. It keeps one moment of the
-        matrices instead of two; a sharded one is gathered at every step.
+        attention, MLPs and skips are updated with orthogonalised Nesterov momentum of 0.95 (Jordan
+        2024, `optax.contrib.muon`), scaled so that AdamW's learning rates fit (Liu et al. 2025), all
+        other parameters by AdamW with Nesterov momentum. It stores one moment of the matrices
+        instead of two; sharded matrices are all-gathered at every step.
       learning_rate: the peak. schedule: after the warm-up `constant`, or `cosine` down to 0 at
         `config.train.steps`.
       warmup_steps: of linear growth from 0. b1, b2, eps: Adam's. weight_decay: decoupled, on every
-        parameter, as the published U-ViTs in effect have it.
-      clip_norm: the gradient's global norm is cut to it; 0 is no clipping.
-      mu_dtype: of the first moment (Muon's only one) as it is kept between steps, `float32` or
-        `bfloat16`, which takes 2 bytes a parameter less in memory and checkpoints. It is updated in
-        float32 and rounded. The second moment and the averaged parameters are float32 always: a
-        step changes them by about 1 - b2 or 1 - ema_decay of themselves, which is less than
-        bfloat16's 2^-8, so that they would stand still. A run keeps the dtype that it began with.
+        parameter, as in effect in the published U-ViTs.
+      clip_norm: the gradient's global norm is clipped to it; 0 is no clipping.
+      mu_dtype: of the stored first moment (Muon's only one), `float32` or `bfloat16`, which saves 2
+        bytes a parameter in memory and checkpoints. It is updated in float32 and rounded. The second
+        moment and the averaged parameters are always float32: a step changes them by about 1 - b2 or
+        1 - ema_decay of themselves, less than bfloat16's 2^-8, so that they would not change. It is
+        fixed for a run.
     """
 
-    name: str = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 2e-4
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 2500
     b1: float = 0.99
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.03
     clip_norm: float = 0.0
-    mu_dtype: str = "float32"
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def __post_init__(self):
-        if self.name not in OPTIMIZERS:
-            raise UvitError(f"unknown optimizer {self.name!r}{nearest(self.name, OPTIMIZERS)}")
-        if self.schedule not in LEARNING_RATES:
-            hint = nearest(self.schedule, LEARNING_RATES)
-            raise UvitError(f"unknown schedule {self.schedule!r}{hint}")
-        if self.mu_dtype not in MOMENTS:
-            raise UvitError(f"unknown mu_dtype {self.mu_dtype!r}{nearest(self.mu_dtype, MOMENTS)}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.learning_rate <= 0 or self.eps <= 0:
             raise UvitError("learning_rate and eps must be positive")
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
@@ -73,26 +63,26 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop.
+    """The training loop.
 
     Attributes:
       steps: optimizer steps. batch_size: examples a step, over all devices and hosts.
       accumulate: microbatches a step; the gradient is that of the whole batch.
       ema_decay: of the averaged parameters, per step.
       ema_warmup: early on the decay is (1 + step) / (10 + step) if that is less, so that a short
-        run's average forgets its start. The published recipes do without.
-      drop: for each condition, the share of examples that see its null value instead (for
+        run's average forgets its initial values. The published recipes have none.
+      drop: for each condition, the share of examples whose value is replaced by the null value (for
         classifier-free guidance), independently.
-      drop_references: the share of examples that lose all their references at once.
-      drop_each_reference: the share of references that are lost one by one.
-      permute_slots: whether each example's subjects, and the words `@1`, `@2`, … of its caption
-        with them, take random ones of the model's slots, and its views likewise, so that all slots
-        are trained and none means anything.
-      checkpoint_every, keep_checkpoints: in steps; how many of the newest to keep.
-      log_every, sample_every: in steps; the first and the last step are logged too, and the last is
+      drop_references: the share of examples that lose all their references.
+      drop_each_reference: the share of references that are dropped independently.
+      permute_slots: whether each example's subjects, and with them the words `@1`, `@2`, … of its
+        caption, get random slots of the model, and its views likewise, so that all slots are trained
+        and none has a meaning.
+      checkpoint_every: in steps. keep_checkpoints: how many of the newest are kept.
+      log_every, sample_every: in steps; the first and the last step are also logged, and the last is
         sampled. sample_every=0 samples only then.
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
-        `profile/`, both included; () for none. A few are enough, and not the first two.
+        `profile/`, both included; () for none. A few are enough; leave out the first two.
     """
 
     steps: int
@@ -132,12 +122,12 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """All of a run. See each group's class for its keys.
+    """A run. Each group's keys are the fields of its class.
 
     Attributes:
-      model: layout and backbone. data: what is learned. train: the loop. diffusion: the objective.
-      optimizer: AdamW or Muon. sample: the grids that are drawn, and how samples are drawn later.
-      mesh: how devices are used together.
+      model: layout and backbone. data: the data set. train: the loop. diffusion: the objective.
+      optimizer: AdamW or Muon. sample: the grids of samples in training, and the defaults of
+        `experiments.sample`. mesh: how devices are used.
       seed: of parameters, data order and noise, in [0, 2^32).
     """
 
@@ -155,7 +145,7 @@ class RunConfig:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
 
 
-# What may change when a run is resumed: nothing that a loss depends on but by rounding.
+# The keys that may change when a run is resumed: losses depend on them only by rounding.
 FREE_KEYS = (
     "model.backbone.attention",
     "model.backbone.products",
@@ -213,7 +203,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
     for name, share in run.train.drop.items():
         if name not in layout.by_name:
             hint = nearest(name, [s.name for s in layout.segments])
-            raise UvitError(f"config.train.drop.{name} is no segment of the model{hint}")
+            raise UvitError(f"config.train.drop.{name} is not a segment of the model{hint}")
         if not 0 <= share <= 1:
             raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
         if layout.by_name[name].role == "noisy":
@@ -223,15 +213,15 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
                 f"config.train.drop.{name}: references are dropped by config.train.drop_references "
                 "and config.train.drop_each_reference"
             )
-        if layout.by_name[name].modality != "features":  # whose null the data bring
+        if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(
-            "config.train.drop_references and drop_each_reference need a model with references "
-            "that are optional"
+            "config.train.drop_references and drop_each_reference need a model with optional "
+            "references"
         )
-    if any(s.learned_range for s in layout.noisy):
+    if any(getattr(s, "learned_range", False) for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     return run
 
@@ -242,21 +232,21 @@ def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
     check_batch(mesh, run.train.batch_size, run.train.accumulate)
     hidden = int(backbone.width * backbone.mlp_ratio)
     check_tensor(mesh, num_heads=backbone.num_heads, mlp_width=hidden)
-    for key, slow, whole, axes in (
+    for key, local, general, axes in (
         ("attention", "blocked", "xla", mesh.axis_names),
         ("products", "flat", "plain", ("context", "tensor")),
     ):
-        if getattr(backbone, key) == slow and any(mesh.shape[axis] > 1 for axis in axes):
+        if getattr(backbone, key) == local and any(mesh.shape[axis] > 1 for axis in axes):
             raise UvitError(
-                f"{key} {slow!r} would gather what config.mesh spreads over {', '.join(axes)}; set "
-                f"config.model.backbone.{key}={whole!r}"
+                f"{key}={local!r} would all-gather what config.mesh shards over {', '.join(axes)}; set "
+                f"config.model.backbone.{key}={general!r}"
             )
     if backbone.attention == "ulysses":
         check_ulysses(mesh, backbone.num_heads)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys in which two configs (as JSON) differ, without those that may."""
+    """The dotted keys in which two configs (as JSON) differ, without `FREE_KEYS`."""
     changed = []
     for key in sorted({*old, *new}):
         path = f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""The grids of samples that a run draws as it trains: pictures, or latents if none decodes them."""
+"""The grids of samples that a run saves while it trains: images, or latents if nothing decodes them."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uvit_jax import io
-from uvit_jax.data import pipeline
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
@@ -17,7 +17,6 @@ from uvit_jax.sampling.conditions import (
     NAMED,
     conditions_for,
     conditions_like,
-    nulls_of,
     text_encoder_of,
 )
 from uvit_jax.sampling.sampler import make_sampler
@@ -25,14 +24,18 @@ from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.workdir import Workdir
 
 
-class Sampler:
-    """Draws the run's grid of samples into `samples/`, with the same noise every time."""
+class SampleGrid:
+    """Writes the run's grid of samples into `samples/`, with the same noise every time.
+
+    Attributes:
+      last, last_step: path and step of the last grid.
+    """
 
     def __init__(
         self,
         model: Model,
         run: RunConfig,
-        dataset: pipeline.Dataset,
+        dataset: Dataset,
         vocabulary: Vocabulary,
         mesh: Mesh,
         folder: Workdir,
@@ -42,8 +45,11 @@ class Sampler:
         _check_scale(run, dataset)
         decode = decoding.decoder(model.layout, run.sample)
         self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
-        draw = make_sampler(model, run.diffusion, run.sample, nulls_of(model.layout, vocabulary))
-        self._draw = jit_replicated(draw, mesh)
+        size = run.sample.count
+        sampler = make_sampler(
+            model, run.diffusion, run.sample, batch_size=size, vocabulary=vocabulary
+        )
+        self._sample = jit_replicated(sampler, mesh)
         self._decode = None
         if decode is not None:
             traced = jit_replicated(decode.traced, mesh)
@@ -53,49 +59,50 @@ class Sampler:
 
     def __call__(self, params: Any, step: int) -> None:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
-        samples = jax.device_get(self._draw(params, (key, self._conditions)))
-        samples = decoding.pictures(self._layout, samples, self._decode)
+        samples = jax.device_get(self._sample(params, (key, self._conditions)))
+        samples = decoding.decoded(self._layout, samples, self._decode)
         self.last_step = step
         if jax.process_index() != 0:
             return
-        names = [s.name for s in self._layout.noisy if s.modality == "image"]
+        names = [s.name for s in self._layout.noisy_images]
         for name in names:
             if name not in samples:
-                np.save(self._folder.samples / f"{step:08d}_{name}.npy", samples[f"{name}_latents"])
+                if f"{name}_latents" in samples:
+                    file = self._folder.samples / f"{step:08d}_{name}.npy"
+                    np.save(file, samples[f"{name}_latents"])
                 continue
-            sheet = io.grid(samples[name], captions=self._captions)
+            images = io.frames_as_images(samples[name])
             suffix = "" if len(names) == 1 else f"_{name}"
             self.last = self._folder.samples / f"{step:08d}{suffix}.png"
-            io.save_png(sheet, self.last)
+            io.save_png(io.grid(images, captions=self._captions), self.last)
 
 
 def _check_scale(run: RunConfig, dataset: Any) -> None:
-    """Raises UvitError if samples would be decoded with another scale than the data's latents."""
+    """Raises UvitError if samples would be decoded with another scale than that of the data."""
     index = getattr(dataset, "index", None)
     if index is not None and index.scale != run.sample.latent_scale:
         raise UvitError(
             f"the latents in {run.data.path} are scaled by {index.scale}, and "
-            f"config.sample.latent_scale is {run.sample.latent_scale}; make it {index.scale}"
+            f"config.sample.latent_scale is {run.sample.latent_scale}; set it to {index.scale}"
         )
 
 
 def _conditions(
     model: Model, run: RunConfig, dataset: Any, vocabulary: Vocabulary
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What the grid's samples are conditioned on, and a caption for each: what the config says, or
-    captions of the data where a text encoder would be needed and is not named."""
+    """The conditions of the grid's samples, and a caption of each: those of the config; or of the
+    data, where no flag can give them or a text encoder would be needed and is not named."""
     config = run.sample
-    if not all(s.modality in NAMED for s in model.layout.inputs if s.role != "noisy"):
-        # Pictures and the like, which no flag can name.
+    if not all(s.kind in NAMED for s in model.layout.conditions):
         return _first_examples(model, dataset, config.count)
-    features = nulls_of(model.layout, vocabulary)
-    if not features or config.prompts:
+    features = [s.name for s in model.layout.conditions if s.kind == "features"]
+    if vocabulary.features is None or not features or config.prompts:
         vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
         return conditions_for(model, vocabulary, config, encode_text)
     rows = np.arange(config.count)
-    found = conditions_like(model, dataset, vocabulary, config.count, run.seed)
-    captions = next(iter(found[name] for name in features)).captions()
-    return {name: value[rows] for name, value in found.items()}, captions
+    conditions = conditions_like(model, dataset, vocabulary, config.count, run.seed)
+    captions = conditions[features[0]].captions()
+    return {name: value[rows] for name, value in conditions.items()}, captions
 
 
 def _first_examples(
@@ -103,6 +110,6 @@ def _first_examples(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The conditions of the data's first examples, and their captions."""
     rows = [i % len(dataset) for i in range(count)]
-    batch, noisy = dataset.batch(rows), {s.name for s in model.layout.noisy}
+    batch = dataset.batch(rows)
     captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
-    return {n: batch[n] for n in model.layout.inputs_in(batch) if n not in noisy}, captions
+    return {name: batch[name] for name in model.layout.conditions_in(batch)}, captions

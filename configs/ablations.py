@@ -5,13 +5,14 @@
         --config.data.name=cifar10 --config.data.keep_groups="()" --config.train.steps=50000 \\
         --config.train.checkpoint_every=6250
 
-629 faces, cats and hearts of four vendors, unconditionally; `validation_loss` is of the 47 pictures
-of concepts that were held out. What differs from the paper is what makes something visible within
-480 steps of 16 pictures: the network predicts x0 (predicting eps, its samples are still noise after
-300 such steps), matrices start larger, and the learning rate is ten times the published. So these
-are the paper's questions asked of a beginning, not of 500,000 steps on CIFAR-10.
+The data are 629 faces, cats and hearts of four vendors, unconditional; `validation_loss` is
+computed on the 47 images of held-out concepts. The differences from the paper make samples
+recognisable within 480 steps of 16 images: the network predicts x0 (with eps, samples are still
+noise after 300 such steps), initial weights are larger, and the learning rate is ten times the
+published one. So the ablations are those of the paper, but early in training instead of after
+500,000 steps on CIFAR-10.
 
-Cost: a run takes about 4 minutes of one core; two groups with three seeds (21 runs) 80 minutes.
+Cost: a run takes about 4 minutes on one core; two groups with three seeds (21 runs) 80 minutes.
 """
 
 from typing import Any

@@ -5,8 +5,8 @@
         --data.labels=label --autoencoder=vae.safetensors --mirror --out=latents/imagenet256
     python -m experiments.train --config=configs/dit.py:XL/2-256 --workdir=/data/dit_xl_2
 
-The variants are SIZE/PATCH-RESOLUTION: S, B, L or XL, 2, 4 or 8, 256 or 512; and, behind those,
-`-in_context`, `-cross` or `-adaln` for how time and label enter, if not by adaLN-Zero.
+The variants are SIZE/PATCH-RESOLUTION: S, B, L or XL, 2, 4 or 8, 256 or 512; and, as a suffix,
+`-in_context`, `-cross` or `-adaln` for another conditioning on time and label than adaLN-Zero.
 
 The published recipe: DDPM's linear schedule, eps prediction with a learned range of variances (MSE
 and variational bound), AdamW 1e-4 without warm-up or decay, batch 256, labels dropped in 10% of the
@@ -22,9 +22,9 @@ Expected, as published (50k samples): 400k steps without guidance give the FIDs
   XL/8  7.39  106.41      XL/4 29.04   43.01      XL/2 118.62 19.50
 
 and XL/2 with in_context 35.24, cross 26.14, adaln 25.21. XL/2-256 ends at 2.27 after 7M steps and
-XL/2-512 at 3.04 after 3M, with guidance. None has been reproduced here: that wants accelerators.
+XL/2-512 at 3.04 after 3M, with guidance. None has been reproduced here: that takes accelerators.
 
-Cost: 1536 · GMAC FLOPs a step of 256, that is 1.3e21 FLOPs for XL/2-256 and 2.2e17 for S/8-256.
+Cost: 1536 · GMAC FLOPs per step of 256, that is 1.3e21 FLOPs for XL/2-256 and 2.2e17 for S/8-256.
 """
 
 import itertools

@@ -4,11 +4,11 @@
         --config.networks.context.load=workdirs/unified --config.networks.text.load=workdirs/text \
         --config.weights.dino_vits16=dino.pth --config.weights.clip_vit_b32=clip.safetensors
 
-The folder holds a sub-folder of photographs a subject, and `prompts_and_classes.txt` or
+The folder has one sub-folder of photographs per subject, and `prompts_and_classes.txt` or
 `prompts.txt`. The networks are workdirs of `experiments.train`, one with references in its sequence
-and one of text alone, which have learned from photographs with captions that call subjects `@1`.
+and one with text alone, trained on photographs whose captions call subjects `@1`.
 
-Cost: a LoRA for each of the 30 subjects and three numbers of views; hours on one accelerator.
+Cost: a LoRA for each of the 30 subjects with 1, 2 and 3 views; hours on one accelerator.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 
 def get_config() -> dict[str, Any]:
     """The comparison."""
-    asked = dict(subjects=30, prompts=25)
+    subjects = dict(subjects=30, prompts=25)
     return dict(
         world="dreambench",
         path="dreambench",
@@ -29,7 +29,7 @@ def get_config() -> dict[str, Any]:
             lora=dict(network="text", title="LoRA a subject", method="lora"),
         ),
         baseline="unified",
-        settings=dict(identities_1v=asked, identities_2v=asked, identities_3v=asked),
+        settings=dict(identities_1v=subjects, identities_2v=subjects, identities_3v=subjects),
         main="identities_3v",
         samples=4,
         encoders=("dino_vits16", "clip_vit_b32"),

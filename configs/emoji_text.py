@@ -3,9 +3,9 @@
     python -m experiments.train --config=configs/emoji_text.py
     python -m experiments.sample --workdir=workdirs/emoji_text --prompt="pouting cat, noto"
 
-The layout of `uvit.py:coco-S/2`, tokens [time, text, patches], with a transformer of two blocks,
-trained along, where that one has CLIP's frozen text tower. The captions name a concept and a
-vendor, and most concepts are drawn by several: what is asked of the network is to keep them apart.
+The layout is that of `uvit.py:coco-S/2`, tokens [time, text, patches], with a text encoder of two
+transformer blocks, trained with the rest, in place of CLIP's frozen one. Captions name a concept
+and a vendor, and most concepts have images of both vendors, which the network has to tell apart.
 """
 
 from ml_collections import ConfigDict

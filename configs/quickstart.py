@@ -6,10 +6,11 @@
 Expected: the loss (of x0, over all noise levels) falls below 0.1 in 200 steps and ends near 0.035;
 the grid in `samples/` shows sixteen emoji, most of them recognisable at a glance.
 
-Cost: 1200 steps of 16 pictures at 32×32, five to twelve minutes on two CPU cores, by their speed.
+Cost: 1200 steps of 16 images at 32×32, 5-12 minutes on two CPU cores.
 
-Departures from the published U-ViT, each of which made pictures come sooner at this size: the
-network predicts x0 rather than eps, positions are fixed sinusoids, and matrices start larger.
+Departures from the published U-ViT, each of which makes samples recognisable earlier at this size:
+the network predicts x0 rather than eps, positions are fixed sinusoids, and initial weights are
+larger.
 """
 
 from ml_collections import ConfigDict

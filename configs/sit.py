@@ -8,17 +8,17 @@
 The variants are those of `configs/dit.py`.
 
 The published recipe: the linear interpolant, whose velocity the network predicts, times uniform in
-[0, 1] and shown to it bare, AdamW 1e-4 without warm-up or decay, batch 256, labels dropped in
+[0, 1] and unscaled network times, AdamW 1e-4 without warm-up or decay, batch 256, labels dropped in
 10% of the examples, Heun's method with 250 evaluations, for XL/2 with guidance on three of the four
 channels (1.5 there is 0.5 here). bfloat16 stands in for the original's TF32.
 
-Two departures that change no result: the original's time runs from noise to data and ours back, and
-its networks have DiT's 2C output channels, of which they throw the second half away. Ours have C.
+Two departures do not change results: the original's time runs from noise to data, ours from data
+to noise; and its networks have DiT's 2C output channels and discard the second half. Ours have C.
 
 Expected: XL/2-256 after 7M steps has, as published, an FID of 2.06 with 250 steps of a stochastic
-sampler and guidance (50k samples). It has not been reproduced here: it wants accelerators.
+sampler and guidance (50k samples). It has not been reproduced here: that takes accelerators.
 
-Cost: as DiT's, 1536 · GMAC FLOPs a step of 256, that is 1.3e21 FLOPs for XL/2-256.
+Cost: as DiT's, 1536 · GMAC FLOPs per step of 256, that is 1.3e21 FLOPs for XL/2-256.
 """
 
 import itertools

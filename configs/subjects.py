@@ -1,21 +1,21 @@
-"""One sequence against DiT + LoRA: who keeps a subject, and at what cost? Totems, two CPU cores.
+"""Subject consistency and its cost: one sequence against DiT + LoRA. Totems, two CPU cores.
 
     python -m experiments.compare --config=configs/subjects.py
     python -m experiments.compare --config=configs/subjects.py --quick
     python -m experiments.compare --config=configs/subjects.py:emoji         # of emoji scenes
     python -m experiments.train --config=configs/subjects.py:uvit_context    # one network of it
 
-Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, of equal width and equal
+Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, have equal width and equal
 training compute: those without references have shorter sequences, and so more and larger batches.
-On the first two the references are shown, on the others a LoRA is trained for every subject (or, in
-one arm, the whole network), with rank, rate and steps chosen on validation subjects. Training
-scenes have one or two subjects with two references in all; three subjects, or three views, are
-never trained.
+The first two get references as input; for the others a LoRA is trained for each subject (in one
+arm, all parameters are fine-tuned), with rank, learning rate and steps chosen on validation
+subjects. Training scenes have one or two subjects with two references in total; three subjects, or
+three views, are never trained.
 
-On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other numbers below.
+On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other sizes below.
 
-Cost: an hour and a half of two cores for the first two networks, as long again for the others, an
-hour for the answers. --quick takes 7 to 15 minutes; its pictures are mush, and it says so.
+Cost: 1.5 hours on two cores for the first two networks, as much for the others, and an hour for
+sampling and evaluation. --quick takes 7-15 minutes; its samples are not recognisable.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ WIDTH, TEXT, SHAPE = 160, 24, (32, 32, 3)
 DEPTH = {"uvit": 6, "dit": 7}  # a U-ViT has a block in the middle as well
 STEPS = {"uvit_context": 2000, "dit_context": 2120, "uvit_text": 2710, "dit_text": 2910}
 BATCH_SIZES = {"uvit_context": 16, "dit_context": 16, "uvit_text": 32, "dit_text": 32}
-"""Of equal compute, about 1.2e14 FLOPs, those of the optimizer not counted."""
+"""Equal compute for all networks: about 1.2e14 FLOPs, without the optimizer's."""
 
 QUICK_STEPS = {"uvit_context": 60, "dit_context": 62, "uvit_text": 91, "dit_text": 96}
 
@@ -41,7 +41,7 @@ def model(name: str) -> dict[str, Any]:
         style,
         SHAPE,
         patch_size=4,
-        # Two places, for one view of two subjects or two of one.
+        # Two reference slots, for one view of two subjects or two views of one.
         subjects=2 if context else 0,
         views=1,
         max_subjects=3 if context else 4,
@@ -112,8 +112,8 @@ def run(name: str) -> dict[str, Any]:
 
 
 def get_config(name: str = "") -> dict[str, Any]:
-    """The comparison on totems or `emoji` scenes, as a smoke test (`quick`, `emoji_quick`), or the
-    run of one network."""
+    """The comparison on totems or `emoji` scenes, either as a smoke test (`quick`, `emoji_quick`),
+    or the run of one network."""
     if name in STEPS:
         return run(name)
     if name.startswith("emoji"):
@@ -131,7 +131,7 @@ def get_config(name: str = "") -> dict[str, Any]:
                 method="lora",
                 compose=("fused",),
             ),
-            # Four times the steps and the rank, which validation subjects liked better still.
+            # Four times the steps and the rank, which is better still on validation subjects.
             dit_lora_long=dict(
                 network="dit_text",
                 title="DiT + LoRA a subject, longer",
@@ -184,8 +184,8 @@ def get_config(name: str = "") -> dict[str, Any]:
 
 
 def _of_emoji(config: dict[str, Any]) -> dict[str, Any]:
-    """The same of emoji scenes, where a whole vendor is held out, by EfficientNet-Lite0."""
+    """The comparison on emoji scenes, with one vendor held out, evaluated by EfficientNet-Lite0."""
     for given in config["networks"].values():
         given["data"]["name"] = "emoji_scenes"
-    asked = config["settings"].pop("pairs")
-    return config | dict(world="emoji_scenes", settings=config["settings"] | dict(vendor=asked))
+    pairs = config["settings"].pop("pairs")
+    return config | dict(world="emoji_scenes", settings=config["settings"] | dict(vendor=pairs))

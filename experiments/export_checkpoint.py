@@ -1,4 +1,4 @@
-"""Writes a model's weights as one file: our own form, the official names, or for diffusers.
+"""Exports a model's weights: in our own form, with the official names, or for diffusers.
 
     python -m experiments.export_checkpoint --workdir=workdirs/quickstart --out=model.safetensors
     python -m experiments.export_checkpoint --workdir=workdirs/uvit_l --format=official \\
@@ -6,8 +6,8 @@
     python -m experiments.export_checkpoint --checkpoint=DiT-XL-2-256x256.pt --format=diffusers \\
         --out=dit
 
-The file is the average's unless --raw says otherwise, float32, bit for bit. Our own form holds any
-model, with its config and vocabulary; the others hold what those families know.
+The weights are float32, bit for bit: the EMA, or with --raw the parameters themselves. Our own form
+supports any model and stores its config and vocabulary; the others support their own families.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="PATH", required=True, help="must not exist yet")
     parser.add_argument("--format", default="own", help="own (default), official or diffusers")
     parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
-    parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
-    parser.add_argument("--num_heads", type=int, help="of a --checkpoint: what shapes do not tell")
+    parser.add_argument(
+        "--raw", action="store_true", help="the raw parameters instead of their EMA"
+    )
+    parser.add_argument("--num_heads", type=int, help="of a --checkpoint, if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
     parser.add_argument(
         "--image_size", type=int, help="side of what is denoised: pixels or latents"
@@ -39,15 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
-    told = {key: getattr(args, key) for key in ("num_heads", "num_classes", "image_size")}
+    hints = {key: getattr(args, key) for key in ("num_heads", "num_classes", "image_size")}
     run = vocabulary = None
     if args.workdir:
-        if any(value is not None for value in told.values()):
-            raise UvitError("a workdir's config tells num_heads, num_classes and image_size itself")
+        if any(value is not None for value in hints.values()):
+            raise UvitError("num_heads, num_classes and image_size need --checkpoint; drop them")
         folder = Workdir(args.workdir)
         run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
     model, params = uvit_jax.load(
-        args.workdir or args.checkpoint, step=args.step, ema=not args.raw, **told
+        args.workdir or args.checkpoint, step=args.step, ema=not args.raw, **hints
     )
     form = export(args.out, model, params, args.format, run=run, vocabulary=vocabulary)
     size = sum(

@@ -1,14 +1,13 @@
-"""Makes a workdir of somebody's weights, which sample, evaluate and train take as any run's.
+"""Imports weights into a workdir, which sample, evaluate and train use like any run's.
 
     python -m experiments.import_checkpoint --checkpoint=imagenet256_uvit_large.pth \\
         --workdir=workdirs/uvit_l
     python -m experiments.sample --workdir=workdirs/uvit_l --label=207
 
-The weights are an official U-ViT's or DiT's (.pth, .pt, .safetensors, or a folder of a training), a
-DiT of diffusers (a folder or .safetensors), or our own export. The config, for everything that is
-not weights, is the one of configs/ that has the same model, if --config does not name it. A config
-that is found so computes in float32, as the originals' outputs are; --config.model.dtype=bfloat16
-is faster.
+The weights are of an official U-ViT or DiT (.pth, .pt, .safetensors, or a training folder), of
+diffusers' DiT (a folder or .safetensors), or our own export. Everything else comes from a config:
+the one that --config names, or the one of configs/ with the same model. In the latter case the
+model computes in float32, like the original; --config.model.dtype=bfloat16 is faster.
 """
 
 import dataclasses
@@ -31,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", metavar="PATH", required=True, help="a file or a folder")
     parser.add_argument("--workdir", metavar="DIR", required=True, help="a new folder")
     parser.add_argument("--step", type=int, help="of a training folder; default the newest")
-    parser.add_argument("--raw", action="store_true", help="the network itself, not its average")
-    parser.add_argument("--num_heads", type=int, help="what shapes do not tell")
+    parser.add_argument(
+        "--raw", action="store_true", help="the raw parameters instead of their EMA"
+    )
+    parser.add_argument("--num_heads", type=int, help="if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
     parser.add_argument(
         "--image_size", type=int, help="side of what is denoised: pixels or latents"
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.config:
         configs = {args.config: parse_run(cli.read_config(args.config, args.overrides))}
     else:
-        # It is the one key that no config has to be known for.
+        # The only key that does not depend on the config.
         if "model.dtype" in args.overrides:
             dtype = str(args.overrides.pop("model.dtype"))
         if args.overrides:

@@ -1,4 +1,4 @@
-"""Every deterministic sampler converges at its order; every sampler finds the mixture."""
+"""Every deterministic sampler converges at its order; every sampler samples the mixture."""
 
 import functools
 
@@ -78,7 +78,7 @@ def test_fast_with_fifty_evaluations_is_of_third_order_too(kwargs):
     assert np.log(error[0] / error[1]) / np.log(4) > 2.5, error
 
 
-def test_published_settings_of_the_dpm_solvers_find_the_mixture():
+def test_published_settings_of_the_dpm_solvers_sample_the_mixture():
     """U-ViT's two: continuous and log-SNR to 1e-4, discrete and uniform in time to 1/1000."""
     for name, config in [
         ("vp_linear", SamplerConfig(name="dpm_solver", steps=50)),
@@ -100,7 +100,7 @@ def test_published_settings_of_the_dpm_solvers_find_the_mixture():
         ("rectified_flow", {"name": "ddpm", "steps": 250}),
     ],
 )
-def test_stochastic_samplers_find_the_mixture(schedule, kwargs):
+def test_stochastic_samplers_sample_the_mixture(schedule, kwargs):
     check_moments(SamplerConfig(**kwargs), schedule, count=8_000, bias=0.02)
 
 
@@ -110,7 +110,7 @@ def check_moments(config, name, count, bias):
     data, noise, steps = jax.random.split(jax.random.key(3), 3)
     t = jnp.float32(schedule.t_max)
     # Noise alone would not do for Stable Diffusion's schedule, whose alpha(1) is 0.07.
-    x_T = schedule.alpha(t) * mixture.draw(data, count)
+    x_T = schedule.alpha(t) * mixture.samples(data, count)
     x_T += schedule.sigma(t) * jax.random.normal(noise, (count, 2))
     share, mean, covariance = mixture.moments(run(config, schedule, x_T, steps))
     tolerance = bias + 4 / np.sqrt(count)

@@ -1,4 +1,4 @@
-"""`import_checkpoint` and `export_checkpoint`: somebody's weights become a run, and back."""
+"""`import_checkpoint` and `export_checkpoint`: weights become a run, and back."""
 
 import itertools
 import json
@@ -148,7 +148,7 @@ def test_the_config_is_found_by_its_model(workdir, tmp_path, monkeypatch, capsys
         bring_in(out, tmp_path / "other")
     for name in ("tiny.py", "tiny_too.py", "twin.py"):
         (configs / name).unlink()
-    with pytest.raises(UvitError, match=r"no known config has the model.*known: configs/deeper"):
+    with pytest.raises(UvitError, match=r"--config=FILE; known: configs/deeper"):
         bring_in(out, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -1,7 +1,7 @@
-"""A mixture of Gaussians whose denoiser is known in closed form, at any noise level.
+"""A mixture of Gaussians, whose exact denoiser is known in closed form at any noise level.
 
 With data p(x0) = sum_k w_k N(m_k, s_k^2 I), the noisy x = alpha x0 + sigma eps has the density
-sum_k w_k N(alpha m_k, (alpha^2 s_k^2 + sigma^2) I), and everything a network could learn follows.
+sum_k w_k N(alpha m_k, (alpha^2 s_k^2 + sigma^2) I), from which the exact denoiser follows.
 """
 
 import jax
@@ -57,8 +57,8 @@ def denoiser(schedule):
     return denoise
 
 
-def draw(key, count):
-    """Data, (count, 2) float32."""
+def samples(key, count):
+    """Samples of the data, (count, 2) float32."""
     which, noise = jax.random.split(key)
     component = jax.random.choice(which, len(WEIGHTS), (count,), p=jnp.asarray(WEIGHTS))
     normal = jax.random.normal(noise, (count, 2))
@@ -69,12 +69,12 @@ def draw(key, count):
 
 
 def mean():
-    """(2,)"""
+    """The mean of the data, (2,)."""
     return WEIGHTS @ MEANS
 
 
 def covariance():
-    """(2, 2)"""
+    """The covariance of the data, (2, 2)."""
     centred = MEANS - mean()
     return np.einsum("k,ki,kj->ij", WEIGHTS, centred, centred) + WEIGHTS @ SCALES**2 * np.eye(2)
 

@@ -1,6 +1,6 @@
 """A U-ViT in PyTorch, written for the tests from the published description (Bao et al., 2023) and
-with the official checkpoints' names. It shares no code and no habits with ours: plain loops, NCHW,
-one convolution to patchify, `scaled_dot_product_attention`."""
+with the official checkpoints' names. It shares no code and no design with ours: plain loops, NCHW,
+one convolution for patches, `scaled_dot_product_attention`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Parameters without a compilation: any numbers serve where only their places are looked at."""
+"""Random parameters without compiling an initializer, and exact comparison of parameters."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ def random_params(model, seed=0):
 
 
 def equal(a, b):
-    """Whether two trees are the same, bit for bit."""
+    """Whether two trees are equal, bit for bit."""
     return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
         jax.tree.map(np.array_equal, a, b)
     )

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         load(tensors | surprise)
     with pytest.raises(UvitError, match=r"in_blocks\.1\.attn\.qkv\.weight has shape \(144, 47\)"):
         load(tensors | cut(key))
-    # All that is wrong is told at once.
+    # One error names everything.
     with pytest.raises(UvitError) as caught:
         load(without | surprise | cut(key, "decoder_pred.bias"))
     for name in ("missing: norm.weight", "unexpected: surprise", f"{key} has", "decoder_pred.bias"):
@@ -76,9 +76,9 @@ def test_what_does_not_fit_is_named(tmp_path):
         load(tensors | {"patch_embed.proj.weight": np.zeros((12, 48), np.float32)})
     with pytest.raises(UvitError, match=r"out_blocks\.0\.attn\.qkv\.bias|unexpected"):
         load(tensors | {"out_blocks.0.attn.qkv.bias": np.zeros(144, np.float32)})
-    with pytest.raises(UvitError, match=r"no model known here; its tensors: weights$"):
+    with pytest.raises(UvitError, match=r"tensors: weights$"):
         load({"weights": np.zeros(3, np.float32)})
-    with pytest.raises(UvitError, match="table has 6 rows, not 3"):
+    with pytest.raises(UvitError, match=r"6 rows.*num_classes=3"):
         uvit.describe(tensors, "here", num_heads=3, num_classes=3)
 
 
@@ -107,7 +107,7 @@ def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "own.safetensors"
     save_safetensors(path, model, params)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UvitError, match="no whole safetensors"):
+    with pytest.raises(UvitError, match=r"own\.safetensors.*safetensors file"):
         uvit_jax.load(path)
     with pytest.raises(UvitError, match="does not exist"):
         uvit_jax.load(tmp_path / "nowhere.safetensors")
@@ -121,7 +121,7 @@ def test_damaged_and_foreign_files(tmp_path):
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-500])
     (tmp_path / "page.pth").write_text("<html>404</html>")
     (tmp_path / "empty.pth").write_bytes(b"")
-    reasons = {"cut": "it is cut short$", "page": "it is no file of", "empty": "EOFError"}
+    reasons = {"cut": "it is truncated$", "page": "it is not a PyTorch file", "empty": "EOFError"}
     for name, reason in reasons.items():
         with pytest.raises(UvitError, match=f"cannot be read as weights only: {reason}") as caught:
             uvit_jax.load(tmp_path / f"{name}.pth")
@@ -178,15 +178,15 @@ def test_a_pickle_payload_is_refused_and_not_run(tmp_path):
     for name, held in {"shell": Shell(), "record": Record()}.items():
         torch.save({"pos_embed": torch.zeros(2), "x": held}, tmp_path / f"{name}.pth")
     torch.save(Shell(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    shell = r"it holds (posix|nt)\.system, which is no tensor$"
-    reasons = {"evil": r"it holds (builtins\.)?exec, which", "plain": "it is no file of PyTorch's"}
+    shell = r"it holds (posix|nt)\.system, which is not a tensor$"
+    reasons = {"evil": r"it holds (builtins\.)?exec, which", "plain": "it is not a PyTorch file"}
     reasons |= {"shell": shell, "old": shell, "record": r"it holds [\w.]*test_files\.Record, which"}
     for name, reason in reasons.items():
         with pytest.raises(UvitError, match=f"cannot be read as weights only: {reason}") as caught:
             uvit_jax.load(tmp_path / f"{name}.pth")
         assert_one_clause(caught.value)
     torch.save({"nested": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
-    with pytest.raises(UvitError, match="no flat dict of tensors"):
+    with pytest.raises(UvitError, match="flat dict of tensors"):
         uvit_jax.load(tmp_path / "nested.pth")
     assert not marker.exists()
 
@@ -209,5 +209,5 @@ def test_a_dit_training_file_gives_its_average_or_its_network_and_runs_nothing(t
         files.read_tensors(path)
     assert not marker.exists()
     torch.save({"model": weights["model"], "args": flags}, path)
-    with pytest.raises(UvitError, match="training file without 'ema'"):
+    with pytest.raises(UvitError, match="'ema'"):
         files.read_tensors(path)

@@ -157,7 +157,7 @@ def describe(
     rows = tensors[table if style == "official" else f"{root}.0.{table}"].shape[0]
     if num_classes not in (None, rows - 1):
         raise UvitError(
-            f"{where}: the label table has {rows} rows, not num_classes + 1 = {num_classes + 1}"
+            f"{where}: the label table has {rows} rows, not num_classes={num_classes} + 1"
         )
     if style == "official" and "pos_embed" in tensors:
         num_tokens = tensors["pos_embed"].shape[1]

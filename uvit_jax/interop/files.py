@@ -1,4 +1,4 @@
-"""Reading and writing files of tensors: safetensors, and PyTorch's with `weights_only`."""
+"""Reads and writes tensor files: safetensors, and PyTorch's with `weights_only`."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def read_tensors(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
     """The tensors of a `.safetensors`, `.pth` or `.pt` file by name; PyTorch's as float32.
 
     Args:
-      raw: of a DiT's training file, which holds both, the network itself and not its average.
+      raw: of a DiT training file, which holds both, the raw parameters instead of their EMA.
 
     Raises:
       UvitError: if the file is missing, damaged, of another kind, or holds anything but tensors.
@@ -36,58 +36,57 @@ def read_tensors(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
         raise UvitError(f"{path} does not exist")
     if path.suffix == ".safetensors":
         try:
-            # PyTorch's bfloat16 is no numpy type of its own; ml_dtypes, below JAX, makes it one.
+            # bfloat16 is a numpy type by ml_dtypes, a dependency of JAX.
             return safetensors.numpy.load_file(path)
         except safetensors.SafetensorError as error:
-            raise UvitError(f"{path} is no whole safetensors file: {error}") from None
+            raise UvitError(f"{path} is not a complete safetensors file: {error}") from None
     if path.suffix in (".pth", ".pt"):
         return read_torch(path, raw=raw)
     raise UvitError(f"{path}: expected a .safetensors, .pth or .pt file, or a workdir")
 
 
 def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch file, whatever its name ends in; see `read_tensors`.
+    """The tensors of a PyTorch file with any suffix; see `read_tensors`.
 
-    No code in it is run: it is read with `weights_only`, to which `argparse.Namespace`, a bare
-    record in which DiT's training files keep their flags, is the only class added.
+    No code in it is executed: it is read with `weights_only`, and the only class allowed besides
+    tensors is `argparse.Namespace`, in which DiT's training files store their flags.
     """
     try:
         import torch
     except ImportError:
         raise UvitError(f"reading {path} needs PyTorch: pip install 'uvit-jax[interop]'") from None
     try:
-        # Files of before PyTorch 1.6 are no zip archives and cannot be mapped.
+        # Files from before PyTorch 1.6 are not zip archives and cannot be memory-mapped.
         mapped = zipfile.is_zipfile(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises whatever the damage provokes
+    except Exception as error:  # torch raises many types for damaged files
         with path.open("rb") as file:
             archive = file.read(2) == b"PK"
-        reason = "it is cut short" if archive and not mapped else _reason(error)
+        reason = "it is truncated" if archive and not mapped else _reason(error)
         raise UvitError(f"{path} cannot be read as weights only: {reason}") from None
     if isinstance(stored, Mapping) and {"model", "ema"} & set(stored):
         name = "model" if raw else "ema"
         if name not in stored:
-            raise UvitError(f"{path} is a training file without {name!r}; it holds {[*stored]}")
+            raise UvitError(f"{path} is a training file without {name!r}; it has {[*stored]}")
         stored = stored[name]
     if not isinstance(stored, Mapping) or not all(
         isinstance(t, torch.Tensor) for t in stored.values()
     ):
-        raise UvitError(f"{path} is no flat dict of tensors; give the file of the (EMA) network")
+        raise UvitError(f"{path} is not a flat dict of tensors; give the file of the (EMA) network")
     return {key: tensor.float().numpy() for key, tensor in stored.items()}
 
 
 def _reason(error: Exception) -> str:
-    """Why torch refused a file, in one clause: what the file holds, and not torch's advice, which
-    is to trust it."""
+    """The reason for torch's error in one clause, without torch's advice to trust the file."""
     if found := re.search(r"\bGLOBAL\s+([\w.]+)", str(error)):
-        return f"it holds {found[1]}, which is no tensor"
+        return f"it holds {found[1]}, which is not a tensor"
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
-    # The advice stands in front of what is the matter.
+    # The advice precedes the reason.
     text = text.rpartition("WeightsUnpickler error:")[2].strip()
     text = text.removeprefix("Weights only load failed.").strip()
     if found := re.match(r"Unsupported operand (\d+)", text):
-        return f"it is no file of PyTorch's tensors (byte {found[1]} is none of its operations)"
+        return f"it is not a PyTorch file of tensors (unknown operation {found[1]})"
     return re.split(r"[.:]?\s*\n|\.\s|\.$", text)[0] or type(error).__name__
 
 
@@ -99,7 +98,7 @@ def save_safetensors(
 ) -> None:
     """Writes `params` with the model's config in the metadata; `uvit_jax.load` reads it back.
 
-    The file appears whole or not at all. Names are our own paths, `a/b/c`; values bit for bit.
+    The write is atomic. Names are our own paths, `a/b/c`; values are stored bit for bit.
     """
     flat = jax.tree_util.tree_leaves_with_path(params)
     tensors = {path_string(p): np.asarray(a) for p, a in flat}
@@ -110,15 +109,15 @@ def save_safetensors(
 def write_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a `.safetensors`, `.pth` or `.pt` file that appears whole or not at all.
+    """Writes a `.safetensors`, `.pth` or `.pt` file atomically.
 
     Raises:
-      UvitError: if the name ends otherwise, or PyTorch is needed and not installed.
+      UvitError: if the suffix is another, or PyTorch is needed and not installed.
     """
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UvitError(f"{path} must end in .safetensors, .pth or .pt")
     partial = path.with_name(path.name + ".partial")
-    # Both formats write a transposed view's memory, not its values.
+    # Both formats store the memory of a transposed view as if it were contiguous.
     tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
     try:
         if path.suffix == ".safetensors":
@@ -128,8 +127,8 @@ def write_tensors(
                 import torch
             except ImportError:
                 raise UvitError(
-                    f"writing {path} needs PyTorch: pip install 'uvit-jax[interop]'; or give a "
-                    "name that ends in .safetensors"
+                    f"writing {path} needs PyTorch: pip install 'uvit-jax[interop]'; or use the "
+                    "suffix .safetensors"
                 ) from None
             torch.save({key: torch.tensor(a) for key, a in tensors.items()}, partial)
         partial.replace(path)
@@ -138,7 +137,7 @@ def write_tensors(
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What stands beside the tensors of a whole safetensors file; of another file, nothing."""
+    """The metadata of a complete safetensors file; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
     with safetensors.safe_open(path, framework="numpy") as file:
@@ -146,7 +145,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def own_config(metadata: Mapping[str, str], where: str) -> ModelConfig | None:
-    """The model config in the metadata of a file of ours, or None if it is another's file."""
+    """The model config in the metadata of our own file, or None for other files."""
     text = metadata.get(CONFIG_KEY)
     if text is None:
         return None

@@ -1,7 +1,7 @@
-"""Two names for one tensor: how a family's checkpoint maps onto our parameters.
+"""The mapping between a family's checkpoint and our parameters.
 
-A family lists `Entry`s; `imported` and `exported` walk the list in one direction or the other, so
-that what can be read can be written, bit for bit, and a key without a place is an error.
+A family lists `Entry`s, which `imported` and `exported` apply in the two directions, so that every
+import can be exported bit for bit, and a key without an entry is an error.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ CONV = Transform(
 
 
 def patches(patch_size: int, channels: int) -> Transform:
-    """A convolution whose kernel is its stride (D, C, p, p) ↔ a product with patches (p²C, D)."""
+    """A convolution with kernel = stride (D, C, p, p) ↔ a linear layer on patches (p²C, D)."""
     p, C = patch_size, channels
     return Transform(
         lambda a: a.transpose(2, 3, 1, 0).reshape(p * p * C, -1),
@@ -77,17 +77,17 @@ def heads_bias(num_heads: int) -> Transform:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Their tensor `key` is ours at `path`, or row `layer` of ours, or rows `rows` of theirs.
+    """One tensor of theirs and its part of our parameters.
 
-    Two entries for one place of ours are copies in their file, and have to be equal.
+    Two entries for the same part of ours are copies in their file, and have to be equal.
 
     Attributes:
       key: their name. path: ours, `a/b/c`.
       transform: between the two arrays.
       layer: index on our leading layer axis, None where there is none.
-      rows: the part of their axis 1 that is ours, where one tensor of theirs is several of ours.
-      part: which of queries, keys and values (our third axis from the end) it is, where theirs are
-        apart; None where theirs are together as ours are.
+      rows: the slice of their axis 1, where one tensor of theirs is several of ours.
+      part: index on the axis of queries, keys and values (our third from the end), where theirs
+        are separate tensors; None where they are fused as ours are.
     """
 
     key: str
@@ -98,7 +98,7 @@ class Entry:
     part: int | None = None
 
     def place(self, array: np.ndarray) -> np.ndarray:
-        """The view of our array at `path` that this entry speaks of."""
+        """The view of our array at `path` that corresponds to this entry."""
         array = array if self.layer is None else array[self.layer]
         return array if self.part is None else array[..., self.part, :, :]
 
@@ -106,7 +106,7 @@ class Entry:
 def linear(
     key: str, path: str, transform: Transform = LINEAR, layer: int | None = None
 ) -> Iterator[Entry]:
-    """A weight and a bias of theirs, our `kernel` and `bias`."""
+    """The entries of a layer: their `weight` and `bias`, our `kernel` and `bias`."""
     yield Entry(f"{key}.weight", f"{path}/kernel", transform, layer)
     yield Entry(f"{key}.bias", f"{path}/bias", layer=layer)
 
@@ -118,8 +118,8 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
       entries: the family's list. abstract: our parameters' shapes. where: the file, for messages.
 
     Raises:
-      UvitError: naming, all at once, the keys that are missing, unexpected, or of another shape;
-        or else those that hold NaN or infinity; or one that differs from its copy.
+      UvitError: naming all keys that are missing, unexpected, or of another shape; otherwise those
+        with NaN or infinity; otherwise one that differs from its copy.
     """
     entries = list(entries)
     known = {e.key for e in entries}
@@ -143,7 +143,7 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
         if not fits or value.shape != target.shape:
             misshapen.setdefault(
                 entry.key,
-                f"{entry.key} has shape {theirs.shape}, which does not make {entry.path} "
+                f"{entry.key} has shape {theirs.shape}, which does not match {entry.path} "
                 f"{target.shape}",
             )
             continue
@@ -157,12 +157,10 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
         some(list(misshapen.values())),
     ]
     if any(complaints):
-        told = "; ".join(filter(None, complaints))
-        raise UvitError(f"{where} does not hold this model's tensors; {told}")
+        found = "; ".join(filter(None, complaints))
+        raise UvitError(f"{where} does not have this model's tensors; {found}")
     if broken := sorted(k for k in known if not np.isfinite(tensors[k]).all()):
-        raise UvitError(
-            f"{where} holds numbers that are not finite (NaN or infinity): {some(broken)}"
-        )
+        raise UvitError(f"{where} has values that are not finite (NaN or infinity): {some(broken)}")
     if copies:
         key, first = copies[0]
         raise UvitError(f"{where}: {key} differs from {first}, of which it should be a copy")
@@ -171,7 +169,7 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
 
 
 def some(names: list[str], most: int = 8) -> str:
-    """The names in one line, cut short where they are many."""
+    """The first `most` names in one line, and the number of others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -1,4 +1,4 @@
-"""Which model a file's tensors make: family, size and config, from their names and shapes."""
+"""Recognises the model of a weight file: family, size and config, from tensor names and shapes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,8 +20,12 @@ FAMILIES = (uvit, dit)
 
 @dataclasses.dataclass(frozen=True)
 class Recognised:
-    """A model that was recognised: its config, and the family and style (`official`, `diffusers`)
-    of its tensors' names; no family where the names are our own."""
+    """The model of a weight file.
+
+    Attributes:
+      config: the model's config. family: the module (uvit or dit) of the tensors' names, None for
+        our own names. style: of the names, `official`, `diffusers` or `own`.
+    """
 
     config: ModelConfig
     family: ModuleType | None = None
@@ -29,14 +33,14 @@ class Recognised:
 
 
 def recognise(source: WeightFile, **given: int | None) -> Recognised:
-    """What model the tensors of a source make. Only their shapes are looked at.
+    """The model of a weight file. Values of tensors are not read, only shapes.
 
     Args:
-      given: num_heads, num_classes and image_size, which shapes do not tell; None where unknown.
-        They count for more than what a config.json beside the tensors says.
+      given: num_heads, num_classes and image_size, which shapes do not imply; None if unknown.
+        They take precedence over the config.json beside the tensors.
 
     Raises:
-      UvitError: if it is no model known here, or shapes and what is given do not make one.
+      UvitError: if the model is of no supported family, or shapes and arguments do not match.
     """
     config = files.own_config(source.metadata, source.path)
     if config is not None:
@@ -55,21 +59,21 @@ def recognise(source: WeightFile, **given: int | None) -> Recognised:
 
 
 def family_of(source: WeightFile) -> tuple[ModuleType, str]:
-    """The family and the style of the tensors' names; UvitError if they are of none."""
+    """The family and style of the tensors' names; UvitError if no family has such names."""
     for family in FAMILIES:
         style = family.style_of(source.tensors)
         if style is not None:
             return family, style
     names = mapping.some(sorted(source.tensors), 4)
-    raise UvitError(f"{source.path} holds no model known here; its tensors: {names}")
+    raise UvitError(f"{source.path} has no supported model; its tensors: {names}")
 
 
 def read(source: WeightFile, found: Recognised) -> tuple[Model, Params]:
-    """The model that was found and its parameters, float32 numpy arrays.
+    """The recognised model and its parameters, float32 numpy arrays.
 
     Raises:
       UvitError: naming the tensors that are missing, unexpected, of another shape, not finite, or
-        not what they have to be.
+        constants with other values.
     """
     model = build(found.config)
     abstract, tensors = model.abstract_params, dict(source.tensors)
@@ -77,25 +81,25 @@ def read(source: WeightFile, found: Recognised) -> tuple[Model, Params]:
         paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(abstract)]
         entries = [mapping.Entry(path, path) for path in paths]
         return model, mapping.imported(entries, tensors, abstract, source.path)
-    # A file may leave out what is fixed, but not say otherwise.
+    # A file may lack the constants, but not have other ones.
     for key, value in family_constants(found).items():
         stored = tensors.pop(key, value)
         if stored.shape != value.shape or not np.allclose(stored, value, atol=1e-5):
             raise UvitError(
-                f"{source.path}: {key} {stored.shape} is not the fixed one {value.shape} of every "
-                f"{found.family.NAME}"
+                f"{source.path}: {key} {stored.shape} differs from the constant {value.shape} of "
+                f"every {found.family.NAME}"
             )
     entries = found.family.entries(found.config, found.style)
     return model, mapping.imported(entries, tensors, abstract, source.path)
 
 
 def family_constants(found: Recognised) -> Mapping[str, np.ndarray]:
-    """What a file of this model holds besides parameters."""
+    """A file's tensors that are not parameters."""
     return found.family.constants(found.config, found.style) if found.family else {}
 
 
 def hints_of(config: ModelConfig) -> dict[str, Any]:
-    """What shapes do not tell of a model: num_heads, num_classes and image_size."""
+    """A model's num_heads, num_classes and image_size, which shapes do not imply."""
     hints: dict[str, Any] = {"num_heads": config.backbone.num_heads}
     for segment in (config.segments[name] for name in config.sequence):
         if segment.modality == "label":
@@ -106,25 +110,25 @@ def hints_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def title(config: ModelConfig) -> str:
-    """A model's name: `U-ViT-L/2`, or what it is made of where it is no published one."""
+    """A model's name, `U-ViT-L/2`, or its family and sizes if it is not a published one."""
     backbone = config.backbone
     sizes = (backbone.width, backbone.depth, backbone.num_heads)
     patch_sizes = [s.patch_size for s in config.segments.values() if s.modality == "image"]
     patch = f"/{patch_sizes[0]}" if patch_sizes else ""
-    told = f"of width {sizes[0]}, depth {sizes[1]} and {sizes[2]} heads"
+    described = f"of width {sizes[0]}, depth {sizes[1]} and {sizes[2]} heads"
     for family in FAMILIES:
-        if difference(config, family) == {}:
+        if family_differences(config, family) == {}:
             size = next((name for name, known in family.SIZES.items() if known == sizes), None)
             if size is None:
-                return f"{family.NAME}{patch} {told}"
+                return f"{family.NAME}{patch} {described}"
             name, _, kind = size.partition("-")
             return f"{family.NAME}-{name}{patch}{f' {kind}' if kind else ''}"
-    return f"model {told}, of no published family"
+    return f"model {described}, of no published family"
 
 
-def difference(config: ModelConfig, family: ModuleType) -> dict[str, tuple[Any, Any]] | str:
-    """In what a model differs from the nearest one of a family: `compare_models.differences`'s answer, or,
-    where it has no counterpart there, why not."""
+def family_differences(config: ModelConfig, family: ModuleType) -> dict[str, tuple[Any, Any]] | str:
+    """The differences of a model from the most similar one of a family, as
+    `compare_models.differences` returns them; or, if there is none, the reason as text."""
     try:
         counterpart = parse_model(family.counterpart(config))
     except UvitError as error:

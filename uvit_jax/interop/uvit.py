@@ -134,7 +134,9 @@ def describe(
     if num_classes is None:
         num_classes = 1000 if rows == 1001 else rows
     if rows - num_classes not in (0, 1):
-        raise UvitError(f"{where}: the label table has {rows} rows, not {num_classes} or one more")
+        raise UvitError(
+            f"{where}: the label table has {rows} rows, not num_classes={num_classes} or one more"
+        )
     context = tensors.get("context_embed.weight")
     others = 1 + (label is not None)
     text_length = 0

@@ -1,4 +1,4 @@
-"""Where weights lie: a file, a folder of diffusers', or a training folder of U-ViT's."""
+"""Opens weights of other programs: a file, a diffusers folder, or a U-ViT training folder."""
 
 import dataclasses
 import json
@@ -12,50 +12,49 @@ from uvit_jax.interop import files
 from uvit_jax.interop.dit import DIFFUSERS
 from uvit_jax.interop.mapping import Tensors
 
-WEIGHTS = "diffusion_pytorch_model"  # diffusers' name of them
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' file name
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """What was found at a path.
+    """The contents of a weight file.
 
     Attributes:
-      where: the file that was read. tensors: in it.
-      hints: what a config.json beside them tells and shapes do not: num_heads, num_classes and
-        image_size.
+      path: of the file. tensors: by their names in the file.
+      hints: num_heads, num_classes and image_size from a config.json beside the file, if any.
       metadata: of a safetensors file.
     """
 
-    where: str
+    path: str
     tensors: Tensors
     hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def holds_foreign_weights(folder: Path) -> bool:
-    """Whether a folder is one of diffusers', or of U-ViT's training, and so no workdir."""
+    """Whether a folder is diffusers' or of U-ViT's training code, and not a workdir."""
     return _diffusers(folder) is not None or bool(_networks(folder) or _steps(folder))
 
 
 def open_weights(
     path: str | os.PathLike, *, step: int | None = None, raw: bool = False
 ) -> WeightFile:
-    """Reads what is at `path`.
+    """Reads the weights at `path`.
 
     Args:
-      path: a `.safetensors`, `.pth` or `.pt` file; a folder of diffusers' (`config.json` and
-        weights; or a pipeline's, with `transformer`); a `{step}.ckpt` folder of U-ViT's training
-        code, or the folder of several.
-      step: of several, which; None is the newest.
-      raw: of a training's folder or file, the network itself and not its average.
+      path: a `.safetensors`, `.pth` or `.pt` file; a diffusers folder (`config.json` and weights,
+        or a pipeline with `transformer`); a `{step}.ckpt` folder of U-ViT's training code, or a
+        folder of several.
+      step: of several checkpoints; None is the newest.
+      raw: of a training folder or file, the raw parameters instead of their EMA.
 
     Raises:
-      UvitError: if there is nothing of that kind, or it is damaged or holds more than tensors.
+      UvitError: if there are no such weights, or the file is damaged or holds more than tensors.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
         if step is not None:
-            raise UvitError(f"{path} holds no steps to choose from; leave step={step} out")
+            raise UvitError(f"{path} has no steps to choose from; drop step={step}")
         tensors = files.read_tensors(path, raw=raw)
         return WeightFile(str(path), tensors, metadata=files.read_metadata(path))
     if (folder := _diffusers(path)) is not None:
@@ -68,8 +67,8 @@ def open_weights(
     if wanted not in networks:
         found = ", ".join(sorted(networks)) or "no network"
         raise UvitError(
-            f"the folder {path} has no {wanted} (it has {found}) and is none of diffusers'; give a "
-            "file, a folder of diffusers', or a training folder of U-ViT's"
+            f"the folder {path} has no {wanted} (it has {found}) and is not a diffusers folder; "
+            "give a file, a diffusers folder, or a U-ViT training folder"
         )
     return WeightFile(str(path / wanted), files.read_tensors(path / wanted))
 
@@ -83,7 +82,7 @@ def _networks(folder: Path) -> set[str]:
 
 
 def _diffusers(folder: Path) -> Path | None:
-    """The folder itself, or that of a pipeline's transformer, if it is one of diffusers'."""
+    """The diffusers folder: `folder` itself, or its `transformer` for a pipeline, else None."""
     for candidate in (folder, folder / "transformer"):
         if any((candidate / f"{WEIGHTS}.{kind}").is_file() for kind in ("safetensors", "bin")):
             return candidate
@@ -96,11 +95,9 @@ def _open_diffusers(folder: Path) -> WeightFile:
         settings = json.loads(file.read_text(encoding="utf-8"))
         kind = settings["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UvitError(
-            f"cannot read {file}, which diffusers writes beside the weights: {error!r}"
-        ) from None
+        raise UvitError(f"cannot read {file}, which a diffusers folder needs: {error!r}") from None
     if kind != "DiTTransformer2DModel":
-        raise UvitError(f"{folder} holds diffusers' {kind}; only DiTTransformer2DModel is handled")
+        raise UvitError(f"{folder} is diffusers' {kind}; only DiTTransformer2DModel is supported")
     for key, value in DIFFUSERS.items():
         if settings.get(key, value) != value:
             raise UvitError(f"{file}: {key} is {settings[key]!r}; in a DiT it is {value!r}")

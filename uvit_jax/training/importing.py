@@ -1,7 +1,7 @@
-"""From a file of weights to a workdir, as if a run of ours had trained them up to step 0.
+"""Imports a weight file as a workdir, like that of a run at step 0.
 
-What a run needs besides weights (schedule, sampler, guidance, data, optimizer) is a config's; it is
-the one that is named, the file's own, or the only known one whose model is the file's.
+Everything but the weights (schedule, sampler, guidance, data, optimizer) comes from a config: the
+one that the caller chooses, the one stored in the file, or the only known one with the same model.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from uvit_jax.interop import compare_models, dit
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import (
     Recognised,
-    difference,
+    family_differences,
     family_of,
     hints_of,
     read,
@@ -44,20 +44,25 @@ from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
-# What the inputs of a model lack without the data that it was trained on, by their modality.
-NAMELESS = {
-    "label": "labels are numbers, for want of the data's class names",
-    "text": "no prompt can be taken, for want of the data's words",
-    "features": "guidance needs --text_encoder, for want of the data's features",
+# The consequences of a missing vocabulary, by modality.
+WITHOUT_VOCABULARY = {
+    "label": "labels are numbers, without the data's class names",
+    "text": "prompts are not supported, without the data's words",
+    "features": "guidance needs --text_encoder, without the data's null features",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What was imported: the file, its form, the model's name, how many parameters (trained
-    numbers), tokens and heads it has, whose config it got, what it computes in, the workdir, what
-    its conditions lack for want of the data and why, if anything, and what else the tensors may
-    be, if anything.
+    """The result of an import.
+
+    Attributes:
+      file: the weight file. form: of its names, `own`, `official` or `diffusers`.
+      model: its name, such as `U-ViT-L/2`. parameters, tokens, heads: their numbers.
+      config: the name of the config. dtype: in which the workdir's model computes.
+      workdir: the new folder.
+      note: the consequences of a missing vocabulary, and why it is missing; or "".
+      caution: other models that the tensors may belong to; or "".
     """
 
     file: str
@@ -84,21 +89,22 @@ def import_checkpoint(
     dtype: str | None = None,
     **given: int | None,
 ) -> Imported:
-    """Makes a workdir of a file of weights: one checkpoint, step 0, that `experiments.sample`,
-    `evaluate` and `train` take as that of any run. The average and the parameters are the same.
+    """Imports weights into a new workdir, which sample, evaluate and train use like any run's.
+
+    Its one checkpoint, step 0, has these weights as parameters and as their EMA.
 
     Args:
-      path, step, raw: as `sources.open_weights` takes them.
+      path, step, raw: see `weight_files.open_weights`.
       workdir: a folder that does not exist or is empty.
-      configs: by name, those that may be meant. chosen: there is one, and it is meant.
-      dtype: what the workdir's model computes in. None is the dtype of the config, if that is
-        `chosen` or the file's own, and else float32, in which the originals' outputs are known.
-      given: num_heads, num_classes and image_size, as `recognise` takes them. What is not given,
-        and not in the file, is taken from the config.
+      configs: the candidates by name. chosen: whether the only one is the caller's choice.
+      dtype: in which the workdir's model computes. None is the dtype of the config if that is
+        `chosen` or stored in the file, and otherwise float32, as in the original implementations.
+      given: num_heads, num_classes and image_size, see `recognise`. Those that are neither given
+        nor in the file come from the config.
 
     Raises:
-      UvitError: if the file is refused, no config or more than one has its model, or the workdir
-        is in use. Nothing is left behind then.
+      UvitError: if the file is not supported, no config or more than one has its model, or the
+        workdir is in use. Nothing is written then.
     """
     target = Path(workdir).expanduser()
     _check_free(target)
@@ -142,7 +148,7 @@ def _check_free(target: Path) -> None:
 
 
 def _with_hints_of(source: WeightFile, model: ModelConfig, given: Mapping[str, Any]) -> Recognised:
-    """What the source makes, where neither it nor `given` tells, with the hints of `model`."""
+    """The source's model; hints that neither it nor `given` has come from `model`."""
     hints = {**hints_of(model), **source.hints}
     return recognise(source, **{**hints, **{k: v for k, v in given.items() if v is not None}})
 
@@ -150,30 +156,30 @@ def _with_hints_of(source: WeightFile, model: ModelConfig, given: Mapping[str, A
 def _fitting(
     source: WeightFile, name: str, model: ModelConfig, given: Mapping[str, Any]
 ) -> Recognised:
-    """The model of the source, which has to be that of the config; UvitError if it is not."""
+    """The source's model, which has to be that of the config; UvitError if it is not."""
     try:
         found = _with_hints_of(source, model, given)
     except UvitError as problem:
         try:
             found = recognise(source, **given)
         except UvitError:
-            # The file alone makes no model; what it lacks to make the config's says more.
+            # The file alone implies no model; its differences from the config's say more.
             wrong = _wrong_tensors(source, Recognised(model, *family_of(source)))
             raise UvitError(f"{wrong}; compared with {name}") if wrong else problem from None
     differences = compare_models.differences(found.config, model)
     if differences:
-        told = ", ".join(f"{k} ({a!r} and {b!r})" for k, (a, b) in differences.items())
-        told = f"the models of {source.path} and of {name} differ in {told}"
-        # One wrong tensor makes another model; the tensor says more than what it makes.
+        text = ", ".join(f"{k} ({a!r} and {b!r})" for k, (a, b) in differences.items())
+        text = f"the models of {source.path} and of {name} differ in {text}"
+        # One wrong tensor can imply another model; the tensor says more than that model.
         wrong = _wrong_tensors(source, dataclasses.replace(found, config=model))
-        raise UvitError(f"{wrong}; {told}" if wrong else told)
+        raise UvitError(f"{wrong}; {text}" if wrong else text)
     return found
 
 
 def _wrong_tensors(source: WeightFile, wanted: Recognised) -> str:
-    """What keeps the tensors from making a model, if anything that can be told by their names."""
+    """Why the tensors are not those of the wanted model; "" if their names do not say."""
     try:
-        with contextlib.suppress(KeyError):  # the model has no tensors of this family's names
+        with contextlib.suppress(KeyError):  # the model has no tensors with names of this family
             read(source, wanted)
     except UvitError as problem:
         return str(problem)
@@ -183,7 +189,7 @@ def _wrong_tensors(source: WeightFile, wanted: Recognised) -> str:
 def _only_one(
     source: WeightFile, configs: Mapping[str, RunConfig], given: Mapping[str, Any]
 ) -> tuple[Recognised, str]:
-    """The one config that has the source's model; UvitError if there are none or several."""
+    """The only config with the source's model; UvitError if there are none or several."""
     fitting: dict[str, Recognised] = {}
     for name, run in configs.items():
         with contextlib.suppress(UvitError):
@@ -193,8 +199,8 @@ def _only_one(
     if len(fitting) == 1:
         ((name, found),) = fitting.items()
         flow = configs[name].diffusion.schedule.name == "rectified_flow"
-        if flow and difference(found.config, dit) == {}:
-            # Trained to denoise by other times and another prediction, it would sample noise.
+        if flow and family_differences(found.config, dit) == {}:
+            # With the wrong times and prediction it would sample noise.
             raise UvitError(
                 f"{source.path} may be a SiT, of {name}, or a DiT without a learned range, of no "
                 "known config: their tensors are the same; choose with --config=FILE"
@@ -209,10 +215,10 @@ def _only_one(
     try:
         what = f"a {title(recognise(source, **given).config)}"
     except UvitError as problem:
-        what = f"unclear ({problem})"
+        what = f"unknown ({problem})"
     known = ", ".join(dict.fromkeys(name.partition(":")[0] for name in configs))
     raise UvitError(
-        f"no known config has the model of {source.path}, which is {what}; name one that has with "
+        f"no known config has the model of {source.path}, which is {what}; choose a config with "
         f"--config=FILE; known: {known or 'none'}"
     )
 
@@ -225,7 +231,7 @@ def _own_run(source: WeightFile) -> RunConfig:
 
 
 def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocabulary, str]:
-    """The file's vocabulary, or that of the config's data, or an empty one and why."""
+    """The file's vocabulary, or that of the config's data, or an empty one and the reason."""
     if VOCABULARY_KEY in source.metadata:
         try:
             return Vocabulary.from_json(source.metadata[VOCABULARY_KEY]), ""
@@ -235,13 +241,17 @@ def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocab
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
     except UvitError as problem:
-        lost = [NAMELESS[s.modality] for s in model.layout.inputs if s.modality in NAMELESS]
+        lost = [
+            WITHOUT_VOCABULARY[s.modality]
+            for s in model.layout.inputs
+            if s.modality in WITHOUT_VOCABULARY
+        ]
         return Vocabulary(), f"{' and '.join(lost)}: {problem}" if lost else ""
     return Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features), ""
 
 
 def _write(target: Path, run: RunConfig, vocabulary: Vocabulary, params: Params) -> None:
-    """Writes the workdir, which appears whole or not at all."""
+    """Writes the workdir atomically."""
     optimizer, _ = make_optimizer(run.optimizer, run.train)
     params = jax.tree.map(jnp.asarray, params)
     state = TrainState(

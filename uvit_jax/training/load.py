@@ -1,4 +1,4 @@
-"""`uvit_jax.load`: a model and its parameters from whatever holds them."""
+"""`uvit_jax.load`: a model and its parameters from a run directory or a weight file."""
 
 import os
 from pathlib import Path
@@ -20,21 +20,21 @@ def load(
     """Loads a model.
 
     Args:
-      path: a workdir of `experiments.train`; a `.safetensors` file, our own or with official
-        or diffusers' names; a folder of diffusers'; an official PyTorch file (`.pth` or `.pt`,
-        needs the extra `interop`), or a training folder of U-ViT's.
-      step: of a workdir or training folder, which checkpoint; None for the newest (of a workdir,
-        the newest that is whole).
-      ema: of a run, the averaged parameters (as one samples) or the raw ones.
-      num_heads, num_classes, image_size: of a foreign file, what its shapes do not tell; None is
-        right for the published models, except that diffusers' DiT for 512×512, without its
-        config.json, has image_size=64 (latents).
+      path: a workdir of `experiments.train`; a `.safetensors` file with our own, official or
+        diffusers' names; a diffusers folder; an official PyTorch file (`.pth` or `.pt`, needs the
+        extra `interop`); or a training folder of U-ViT's official code.
+      step: the checkpoint of a workdir or training folder; None is the newest (of a workdir, the
+        newest complete one).
+      ema: of a run, whether to load the EMA of the parameters (as for sampling) or the raw ones.
+      num_heads, num_classes, image_size: of other programs' files, where shapes do not imply them;
+        None is right for the published models, except for diffusers' 512×512 DiT without its
+        config.json, which needs image_size=64 (latents).
 
     Returns:
       `(model, params)`, params float32.
 
     Raises:
-      UvitError: if there is nothing to load, or it is damaged, or of an unknown family.
+      UvitError: if there are no weights at `path`, or they are damaged or of an unknown family.
     """
     path = Path(path).expanduser()
     if path.is_dir() and not holds_foreign_weights(path):

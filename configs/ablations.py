@@ -50,7 +50,7 @@ GROUPS = {
         "learned": {},
         "sincos": {"model.segments.image.position": "sincos"},
         "rope": {"model.segments.image.position": "rope"},
-        "none": {"model.segments.image.positions": "none"},
+        "none": {"model.segments.image.position": "none"},
     },
     "depth": {str(depth): {"model.backbone.depth": depth} for depth in (8, 4, 6, 12)},
     "width": {str(width): {"model.backbone.width": width} for width in (96, 48, 192)},

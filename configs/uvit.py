@@ -104,7 +104,7 @@ DATA = {
     "imagenet64": (
         dict(name="imagenet2012", image_size=64, labels="label", flip=True),
         (64, 64, 3),
-        CLASSES | dict(null=False),
+        CLASSES | dict(null_class=False),
     ),
     "imagenet256": (LATENTS | dict(path="latents/imagenet256"), (32, 32, 4), CLASSES),
     "imagenet512": (LATENTS | dict(path="latents/imagenet512"), (64, 64, 4), CLASSES),

@@ -22,7 +22,8 @@ FLAGS = {
 
 
 def add_flags(parser: Any) -> None:
-    """Adds the flags of sampling to a parser or one of its groups; the default None is the run's."""
+    """Adds the flags of sampling to a parser or one of its groups; the default None is the
+    run's."""
     parser.add_argument("--batch_size", type=int, default=64, help="samples generated at once")
     parser.add_argument(
         "--sampler",
@@ -112,7 +113,9 @@ def add_adapter_flags(parser: Any) -> None:
         help="of experiments.finetune_lora or PEFT; may be repeated, and adapters add up",
     )
     parser.add_argument(
-        "--any_base", action="store_true", help="accept adapters of other base parameters of the same shapes"
+        "--any_base",
+        action="store_true",
+        help="accept adapters of other base parameters of the same shapes",
     )
 
 
@@ -165,8 +168,8 @@ class Run:
         args, data = self.args, self.config.data
         if args.data and not data.path:
             raise UvitError(
-                f"--data={args.data} names a folder, and the run's data are {data.name!r}; choose a part "
-                "of them with --split"
+                f"--data={args.data} names a folder, and the run's data are {data.name!r}; choose "
+                "a part of them with --split"
             )
         if args.split and data.path:
             raise UvitError(

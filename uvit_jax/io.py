@@ -48,7 +48,8 @@ def grid(
 
 
 def frames_as_images(samples: np.ndarray) -> np.ndarray:
-    """Images as they are; of videos (B, T, H, W, C) the frames of each as one strip (B, H, T·W, C)."""
+    """Images as they are; of videos (B, T, H, W, C) the frames of each as one strip (B, H, T·W,
+    C)."""
     if samples.ndim == 5:
         B, T, H, W, C = samples.shape
         samples = samples.transpose(0, 2, 1, 3, 4).reshape(B, H, T * W, C)

@@ -21,7 +21,7 @@ from uvit_jax.diffusion import objective
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
-from uvit_jax.models.kernels import Tapped
+from uvit_jax.models.linear import Tapped
 from uvit_jax.models.lora import Adapter, Adapters
 from uvit_jax.models.model import Model, Params
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.models.kernels import PRODUCTS
+from uvit_jax.models.linear import PRODUCTS
 
 B, N, H = 2, 5, 3
 

@@ -10,7 +10,7 @@ from tests.models.test_lora import close, noise, setup
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
-from uvit_jax.models.kernels import Tapped, dot_general
+from uvit_jax.models.linear import Tapped, dot_general
 from uvit_jax.models.lora import Adapter, LoraConfig
 
 LAYER = "backbone/mid_block/mlp/fc1"

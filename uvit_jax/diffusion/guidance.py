@@ -37,7 +37,7 @@ class Branch(NamedTuple):
     weight: float | jax.Array
     predict: Predict
     inputs: Arrays
-    times: Mapping[str, float] = {}  # noqa: RUF012
+    times: Mapping[str, float] = {}
 
 
 def guided(

@@ -5,7 +5,7 @@ Each is a `Pictures`: a count and batches of one shape, spread over the mesh whe
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from uvit_jax.data import pipeline
 from uvit_jax.data.batches import batches as load_batches
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.encoders.weights import read_npz
-from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.mesh import batch_shards

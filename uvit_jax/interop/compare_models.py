@@ -48,35 +48,35 @@ def _flat(config: ModelConfig) -> dict[str, Any]:
     return flat
 
 
-def segments_by_modality(
+def segments_by_kind(
     config: ModelConfig, family: str, *, needed: Sequence[str], other: Sequence[str]
 ) -> dict[str, Segment]:
-    """A model's segments by modality.
+    """A model's segments by kind.
 
     Args:
-      family: its name, for messages. needed, other: its required and optional modalities.
+      family: its name, for messages. needed, other: its required and optional kinds.
 
     Raises:
-      UvitError: if a modality is missing, not supported or there twice, or the image is not square.
+      UvitError: if a kind is missing, not supported or there twice, or the image is not square.
     """
     found: dict[str, Segment] = {}
     for name in config.sequence:
         segment = config.segments[name]
-        if segment.modality not in (*needed, *other):
+        if segment.kind not in (*needed, *other):
             raise UvitError(
-                f"this model is no {family}: segment {name!r} is a {segment.modality}, and a "
+                f"this model is no {family}: segment {name!r} has the kind {segment.kind!r}, and a "
                 f"{family} has only {', '.join((*needed, *other))}"
             )
-        if segment.modality in found:
+        if segment.kind in found:
             raise UvitError(
-                f"this model is no {family}: {name!r} and {found[segment.modality].name!r} are "
-                f"both of modality {segment.modality}"
+                f"this model is no {family}: {name!r} and {found[segment.kind].name!r} are "
+                f"both of kind {segment.kind!r}"
             )
-        found[segment.modality] = segment
-    for modality in needed:
-        if modality not in found:
-            raise UvitError(f"this model is no {family}: it has no segment for {modality}")
-    height, width, _ = found["image"].shape
+        found[segment.kind] = segment
+    for kind in needed:
+        if kind not in found:
+            raise UvitError(f"this model is no {family}: it has no segment of kind {kind!r}")
+    height, width = found["patches"].shape[-3:-1]
     if height != width:
         raise UvitError(f"this model is no {family}: its images, {height}×{width}, are not square")
     return found
@@ -89,10 +89,10 @@ def sizes(backbone: BackboneConfig) -> dict[str, Any]:
 
 
 def with_segment_names(model: dict[str, Any], names: Mapping[str, Segment]) -> dict[str, Any]:
-    """A preset whose segments have the names (and time keys) of those in `names`, by modality."""
-    new = {old: names[s["modality"]].name for old, s in model["segments"].items()}
+    """A preset whose segments have the names (and time keys) of those in `names`, by kind."""
+    new = {old: names[s["kind"]].name for old, s in model["segments"].items()}
     segments = {new[old]: dict(segment) for old, segment in model["segments"].items()}
-    image = names["image"]
+    image = names["patches"]
     segments[image.name]["time"] = image.time
-    segments[names["time"].name]["of"] = image.time_key
+    segments[names["time"].name]["time"] = image.time_key
     return {**model, "segments": segments, "sequence": tuple(new[n] for n in model["sequence"])}

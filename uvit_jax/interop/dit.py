@@ -19,7 +19,7 @@ from uvit_jax.interop import compare_models, mapping
 from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, linear
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.models.presets.dit import SIZES, preset
-from uvit_jax.tokens.embed import sincos2d
+from uvit_jax.tokens.positions import sincos
 
 NAME = "DiT"
 
@@ -62,9 +62,8 @@ def constants(config: ModelConfig, style: str = "official") -> dict[str, np.ndar
     """A file's tensors that are not parameters: official files have fixed positions (1, N, D)."""
     if style != "official":
         return {}
-    image = _segments(config)["image"]
-    side = image.shape[0] // image.patch_size
-    return {"pos_embed": sincos2d(side, side, config.backbone.width)[None]}
+    image = _segments(config)["patches"]
+    return {"pos_embed": sincos(image, config.backbone.width)[None]}
 
 
 def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
@@ -73,12 +72,12 @@ def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
     Args:
       style: `official` or `diffusers`.
     """
-    by_modality = _segments(config)
-    names = {modality: segment.name for modality, segment in by_modality.items()}
-    image, H = by_modality["image"], config.backbone.num_heads
+    by_kind = _segments(config)
+    names = {kind: segment.name for kind, segment in by_kind.items()}
+    image, H = by_kind["patches"], config.backbone.num_heads
     patches = mapping.patches(image.patch_size, image.shape[-1])
     embedder, head, modulation = _OUTSIDE[style]
-    yield from linear(embedder, f"embed/segments/{names['image']}/proj", patches)
+    yield from linear(embedder, f"embed/segments/{names['patches']}/proj", patches)
     if style == "official":
         yield from _time_and_label("", style, names)
     root, out, fc1, fc2, adaln = _BLOCK[style]
@@ -91,12 +90,12 @@ def entries(config: ModelConfig, style: str = "official") -> Iterator[Entry]:
         yield from linear(f"{block}.{fc1}", f"{path}/mlp/fc1", LINEAR, i)
         yield from linear(f"{block}.{fc2}", f"{path}/mlp/fc2", LINEAR, i)
         yield from linear(f"{block}.{adaln}", f"{path}/modulation/linear", LINEAR, i)
-    yield from linear(head, f"heads/segments/{names['image']}/proj")
+    yield from linear(head, f"heads/segments/{names['patches']}/proj")
     yield from linear(modulation, "backbone/modulation/linear")
 
 
 def _segments(config: ModelConfig) -> Mapping[str, Any]:
-    return {config.segments[name].modality: config.segments[name] for name in config.sequence}
+    return {config.segments[name].kind: config.segments[name] for name in config.sequence}
 
 
 def _time_and_label(prefix: str, style: str, names: Mapping[str, str]) -> Iterator[Entry]:
@@ -190,15 +189,15 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
     Raises:
       UvitError: if the model has segments of kinds that a DiT lacks, or lacks one itself.
     """
-    found = compare_models.segments_by_modality(
-        config, NAME, needed=("time", "label", "image"), other=()
+    found = compare_models.segments_by_kind(
+        config, NAME, needed=("time", "label", "patches"), other=()
     )
     model = preset(
         "S",
-        found["image"].shape,
-        patch_size=found["image"].patch_size,
+        found["patches"].shape,
+        patch_size=found["patches"].patch_size,
         num_classes=found["label"].num_classes,
-        learned_range=found["image"].learned_range,
+        learned_range=found["patches"].learned_range,
         **compare_models.sizes(config.backbone),
     )
     return compare_models.with_segment_names(model, found)
@@ -211,7 +210,7 @@ def diffusers_config(config: ModelConfig) -> dict[str, Any]:
       UvitError: if diffusers' class does not support the model.
     """
     backbone, segments = config.backbone, _segments(config)
-    image = segments["image"]
+    image = segments["patches"]
     if int(backbone.mlp_ratio * backbone.width) != 4 * backbone.width:
         raise UvitError(f"diffusers' DiT supports only mlp_ratio=4, not {backbone.mlp_ratio}")
     return dict(

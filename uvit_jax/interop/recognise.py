@@ -102,9 +102,9 @@ def hints_of(config: ModelConfig) -> dict[str, Any]:
     """A model's num_heads, num_classes and image_size, which shapes do not imply."""
     hints: dict[str, Any] = {"num_heads": config.backbone.num_heads}
     for segment in (config.segments[name] for name in config.sequence):
-        if segment.modality == "label":
+        if segment.kind == "label":
             hints["num_classes"] = segment.num_classes
-        elif segment.modality == "image" and segment.role == "noisy":
+        elif segment.kind == "patches" and segment.role == "noisy":
             hints["image_size"] = segment.shape[0]
     return hints
 
@@ -113,7 +113,7 @@ def title(config: ModelConfig) -> str:
     """A model's name, `U-ViT-L/2`, or its family and sizes if it is not a published one."""
     backbone = config.backbone
     sizes = (backbone.width, backbone.depth, backbone.num_heads)
-    patch_sizes = [s.patch_size for s in config.segments.values() if s.modality == "image"]
+    patch_sizes = [s.patch_size for s in config.segments.values() if s.kind == "patches"]
     patch = f"/{patch_sizes[0]}" if patch_sizes else ""
     described = f"of width {sizes[0]}, depth {sizes[1]} and {sizes[2]} heads"
     for family in FAMILIES:

@@ -59,18 +59,18 @@ def _outside(layout: Layout) -> Iterator[Entry]:
         rows = layout.slices[segment.name]
         yield Entry("pos_embed", f"embed/positions/{segment.name}", ROW, rows=rows)
         path = f"embed/segments/{segment.name}"
-        if segment.modality == "image":
+        if segment.kind == "patches":
             conv = mapping.patches(segment.patch_size, segment.shape[-1])
             yield from linear("patch_embed.proj", f"{path}/proj", conv)
             head = f"heads/segments/{segment.name}"
             yield from linear("decoder_pred", f"{head}/proj", LINEAR)
             if segment.final_conv == "after":
                 yield from linear("final_layer", f"{head}/conv", CONV)
-        elif segment.modality == "label":
+        elif segment.kind == "label":
             yield Entry("label_emb.weight", f"{path}/table/embedding")
-        elif segment.modality == "features":
+        elif segment.kind == "features":
             yield from linear("context_embed", f"{path}/proj", LINEAR)
-        elif segment.modality == "time" and segment.mlp_ratio:
+        elif segment.kind == "time" and segment.mlp_ratio:
             yield from linear("time_embed.0", f"{path}/fc1", LINEAR)
             yield from linear("time_embed.2", f"{path}/fc2", LINEAR)
     yield from _norm("norm", "backbone/norm")
@@ -159,7 +159,7 @@ def describe(
         (side * patch_size, side * patch_size, channels),
         patch_size=patch_size,
         num_classes=num_classes,
-        null=rows > num_classes,
+        null_class=rows > num_classes,
         text_shape=(text_length, context.shape[1]) if context is not None else None,
         final_conv="after" if "final_layer.weight" in tensors else "none",
         time_mlp="time_embed.0.weight" in tensors,
@@ -177,16 +177,16 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
     Raises:
       UvitError: if the model has segments of kinds that a U-ViT lacks, or lacks one itself.
     """
-    found = compare_models.segments_by_modality(
-        config, NAME, needed=("time", "image"), other=("label", "features")
+    found = compare_models.segments_by_kind(
+        config, NAME, needed=("time", "patches"), other=("label", "features")
     )
-    image, label, text = found["image"], found.get("label"), found.get("features")
+    image, label, text = found["patches"], found.get("label"), found.get("features")
     model = preset(
         "S",
         image.shape,
         patch_size=image.patch_size,
         num_classes=label.num_classes if label else 0,
-        null=label is None or label.null,
+        null_class=label is None or label.null_class,
         text_shape=text.shape if text else None,
         final_conv="none" if image.final_conv == "none" else "after",
         time_mlp=found["time"].mlp_ratio > 0,

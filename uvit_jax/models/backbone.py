@@ -202,13 +202,11 @@ class Backbone(nnx.Module):
         return jax.checkpoint(function, policy=policy, prevent_cse=not in_scan)
 
     def _gathered(self, params: Any) -> Any:
-        """A block's parameters, all-gathered for its products. Without remat, every block's gathered
-        parameters would be saved for the backward pass; there the partitioner decides."""
+        """A block's parameters, all-gathered for its products. Without remat, every block's
+        gathered parameters would be saved for the backward pass; there the partitioner decides."""
         return params if self.config.remat == "none" else gather_params(params, self.dtype)
 
-    def _block_inputs(
-        self, embedded: Embedded, layout: Layout, cache: Cache | None
-    ) -> BlockInputs:
+    def _block_inputs(self, embedded: Embedded, layout: Layout, cache: Cache | None) -> BlockInputs:
         ids_NA, angles_NR = embedded.position_ids_NA, None
         if ids_NA is not None:
             angles_NR = jnp.asarray(rope_angles(ids_NA, self.head_size, self.rope_theta))

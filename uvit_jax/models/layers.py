@@ -26,8 +26,8 @@ KeysValues = tuple[jax.Array, jax.Array]
 # Without the checkpoint, three arrays as large as x are saved for the gradient; with it, only x.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, x Φ(x), as PyTorch computes it. `jax.nn.gelu` uses erfc, which is more exact where
-    the result is nearly 0, and costs twice as much."""
+    """Exact GELU, x Φ(x), as PyTorch computes it. `jax.nn.gelu` uses erfc, which is more exact
+    where the result is nearly 0, and costs twice as much."""
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
@@ -191,8 +191,8 @@ def qk_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> QKNorm | N
 def layer_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """A LayerNorm of the backbone; its statistics are float32 in any precision.
 
-    Flax rounds a norm's inputs to its dtype, so on a float32 residual stream it has to be float32 as
-    well; the products that follow round their own inputs.
+    Flax rounds a norm's inputs to its dtype, so on a float32 residual stream it has to be float32
+    as well; the products that follow round their own inputs.
     """
     affine = config.norm_affine
     dtype = jnp.float32 if config.residual == "float32" else dtype

@@ -1,8 +1,8 @@
 """The blocks' linear layer, and what may take the place of its kernel.
 
 A kernel is an array, or a pytree that computes its own product with the inputs: `LowRank` adds the
-product of two thin matrices (LoRA, not merged), `Tapped` also yields the second moment of the inputs.
-Being pytrees, they go through a scan over layers, `vmap`, `grad` and remat as arrays do:
+product of two thin matrices (LoRA, not merged), `Tapped` also yields the second moment of the
+inputs. Being pytrees, they go through a scan over layers, `vmap`, `grad` and remat as arrays do:
 
     model.apply(lora.attach(params, adapters), inputs, times)
 """
@@ -108,8 +108,8 @@ def product(x: jax.Array, kernel: Any, num_axes: int) -> jax.Array:
 def flat_product(x: jax.Array, kernel: Any, num_axes: int) -> jax.Array:
     """`product` as one product of matrices, (B·N, I) by (I, O), and so are its gradients.
 
-    XLA's CPU backend brings a product over two axes of tokens, such as a kernel's gradient, into the
-    form of one over a single axis by copying its operands.
+    XLA's CPU backend brings a product over two axes of tokens, such as a kernel's gradient, into
+    the form of one over a single axis by copying its operands.
     """
     if isinstance(kernel, LowRank | Tapped):
         return product(x, kernel, num_axes)

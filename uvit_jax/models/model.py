@@ -104,18 +104,18 @@ class Model:
 
         Args:
           params: as `init` returns them.
-          inputs: data by segment: noisy ones at their noise level, clean ones and conditions as they
-            are. Images (B, H, W, C), videos (B, T, H, W, C), features (B, N, F), text int32 (B, T),
-            labels int32 (B,). Where references are optional, `refs_present` bool (B, S, V) says which
-            an example has; the data of absent ones are ignored. `subject_slots` int32 (B, S) and
-            `view_slots` (B, S, V), from 0, assign references to other slots than their segments':
-            two of them may be views of one subject.
+          inputs: data by segment: noisy ones at their noise level, clean ones and conditions as
+            they are. Images (B, H, W, C), videos (B, T, H, W, C), features (B, N, F), text int32
+            (B, T), labels int32 (B,). Where references are optional, `refs_present` bool (B, S, V)
+            says which an example has; the data of absent ones are ignored. `subject_slots` int32
+            (B, S) and `view_slots` (B, S, V), from 0, assign references to other slots than their
+            segments': two of them may be views of one subject.
           times: network times by time key (`layout.time_keys`), float (B,).
           cache: from `cache`, in place of the references and of `refs_present` and slots.
 
         Returns:
-          A float32 prediction of each noisy segment, in its shape (twice the channels with a learned
-          range).
+          A float32 prediction of each noisy segment, in its shape (twice the channels with a
+          learned range).
 
         Raises:
           UvitError: if an input or a time is missing, unknown, of another shape, or not of integers
@@ -194,8 +194,8 @@ class Model:
             expected = (*batch, self.layout.only_references.num_tokens)
             if cache.size != expected:
                 raise UvitError(
-                    f"the cache has {cache.size[0]} examples with {cache.size[1]} reference tokens, "
-                    f"expected {expected[0]} and {expected[1]}"
+                    f"the cache has {cache.size[0]} examples with {cache.size[1]} reference "
+                    f"tokens, expected {expected[0]} and {expected[1]}"
                 )
 
 

@@ -51,8 +51,8 @@ class BackboneConfig(Config):
       remat: what the backward pass recomputes, from most memory to least: `none` saves every
         activation; `dots` saves the results of products with parameters, 10 D a token and block
         (11 D with a skip's), and recomputes norms, activations and attention's own products;
-        `attention` saves queries, keys, values and attention's output, 4 D, and recomputes the rest,
-        above all the MLP; `full` saves only the blocks' inputs.
+        `attention` saves queries, keys, values and attention's output, 4 D, and recomputes the
+        rest, above all the MLP; `full` saves only the blocks' inputs.
       residual: dtype of the residual stream: `same` as the model's `dtype`, or `float32`, where
         bfloat16 would round away a block's small addition to a large stream; norms then read
         float32 too, products do not change. Long skips are in the model's dtype. It costs 2 bytes
@@ -102,8 +102,9 @@ class ModelConfig(Config):
 
     Attributes:
       sequence: names of segments, in order. segments: by name. backbone: of the model.
-      max_subjects, max_views: sizes of the tables of subject and view slots; 0 stands for as many as
-        the segments have. With larger tables, sampling may use more subjects and views than training.
+      max_subjects, max_views: sizes of the tables of subject and view slots; 0 stands for as many
+        as the segments have. With larger tables, sampling may use more subjects and views than
+        training.
       axes: of RoPE, from `segment`, `frame`, `row` and `column`; empty for those of the segments'
         grids (rows and columns of images, and frames of videos).
       rope_theta: the base of RoPE's frequencies.

@@ -5,14 +5,14 @@ conditions = conditions_like(model, dataset, vocabulary, count, seed)  # distrib
 conditions = uniform_labels(model, vocabulary, count, seed)            # every class equally often
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.sources.latents import LatentDataset
 from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
@@ -20,10 +20,6 @@ from uvit_jax.sampling.sampler import SampleConfig
 from uvit_jax.tokens.layout import Layout
 from uvit_jax.tokens.reference_inputs import reference_inputs
 from uvit_jax.tokens.segment import Segment
-
-if TYPE_CHECKING:
-    from uvit_jax.data.pipeline import Dataset
-    from uvit_jax.data.sources.latents import LatentData
 
 NAMED = ("label", "text", "features")
 """The kinds of segments that a label or a prompt can give."""
@@ -137,7 +133,7 @@ def conditions_for(
 
 def conditions_like(
     model: Model,
-    dataset: Dataset | LatentData | None,
+    dataset: Dataset | None,
     vocabulary: Vocabulary,
     count: int,
     seed: int,
@@ -206,9 +202,7 @@ def uniform_labels(
     segments = model.layout.conditions
     if [s.kind for s in segments] != ["label"]:
         others = ", ".join(f"{s.name} ({s.kind})" for s in segments) or "no condition"
-        raise UvitError(
-            f"--labels=uniform needs a model of classes alone; this one takes {others}"
-        )
+        raise UvitError(f"--labels=uniform needs a model of classes alone; this one takes {others}")
     known = len(vocabulary.classes) or segments[0].num_classes
     labels = np.random.default_rng(seed).permutation(np.arange(count, dtype=np.int32) % known)
     return {segments[0].name: labels}
@@ -246,9 +240,9 @@ def _encoded(
         if known is not None and not any(texts):
             return np.repeat(known.null[None], len(texts), axis=0)
         raise UvitError(
-            f"segment {segment.name!r} takes the features of a text encoder; give the folder of the "
-            "CLIP that the model was trained with (tokenizer and weights) with --text_encoder or "
-            "config.sample.text_encoder"
+            f"segment {segment.name!r} takes the features of a text encoder; give the folder of "
+            "the CLIP that the model was trained with (tokenizer and weights) with --text_encoder "
+            "or config.sample.text_encoder"
         )
     features = encode_text(texts)
     if features.shape[1:] != segment.shape:
@@ -266,7 +260,8 @@ def _label(label: int, dataset: Any, vocabulary: Vocabulary, segment: Segment) -
         if label < segment.num_classes:
             return label
         raise UvitError(
-            f"class {name!r} has index {label}, and the model has only {segment.num_classes} classes"
+            f"class {name!r} has index {label}, and the model has only {segment.num_classes} "
+            "classes"
         )
     if name not in vocabulary.classes:
         raise UvitError(f"the model was not trained on the class {name!r} of these data")
@@ -277,7 +272,7 @@ class FeatureRows:
     """Features (count, N, F) that are read when indexed by an array of rows: 50,000 captions of
     CLIP's would be 12 GB."""
 
-    def __init__(self, dataset: LatentData, order: np.ndarray, numbers: np.ndarray):
+    def __init__(self, dataset: LatentDataset, order: np.ndarray, numbers: np.ndarray):
         self._dataset, self._order, self._numbers = dataset, order, numbers
 
     def __len__(self) -> int:
@@ -295,7 +290,7 @@ class FeatureRows:
 
 def example_rows(
     layout: Layout, segment: str, dataset: Any, order: np.ndarray
-) -> dict[str, ExampleRows]:
+) -> dict[str, "ExampleRows"]:
     """All conditions of a model, from a data set's examples in some order.
 
     Args:
@@ -309,7 +304,8 @@ def example_rows(
         if name not in available:
             raise UvitError(
                 f"segment {segment!r} cannot be taken from these data, which have no {name!r}; "
-                "generate samples with experiments.sample or from Python, and give them with --images"
+                "generate samples with experiments.sample or from Python, and give them with "
+                "--images"
             )
     examples = _Examples(dataset, order)
     return {name: ExampleRows(examples, name) for name in layout.conditions_in(available)}

@@ -49,7 +49,8 @@ def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
     """The decoder that a config names, or None if it names none.
 
     Raises:
-      UvitError: if the file is missing or not an autoencoder's, or does not fit the model's latents.
+      UvitError: if the file is missing or not an autoencoder's, or does not fit the model's
+        latents.
     """
     if not config.autoencoder:
         return None

@@ -18,8 +18,8 @@ from uvit_jax.tokens.layout import Layout
 def from_folder(
     layout: Layout, folder: str | Path, decoder: Decoder | None = None
 ) -> dict[str, np.ndarray]:
-    """The images of each subject by its name, both sorted by name: `@1`, `@2`, … of a prompt are the
-    first, the second, … subject.
+    """The images of each subject by its name, both sorted by name: `@1`, `@2`, … of a prompt are
+    the first, the second, … subject.
 
     Args:
       folder: with a sub-folder for each subject; or with the images of a single one.

@@ -1,7 +1,7 @@
 """From a model to samples: network, guidance and sampler as one function to be jitted.
 
-    sample = make_sampler(model, diffusion, config, batch_size=16)
-    images = sample(params, key, inputs)["image"]
+sample = make_sampler(model, diffusion, config, batch_size=16)
+images = sample(params, key, inputs)["image"]
 """
 
 import dataclasses
@@ -121,8 +121,8 @@ def make_sampler(
 
     Raises:
       UvitError: if a segment or time key is unknown, guidance has nothing to drop, a cache is
-        required and the references depend on the target, the sampler needs a variance that the model
-        does not predict, or it does not fit the schedule.
+        required and the references depend on the target, the sampler needs a variance that the
+        model does not predict, or it does not fit the schedule.
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
@@ -145,9 +145,7 @@ def make_sampler(
         noise_key, run_key = jax.random.split(key)
         noise = {
             s.name: constrain_batch(
-                jax.random.normal(
-                    jax.random.fold_in(noise_key, i), (batch_size, *s.input_shape)
-                )
+                jax.random.normal(jax.random.fold_in(noise_key, i), (batch_size, *s.input_shape))
             )
             for i, s in enumerate(layout.noisy)
         }
@@ -194,9 +192,9 @@ def classifier_free(
     """The branches of classifier-free guidance: with everything, without text and label, without
     references as well.
 
-    With o_all, o_ref, o_0 their predictions, it is o_all + s (o_all - o_ref) + s_r (o_ref - o_0), for
-    the scales s and s_r of the config (InstructPix2Pix: Brooks et al. 2023, eq. 3). References leave
-    the sequence where they are dropped, and are cached where that is exact.
+    With o_all, o_ref, o_0 their predictions, it is o_all + s (o_all - o_ref) + s_r (o_ref - o_0),
+    for the scales s and s_r of the config (InstructPix2Pix: Brooks et al. 2023, eq. 3). References
+    leave the sequence where they are dropped, and are cached where that is exact.
 
     Raises:
       UvitError: as `make_sampler`.
@@ -261,8 +259,8 @@ def _generated(layout: Layout, config: SampleConfig) -> tuple[list[Any], dict[st
     for segment in generated:
         if segment.time_key in [*others.values(), *config.times]:
             raise UvitError(
-                f"segment {segment.name!r} is generated, so the time {segment.time_key!r} cannot be "
-                "fixed; generate all segments that share it, and leave it out of `times`"
+                f"segment {segment.name!r} is generated, so the time {segment.time_key!r} cannot "
+                "be fixed; generate all segments that share it, and leave it out of `times`"
             )
     return generated, others
 
@@ -274,8 +272,8 @@ def _use_cache(model: Model, option: str) -> bool:
     if option == "always" and model.layout.only_references:  # which raises if they cannot be
         if not supported:
             raise UvitError(
-                f"references cannot be cached: attention={implementation!r} does not support cached "
-                "keys; choose another, or set cache_references='when_exact'"
+                f"references cannot be cached: attention={implementation!r} does not support "
+                "cached keys; choose another, or set cache_references='when_exact'"
             )
         return True
     exact = bool(model.layout.references) and not model.layout.changing_references()

@@ -37,8 +37,8 @@ class Embedded(NamedTuple):
 class Embed(nnx.Module):
     """`(inputs, times, layout) → Embedded`.
 
-    Its parameters are `segments/<name>/…`, `positions/<name>` (n, D), and, where segments have types
-    or slots, `types/<type>` (D,), `subjects` and `views`, a vector for each of the layout's
+    Its parameters are `segments/<name>/…`, `positions/<name>` (n, D), and, where segments have
+    types or slots, `types/<type>` (D,), `subjects` and `views`, a vector for each of the layout's
     `max_subjects` and `max_views`.
     """
 
@@ -56,9 +56,7 @@ class Embed(nnx.Module):
         learned = [
             s
             for s in layout.segments
-            if s.position == "learned"
-            and s.enter != "adaln"
-            and layout.position_source(s) is s
+            if s.position == "learned" and s.enter != "adaln" and layout.position_source(s) is s
         ]
         self.positions = nnx.Dict(
             {s.name: nnx.Param(normal(rngs.params(), (_trained(s), width))) for s in learned}
@@ -157,8 +155,8 @@ def _trained(segment: Segment) -> int:
 
 
 def _slots(segment: Segment, inputs: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-    """Subject and view slot of a segment: its own, or for a reference those that the inputs give for
-    each example, int32 (B, 1)."""
+    """Subject and view slot of a segment: its own, or for a reference those that the inputs give
+    for each example, int32 (B, 1)."""
     subject, view = segment.subject, segment.view
     if segment.is_reference and SUBJECT_SLOTS in inputs:
         subject = inputs[SUBJECT_SLOTS][:, subject, None]

@@ -181,8 +181,8 @@ class Layout:
             for other in self.tokens:
                 if segment.may_see(other) and not other.is_reference:
                     return (
-                        f"segment {segment.name!r} sees {other.name!r}, which depends on the target; "
-                        "restrict its `sees` to references (visibility 'ref_isolated' or "
+                        f"segment {segment.name!r} sees {other.name!r}, which depends on the "
+                        "target; restrict its `sees` to references (visibility 'ref_isolated' or "
                         "'ref_joint')"
                     )
             if self.adaln and segment.modulation != "clean":

@@ -1,7 +1,8 @@
 """Positions of tokens, from their segment's grid: learned, sin-cos, and rotary on up to four axes.
 
 A grid has three axes (frames, rows, columns). A segment that is used on another grid than the one
-it was trained on has its positions interpolated: a learned table is resized, coordinates are scaled.
+it was trained on has its positions interpolated: a learned table is resized, coordinates are
+  scaled.
 """
 
 from typing import Any
@@ -62,7 +63,7 @@ def position_ids(segment: Segment, axes: tuple[str, ...], number: Any = 0) -> An
     """
     if segment.position != "rope":
         return np.zeros((segment.num_tokens, len(axes)), np.float32)
-    ids_n4 = np.pad(coordinates(segment) + (0, 1, 1), ((0, 0), (1, 0))).astype(np.float32)
+    ids_n4 = np.pad(coordinates(segment) + np.array([0, 1, 1]), ((0, 0), (1, 0))).astype(np.float32)
     shift = np.array([1, 0, 0, 0], np.float32)
     if segment.offset == "diagonal":
         shift[2:] = segment.grid[1:]
@@ -74,8 +75,8 @@ def rope_angles(position_ids_NA: Any, head_size: int, theta: float) -> Any:
     """Angles of rotation of queries and keys, float32 (..., N, K/2).
 
     Of A axes each rotates an equal share of the K/2 pairs (what does not divide goes to the first),
-    the F pairs of a share by frequencies theta^(-i / F), i = 0 .. F - 1 (axial RoPE, Su et al. 2021;
-    Heo et al. 2024, with theta = 100; Wan, with 10000).
+    the F pairs of a share by frequencies theta^(-i / F), i = 0 .. F - 1 (axial RoPE, Su et al.
+    2021; Heo et al. 2024, with theta = 100; Wan, with 10000).
     """
     sizes = [size // 2 for size in _split(head_size, position_ids_NA.shape[-1])]
     angles = [
@@ -91,9 +92,7 @@ def resized(table_ND: jax.Array, trained: Grid, grid: Grid) -> jax.Array:
     if trained == grid:
         return table_ND
     D = table_ND.shape[-1]
-    resized = jax.image.resize(
-        table_ND.reshape(*trained, D), (*grid, D), "linear", antialias=False
-    )
+    resized = jax.image.resize(table_ND.reshape(*trained, D), (*grid, D), "linear", antialias=False)
     return resized.reshape(-1, D)
 
 

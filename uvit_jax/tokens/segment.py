@@ -1,9 +1,9 @@
 """A segment: one entry of the token sequence, as static configuration.
 
 Timestep, class label, caption, reference image, the image or video being generated: each is a
-segment, and each kind of them is one small dataclass in `modalities/`, which declares its own fields
-and knows its token grid, its embedding, its output head and its null value. Layout and backbone use
-only what the base class has, so a new kind touches one file:
+segment, and each kind of them is one small dataclass in `modalities/`, which declares its own
+fields and knows its token grid, its embedding, its output head and its null value. Layout and
+backbone use only what the base class has, so a new kind touches one file:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Colour(Segment):
@@ -42,20 +42,21 @@ class Segment(Config):
     Attributes:
       name: its key in `inputs` and `outputs`.
       kind: the name of its class in `KINDS`.
-      role: `noisy` (denoised: it has a timestep and an output head), `clean` (data at t = 0, such as
-        references) or `condition`.
+      role: `noisy` (denoised: it has a timestep and an output head), `clean` (data at t = 0, such
+        as references) or `condition`.
       enter: `token` (part of the sequence), `adaln` (added to the vector that modulates the blocks)
         or `cross` (attended to by cross-attention).
-      position: `learned` (a vector for each token), `sincos` (fixed, from the grid), `rope` (rotary,
-        from the grid) or `none`.
+      position: `learned` (a vector for each token), `sincos` (fixed, from the grid), `rope`
+        (rotary, from the grid) or `none`.
       time: of a noisy segment its key in `times`; empty stands for its name. Segments with one key
         share a timestep. Of a time segment, the key that it embeds.
       share: the segment whose embedding, learned positions and output head it uses as well (the
         references of one kind, the frames of one video).
       type: segments with one type have one learned vector added; empty for none.
-      slot: (subject,) or (subject, view), from 0: a learned vector of each is added. A clean segment
-        with a slot is a reference.
-      optional: of a reference, whether examples may lack it; the input `refs_present` says which do.
+      slot: (subject,) or (subject, view), from 0: a learned vector of each is added. A clean
+        segment with a slot is a reference.
+      optional: of a reference, whether examples may lack it; the input `refs_present` says which
+        do.
       sees: the segments that its tokens attend to, besides their own; empty for all.
       modulation: in an adaLN backbone, `time` modulates its tokens by all that enters by `adaln`,
         `clean` by the embedding of time 0 alone, as befits clean data (OminiControl, Tan et al.
@@ -200,5 +201,3 @@ class Segment(Config):
         if self.position == "rope" and self.enter != "token":
             return "position='rope' needs enter='token'"
         return ""
-
-

@@ -39,9 +39,8 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
         if not dataset.num_classes:
             return ": the data have no labels; set config.data.labels"
         if dataset.num_classes > segment.num_classes:
-            return (
-                f" has num_classes={segment.num_classes}, the data have {dataset.num_classes} classes"
-            )
+            classes = dataset.num_classes
+            return f" has num_classes={segment.num_classes}, the data have {classes} classes"
     if segment.kind == "features" and segment.role != "noisy":
         if dataset.features is None:
             return ": the data have no features; set config.data.features"

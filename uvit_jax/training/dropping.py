@@ -71,9 +71,7 @@ def drop_references(
     return present_BSV.astype(bool) & ~lost_B11 & ~lost_BSV
 
 
-def permute(
-    key: jax.Array, layout: Layout, conditions: Conditions, words: SlotWords
-) -> Conditions:
+def permute(key: jax.Array, layout: Layout, conditions: Conditions, words: SlotWords) -> Conditions:
     """The conditions with each example's subjects and views in random slots of the model.
 
     Subject s gets slot π(s), with π a permutation of all `max_subjects` slots, and the word `@s` of
@@ -126,8 +124,8 @@ def slot_words(layout: Layout, tokenizer: Tokenizer | None) -> dict[str, tuple[i
     Empty if there are no subject slots, or captions never name a subject.
 
     Raises:
-      UvitError: if a tokenizer has some of the words but not all, or captions are a frozen encoder's
-        features, in which no name can be replaced.
+      UvitError: if a tokenizer has some of the words but not all, or captions are a frozen
+        encoder's features, in which no name can be replaced.
     """
     if not layout.max_subjects:
         return {}

@@ -242,9 +242,7 @@ def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocab
         check_data(model, dataset)
     except UvitError as problem:
         lost = [
-            WITHOUT_VOCABULARY[s.modality]
-            for s in model.layout.inputs
-            if s.modality in WITHOUT_VOCABULARY
+            WITHOUT_VOCABULARY[s.kind] for s in model.layout.inputs if s.kind in WITHOUT_VOCABULARY
         ]
         return Vocabulary(), f"{' and '.join(lost)}: {problem}" if lost else ""
     return Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features), ""

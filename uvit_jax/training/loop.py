@@ -74,8 +74,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
       A `Summary`; it has `stopped=True` after SIGTERM or SIGINT, with a checkpoint saved.
 
     Raises:
-      UvitError: if config, data, mesh and workdir do not fit each other (nothing is overwritten), or
-        a loss is not finite (the last good checkpoint stays).
+      UvitError: if config, data, mesh and workdir do not fit each other (nothing is overwritten),
+        or a loss is not finite (the last good checkpoint stays).
     """
     clock, train = Clock(), run.train
     config = json.loads(json.dumps(to_dict(run)))
@@ -204,8 +204,8 @@ class Monitor:
             if not (math.isfinite(self.loss) and math.isfinite(values["grad_norm"])):
                 raise UvitError(
                     f"the loss of step {step} is {self.loss} and its gradient norm "
-                    f"{values['grad_norm']}; the batch had the records {indices}. Checkpoints are of "
-                    "good steps before; lower config.optimizer.learning_rate or set "
+                    f"{values['grad_norm']}; the batch had the records {indices}. Checkpoints are "
+                    "of good steps before; lower config.optimizer.learning_rate or set "
                     "config.optimizer.clip_norm"
                 )
             if self._writer is not None:

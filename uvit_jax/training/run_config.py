@@ -25,8 +25,8 @@ class OptimizerConfig(Config):
     Attributes:
       name: `adamw`, as in all published recipes here, or `muon`: the matrices of the backbone's
         attention, MLPs and skips are updated with orthogonalised Nesterov momentum of 0.95 (Jordan
-        2024, `optax.contrib.muon`), scaled so that AdamW's learning rates fit (Liu et al. 2025), all
-        other parameters by AdamW with Nesterov momentum. It stores one moment of the matrices
+        2024, `optax.contrib.muon`), scaled so that AdamW's learning rates fit (Liu et al. 2025),
+        all other parameters by AdamW with Nesterov momentum. It stores one moment of the matrices
         instead of two; sharded matrices are all-gathered at every step.
       learning_rate: the peak. schedule: after the warm-up `constant`, or `cosine` down to 0 at
         `config.train.steps`.
@@ -34,8 +34,10 @@ class OptimizerConfig(Config):
         parameter, as in effect in the published U-ViTs.
       clip_norm: the gradient's global norm is clipped to it; 0 is no clipping.
       mu_dtype: of the stored first moment (Muon's only one), `float32` or `bfloat16`, which saves 2
-        bytes a parameter in memory and checkpoints. It is updated in float32 and rounded. The second
-        moment and the averaged parameters are always float32: a step changes them by about 1 - b2 or
+        bytes a parameter in memory and checkpoints. It is updated in float32 and rounded. The
+        second
+        moment and the averaged parameters are always float32: a step changes them by about 1 - b2
+          or
         1 - ema_decay of themselves, less than bfloat16's 2^-8, so that they would not change. It is
         fixed for a run.
     """
@@ -76,11 +78,11 @@ class TrainConfig:
       drop_references: the share of examples that lose all their references.
       drop_each_reference: the share of references that are dropped independently.
       permute_slots: whether each example's subjects, and with them the words `@1`, `@2`, … of its
-        caption, get random slots of the model, and its views likewise, so that all slots are trained
-        and none has a meaning.
+        caption, get random slots of the model, and its views likewise, so that all slots are
+        trained and none has a meaning.
       checkpoint_every: in steps. keep_checkpoints: how many of the newest are kept.
-      log_every, sample_every: in steps; the first and the last step are also logged, and the last is
-        sampled. sample_every=0 samples only then.
+      log_every, sample_every: in steps; the first and the last step are also logged, and the last
+        is sampled. sample_every=0 samples only then.
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
     """
@@ -238,8 +240,8 @@ def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
     ):
         if getattr(backbone, key) == local and any(mesh.shape[axis] > 1 for axis in axes):
             raise UvitError(
-                f"{key}={local!r} would all-gather what config.mesh shards over {', '.join(axes)}; set "
-                f"config.model.backbone.{key}={general!r}"
+                f"{key}={local!r} would all-gather what config.mesh shards over {', '.join(axes)}; "
+                f"set config.model.backbone.{key}={general!r}"
             )
     if backbone.attention == "ulysses":
         check_ulysses(mesh, backbone.num_heads)

@@ -1,4 +1,5 @@
-"""The grids of samples that a run saves while it trains: images, or latents if nothing decodes them."""
+"""The grids of samples that a run saves while it trains: images, or latents if nothing decodes
+them."""
 
 from typing import Any
 

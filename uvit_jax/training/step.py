@@ -41,9 +41,9 @@ def make_step(
       vocabulary: of the run: the null value of features, and the token ids of subjects' names.
 
     Returns:
-      `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name, leaves
-      (B, …), noisy segments as clean data. The metrics are float32 scalars: loss, gradient norm,
-      learning rate, and each noisy segment's part of the loss.
+      `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name,
+      leaves (B, …), noisy segments as clean data. The metrics are float32 scalars: loss, gradient
+      norm, learning rate, and each noisy segment's part of the loss.
     """
     vocabulary = vocabulary or Vocabulary()
     words = slot_words(model.layout, vocabulary.tokenizer) if config.train.permute_slots else {}

@@ -1,6 +1,7 @@
 """The training objective on held-out data, with fixed noise and times.
 
-The loss in training is noisy: each step has other images, noise and times. Here all three are fixed,
+The loss in training is noisy: each step has other images, noise and times. Here all three are
+  fixed,
 so that two sets of parameters are compared on exactly the same examples.
 """
 
@@ -34,8 +35,8 @@ def make_validation(
     """A function from parameters to their mean loss on held-out data.
 
     Args:
-      dataset: the held-out split. Its images are used in order, without augmentation, with all their
-        conditions.
+      dataset: the held-out split. Its images are used in order, without augmentation, with all
+        their conditions.
       count: of noised images, rounded up to whole batches. Beyond one pass over the data, each is
         used again with other noise and another time.
       batch_size: over all devices. seed: of noise and times, which depend on it, on `count`,

@@ -3,7 +3,8 @@
     [text | ref_1_1, ref_1_2, …, ref_S_V | time | image]
 
 `ref_{s}_{v}` is view v of subject s, both from 1; captions call subject s `@s`. The backbone is a
-U-ViT (everything a token, long skips) or a DiT (time and text by adaLN-Zero, references in context).
+U-ViT (everything a token, long skips) or a DiT (time and text by adaLN-Zero, references in
+context).
 
 Plain nested dicts: config files call `preset` without importing JAX.
 """
@@ -40,10 +41,10 @@ def preset(
     Args:
       style: `uvit` or `dit`: whose published settings the backbone has (U-ViT-S, DiT-S).
       image_shape: (H, W, C) of the target and of every reference. patch_size: of both.
-      subjects, views: S and V; an example may have fewer (`refs_present`). With 0 subjects it is the
-        style's text-to-image model.
-      max_subjects, max_views: slots to be trained; 0 stands for as many as there are. With more, the
-        same parameters serve layouts of more subjects and views.
+      subjects, views: S and V; an example may have fewer (`refs_present`). With 0 subjects it is
+        the style's text-to-image model.
+      max_subjects, max_views: slots to be trained; 0 stands for as many as there are. With more,
+        the same parameters serve layouts of more subjects and views.
       visibility: `full`; `ref_isolated`, a subject's views attend only to one another; or
         `ref_joint`, references attend only to references. The last two can be cached.
       text: fields of the text segment (`dict(shape=(24,), vocab_size=320)`), None for no text. By

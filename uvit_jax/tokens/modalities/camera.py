@@ -12,8 +12,8 @@ from uvit_jax.tokens.segment import Grid, Segment, normal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Camera(Segment):
-    """F numbers for each of T frames, float (B, T, F): shift, zoom, roll, or a flattened pose. Zeros,
-    a camera at rest, are the null value.
+    """F numbers for each of T frames, float (B, T, F): shift, zoom, roll, or a flattened pose.
+    Zeros, a camera at rest, are the null value.
 
     Attributes:
       shape: (T, F).

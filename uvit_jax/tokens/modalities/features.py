@@ -11,8 +11,8 @@ from uvit_jax.tokens.segment import Grid, Segment, normal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Segment):
-    """N vectors of size F, float (B, N, F). What stands for "no text" is the encoder's own (CLIP: the
-    encoding of the empty string), so the data bring it.
+    """N vectors of size F, float (B, N, F). What stands for "no text" is the encoder's own (CLIP:
+    the encoding of the empty string), so the data bring it.
 
     Attributes:
       shape: (N, F).

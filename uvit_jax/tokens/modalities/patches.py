@@ -171,8 +171,8 @@ class PatchHead(nnx.Module):
         )
 
     def __call__(self, tokens_BND: jax.Array, segment: Patches) -> jax.Array:
-        # Tokens may come sharded over the mesh's context axis. A convolution must not: with a tensor
-        # axis, XLA's partitioner gets its kernel's gradient wrong (by a factor).
+        # Tokens may come sharded over the mesh's context axis. A convolution must not: with a
+        # tensor axis, XLA's partitioner gets its kernel's gradient wrong (by a factor).
         tokens_BND = constrain_batch(tokens_BND)
         T, h, w = segment.grid
         if self.final_conv == "before":

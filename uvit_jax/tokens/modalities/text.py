@@ -19,10 +19,11 @@ class Text(Segment):
     Attributes:
       shape: (T,).
       vocab_size: how many ids there are.
-      encoder_depth: blocks of a small transformer that the ids' vectors go through before they enter
-        the sequence; 0 for none.
+      encoder_depth: blocks of a small transformer that the ids' vectors go through before they
+        enter the sequence; 0 for none.
       encoder_heads: of that transformer.
-      pooled: the text enters as one vector, the mean over its tokens without padding, as adaLN needs.
+      pooled: the text enters as one vector, the mean over its tokens without padding, as adaLN
+        needs.
     """
 
     integers: ClassVar[bool] = True
@@ -81,8 +82,8 @@ class TextEmbedding(nnx.Module):
 class TextEncoder(nnx.Module):
     """A small pre-norm transformer over a caption, (B, T, D) → (B, T, D).
 
-    It takes the place of the published text-to-image models' CLIP text tower: position embeddings of
-    its own, a final LayerNorm, and a linear projection into the sequence.
+    It takes the place of the published text-to-image models' CLIP text tower: position embeddings
+    of its own, a final LayerNorm, and a linear projection into the sequence.
     """
 
     def __init__(self, segment: Text, width: int, *, dtype: Any, rngs: nnx.Rngs):

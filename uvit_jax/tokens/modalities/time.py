@@ -49,8 +49,8 @@ class TimeEmbedding(nnx.Module):
         self.fc2 = nnx.Linear(hidden, width, **options) if hidden else None
         if not hidden and self.size != width:
             raise UvitError(
-                f"segment {segment.name!r}: without an MLP the sinusoid must have the model's width "
-                f"{width}, not sinusoid_size={self.size}; set mlp_ratio to project it"
+                f"segment {segment.name!r}: without an MLP the sinusoid must have the model's "
+                f"width {width}, not sinusoid_size={self.size}; set mlp_ratio to project it"
             )
 
     def __call__(self, t_B: jax.Array) -> jax.Array:

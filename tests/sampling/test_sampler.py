@@ -45,7 +45,7 @@ def with_head(params, change):
 
 def draw(model, params, **sample):
     diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="ddpm_linear"))
-    function = make_sampler(model, diffusion, parse(SampleConfig, sample))
+    function = make_sampler(model, diffusion, parse(SampleConfig, sample), batch_size=2)
     return np.asarray(jax.jit(function)(params, jax.random.key(2), LABELS)["image"])
 
 
@@ -97,7 +97,7 @@ def unified():
     from uvit_jax.models.presets.unified import preset
 
     options = dict(patch_size=4, subjects=2, width=16, depth=2, num_heads=2)
-    config = preset("uvit", (8, 8, C), text_length=3, vocab_size=9, **options)
+    config = preset("uvit", (8, 8, C), text=dict(shape=(3,), vocab_size=9), **options)
     model = uvit_jax.build(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -114,7 +114,7 @@ def unified():
 
     def draw(model=model, **sample):
         diffusion = ObjectiveConfig(schedule=FLOW, prediction="x0")
-        function = make_sampler(model, diffusion, parse(SampleConfig, sample))
+        function = make_sampler(model, diffusion, parse(SampleConfig, sample), batch_size=2)
         return np.asarray(jax.jit(function)(params, jax.random.key(2), conditions)["image"])
 
     return model, params, conditions, draw
@@ -150,11 +150,12 @@ def test_spread_tokens_have_no_cache(unified):
     backbone = dataclasses.replace(model.config.backbone, attention="ring")
     spread = uvit_jax.build(dataclasses.replace(model.config, segments=segments, backbone=backbone))
     sampler = dict(name="ddim", steps=1)
-    with pytest.raises(UvitError, match="attention 'ring' knows no cached keys"):
+    with pytest.raises(UvitError, match="attention='ring'.*cached keys.*when_exact"):
         draw(spread, cache_references="always")
     given = {name: conditions[name] for name in ("ref_1_1", "ref_2_1", "text")}
     diffusion = ObjectiveConfig(schedule=FLOW, prediction="x0")
-    function = make_sampler(spread, diffusion, parse(SampleConfig, dict(sampler=sampler)))
+    config = parse(SampleConfig, dict(sampler=sampler))
+    function = make_sampler(spread, diffusion, config, batch_size=2)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         found = jax.eval_shape(function, params, jax.random.key(0), given)
     assert found["image"].shape == (2, 8, 8, C)
@@ -162,7 +163,7 @@ def test_spread_tokens_have_no_cache(unified):
 
 def test_batches_are_of_one_shape_and_hold_every_row():
     conditions = {"label": np.arange(5), "text": np.arange(10).reshape(5, 2)}
-    found = list(batches(conditions, 2, seed=3))
+    found = list(batches(conditions, 5, 2, seed=3))
     keys = [jax.random.key_data(key).tolist() for key, _ in found]
     assert len(found) == 3 and len(set(map(tuple, keys))) == 3
     assert all(len(batch["label"]) == 2 for _, batch in found)
@@ -178,7 +179,7 @@ def test_misuse_of_references_is_told(unified):
     )
     with pytest.raises(UvitError, match="cannot be cached: segment 'ref_1_1' sees 'text'"):
         draw(uvit_jax.build(seeing), cache_references="always")
-    with pytest.raises(UvitError, match="unknown cache_references 'alway'; did you mean 'always'"):
+    with pytest.raises(UvitError, match="cache_references='alway'.*'always'"):
         draw(cache_references="alway")
-    with pytest.raises(UvitError, match="but the model takes no references"):
+    with pytest.raises(UvitError, match="reference_guidance_scale.*takes no references"):
         draw(model.without_references(), reference_guidance_scale=1.0)

@@ -1,4 +1,4 @@
-"""Layouts: where segments stand, what they see, and what cannot be."""
+"""Layouts: the order of segments, attention masks, shared parameters, impossible layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +6,39 @@ import numpy as np
 import pytest
 
 import uvit_jax
+from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
-from uvit_jax.tokens.embed import sincos2d
-from uvit_jax.tokens.image import patchify, unpatchify
 from uvit_jax.tokens.layout import Layout
-from uvit_jax.tokens.modalities import sinusoid
-from uvit_jax.tokens.segment import Segment
+from uvit_jax.tokens.modalities.features import Features
+from uvit_jax.tokens.modalities.label import Label
+from uvit_jax.tokens.modalities.patches import Patches
+from uvit_jax.tokens.modalities.text import Text
+from uvit_jax.tokens.modalities.time import Time
 
 BACKBONE = dict(width=32, depth=2, num_heads=2)
 
 
 def time(**kwargs):
-    return Segment(**{"name": "time", "modality": "time", "of": "image", **kwargs})
+    return Time(**{"name": "time", "time": "image", **kwargs})
 
 
 def image(**kwargs):
-    defaults = dict(name="image", modality="image", role="noisy", shape=(8, 8, 3), patch_size=4)
-    return Segment(**(defaults | kwargs))
+    defaults = dict(name="image", role="noisy", shape=(8, 8, 3), patch_size=4)
+    return Patches(**(defaults | kwargs))
+
+
+def text(**kwargs):
+    return Text(**dict(name="text", shape=(5,), vocab_size=9) | kwargs)
 
 
 def build(*segments, **backbone):
-    fields = {s.name: {k: getattr(s, k) for k in Segment.__dataclass_fields__} for s in segments}
     names = tuple(s.name for s in segments)
+    fields = {s.name: to_dict(s) for s in segments}
     return uvit_jax.build(dict(sequence=names, segments=fields, backbone=BACKBONE | backbone))
 
 
 def test_segments_stand_in_order():
-    layout = Layout(
-        [time(), Segment(name="text", modality="text", shape=(5,), vocab_size=9), image()]
-    )
+    layout = Layout([time(), text(), image()])
     assert layout.num_tokens == 1 + 5 + 4
     assert [layout.slices[n] for n in ("time", "text", "image")] == [
         slice(0, 1),
@@ -44,52 +48,77 @@ def test_segments_stand_in_order():
     assert layout.visibility() is None
 
 
-REF = dict(role="clean", like="image")
+REF = dict(role="clean", share="image")
 IMPOSSIBLE = {
-    "modality": ([time(), image(modality="imag")], "unknown modality 'imag'; did you mean 'image'"),
-    "role": ([time(), image(role="noise")], "unknown role 'noise'; did you mean 'noisy'"),
-    "enter": ([time(enter="adalm"), image()], "unknown enter 'adalm'"),
-    "nothing noisy": ([time(), image(role="clean")], "nothing to generate"),
-    "no time": ([image()], "no time segment"),
-    "time of nobody": ([time(), time(name="t2", of="imge"), image()], "time of no noisy segment"),
-    "patch": ([time(), image(patch_size=3)], "patch_size=3 does not divide"),
-    "shape": ([time(), image(shape=(8, 8))], r"needs shape \(H, W, C\)"),
-    "two of a name": ([time(), time(), image()], "two segments named 'time'"),
+    "role": (lambda: [time(), image(role="noise")], "role='noise'.*'noisy'"),
+    "enter": (lambda: [time(enter="adalm"), image()], "enter='adalm'"),
+    "nothing noisy": (lambda: [time(), image(role="clean")], "role='noisy': nothing to generate"),
+    "no time": (lambda: [image()], "kind='time', time='image'"),
+    "a time of no segment": (
+        lambda: [time(), time(name="t2", time="imge"), image()],
+        "time='imge'.*did you mean 'image'",
+    ),
+    "no time key": (lambda: [time(time=""), image()], "`time`"),
+    "time of a condition": (lambda: [time(), image(), text(time="image")], "role='noisy'"),
+    "no name": (lambda: [time(name="")], "no name"),
+    "two of a name": (lambda: [time(), time(), image()], "two segments named 'time'"),
     "noisy label": (
-        [time(), image(), Segment(name="label", modality="label", role="noisy", num_classes=3)],
-        "a label cannot be noisy",
+        lambda: [time(), image(), Label(name="label", role="noisy", num_classes=3)],
+        "'label' has no output head",
     ),
-    "noisy adaln": ([time(), image(enter="adaln")], "enter='token'"),
-    "text by adaln": (
-        [
-            time(),
-            image(),
-            Segment(name="x", modality="text", shape=(5,), vocab_size=9, enter="adaln"),
-        ],
-        "cannot be summed",
+    "noisy adaln": (lambda: [time(), image(enter="adaln")], "enter='token'"),
+    "text by adaln": (lambda: [time(), image(), text(enter="adaln")], "enter='token'"),
+    "sees nobody": (lambda: [time(sees=("imag",)), image()], "sees='imag'.*did you mean"),
+    "share nobody": (
+        lambda: [time(), image(), image(name="r", **REF | dict(share="imag"))],
+        "share",
     ),
-    "sees nobody": ([time(sees=("imag",)), image()], "sees 'imag', no token segment; did you mean"),
-    "like nobody": (
-        [time(), image(), image(name="ref", **(REF | {"like": "imag"}))],
-        "is no segment",
+    "share other channels": (
+        lambda: [time(), image(), image(name="ref", shape=(8, 8, 4), **REF)],
+        "same kind, channels, patch",
     ),
-    "like another shape": (
-        [time(), image(), image(name="ref", shape=(4, 4, 3), **REF)],
-        "same modality, shape",
+    "share another patch": (
+        lambda: [time(), image(), image(name="r", patch_size=2, **REF)],
+        "patch",
     ),
-    "empty text": ([time(), image(), Segment(name="x", modality="text", shape=(5,))], "vocab_size"),
-    "fixed positions of a label": (
-        [time(), image(), Segment(name="l", modality="label", num_classes=2, positions="sincos2d")],
-        "is for images",
+    "share a shared": (
+        lambda: [time(), image(), image(name="a", **REF), image(name="b", role="clean", share="a")],
+        "parameters of its own",
     ),
+    "share positions of another kind": (
+        lambda: [time(), image(position="sincos"), image(name="ref", **REF)],
+        "position='sincos'",
+    ),
+    "empty text": (lambda: [time(), image(), text(vocab_size=0)], "vocab_size"),
+    "rope by adaln": (lambda: [time(enter="adaln", position="rope"), image()], "enter='token'"),
+    "optional condition": (lambda: [time(), text(optional=True), image()], "optional=True"),
+    "clean modulation": (lambda: [time(), image(modulation="clean")], "role='clean'"),
+    "slot": (lambda: [time(), image(), image(name="r", slot=(0, -1), **REF)], "slot"),
 }
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_an_impossible_layout_is_a_sentence(case):
+def test_an_impossible_layout_names_the_key_and_the_remedy(case):
     segments, message = IMPOSSIBLE[case]
     with pytest.raises(UvitError, match=message):
-        Layout(segments)
+        Layout(segments())
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        (dict(), r"segments\.label\.kind is missing"),
+        (dict(kind="lable"), "kind='lable'.*did you mean 'label'"),
+        (dict(kind="label", num_classes=3, patch_size=2), r"segments\.label\.patch_size"),
+        (dict(kind="label", num_classes="3"), r"segments\.label\.num_classes"),
+        (dict(kind="label", num_classes=0), r"segments\.label.*num_classes"),
+    ],
+)
+def test_a_field_that_a_kind_does_not_have_cannot_be_set(segment, message):
+    config = to_dict(build(time(), image()).config)
+    config["segments"]["label"] = segment
+    with pytest.raises(UvitError, match=message):
+        uvit_jax.build(config)
 
 
 def test_ways_in_that_the_backbone_lacks():
@@ -106,8 +135,8 @@ def test_a_config_dict_is_a_config():
     config.model = dict(
         sequence=("time", "image"),
         segments=dict(
-            time=dict(modality="time", of="image"),
-            image=dict(modality="image", role="noisy", shape=(8, 8, 3), patch_size=4),
+            time=dict(kind="time", time="image"),
+            image=dict(kind="patches", role="noisy", shape=(8, 8, 3), patch_size=4),
         ),
         backbone=BACKBONE,
     )
@@ -116,8 +145,8 @@ def test_a_config_dict_is_a_config():
 
 def references(**kwargs):
     """Two references that see only themselves, two subjects' first views, beside the target."""
-    first = image(name="ref0", role="clean", like="image", subject=0, view=0, sees=("ref0",))
-    second = image(name="ref1", role="clean", like="image", subject=1, view=0, sees=("ref1",))
+    first = image(name="ref0", slot=(0, 0), sees=("ref0",), **REF)
+    second = image(name="ref1", slot=(1, 0), sees=("ref1",), **REF)
     # Through a time token that saw them, the references would reach the target by a detour.
     return build(first, second, time(sees=("image",)), image(**kwargs))
 
@@ -157,10 +186,9 @@ def test_references_share_their_embedding_and_differ_by_slot():
 
 
 def test_two_noisy_segments_have_their_own_times_or_share_one():
-    features = dict(modality="features", role="noisy")
-    clip = Segment(name="clip", shape=(1, 6), time="image", **features)
-    text = Segment(name="text", shape=(5, 4), **features)
-    model = build(time(), time(name="t_text", of="text"), text, clip, image())
+    clip = Features(name="clip", shape=(1, 6), time="image", role="noisy")
+    text = Features(name="text", shape=(5, 4), role="noisy")
+    model = build(time(), time(name="t_text", time="text"), text, clip, image())
     assert model.layout.time_keys == ("image", "text")
     inputs = {
         "image": jnp.ones((2, 8, 8, 3)),
@@ -185,28 +213,3 @@ def test_wrong_inputs_are_named():
     ):
         with pytest.raises(UvitError, match=message):
             model.apply(params, inputs, times)
-
-
-def test_patches_are_a_strided_convolution_and_come_back():
-    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
-    kernel = jax.random.normal(jax.random.key(1), (4, 4, 3, 7))
-    convolved = jax.lax.conv_general_dilated(
-        x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    product = patchify(x, 4) @ kernel.reshape(-1, 7)
-    np.testing.assert_allclose(product, convolved.reshape(2, 6, 7), atol=1e-4)
-    assert jnp.array_equal(unpatchify(patchify(x, 4), 4, (2, 3)), x)
-
-
-def test_sinusoids_tell_times_and_places_apart():
-    t = jnp.arange(1000.0)
-    features = np.asarray(sinusoid(t, 64))
-    similarity = features @ features.T / 32
-    np.testing.assert_allclose(np.diag(similarity), 1, atol=1e-5)
-    # The angle between two times depends on their distance only.
-    np.testing.assert_allclose(similarity[0, :500], similarity[400, 400:900], atol=1e-3)
-    assert (similarity - np.eye(1000)).max() < 1 - 1e-6
-    places = sincos2d(3, 5, 16)
-    assert len(np.unique(places.round(5), axis=0)) == 15
-    # Column first: two rows of one column agree in the first half of the width.
-    assert np.array_equal(places[2, :8], places[7, :8])

@@ -6,15 +6,14 @@ import pytest
 from flax import nnx
 
 from uvit_jax.errors import UvitError
-from uvit_jax.tokens.segment import Segment
-from uvit_jax.tokens.text import Text
+from uvit_jax.tokens.modalities.text import Text
 
 D, T, HEADS = 32, 6, 4
 
 
 def text(**options):
-    segment = Segment(name="text", modality="text", shape=(T,), vocab_size=50, **options)
-    return Text(segment, D, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    segment = Text(name="text", shape=(T,), vocab_size=50, **options)
+    return segment.embedding(D, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
 def test_the_encoder_is_a_transformer_encoder():

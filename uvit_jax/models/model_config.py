@@ -175,6 +175,6 @@ def _parse_segment(name: str, given: dict[str, Any], where: str) -> Segment:
     given = {"name": name, **upgraded_segment(given, where)}
     kind = given.get("kind")
     if kind not in KINDS:
-        problem = "is missing" if kind is None else f"={kind!r} is not a known kind"
-        raise UvitError(f"{where}.kind {problem}{nearest(str(kind), KINDS)}")
+        problem = " is missing" if kind is None else f"={kind!r} is not a known kind"
+        raise UvitError(f"{where}.kind{problem}{nearest(str(kind), KINDS)}")
     return parse(KINDS[kind], given, where)

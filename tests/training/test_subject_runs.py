@@ -97,7 +97,7 @@ def test_folders_that_are_no_references_are_told(trained, photos, tmp_path):
     told(r"none are given; .*--references=FOLDER", "--prompt=@1")
     told("does not exist", f"--references={photos / 'nowhere'}")
     (photos / "empty").mkdir()
-    told("empty contains no images", given)
+    told("empty holds no picture", given)
     shutil.copy(photos / "clock" / "it.png", photos / "empty" / "it.png")
     told(r"3 subjects \(bear, clock, empty\), and the model takes at most 2", given)
     shutil.rmtree(photos / "empty")

@@ -57,8 +57,8 @@ def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
     "args, message",
     [
         (["--prompt=cat"], "no text segment"),
-        (["--label=dog-face"], "'dog-face' is no class.*did you mean"),
-        (["--label=9999"], "is no class"),
+        (["--label=dog-face"], "'dog-face' .*did you mean"),
+        (["--label=9999"], "label '9999'"),
         (["--step=3"], "has no checkpoint 3"),
         (["--sampler=dpm"], "did you mean"),
         (["--count=0"], "count must be at least 1"),

@@ -57,7 +57,7 @@ CASES = {
     ),
     "share": (["--config.train.drop.label=x"], r"drop\.label must be a number"),
     "attention": (["--config.model.backbone.attention=cudnn"], r"NVIDIA GPUs, not on cpu"),
-    "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody' is no class"),
+    "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody'"),
 }
 
 

@@ -22,7 +22,7 @@ class Source(abc.ABC):
         whose lengths are checked at once; None if they are too many to list.
       native_shape: (H, W) if all images have the same size; None if `config.image_size` must be
         set.
-      dataset_class: a subclass of `dataset.Dataset`, for sources whose records are no encoded
+      dataset_class: a subclass of `dataset.Dataset`, for sources whose records are not encoded
         images; None for `dataset.ImageDataset`.
     """
 

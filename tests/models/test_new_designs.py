@@ -20,7 +20,7 @@ from uvit_jax.sampling.sampler import SampleConfig, make_sampler, predictor
 from uvit_jax.training.loss import corrupt, diffusion_loss
 
 FLOW = ObjectiveConfig(
-    schedule=ScheduleConfig(name="rectified_flow"), prediction="velocity", weighting="uniform"
+    schedule=ScheduleConfig(name="rectified_flow"), prediction="x0"
 )
 BACKBONE = dict(width=48, depth=2, num_heads=4)
 TUBELETS = dict(kind="patches", patch_size=4, patch_size_t=2, position="rope")
@@ -116,7 +116,7 @@ def test_tubelets_and_three_axes():
 def test_frames_of_one_video_share_embedding_and_head():
     model = build("image to video")
     params = model.abstract_params
-    assert set(params["embed"]["segments"]) == {"t_first", "t_video", "video"}
+    assert set(params["embed"]["segments"]) == {"video"}  # a sinusoid has none
     assert set(params["heads"]["segments"]) == {"video"}
     assert model.layout.time_keys == ("first", "video")
 
@@ -140,7 +140,7 @@ def test_a_given_first_frame_is_kept_and_seen():
 
 
 def test_modes_of_unidiffuser_are_branches():
-    """Text → image by hand: the conditional prediction at text time 0, and away from it at 1."""
+    """Text → image: guidance away from text of pure noise, as one step from pure noise shows."""
     model = build("unidiffuser")
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -170,13 +170,13 @@ def test_modes_of_unidiffuser_are_branches():
         if s.name != "text"
     }
 
-    def velocity(text, t_text):
+    def predicted(text, t_text):
         times = {"image": jnp.full(2, 1000.0), "text": jnp.full(2, 1000.0 * t_text)}
         return model.apply(params, {**x, "text": text, "data_type": data_type}, times)
 
-    conditional, unconditional = velocity(text, 0.0), velocity(noise, 1.0)
-    for name, value in x.items():
-        expected = value - (3 * conditional[name] - 2 * unconditional[name])
+    conditional, unconditional = predicted(text, 0.0), predicted(noise, 1.0)
+    for name in x:
+        expected = 3 * conditional[name] - 2 * unconditional[name]
         np.testing.assert_allclose(ours[name], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_another_resolution_and_length_by_the_same_parameters():
         for m in (model, same)
     ]
     np.testing.assert_array_equal(*outputs)
-    with pytest.raises(UvitError, match="'vide' is not a segment of images or videos.*'video'"):
+    with pytest.raises(UvitError, match=r"'vide' is not a segment of images or videos.*'video'"):
         model.resized({"vide": (4, 8, 8, 3)})
 
 

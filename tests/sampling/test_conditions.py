@@ -67,7 +67,7 @@ def test_uniform_labels_are_each_class_equally_often_in_random_order():
     # Of the classes that were trained, where it is known which.
     named = uniform_labels(net, Vocabulary(("cat", "dog")), 10, seed=0)["label"]
     assert np.bincount(named).tolist() == [5, 5]
-    with pytest.raises(UvitError, match="--labels=uniform.*no condition"):
+    with pytest.raises(UvitError, match=r"--labels=uniform.*no condition"):
         uniform_labels(model(), Vocabulary(), 10, seed=0)
 
 

@@ -150,7 +150,7 @@ def test_spread_tokens_have_no_cache(unified):
     backbone = dataclasses.replace(model.config.backbone, attention="ring")
     spread = uvit_jax.build(dataclasses.replace(model.config, segments=segments, backbone=backbone))
     sampler = dict(name="ddim", steps=1)
-    with pytest.raises(UvitError, match="attention='ring'.*cached keys.*when_exact"):
+    with pytest.raises(UvitError, match=r"attention='ring'.*cached keys.*when_exact"):
         draw(spread, cache_references="always")
     given = {name: conditions[name] for name in ("ref_1_1", "ref_2_1", "text")}
     diffusion = ObjectiveConfig(schedule=FLOW, prediction="x0")
@@ -179,7 +179,7 @@ def test_misuse_of_references_is_told(unified):
     )
     with pytest.raises(UvitError, match="cannot be cached: segment 'ref_1_1' sees 'text'"):
         draw(uvit_jax.build(seeing), cache_references="always")
-    with pytest.raises(UvitError, match="cache_references='alway'.*'always'"):
+    with pytest.raises(UvitError, match=r"cache_references='alway'.*'always'"):
         draw(cache_references="alway")
-    with pytest.raises(UvitError, match="reference_guidance_scale.*takes no references"):
+    with pytest.raises(UvitError, match=r"reference_guidance_scale.*takes no references"):
         draw(model.without_references(), reference_guidance_scale=1.0)

@@ -19,9 +19,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler, predictor
 from uvit_jax.training.loss import corrupt, diffusion_loss
 
-FLOW = ObjectiveConfig(
-    schedule=ScheduleConfig(name="rectified_flow"), prediction="x0"
-)
+FLOW = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="x0")
 BACKBONE = dict(width=48, depth=2, num_heads=4)
 TUBELETS = dict(kind="patches", patch_size=4, patch_size_t=2, position="rope")
 VIDEO = dict(shape=(4, 8, 8, 3), role="noisy", **TUBELETS)

@@ -119,14 +119,14 @@ def set_threads(count: int) -> None:
             "this times PyTorch beside ours, and it is not installed: pip install -e '.[test]'"
         ) from None
 
-    from uvit_jax.parallel import heap
+    from uvit_jax.parallel import cpu
 
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(cores):
         raise UvitError(f"--threads must lie between 1 and {len(cores)} cores, got {count}")
     os.sched_setaffinity(0, cores[:count])
     torch.set_num_threads(count)
-    heap.keep()  # as the trainer does; PyTorch's memory is kept, too
+    cpu.keep_freed_memory()  # as the trainer does; PyTorch's memory is kept, too
 
 
 def measure(

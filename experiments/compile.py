@@ -29,9 +29,19 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__)
-    parser.add_argument("--topology", required=True, metavar="NAME", help="of the chips, such as v5e:4x4")
-    parser.add_argument("--what", choices=("step", "sample"), default="step", help="program to compile")
-    parser.add_argument("--suggest", type=int, default=4, metavar="N", help="number of config changes to try if the program does not fit")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="of the chips, such as v5e:4x4"
+    )
+    parser.add_argument(
+        "--what", choices=("step", "sample"), default="step", help="program to compile"
+    )
+    parser.add_argument(
+        "--suggest",
+        type=int,
+        default=4,
+        metavar="N",
+        help="number of config changes to try if the program does not fit",
+    )
     args = parser.parse(argv)
 
     import jax
@@ -85,7 +95,9 @@ def describe(report: "CompileReport") -> str:
             same = [c for c in report.collectives if (c.role, c.kind) == (role, kind)]
             times = sum(c.count for c in same)
             lines.append(f"    {role:<12} {kind:<19} {times:>6} × {megabytes(size):>12} in total")
-    lines.append(f"    activations all-gathered or permuted: {megabytes(report.gathered_activations)}")
+    lines.append(
+        f"    activations all-gathered or permuted: {megabytes(report.gathered_activations)}"
+    )
     if report.kernels.get("tpu_custom_call"):
         lines.append(f"  TPU kernels (tpu_custom_call): {report.kernels['tpu_custom_call']}")
     bound = report.bound

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from uvit_jax import io, load
     from uvit_jax.errors import UvitError
-    from uvit_jax.parallel import heap
+    from uvit_jax.parallel import cpu
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.parallel.sharding import jit_replicated, shardings
     from uvit_jax.sampling import decoding
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.text_encoder is not None:
         changes["text_encoder"] = args.text_encoder
     config = sampling_flags.sample_config(run.sample, args, **changes)
-    heap.keep()
+    cpu.keep_freed_memory()
     model, params = load(folder.path, step=args.step, ema=not args.raw)
     model = sampling_flags.with_attention(model, args.attention)
     params = sampling_flags.adapted(model, params, args)

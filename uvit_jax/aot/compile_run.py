@@ -168,7 +168,10 @@ def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped,
     optimizer, rate = make_optimizer(run.optimizer, run.train)
     state, state_shardings = abstract_state(model, optimizer, mesh)
     step = make_step(model, run, optimizer, rate, _nulls(model))
-    return jit_step(step, state_shardings, mesh), (state, model.abstract_inputs(run.train.batch_size))
+    return jit_step(step, state_shardings, mesh), (
+        state,
+        model.abstract_inputs(run.train.batch_size),
+    )
 
 
 def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
@@ -214,7 +217,9 @@ def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
     return count(jax.make_jaxpr(step)(state, inputs).jaxpr).total
 
 
-def _with_traffic(report: CompileReport, module: Module, model: Model, mesh: Mesh, chip: Chip) -> CompileReport:
+def _with_traffic(
+    report: CompileReport, module: Module, model: Model, mesh: Mesh, chip: Chip
+) -> CompileReport:
     collectives = traffic.collectives(module, mesh.size, _sizes(model, mesh))
     moved: dict[str, dict[str, int]] = {role: {} for role in traffic.ROLES}
     for c in collectives:

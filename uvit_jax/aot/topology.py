@@ -48,8 +48,7 @@ def _tpus(name: str, generation: str, shape: str) -> tuple[list[Any], Chip]:
     if generation not in TPUS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         known = ", ".join((*TPUS, "gpu"))
         raise UvitError(
-            f"unknown topology {name!r}: use KIND:SHAPE with a kind of {known}, "
-            f"such as {EXAMPLES}"
+            f"unknown topology {name!r}: use KIND:SHAPE with a kind of {known}, such as {EXAMPLES}"
         )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)

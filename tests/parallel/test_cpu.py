@@ -8,12 +8,12 @@ import sys
 import jax
 import pytest
 
-from uvit_jax.parallel import heap
+from uvit_jax.parallel import cpu
 
 FAULTS = """
 import os, resource, threading
 import jax, jax.numpy as jnp
-from uvit_jax.parallel import heap
+from uvit_jax.parallel import cpu
 {before}
 
 @jax.jit
@@ -46,20 +46,20 @@ def faults(before: str, call: str = HERE) -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 def test_memory_is_kept():
     pages = 2**26 // resource.getpagesize()
-    assert faults("assert heap.keep()") < pages / 100
+    assert faults("assert cpu.keep_freed_memory()") < pages / 100
     assert faults("") > pages / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
 def test_on_one_core_every_threads_memory_is_kept():
     pages = 2**26 // resource.getpagesize()
-    assert faults(f"{ONE_CORE}; assert heap.keep()", ELSEWHERE) < pages / 100
+    assert faults(f"{ONE_CORE}; assert cpu.keep_freed_memory()", ELSEWHERE) < pages / 100
     assert faults(ONE_CORE, ELSEWHERE) > pages / 2
 
 
 def test_other_devices_and_glibcs_own_variable_are_left_alone(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert not heap.keep()
+    assert not cpu.keep_freed_memory()
     monkeypatch.undo()
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert not heap.keep()
+    assert not cpu.keep_freed_memory()

@@ -39,7 +39,7 @@ def candidates(run: RunConfig, num_chips: int, what: str = "step") -> Iterator[C
         accumulate *= 2
         changes |= {"train.accumulate": accumulate}
         yield dict(changes)
-    # Microbatches are down to one example per shard; a smaller batch now saves its own storage only.
+    # With one example per shard and microbatch, a smaller batch only saves its own storage.
     while batch >= 2 * rows:
         batch = batch // (2 * rows) * rows
         changes |= {"train.batch_size": batch, "train.accumulate": batch // rows}

@@ -1,5 +1,5 @@
-"""The process' cores, and malloc settings: keeping freed memory saves 10% of a train step's CPU time
-on two cores and 18% of its wall time on one (docs/cpu.md)."""
+"""Cores and malloc settings: keeping freed memory saves 10% of a train step's CPU time on two cores
+and 18% of its wall time on one (docs/cpu.md)."""
 
 import ctypes
 import os

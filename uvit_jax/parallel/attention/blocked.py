@@ -48,7 +48,7 @@ def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
 
 
 def _map(one: Callable, heads: Saved):
-    """`jax.vmap(one)(heads)`, a few blocks at a time; the first two arrays of `heads` are q and k."""
+    """`jax.vmap(one)(heads)`, a few blocks at a time; `heads` begins with q and k."""
     (G, N, _), M, lanes = heads[0].shape, heads[1].shape[1], min(num_cores(), 16)
     # Cores synchronise after every iteration, so blocks are large. On a single core, smaller ones
     # are faster, of which all arrays fit into the cache.

@@ -103,7 +103,7 @@ def _local(q_BNHK, k_BMHK, v_BMHK, *, mask_NM: np.ndarray | None, interpret: boo
         block_sizes=_block_sizes(block_q, block_k, fused=block_k == padded_M),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name="attention",  # so that remat policies by this name save its residuals
+        residual_checkpoint_name="attention",  # for remat policies that save this name
         interpret=interpret,
     )
     out_BHNK = jax.vmap(lambda q, k, v: attend(q, k, v, segments))(q_BHNK, k_BHMK, v_BHMK)

@@ -171,14 +171,14 @@ def load_get_config(name: str) -> Callable[..., Any]:
         )
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    with _errors_in(name):
+    with _config_errors(name):
         module_spec.loader.exec_module(module)
         get_config = module.get_config
-    return _errors_in(name)(get_config)
+    return _config_errors(name)(get_config)
 
 
 @contextlib.contextmanager
-def _errors_in(name: str) -> Iterator[None]:
+def _config_errors(name: str) -> Iterator[None]:
     """Turns any exception into a `UvitError` that names the config file."""
     try:
         yield

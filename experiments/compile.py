@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--topology", required=True, metavar="NAME", help="of the chips, such as v5e:4x4"
-    )
-    parser.add_argument(
-        "--what", choices=("step", "sample"), default="step", help="program to compile"
-    )
+    parser.add_argument("--topology", required=True, metavar="NAME", help="such as v5e:4x4")
+    parser.add_argument("--what", choices=("step", "sample"), default="step", help="the program")
     parser.add_argument(
         "--suggest",
         type=int,

@@ -17,7 +17,7 @@ def test_an_unknown_topology_is_named_with_a_known_one(name):
 def test_gpus_fill_their_hosts():
     with pytest.raises(UvitError, match=r"'gpu:h10x8'.*did you mean 'h100'"):
         devices_of("gpu:h10x8")
-    with pytest.raises(UvitError, match="12 GPUs .* 8"):
+    with pytest.raises(UvitError, match=r"12 GPUs .* 8"):
         devices_of("gpu:h100x12")
 
 

@@ -75,5 +75,5 @@ def test_a_folder_that_cannot_be_created(environment, tmp_path, caplog):
     compilation_cache.enable()  # the default folder is optional
     assert compilation_cache.VARIABLE in caplog.text
     environment.setenv(compilation_cache.VARIABLE, "gs://bucket/cache")
-    with pytest.raises(UvitError, match="gs://bucket/cache .*JAX_COMPILATION_CACHE_DIR"):
+    with pytest.raises(UvitError, match=r"gs://bucket/cache .*JAX_COMPILATION_CACHE_DIR"):
         compilation_cache.enable()

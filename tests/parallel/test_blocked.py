@@ -1,4 +1,4 @@
-"""Attention by blocks of heads is full attention, gradients too."""
+"""Attention by blocks of heads equals full attention, gradients too."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ from uvit_jax.parallel.attention.implementations import attention
 B, N, M, H, K = 2, 13, 11, 3, 8
 
 
-# Of six heads: a turn of all; turns of three, of four and two; more cores than heads of a turn.
-@pytest.mark.parametrize(("heads_a_turn", "cores"), [(6, 2), (3, 2), (4, 3), (2, 16), (1, 1)])
+# Of six heads: one iteration; iterations of three; of four and two; more cores than heads.
+@pytest.mark.parametrize(
+    ("heads_per_iteration", "cores"), [(6, 2), (3, 2), (4, 3), (2, 16), (1, 1)]
+)
 @pytest.mark.parametrize("masked", [False, True, "present", "both"])
-def test_outputs_and_gradients_are_those_of_full_attention(
-    masked, heads_a_turn, cores, monkeypatch
+def test_outputs_and_gradients_equal_full_attention(
+    masked, heads_per_iteration, cores, monkeypatch
 ):
-    monkeypatch.setattr(blocked, "_cores", lambda: cores)
-    block = heads_a_turn * N * M * 4 / cores
+    monkeypatch.setattr(blocked, "num_cores", lambda: cores)
+    block = heads_per_iteration * N * M * 4 / cores
     monkeypatch.setattr(blocked, "BLOCK", block if cores > 1 else 8 * block)
     rng = np.random.default_rng(0)
 
@@ -33,7 +35,7 @@ def test_outputs_and_gradients_are_those_of_full_attention(
     if masked in (True, "both"):
         mask = rng.random((N, M)) < 0.5
         mask[:, 0] = True
-        mask[0] = np.arange(M) == 0  # sees one key alone
+        mask[0] = np.arange(M) == 0  # attends to one key only
         mask = jnp.asarray(mask)
 
     def run(implementation):

@@ -19,8 +19,8 @@ from uvit_jax.parallel.mesh import BATCH_AXES
 # Arrays that are indexed or added, and are no operand of a matrix product.
 TABLES = r"(table/embedding|positions/\w+)"
 
-# Aligned to the last dimensions, so that a rule applies with and without the layer axis of a scanned
-# stack. FSDP shards one axis of every large matrix; Megatron's tensor parallelism splits
+# Aligned to the last dimensions, so that a rule applies with and without the layer axis of a scan.
+# FSDP shards one axis of every large matrix; Megatron's tensor parallelism splits
 # the first product of a pair by columns and the second by rows.
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"attention/qkv/kernel", ("fsdp", None, "tensor", None)),

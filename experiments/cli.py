@@ -62,11 +62,10 @@ class Parser(argparse.ArgumentParser):
         self.register("type", float, number)  # argument groups inherit it
         self._config = config
         if config:
-            required = config_required
             self.add_argument(
                 "--config",
                 metavar="FILE",
-                required=required,
+                required=config_required,
                 help="a config file, such as configs/quickstart.py",
             )
             self.epilog = (

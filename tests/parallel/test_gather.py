@@ -47,6 +47,6 @@ def test_gradients_of_gathered_parameters_are_sharded_and_float32():
     found = json.loads(output.splitlines()[-1])
     assert found["error"] < 1e-2  # a gradient that passed through bfloat16
     assert found["gathers"] and found["same_sharding"] and found["dtype"] == "float32"
-    # Only the kernel is gathered, not the replicated bias nor the table. Its gradient is constrained
-    # unsharded before it is reduce-scattered.
+    # Only the kernel is gathered, not the replicated bias nor the table. Its gradient is unsharded
+    # before it is reduce-scattered.
     assert found["constraints"] == [1, 3]

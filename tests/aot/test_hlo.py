@@ -89,15 +89,17 @@ ENTRY %main (w: bf16[16,16], x: f32[8,4000]) -> f32[32,4000] {
 
 
 def test_collectives_have_roles_by_size():
-    found = {(c.role, c.kind): c for c in collectives(Module(PROGRAM), 4, [(64 * 16, 16 * 16)])}
-    assert len(found) == 5
-    gathered = found["parameters", "all-gather"]
+    by_role = {(c.role, c.kind): c for c in collectives(Module(PROGRAM), 4, [(64 * 16, 16 * 16)])}
+    assert len(by_role) == 5
+    gathered = by_role["parameters", "all-gather"]
     assert (gathered.count, gathered.group) == (5, 4)  # one collective, five trips
     assert gathered.bytes == 5 * (64 * 16 * 2) * 3 // 4
-    assert found["gradients", "all-reduce"].bytes == 5 * 2 * (64 * 16 * 2) * 3 // 4
-    assert found["gradients", "reduce-scatter"].bytes == gathered.bytes
-    assert found["scalars", "all-reduce"].count == 5
-    batch = found["activations", "all-gather"]  # an all-gathered batch is not taken for parameters
+    assert by_role["gradients", "all-reduce"].bytes == 5 * 2 * (64 * 16 * 2) * 3 // 4
+    assert by_role["gradients", "reduce-scatter"].bytes == gathered.bytes
+    assert by_role["scalars", "all-reduce"].count == 5
+    batch = by_role[
+        "activations", "all-gather"
+    ]  # an all-gathered batch is not taken for parameters
     assert batch.bytes == 32 * 4000 * 4 * 3 // 4 and batch.origin == "jit(step)/conv"
 
 

@@ -36,8 +36,8 @@ def test_train_steps_are_equal_with_the_cpu_options():
     images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
     fast = dict(attention="blocked", products="flat", unroll=2)
     steps = [train_step.ours(TINY, images, params, **options) for options in ({}, fast)]
-    found = [[step() for _ in range(3)] for step in steps]
-    np.testing.assert_allclose(*found, rtol=1e-5)
+    losses = [[step() for _ in range(3)] for step in steps]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_sampling_reports_the_difference_of_the_networks(tmp_path, monkeypatch, capsys):
@@ -47,7 +47,7 @@ def test_sampling_reports_the_difference_of_the_networks(tmp_path, monkeypatch, 
     sizes = "--size=8 --width=32 --depth=2 --num_heads=2 --batch_size=2 --attention=blocked"
     file = tmp_path / "out.json"
     assert sample.main([*sizes.split(), "--pairs=2", f"--json={file}"]) == 0
-    found = json.loads(file.read_text())
-    assert found["difference"] < 1e-5
-    assert len(found["seconds"]["ours"]["wall"]) == 2
+    report = json.loads(file.read_text())
+    assert report["difference"] < 1e-5
+    assert len(report["seconds"]["ours"]["wall"]) == 2
     assert "PyTorch / ours" in capsys.readouterr().out

@@ -47,14 +47,14 @@ def test_outputs_and_gradients_equal_full_attention(
         gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
         return out, *gradients
 
-    for found, expected in zip(run("blocked"), run("xla"), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(run("blocked"), run("xla"), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_softmax_of_half_precision_is_float32():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(B, N, H, K)), jnp.bfloat16) for _ in range(3))
-    found = attention(q, k, v, implementation="blocked")
+    actual = attention(q, k, v, implementation="blocked")
     exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)))
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.03)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), exact, atol=0.03)

@@ -37,10 +37,10 @@ for B, N in ((4, 16), (3, 13)):  # the axes divide both, and neither
                 for name in ("ring", "ulysses"):
                     both = jax.jit(lambda q, k, v: (
                         run(q, k, v, name), *jax.grad(loss, (0, 1, 2))(q, k, v, name)))
-                    found = both(q, k, v)
+                    results = both(q, k, v)
                     text = jax.jit(run, static_argnums=3).lower(q, k, v, name).compile().as_text()
                     errors[f"{name} {size} N={N} masked={masked}"] = dict(
-                        worst=max(float(jnp.abs(a - b).max()) for a, b in zip(exact, found)),
+                        worst=max(float(jnp.abs(a - b).max()) for a, b in zip(exact, results)),
                         collectives=[op for op in
                             ("collective-permute", "all-to-all", "all-gather") if op in text])
 print(json.dumps(errors))
@@ -48,20 +48,20 @@ print(json.dumps(errors))
 
 
 @pytest.fixture(scope="module")
-def found():
+def results():
     command = [sys.executable, "-c", PROGRAM]
     env = environment(8) | {"PYTHONPATH": str(ROOT)}
     return json.loads(subprocess.check_output(command, env=env, text=True, cwd=ROOT))
 
 
-def test_outputs_and_gradients_equal_full_attention(found):
-    assert len(found) == 16
-    for case, result in found.items():
+def test_outputs_and_gradients_equal_full_attention(results):
+    assert len(results) == 16
+    for case, result in results.items():
         assert result["worst"] < 1e-5, (case, result)
 
 
-def test_ring_permutes_and_ulysses_exchanges_all_to_all(found):
-    for case, result in found.items():
+def test_ring_permutes_and_ulysses_exchanges_all_to_all(results):
+    for case, result in results.items():
         wanted = "collective-permute" if case.startswith("ring") else "all-to-all"
         assert wanted in result["collectives"], (case, result)
 

@@ -25,15 +25,15 @@ with jax.set_mesh(mesh):
     rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
     jitted = jax.jit(jax.grad(loss), in_shardings=(param_shardings, rows))
     grads = jitted.lower(params, x).compile()
-    found = grads(params, x)
+    results = grads(params, x)
     layer = params | {"table": {"embedding": jnp.ones((8, 16))}}
     counts = [str(jax.make_jaxpr(f)(layer)).count("sharding_constraint") for f in (
         lambda p: gather_params(p, jnp.bfloat16),
         jax.grad(lambda p: sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(
             gather_params(p, jnp.bfloat16)))),
     )]
-errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, found)
-kernel = found["mlp"]["fc1"]["kernel"]
+errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, results)
+kernel = results["mlp"]["fc1"]["kernel"]
 print(json.dumps(dict(
     error=max(jax.tree.leaves(errors)), gathers="all-gather" in grads.as_text(),
     same_sharding=kernel.sharding.is_equivalent_to(param_shardings["mlp"]["fc1"]["kernel"], 2),
@@ -44,9 +44,9 @@ print(json.dumps(dict(
 def test_gradients_of_gathered_parameters_are_sharded_and_float32():
     env = environment(8) | {"PYTHONPATH": str(ROOT)}
     output = subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True, cwd=ROOT)
-    found = json.loads(output.splitlines()[-1])
-    assert found["error"] < 1e-2  # a gradient that passed through bfloat16
-    assert found["gathers"] and found["same_sharding"] and found["dtype"] == "float32"
+    results = json.loads(output.splitlines()[-1])
+    assert results["error"] < 1e-2  # a gradient that passed through bfloat16
+    assert results["gathers"] and results["same_sharding"] and results["dtype"] == "float32"
     # Only the kernel is gathered, not the replicated bias nor the table. Its gradient is unsharded
     # before it is reduce-scattered.
-    assert found["constraints"] == [1, 3]
+    assert results["constraints"] == [1, 3]

@@ -31,7 +31,7 @@ meshes = {
 rng = np.random.default_rng(0)
 batches = [dict(image=rng.uniform(-1, 1, (16, 16, 16, 3)).astype(np.float32),
                 label=rng.integers(0, 128, 16)) for _ in range(20)]
-found = {}
+results = {}
 for name, sizes in meshes.items():
     overrides = {"model.backbone.num_heads": 4} | {f"mesh.{a}": n for a, n in sizes.items()}
     overrides["model.backbone.attention"] = name if name in ("ring", "ulysses") else "xla"
@@ -54,29 +54,29 @@ for name, sizes in meshes.items():
             losses.append(float(metrics["loss"]))
     # Shapes of MLP activations on a device: (examples, tokens, hidden units).
     hidden = set(re.findall(r"f32\[(\d+,\d+,128)\]", program.as_text()))
-    found[name] = dict(losses=losses, largest=largest, hidden=sorted(hidden))
-print(json.dumps(found))
+    results[name] = dict(losses=losses, largest=largest, hidden=sorted(hidden))
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def found():
+def results():
     command = [sys.executable, "-c", PROGRAM]
     env = environment(8) | {"PYTHONPATH": str(ROOT)}
     return json.loads(subprocess.check_output(command, env=env, text=True, cwd=ROOT))
 
 
 @pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "xla", "ring", "ulysses"])
-def test_losses_equal_those_of_one_device(found, name):
-    np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=1e-5)
+def test_losses_equal_those_of_one_device(results, name):
+    np.testing.assert_allclose(results[name]["losses"], results["one"]["losses"], rtol=1e-5)
 
 
-def test_parameters_are_initialised_sharded(found):
-    assert found["fsdp"]["largest"] * 8 <= found["one"]["largest"]
+def test_parameters_are_initialised_sharded(results):
+    assert results["fsdp"]["largest"] * 8 <= results["one"]["largest"]
 
 
 @pytest.mark.parametrize("name", ["xla", "ring", "ulysses"])
-def test_tokens_that_the_context_axis_does_not_divide_are_sharded(found, name):
+def test_tokens_that_the_context_axis_does_not_divide_are_sharded(results, name):
     """16 examples on 2 devices, 18 tokens on 4: 5 per device, the last with 3 and padding."""
-    assert "8,5,128" in found[name]["hidden"], found[name]
-    assert "8,18,128" not in found[name]["hidden"], found[name]
+    assert "8,5,128" in results[name]["hidden"], results[name]
+    assert "8,18,128" not in results[name]["hidden"], results[name]

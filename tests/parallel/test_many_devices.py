@@ -85,8 +85,8 @@ def test_context_parallelism_across_processes(one_device, tmp_path):
     for process in start_together(*args, "--config.model.backbone.attention=ring"):
         status, _, err = finish(process)
         assert status == 0, err
-    found = losses(tmp_path / "run")
-    assert close(found, {step: one_device[1][step] for step in (1, 2, 3)})
+    results = losses(tmp_path / "run")
+    assert close(results, {step: one_device[1][step] for step in (1, 2, 3)})
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_one_error(tmp_path):

@@ -97,8 +97,8 @@ def test_slurm_requeues_a_failed_run_but_not_a_wrong_command(launch):
     commands = {"srun": RECORD, "scontrol": RECORD}
     for status, again in ((0, False), (2, False), (143, False), (1, True), (134, True)):
         job = dict(SLURM_JOB_ID="7", STATUS=str(status))
-        found, err, calls = launch("slurm.sh", *AWKWARD, commands=commands, **job)
-        assert found == status, err
+        returned, err, calls = launch("slurm.sh", *AWKWARD, commands=commands, **job)
+        assert returned == status, err
         assert calls[0] == ["srun", "--kill-on-bad-exit=1", *TRAIN, *AWKWARD]
         assert calls[1:] == [["scontrol", "requeue", "7"]] * again
     *_, calls = launch("slurm.sh", commands=commands, **job, SLURM_RESTART_COUNT="10")

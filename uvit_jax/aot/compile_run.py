@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import re
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.run_config import RunConfig, check_mesh
 from uvit_jax.training.state import abstract_state
 from uvit_jax.training.step import jit_step, make_step
+
+Program = Literal["step", "sample"]
 
 # Autotuning of XLA's own matrix products needs a GPU; without, cuBLAS computes all of them.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}}
@@ -98,7 +100,7 @@ class CompileReport:
     bound: Roofline | None = None
 
 
-def compile_run(run: RunConfig, topology: str, what: str = "step") -> CompileReport:
+def compile_run(run: RunConfig, topology: str, what: Program = "step") -> CompileReport:
     """Compiles a run's training step, or its sampler, for a topology.
 
     Args:
@@ -115,7 +117,7 @@ def compile_run(run: RunConfig, topology: str, what: str = "step") -> CompileRep
 
 
 def compile_for(
-    run: RunConfig, devices: list[Any], chip: Chip, topology: str, what: str = "step"
+    run: RunConfig, devices: list[Any], chip: Chip, topology: str, what: Program = "step"
 ) -> CompileReport:
     """`compile_run` for given devices."""
     mesh = make_mesh(run.mesh, devices)
@@ -199,7 +201,7 @@ def _nulls(model: Model) -> dict[str, np.ndarray]:
     }
 
 
-def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
+def _macs(run: RunConfig, what: Program, mesh: Mesh) -> int:
     """Multiply-accumulates of the traced program, over all chips."""
     # Products inside a custom attention kernel cannot be counted.
     backbone = dataclasses.replace(run.model.backbone, attention="xla")

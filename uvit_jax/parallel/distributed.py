@@ -27,8 +27,8 @@ HEARTBEAT_TIMEOUT = 60
 def initialize(spec: str, timeout: int = 300) -> None:
     """Joins this process to the others, by `jax.distributed.initialize`.
 
-    JAX aborts the process if others do not join in time, or two have one index. An address that
-    does not answer and a port that is taken are found before, and raise.
+    JAX aborts the process if others do not join in time, or if two have the same index. A wrong
+    address and a port in use are checked before, and raise.
 
     Args:
       spec: empty for a single process; `auto` on TPU pods, SLURM and Open MPI; or

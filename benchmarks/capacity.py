@@ -1,14 +1,13 @@
-"""Which models fit which slices, by compiling: the table of docs/scaling.md.
+"""Compiles which models fit which TPU slices: the table of docs/scaling.md.
 
     python -m benchmarks.capacity --out=docs/scaling/capacity.jsonl
     python -m benchmarks.capacity --out=docs/scaling/capacity.jsonl --only=v5e:4x4 --table
 
-Every cell compiles a model's training step for a slice, with as many examples a chip as `--batch`
-says (64 if it says nothing: U-ViT-L/2's 1024 on v5e:4x4), under each remat policy from the one that
-keeps least to the one that keeps most, until one does not fit. Parameters are spread over at most
-64 chips (`CONTEXT_PARALLEL`); more chips are copies of such groups. A program takes one to several
-minutes; each that is done is a line of the file and is not done again, so the command can be
-stopped and continued. `--table` compiles nothing and prints what there is.
+For every model and slice it compiles the training step with `--batch` examples per chip (64 are
+U-ViT-L/2's 1024 on v5e:4x4), under each remat policy from the one that stores least to the one that
+stores most, until one does not fit. Parameters are sharded over at most 64 chips (`MAX_FSDP`), and
+replicated beyond. A program takes one to several minutes and adds a line to the file, so that the
+command can be interrupted and resumed. `--table` prints the existing results and compiles nothing.
 """
 
 import dataclasses
@@ -35,20 +34,23 @@ CHIPS = {
     "v6e:2x4": 8,
     "v6e:16x16": 256,
 }
-# All widths divide by 64, and 1152 does not by 256.
-CONTEXT_PARALLEL = 64
-REMATS = ("full", "dots", "none")  # the one that keeps least first
+MAX_FSDP = 64  # divides all widths; 256 does not divide 1152
+REMATS = ("full", "dots", "none")  # from the one that stores least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
-    parser.add_argument("--out", metavar="FILE", required=True, help="one JSON line a program")
-    parser.add_argument("--only", default="", help="models and topologies, with commas")
-    parser.add_argument("--remat", default=",".join(REMATS), help="policies to try, with commas")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="results, a JSON line per program"
+    )
+    parser.add_argument("--only", default="", help="models and topologies, separated by commas")
+    parser.add_argument(
+        "--remat", default=",".join(REMATS), help="policies to try, separated by commas"
+    )
     parser.add_argument("--attention", default="xla", help="of all models")
-    parser.add_argument("--batch", type=int, default=64, help="examples a chip")
-    parser.add_argument("--table", action="store_true", help="print what there is")
+    parser.add_argument("--batch", type=int, default=64, help="examples per chip")
+    parser.add_argument("--table", action="store_true", help="print the existing results only")
     args = parser.parse(argv)
 
     import jax
@@ -74,21 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines that there are."""
+    """The existing results."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def missing(
     rows: list[dict[str, Any]], only: set[str], remats: Sequence[str], attention: str, batch: int
 ) -> Iterator[dict[str, Any]]:
-    """Compiles what `rows` lacks, a row at a time."""
+    """Compiles the programs that are not in `rows`, one at a time."""
     models = [m for m in MODELS if m in only] or list(MODELS)
     slices = [t for t in CHIPS if t in only] or list(CHIPS)
     for topology in slices:
         for model in models:
             for remat in remats:
                 key = (model, topology, remat, attention, batch)
-                row = next((r for r in rows if of(r) == key), None)
+                row = next((r for r in rows if key_of(r) == key), None)
                 if row is None:
                     row = compiled(*key)
                     yield row
@@ -96,21 +98,21 @@ def missing(
                     break
 
 
-def of(row: dict[str, Any]) -> tuple:
-    """What a row is about."""
+def key_of(row: dict[str, Any]) -> tuple:
+    """(model, topology, remat, attention, examples per chip) of a row."""
     batch = row["batch_size"] // row["chips"]
     return row["model"], row["topology"], row["remat"], row["attention"], batch
 
 
 def compiled(model: str, topology: str, remat: str, attention: str, batch: int) -> dict[str, Any]:
-    """One row: a report without the single collectives."""
+    """Compiles one program: its report, without the list of collectives, as a row."""
     from uvit_jax.aot.compile_run import compile_run
     from uvit_jax.training.run_config import parse_run
 
     config, overrides = MODELS[model]
     overrides = overrides | {
-        "mesh.data": max(1, CHIPS[topology] // CONTEXT_PARALLEL),
-        "mesh.fsdp": min(CHIPS[topology], CONTEXT_PARALLEL),
+        "mesh.data": max(1, CHIPS[topology] // MAX_FSDP),
+        "mesh.fsdp": min(CHIPS[topology], MAX_FSDP),
         "train.batch_size": batch * CHIPS[topology],
         "model.backbone.remat": remat,
         "model.backbone.attention": attention,
@@ -120,15 +122,15 @@ def compiled(model: str, topology: str, remat: str, attention: str, batch: int) 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """For each model and slice the fastest policy that fits, by its bound, as Markdown."""
+    """A Markdown table of the fastest policy that fits, by its bound, for each model and slice."""
     lines = [
-        "| model | slice | mesh | examples a chip | fits | remat | HBM a chip | bound: images/s "
-        "| limit |",
+        "| model | slice | mesh | examples per chip | fits | remat | HBM per chip "
+        "| bound: images/s | limit |",
         "|---|---|---|---:|---|---|---:|---:|---|",
     ]
     cells: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        model, topology, _, attention, batch = of(row)
+        model, topology, _, attention, batch = key_of(row)
         cells.setdefault((model, topology, attention, batch), []).append(row)
     for (model, topology, attention, batch), tried in sorted(cells.items(), key=_order):
         name = model if attention == "xla" else f"{model}, {attention}"
@@ -152,14 +154,14 @@ def _order(cell: tuple) -> tuple:
 
 
 def mesh(row: dict[str, Any]) -> str:
-    """The axes over which there is more than one chip, such as "data 4 × fsdp 64"."""
+    """The axes with more than one chip, such as "data 4 × fsdp 64"."""
     return " × ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
 
 
 def scaling(rows: list[dict[str, Any]]) -> str:
-    """How what a chip sends grows with the number of chips, for the same examples a chip."""
+    """A Markdown table of the bytes that a chip sends, at a fixed number of examples per chip."""
     lines = [
-        "| model | remat | slice | mesh | parameters | gradients | activations | all, a chip |",
+        "| model | remat | slice | mesh | parameters | gradients | activations | total per chip |",
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for row in sorted(rows, key=lambda r: (r["model"], r["remat"], r["attention"], r["chips"])):

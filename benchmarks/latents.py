@@ -1,11 +1,11 @@
-"""How fast latents come out of their files: examples a second, and where a batch's time goes.
+"""Reading latents: examples per second, and the time of each step.
 
     python -m benchmarks.latents
     python -m benchmarks.latents --count=50000 --workers=8 --json=latents.json
 
-It writes random latents in the shape of ImageNet 256's (32×32×4, mirrored copies too), reads them
-back in the random order of training, and samples them. The files were just written, so the
-machine's memory still holds them: storage slower than that shows in `read`.
+It writes random latents in the shape of ImageNet 256's (32×32×4, with mirrored copies), and reads
+and samples them in the random order of training. The files are in the page cache, since they were
+just written: on slow storage, `read` takes longer.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from uvit_jax.data.sources import latents
 SHAPE = (32, 32, 4)
 
 
-class NoImages:
-    """A data set without images: the moments come from `encode`."""
+class FakeImages:
+    """A data set of 1×1 images, since the latents do not depend on them."""
 
     def __init__(self):
         self.source = self
@@ -58,14 +58,14 @@ def write(folder: Path, dtype: str, count: int) -> float:
     moments = np.random.default_rng(0).normal(size=(64, 32, 32, 8)).astype(np.float32)
     moments[..., 4:] -= 10
     began = time.perf_counter()
-    encode_images(folder, index, NoImages(), lambda images: moments, batch_size=64)
+    encode_images(folder, index, FakeImages(), lambda images: moments, batch_size=64)
     return time.perf_counter() - began
 
 
 def rate(config: DataConfig, batch_size: int, seconds: float) -> float:
-    """Examples a second of training's iterator, over about so many seconds."""
+    """Examples per second of the training iterator, measured for about `seconds`."""
     iterator = batches(config, batch_size=batch_size, seed=0)
-    for _ in range(4):  # opens files, fills the queue
+    for _ in range(4):  # opens files and fills the queue
         next(iterator)
     began, count = time.perf_counter(), 0
     while time.perf_counter() < began + seconds:
@@ -76,7 +76,7 @@ def rate(config: DataConfig, batch_size: int, seconds: float) -> float:
 
 
 def parts(config: DataConfig, batch_size: int) -> dict[str, float]:
-    """Microseconds of one thread for each step in making an example, at best."""
+    """The minimal microseconds per example of each step, in one thread."""
     data = dataset(config)
     rng = np.random.default_rng(0)
     indices = rng.integers(0, len(data), batch_size).tolist()
@@ -108,16 +108,16 @@ def _microseconds(step) -> float:
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
-    return 1e6 * min(times)  # the others are of whatever else the machine had to do
+    return 1e6 * min(times)  # longer times are due to other processes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
     parser.add_argument("--count", type=int, default=8192, help="examples to write")
-    parser.add_argument("--batch_size", type=int, default=256, help="read at once")
+    parser.add_argument("--batch_size", type=int, default=256, help="examples per batch")
     parser.add_argument("--workers", type=int, action="append", help="threads; may be repeated")
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3, help="duration of each measurement")
     args = parser.parse(argv)
     results = []
     for dtype in ("float16", "float32"):
@@ -126,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{dtype}: {args.count} examples and mirror images written in {written:.1f} s")
             config = DataConfig(name="latents", path=folder, labels="label", flip=True, workers=0)
             shares = parts(config, args.batch_size)
-            shown = ", ".join(f"{name} {value:.0f}" for name, value in shares.items())
-            print(f"  microseconds an example, one thread: {shown}")
+            text = ", ".join(f"{name} {value:.0f}" for name, value in shares.items())
+            print(f"  microseconds per example in one thread: {text}")
             for workers in args.workers or (0, 1, 2, 4):
                 chosen = dataclasses.replace(config, workers=workers)
                 speed = rate(chosen, args.batch_size, args.seconds)

@@ -1,12 +1,12 @@
-"""Many subjects' adapters at once against one after the other, and attached against merged.
+"""Times LoRA fine-tuning to many subjects: in one `vmap` or in turn, attached or merged.
 
     python -m benchmarks.lora
     python -m benchmarks.lora --backbone=dit --subjects=8 --rounds=9
 
 The model is `configs/quickstart.py`'s, or a DiT of its size. A round fine-tunes to all subjects at
-once by `vmap`, and to one after the other, in turn, and gives the ratio of the two times; below 1,
-all at once is faster. `merged` adds the adapters into the kernels at every step instead, in the
-graph, with the same gradients. All programs are compiled before.
+once by `vmap`, then to each in turn, and prints the ratio of the times; below 1, all at once is
+faster. `--merged` also times adapters that are merged into the kernels in every step, with the same
+gradients. Compilation is not timed.
 """
 
 import time
@@ -20,13 +20,15 @@ from experiments import cli
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
-    parser.add_argument("--backbone", choices=("uvit", "dit"), default="uvit", help="of the base")
-    parser.add_argument("--subjects", type=int, default=16, help="fine-tuned at once, and in turn")
-    parser.add_argument("--steps", type=int, default=3, help="of fine-tuning, a round")
-    parser.add_argument("--rounds", type=int, default=7, help="pairs to measure")
+    parser.add_argument(
+        "--backbone", choices=("uvit", "dit"), default="uvit", help="of the base model"
+    )
+    parser.add_argument("--subjects", type=int, default=16, help="number of adapters")
+    parser.add_argument("--steps", type=int, default=3, help="of fine-tuning per round")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
-    parser.add_argument("--batch_size", type=int, default=4, help="of a subject, a step")
-    parser.add_argument("--merged", action="store_true", help="also time adapters that are merged")
+    parser.add_argument("--batch_size", type=int, default=4, help="examples per subject and step")
+    parser.add_argument("--merged", action="store_true", help="also time merged adapters")
     args = parser.parse(argv)
 
     import jax
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = dict(width=192, depth=6, num_heads=6)
     model = uvit_jax.build(preset("S", (32, 32, 3), patch_size=4, num_classes=10, **size))
     params = model.init(jax.random.key(0))
-    discrete = ScheduleConfig(name="ddpm_linear")  # as a learned range needs
+    discrete = ScheduleConfig(name="ddpm_linear")  # required for learned variances
     diffusion = ObjectiveConfig(schedule=discrete)
     rng = np.random.default_rng(0)
 
@@ -82,23 +84,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     each = args.steps * args.subjects
     results = {}
     for name, taken in seconds.items():
-        told = {"seconds": taken, "processor_seconds": busy[name]}
+        result = {"seconds": taken, "processor_seconds": busy[name]}
         for key, values, base in (
             ("ratio", taken, seconds["attached, in turn"]),
             ("processor_ratio", busy[name], busy["attached, in turn"]),
         ):
-            told[key] = np.percentile(np.asarray(values) / base, (50, 0, 100)).tolist()
-        results[name] = told
-        shown = [_shown(told[k]) for k in ("ratio", "processor_ratio")]
+            result[key] = np.percentile(np.asarray(values) / base, (50, 0, 100)).tolist()
+        results[name] = result
+        wall, cpu = [_ratio_text(result[k]) for k in ("ratio", "processor_ratio")]
         print(
-            f"{name}: {1e3 * np.median(taken) / each:.1f} ms a subject and step, {shown[0]} times "
-            f"attached in turn; in processor time {shown[1]}"
+            f"{name}: {1e3 * np.median(taken) / each:.1f} ms per subject and step; relative to "
+            f"attached, in turn: wall {wall}, CPU {cpu}"
         )
     cli.write_json(args.json, results)
     return 0
 
 
-def _shown(ratio: Sequence[float]) -> str:
+def _ratio_text(ratio: Sequence[float]) -> str:
     median, low, high = ratio
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
 

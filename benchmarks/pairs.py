@@ -1,7 +1,7 @@
-"""Ours and PyTorch's U-ViT of one shape and with the same weights, timed in alternating pairs.
+"""Times our U-ViT and PyTorch's, of the same shape and weights, in alternating pairs.
 
-Wall seconds depend on what else the machine does meanwhile; a pair's two halves are neighbours in
-time, so their ratio depends on it less. CPU seconds, summed over threads, are printed beside them.
+Other processes affect wall times; the two halves of a pair are adjacent in time, which makes their
+ratio more robust. CPU times, summed over threads, are printed too.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A U-ViT's, and the batch's; the defaults are U-ViT-S/2 on CIFAR-10.
+    """The shape of a U-ViT and its batch; the defaults are U-ViT-S/2 on CIFAR-10.
 
     Attributes:
-      size: of a picture's side, in pixels.
-      channels: of a picture.
-      patch_size: a patch's side, in pixels.
+      size: side of an image, in pixels.
+      channels: of an image.
+      patch_size: side of a patch, in pixels.
       width: of a token.
-      depth: blocks.
+      depth: number of blocks.
       num_heads: of attention.
-      batch_size: examples a step, or pictures drawn at once.
+      batch_size: examples per step, or images sampled at once.
     """
 
     size: int = 32
@@ -55,7 +55,7 @@ class Shape:
         )
 
     def theirs(self):
-        """PyTorch's module, with weights drawn from SEED."""
+        """PyTorch's module, with random weights."""
         import torch
 
         from tests.helpers.torch_uvit import UViT
@@ -67,7 +67,7 @@ class Shape:
 
 
 def converted(module, num_heads: int):
-    """Our parameters with the weights of PyTorch's module, by way of a checkpoint file."""
+    """The weights of PyTorch's module as our parameters, converted through a checkpoint file."""
     import torch
 
     import uvit_jax
@@ -79,35 +79,35 @@ def converted(module, num_heads: int):
 
 
 def parser(description: str) -> cli.Parser:
-    """The flags that both benchmarks share: a field of `Shape` each, threads, pairs, backbone."""
+    """The flags of both benchmarks: the fields of `Shape`, threads, pairs, backbone options."""
     parser = cli.Parser(description, config=False)
     helps = cli.explained(Shape)
     for field in dataclasses.fields(Shape):
         parser.add_argument(
             f"--{field.name}", type=int, default=field.default, help=helps[field.name]
         )
-    parser.add_argument("--threads", type=int, default=2, help="of both")
-    parser.add_argument("--pairs", type=int, default=7, help="how many to measure")
-    parser.add_argument("--attention", default="blocked", help="ours: see parallel/attention.py")
-    parser.add_argument("--products", default="flat", help="ours: see models/kernels.py")
-    parser.add_argument("--unroll", type=int, default=6, help="ours: blocks a turn of the scan")
+    parser.add_argument("--threads", type=int, default=2, help="for ours and PyTorch")
+    parser.add_argument("--pairs", type=int, default=7, help="number of measurements")
+    parser.add_argument("--attention", default="blocked", help="ours, see parallel/attention/")
+    parser.add_argument("--products", default="flat", help="ours, see models/kernels.py")
+    parser.add_argument("--unroll", type=int, default=6, help="ours, blocks per scan iteration")
     return parser
 
 
 def backbone(args) -> dict[str, Any]:
-    """The keys of our backbone that the flags set; by default those that are fast on CPUs."""
+    """The backbone options of the flags; the defaults are fast on CPUs."""
     return dict(attention=args.attention, products=args.products, unroll=args.unroll)
 
 
 def shape(args) -> Shape:
-    """The `Shape` that the flags describe."""
+    """The `Shape` of the flags."""
     return Shape(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Shape)})
 
 
 def set_threads(count: int) -> None:
-    """Gives PyTorch, and JAX's CPU backend by the cores that it may use, so many threads.
+    """Limits PyTorch, and JAX's CPU backend through the process' cores, to `count` threads.
 
-    Call it before JAX's first computation, which is when its pool of threads is made.
+    Call it before JAX's first computation, which creates its thread pool.
 
     Raises:
       UvitError: if there are fewer cores, or PyTorch is not installed.
@@ -115,26 +115,24 @@ def set_threads(count: int) -> None:
     try:
         import torch
     except ImportError:
-        raise UvitError(
-            "this times PyTorch beside ours, and it is not installed: pip install -e '.[test]'"
-        ) from None
+        raise UvitError("the benchmark needs PyTorch: pip install -e '.[test]'") from None
 
-    from uvit_jax.parallel import heap
+    from uvit_jax.parallel import cpu
 
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(cores):
         raise UvitError(f"--threads must lie between 1 and {len(cores)} cores, got {count}")
     os.sched_setaffinity(0, cores[:count])
     torch.set_num_threads(count)
-    heap.keep()  # as the trainer does; PyTorch's memory is kept, too
+    cpu.keep_freed_memory()  # as in training; it affects PyTorch too
 
 
 def measure(
     ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Wall and CPU seconds of each, `pairs` times, after one uncounted call of both.
+    """Wall and CPU seconds of both, `pairs` times, after a warm-up call.
 
-    Which of the two goes first changes from pair to pair.
+    The order within the pairs alternates.
     """
     if pairs < 1:
         raise UvitError(f"--pairs must be at least 1, got {pairs}")
@@ -152,9 +150,9 @@ def measure(
 
 
 def summary(taken: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Medians of the seconds, and of the pairs' ratios theirs / ours with their least and most.
+    """Medians of the seconds; median, minimum and maximum of the pairs' ratios theirs / ours.
 
-    A ratio above 1 says that ours is faster.
+    Above 1, ours is faster.
     """
     rows = {}
     for clock in ("wall", "cpu"):
@@ -171,7 +169,7 @@ def summary(taken: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
 
 
 def report(args, what: str, taken: dict[str, dict[str, list[float]]], **more: Any) -> None:
-    """Prints the summary, and writes it with every measurement to `--json`."""
+    """Prints the summary, and writes it with all measurements to `--json`."""
     rows = summary(taken)
     for clock, row in rows.items():
         print(

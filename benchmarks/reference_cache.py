@@ -1,11 +1,11 @@
-"""What caching references saves: seconds of sampling with and without, in pairs.
+"""Times sampling with and without the cache of reference keys and values, in pairs.
 
     python -m benchmarks.reference_cache
     python -m benchmarks.reference_cache --style=dit --subjects=1 --views=1 --guidance=0
 
-It draws from a model of random parameters at the size of the comparison on totems: pictures of
-32×32 in patches of 4, width 192, depth 6. Both ways draw the same pictures, which is checked. The
-two are timed one after the other, in turn first, and the ratio is taken within each pair.
+The model has random parameters and the size of the comparison on totems: 32×32 images in patches of
+4, width 192, depth 6. The order of a pair alternates, and the ratio is taken within it. The largest
+difference between the samples of the two is printed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ DIFFUSION = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), pred
 
 
 def setup(args) -> tuple[uvit_jax.Model, dict, dict[str, jax.Array]]:
-    """A model of random parameters, and conditions for a batch with every reference there."""
+    """A model, random parameters, and conditions for a batch in which no reference is absent."""
     model = uvit_jax.build(
         unified.preset(
             args.style,
@@ -70,16 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--visibility",
         choices=unified.VISIBILITIES[1:],
         default="ref_joint",
-        help="whom references see",
+        help="of references",
     )
     parser.add_argument("--subjects", type=int, default=3, help="with references")
     parser.add_argument("--views", type=int, default=2, help="references of each subject")
     parser.add_argument("--width", type=int, default=192, help="a multiple of 32")
     parser.add_argument("--depth", type=int, default=6, help="blocks")
-    parser.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once")
+    parser.add_argument("--batch_size", type=int, default=4, help="images sampled at once")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
-    parser.add_argument("--guidance", type=float, default=1.0, help="of references and of text")
-    parser.add_argument("--pairs", type=int, default=5, help="how many to measure")
+    parser.add_argument("--guidance", type=float, default=1.0, help="scale for references and text")
+    parser.add_argument("--pairs", type=int, default=5, help="number of measurements")
     args = parser.parse(argv)
 
     model, params, conditions = setup(args)
@@ -88,41 +88,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         guidance_scale=args.guidance,
         reference_guidance_scale=args.guidance,
     )
-    draws = {}
+    samplers = {}
     for option in ("never", "always"):
         config = dataclasses.replace(sample, cache_references=option)
-        draws[option] = jax.jit(make_sampler(model, DIFFUSION, config))
+        samplers[option] = jax.jit(make_sampler(model, DIFFUSION, config))
 
-    def draw(option: str) -> tuple[np.ndarray, float]:
+    def sample_images(option: str) -> tuple[np.ndarray, float]:
         began = time.perf_counter()
-        picture = draws[option](params, jax.random.key(0), conditions)["image"]
-        picture.block_until_ready()
-        return np.asarray(picture), time.perf_counter() - began
+        images = samplers[option](params, jax.random.key(0), conditions)["image"]
+        images.block_until_ready()
+        return np.asarray(images), time.perf_counter() - began
 
-    pictures = {option: draw(option)[0] for option in draws}  # compiles
-    apart = np.abs(pictures["never"] - pictures["always"]).max() / np.abs(pictures["never"]).max()
-    seconds: dict[str, list[float]] = {option: [] for option in draws}
+    images = {option: sample_images(option)[0] for option in samplers}  # compiles
+    difference = np.abs(images["never"] - images["always"]).max() / np.abs(images["never"]).max()
+    seconds: dict[str, list[float]] = {option: [] for option in samplers}
     for pair in range(args.pairs):
-        for option in list(draws)[:: 1 if pair % 2 else -1]:
-            seconds[option].append(draw(option)[1])
+        for option in list(samplers)[:: 1 if pair % 2 else -1]:
+            seconds[option].append(sample_images(option)[1])
     ratios = [a / b for a, b in zip(seconds["never"], seconds["always"], strict=True)]
     result = dict(
         vars(args),
         seconds={name: statistics.median(times) for name, times in seconds.items()},
         ratio=statistics.median(ratios),
         ratios=ratios,
-        difference=float(apart),
+        difference=float(difference),
     )
     result.pop("json", None)
     print(
         f"{model}\n{args.subjects} subjects × {args.views} views, {args.steps} steps, batch "
         f"{args.batch_size}, guidance {args.guidance:g}, on {jax.devices()[0].device_kind}"
     )
-    for name, words in (("never", "without the cache"), ("always", "with it")):
-        print(f"  {words}: {result['seconds'][name]:.2f} s")
+    for name, text in (("never", "without the cache"), ("always", "with the cache")):
+        print(f"  {text}: {result['seconds'][name]:.2f} s")
     print(
         f"  ratio {result['ratio']:.2f}, from {min(ratios):.2f} to {max(ratios):.2f} in "
-        f"{len(ratios)} pairs; pictures differ by {apart:.1e} of the largest value"
+        f"{len(ratios)} pairs; the images differ by {difference:.1e} of the largest value"
     )
     cli.write_json(args.json, result)
     return 0

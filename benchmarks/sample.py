@@ -1,11 +1,11 @@
-"""Sampling, ours and PyTorch's: deterministic DDIM from noise to pictures.
+"""Times deterministic DDIM sampling, ours and PyTorch's.
 
     python -m benchmarks.sample
     python -m benchmarks.sample --steps=10 --json=sample.json
 
 Both run a U-ViT-S/2 of the same weights in float32. Ours is the jitted sampler of
-`experiments.sample`; PyTorch's is a plain loop in `inference_mode`. The largest difference between
-what the two networks predict for one input is printed, so that it is the same network.
+`experiments.sample`, PyTorch's a plain loop in `inference_mode`. The largest difference between the
+predictions of the two networks for one input is printed.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from experiments import cli
 
 
 def ours(shape: pairs.Shape, params, steps: int, **backbone) -> Callable[[], np.ndarray]:
-    """A function that draws a batch."""
+    """A function that samples a batch of images (B, height, width, C)."""
     import jax
     import jax.numpy as jnp
 
@@ -29,30 +29,30 @@ def ours(shape: pairs.Shape, params, steps: int, **backbone) -> Callable[[], np.
 
     diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="vp_linear"), prediction="eps")
     config = SampleConfig(sampler=SamplerConfig(name="ddim", steps=steps))
-    draw = jax.jit(make_sampler(build(shape.ours(**backbone)), diffusion, config))
+    sampler = jax.jit(make_sampler(build(shape.ours(**backbone)), diffusion, config))
     params = jax.tree.map(jnp.asarray, params)
     key, counted = jax.random.key(pairs.SEED), {"count": jnp.zeros(shape.batch_size)}
-    return lambda: np.asarray(draw(params, key, counted)["image"])
+    return lambda: np.asarray(sampler(params, key, counted)["image"])
 
 
 def theirs(shape: pairs.Shape, module, steps: int) -> Callable[[], np.ndarray]:
-    """A function that draws a batch."""
+    """A function that samples a batch of images (B, height, width, C)."""
     import torch
 
-    picture = (shape.batch_size, shape.channels, shape.size, shape.size)
+    noise_shape = (shape.batch_size, shape.channels, shape.size, shape.size)
     t = torch.linspace(1, 0, steps + 1)
     alpha = torch.exp(-0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1)
     sigma = (1 - alpha**2).clamp_min(0).sqrt()
 
     @torch.inference_mode()
-    def draw() -> np.ndarray:
-        x = torch.randn(picture)
+    def sampler() -> np.ndarray:
+        x = torch.randn(noise_shape)
         for i in range(steps):
             eps = module(x, (1000 * t[i]).expand(shape.batch_size))
             x = alpha[i + 1] * (x - sigma[i] * eps) / alpha[i] + sigma[i + 1] * eps
         return x.permute(0, 2, 3, 1).numpy()
 
-    return draw
+    return sampler
 
 
 def difference(shape: pairs.Shape, module, params, **backbone) -> float:
@@ -66,30 +66,30 @@ def difference(shape: pairs.Shape, module, params, **backbone) -> float:
     x = rng.normal(size=(2, shape.size, shape.size, shape.channels)).astype(np.float32)
     t = np.array([3.0, 700.0], np.float32)
     model = build(shape.ours(**backbone))
-    found = jax.jit(model.apply)(params, {"image": x}, {"image": t})["image"]
+    actual = jax.jit(model.apply)(params, {"image": x}, {"image": t})["image"]
     with torch.inference_mode():
         expected = module(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t))
-    return float(np.abs(np.asarray(found) - expected.permute(0, 2, 3, 1).numpy()).max())
+    return float(np.abs(np.asarray(actual) - expected.permute(0, 2, 3, 1).numpy()).max())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
     parser = pairs.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=3, help="network evaluations a batch")
+    parser.add_argument("--steps", type=int, default=3, help="network evaluations per batch")
     args = parser.parse(argv)
     pairs.set_threads(args.threads)
     shape = pairs.shape(args)
     module = shape.theirs().eval()
     params = pairs.converted(module, shape.num_heads)
     backbone = pairs.backbone(args)
-    apart = difference(shape, module, params, **backbone)
-    print(f"largest difference between the two networks' predictions: {apart:.1e}")
+    error = difference(shape, module, params, **backbone)
+    print(f"largest difference between the two networks' predictions: {error:.1e}")
     taken = pairs.measure(
         ours(shape, params, args.steps, **backbone),
         theirs(shape, module, args.steps),
         args.pairs,
     )
-    pairs.report(args, f"{args.steps} steps of sampling", taken, difference=apart)
+    pairs.report(args, f"{args.steps} steps of sampling", taken, difference=error)
     return 0
 
 

@@ -1,11 +1,11 @@
-"""The train step, ours and PyTorch's: forward, backward, AdamW and the average of the parameters.
+"""Times the train step, ours and PyTorch's: forward, backward, AdamW and EMA.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --pairs=11 --json=train_step.json
 
-Both train a U-ViT-S/2 of the same weights in float32 on the same noised pictures' shapes. Ours is
-the jitted step of `experiments.train`, with its noise and its metrics; PyTorch's is a plain loop
-with the multi-tensor (`foreach`) AdamW and average.
+Both train a U-ViT-S/2 of the same weights in float32 on random images of the same shape. Ours is
+the jitted step of `experiments.train`, with its noise and metrics; PyTorch's is a plain loop with
+multi-tensor (`foreach`) AdamW and EMA.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,12 +52,12 @@ def ours(shape: pairs.Shape, images: np.ndarray, params, **backbone) -> Callable
     )
     batch = {"image": jnp.asarray(images)}
 
-    def take() -> float:
+    def train_step() -> float:
         nonlocal state
         state, metrics = jax.block_until_ready(step(state, batch))
         return float(metrics["loss"])
 
-    return take
+    return train_step
 
 
 def theirs(module, images: np.ndarray) -> Callable[[], float]:
@@ -73,7 +73,7 @@ def theirs(module, images: np.ndarray) -> Callable[[], float]:
     )
     images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
-    def take() -> float:
+    def train_step() -> float:
         t = torch.rand(len(images))
         alpha = torch.exp(-0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1)[:, None, None, None]
         noise = torch.randn_like(images)
@@ -86,7 +86,7 @@ def theirs(module, images: np.ndarray) -> Callable[[], float]:
             torch._foreach_lerp_(averaged, parameters, 1 - EMA)
         return loss.item()
 
-    return take
+    return train_step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = pairs.shape(args)
     module = shape.theirs()
     params = pairs.converted(module, shape.num_heads)
-    picture = (shape.batch_size, shape.size, shape.size, shape.channels)
-    images = np.random.default_rng(pairs.SEED).uniform(-1, 1, picture).astype(np.float32)
-    take = ours(shape, images, params, **pairs.backbone(args))
-    taken = pairs.measure(take, theirs(module, images), args.pairs)
+    images_shape = (shape.batch_size, shape.size, shape.size, shape.channels)
+    images = np.random.default_rng(pairs.SEED).uniform(-1, 1, images_shape).astype(np.float32)
+    our_step = ours(shape, images, params, **pairs.backbone(args))
+    taken = pairs.measure(our_step, theirs(module, images), args.pairs)
     pairs.report(args, "train step", taken)
     return 0
 

@@ -1,8 +1,8 @@
-"""What all command lines share: `--config`, `--config.KEY=VALUE`, `--json`, errors as sentences.
+"""Shared parts of the command lines: `--config`, `--config.KEY=VALUE`, `--json`, one-line errors.
 
-A config file is Python with `get_config()`, which returns an `ml_collections.ConfigDict` (or takes
-the text after a colon: `--config=configs/x.py:text`). The keys that it leaves out have the defaults
-of the classes in `uvit_jax.training.run_config`, and any key can be overridden, left out or not.
+A config file is a Python file with a function `get_config()` that returns an
+`ml_collections.ConfigDict`; with `--config=configs/x.py:TEXT` it is called as `get_config("TEXT")`.
+Keys that it omits have the defaults of the classes in `uvit_jax.training.run_config`.
 """
 
 import argparse
@@ -23,21 +23,27 @@ from experiments import compilation_cache
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
 
-SHARED = {"--seed": "of all random numbers; the same seed gives the same results"}
-"""Flags that mean the same in every command, and are explained here unless one says otherwise."""
+SHARED_HELP = {"--seed": "of all random numbers; the same seed gives the same results"}
+"""Help of flags that have the same meaning in every command, unless the command has its own."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Examples as they stand, and every flag with its default."""
+    """Prints the description as it is, and appends each flag's default to its help."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         unset = action.default in (None, "", [], argparse.SUPPRESS) or action.default is False
-        shown = unset or "default" in action.help
-        return action.help if shown else f"{action.help} (default: %(default)s)"
+        complete = unset or "default" in action.help
+        return action.help if complete else f"{action.help} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are `UvitError`s, and that knows `--config.KEY=VALUE`."""
+    """An ArgumentParser that raises `UvitError` and accepts `--config.KEY=VALUE`.
+
+    Args:
+      description: printed by `--help`.
+      config: whether the command takes `--config`. config_required: whether it needs it.
+      keys: the config's class, for `--help`. example: overrides, for `--help`.
+    """
 
     def __init__(
         self,
@@ -53,46 +59,49 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        self.register("type", float, number)  # groups of arguments share it
+        self.register("type", float, number)  # argument groups inherit it
         self._config = config
         if config:
-            required = config_required
             self.add_argument(
-                "--config", metavar="FILE", required=required, help="a file of configs/"
+                "--config",
+                metavar="FILE",
+                required=config_required,
+                help="a config file, such as configs/quickstart.py",
             )
             self.epilog = (
                 f"Any key of the config can be overridden: {example}.\n"
-                f"The keys and their meanings are the fields of {keys} and of the classes it names."
+                f"The keys are documented as the fields of {keys} and of the classes that it names."
             )
-        self.add_argument("--json", metavar="FILE", help="write the results there as JSON")
+        self.add_argument("--json", metavar="FILE", help="write the results to this file as JSON")
 
     def format_help(self) -> str:
         for action in self._actions:
-            known = [SHARED[option] for option in action.option_strings if option in SHARED]
-            action.help = action.help or next(iter(known), None)
+            shared = [SHARED_HELP[o] for o in action.option_strings if o in SHARED_HELP]
+            action.help = action.help or next(iter(shared), None)
         return super().format_help()
 
     def error(self, message: str):
         raise UvitError(f"{message} (see --help)")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The arguments, with `overrides` {dotted key: value} if the parser takes a config.
+        """The arguments of `argv` (default: `sys.argv[1:]`), with `overrides`: {dotted key: value}.
 
         Raises:
-          UvitError: on an unknown flag.
+          UvitError: on an unknown flag or an invalid value, with the nearest known one.
         """
         argv = sys.argv[1:] if argv is None else argv
         if not {"-h", "--help"} & set(argv):
-            for flag in argv:  # before a required one that is misspelt is called missing
+            # Before argparse, which would report a misspelt required flag as missing.
+            for flag in argv:
                 name = flag.partition("=")[0]
-                if name.startswith("--") and " " not in name:  # else a value, to argparse as well
+                if name.startswith("--") and " " not in name:  # argparse takes others as values
                     self._check_known(name)
         args, rest = self.parse_known_args(argv)
         args.overrides = {}
         while rest:
-            flag, given, value = rest.pop(0).partition("=")
+            flag, equals, value = rest.pop(0).partition("=")
             self._check_known(flag)
-            if not given:
+            if not equals:
                 if not rest:
                     raise UvitError(f"{flag} needs a value: {flag}=VALUE")
                 value = rest.pop(0)
@@ -106,12 +115,12 @@ class Parser(argparse.ArgumentParser):
         known = [option for option in options if option not in ("-h", "--help")]
         hint, dotted = nearest(flag, known), flag.startswith("--") and "." in flag
         if self._config and dotted and "did you mean" not in hint:
-            hint = f"; a key of the config is given as --config.{flag.lstrip('-')}=VALUE"
+            hint = f"; to override a key of the config, use --config.{flag.lstrip('-')}=VALUE"
         raise UvitError(f"unknown flag {flag!r}{hint} (see --help)")
 
 
 def number(text: str) -> float:
-    """A flag's value as a finite number."""
+    """A finite float; raises ValueError for others, such as `nan`."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError
@@ -119,17 +128,17 @@ def number(text: str) -> float:
 
 
 def explained(cls: type) -> dict[str, str]:
-    """What a config class's docstring says of its fields, by field."""
+    """The descriptions in the `Attributes` section of a class' docstring, by field."""
     section = inspect.getdoc(cls).partition("Attributes:\n")[2].partition("\n\n")[0]
-    found = {}
+    fields = {}
     for entry in re.split(r"\n(?=  \S)", f"\n{section}"):
         names, _, text = " ".join(entry.split()).partition(": ")
-        found |= dict.fromkeys(names.split(", "), text)
-    return found
+        fields |= dict.fromkeys(names.split(", "), text)
+    return fields
 
 
 def literal(text: str) -> Any:
-    """A flag's value as the Python literal that it spells, or as the text that it is."""
+    """The Python literal in `text`, or `text` itself if there is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -137,10 +146,10 @@ def literal(text: str) -> Any:
 
 
 def read_config(spec: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The config file's nested dicts with the overrides put in.
+    """The config file's nested dicts with `overrides` {dotted key: value} applied.
 
     Raises:
-      UvitError: if the file is missing or broken, or an override goes through what is no group.
+      UvitError: if the file is missing or fails, or an override's parent is not a group of keys.
     """
     name, _, argument = spec.partition(":")
     get_config, _ = load_config_file(name)
@@ -153,23 +162,25 @@ def load_config_file(name: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
     A file of several runs lists them in `NAMES`; each is an argument of its `get_config`.
 
     Raises:
-      UvitError: if the file is missing or broken; and the function does, if it fails.
+      UvitError: if the file is missing or fails; the function raises it too, if it fails.
     """
     path = Path(name)
     if not path.is_file() or path.suffix != ".py":
         known = [str(p) for p in sorted(Path("configs").glob("*.py"))]
-        raise UvitError(f"config file {name!r} does not exist or is no .py{nearest(name, known)}")
+        raise UvitError(
+            f"config file {name!r} does not exist or is not a .py file{nearest(name, known)}"
+        )
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    with _told_of(name):
+    with _config_errors(name):
         module_spec.loader.exec_module(module)
         get_config = module.get_config
-    return _told_of(name)(get_config), tuple(getattr(module, "NAMES", ()))
+    return _config_errors(name)(get_config), tuple(getattr(module, "NAMES", ()))
 
 
 @contextlib.contextmanager
-def _told_of(name: str) -> Iterator[None]:
-    """What goes wrong inside is a `UvitError` that names the config file."""
+def _config_errors(name: str) -> Iterator[None]:
+    """Turns any exception into a `UvitError` that names the config file."""
     try:
         yield
     except UvitError:
@@ -180,37 +191,33 @@ def _told_of(name: str) -> Iterator[None]:
 
 
 def config_name(spec: str) -> str:
-    """A config's short name, for the default workdir: `configs/quickstart.py` → `quickstart`."""
+    """The name of the default workdir, such as `quickstart` for `configs/quickstart.py`."""
     name, _, argument = spec.partition(":")
     return "_".join(filter(None, [Path(name).stem, argument.replace("/", "_")]))
 
 
 def write_json(path: str | None, results: Any) -> None:
-    """Writes `results` to the file that `--json` named, if any."""
+    """Writes `results` to the file `path`, the value of `--json`, unless it is None."""
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> None:
-    """Runs a command's `main(argv) → exit status`; a `UvitError` is one line and status 2.
+    """Runs a command's `main(argv) → exit status` with the compilation cache, and exits.
 
-    What it compiles is kept for the next time (see compilation_cache.py).
+    A `UvitError` and an OSError (a full disk, a read-only folder) print one line; the status is 2.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax think aloud there
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax are verbose
     try:
         compilation_cache.enable()
         status = main(None)
-    except UvitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except OSError as error:
-        # A disk that is full, a folder that cannot be written: the path and the reason are in it.
+    except (UvitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("stopped at once; nothing was saved since the last checkpoint", file=sys.stderr)
+        print("interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
         status = 130
     sys.exit(status)

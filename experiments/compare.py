@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from experiments.subjects.study import Comparison
     from experiments.subjects.writing import write
-    from uvit_jax.parallel import heap
+    from uvit_jax.parallel import cpu
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
     if args.report and not (workdir / "compare.json").exists():
         raise cli.UvitError(f"{workdir} holds no comparison (no compare.json) to report on")
-    heap.keep()
+    cpu.keep_freed_memory()
     comparison = Comparison(config, workdir, only)
     found = write(comparison.space) if args.report else comparison()
     if found is None:

@@ -1,10 +1,10 @@
-"""The persistent compilation cache of all commands: a program is compiled once, not at every start.
+"""JAX's persistent compilation cache, which all commands use, so that restarts do not recompile.
 
-It lies in a folder of the user's own, `~/.cache/uvit_jax/xla` (or below `$XDG_CACHE_HOME`).
-`UVIT_JAX_CACHE` names another one, or is `off`. On a pod, name one that all hosts see: process 0
-writes, and all read. Whoever sets JAX's own `JAX_COMPILATION_CACHE_DIR` decides instead.
+It is in `~/.cache/uvit_jax/xla` (or in `$XDG_CACHE_HOME/uvit_jax/xla`). The environment variable
+`UVIT_JAX_CACHE` sets another folder, or is `off`. On a pod, set one that all hosts share: process 0
+writes, all read. JAX's own variable `JAX_COMPILATION_CACHE_DIR` takes precedence.
 
-What is in the cache is run as it is, so nobody else may be able to write there.
+JAX executes cached programs unchecked, so the folder must not be writable by other users.
 """
 
 import logging
@@ -20,10 +20,11 @@ VARIABLE = "UVIT_JAX_CACHE"
 
 
 def enable() -> None:
-    """Points JAX, which is not imported yet, to the cache's folder, through the environment.
+    """Sets JAX_COMPILATION_CACHE_DIR; call it before JAX is imported.
 
     Raises:
-      UvitError: if the folder is not a private one, or one that was named cannot be made.
+      UvitError: if others can write to the folder, or UVIT_JAX_CACHE names one that cannot be
+        created.
     """
     folder = chosen()
     if folder is None:
@@ -32,50 +33,50 @@ def enable() -> None:
         check(folder)
     except OSError as error:
         if os.environ.get(VARIABLE):
-            raise UvitError(f"{VARIABLE}: {error}; name another folder, or 'off'") from None
-        # A home that cannot be written is no reason not to run.
-        logger.warning("programs are compiled anew at every start: %s (see %s)", error, VARIABLE)
+            raise UvitError(f"{VARIABLE}: {error}; set it to another folder, or to off") from None
+        # The default folder is optional, for instance with a read-only home.
+        logger.warning("no compilation cache: %s; set %s to another folder", error, VARIABLE)
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def chosen() -> Path | None:
-    """The folder that the environment asks for; None if JAX's own variable is set, or for `off`.
+    """The cache's folder by the environment; None if it is `off` or JAX's own variable is set.
 
     Raises:
-      UvitError: if it asks for what is no folder.
+      UvitError: if UVIT_JAX_CACHE is a URL.
     """
-    named = os.environ.get(VARIABLE, "")
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or named == "off":
+    value = os.environ.get(VARIABLE, "")
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or value == "off":
         return None
-    if "://" in named:
+    if "://" in value:
         raise UvitError(
-            f"{VARIABLE}={named} is no folder; for a bucket that only you can write to, set "
+            f"{VARIABLE}={value} is not a folder; for a bucket that only you can write to, set "
             "JAX_COMPILATION_CACHE_DIR"
         )
-    if named:
-        return Path(named).expanduser().absolute()
+    if value:
+        return Path(value).expanduser().absolute()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser().absolute() / "uvit_jax" / "xla"
 
 
 def check(folder: Path) -> None:
-    """Makes the folder, for its owner alone, if it is not there.
+    """Creates the folder with mode 700 if it does not exist.
 
     Raises:
-      UvitError: if another user owns it or may write to it. OSError: if it cannot be made.
+      UvitError: if another user owns it or can write to it. OSError: if it cannot be created.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.stat()
-    remedy = f"name a folder of your own with {VARIABLE}, or {VARIABLE}=off"
+    remedy = f"set {VARIABLE} to a folder of your own, or to off"
     if status.st_uid != os.geteuid():
         raise UvitError(
-            f"the compilation cache {folder} belongs to another user, whose programs would be run; "
-            f"{remedy}"
+            f"the compilation cache {folder} belongs to another user, whose programs JAX would "
+            f"execute; {remedy}"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UvitError(
-            f"the compilation cache {folder} can be written by others, whose programs would be "
-            f"run; chmod 700 it, or {remedy}"
+            f"the compilation cache {folder} is writable by others, whose programs JAX would "
+            f"execute; chmod 700 it, or {remedy}"
         )

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from uvit_jax.errors import UvitError
     from uvit_jax.models.lora import TARGETS, LoraConfig
-    from uvit_jax.parallel import heap
+    from uvit_jax.parallel import cpu
     from uvit_jax.training.finetune import FinetuneConfig
 
     if bool(args.images) == bool(args.subjects):
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
     )
     folders = _folders(args)
-    heap.keep()
+    cpu.keep_freed_memory()
     command = _Command(args, config)
     todo = {name: out for name, out in _outputs(args, folders).items() if command.is_new(out, name)}
     seconds = 0.0

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from uvit_jax import load
     from uvit_jax.errors import UvitError
-    from uvit_jax.parallel import heap
+    from uvit_jax.parallel import cpu
     from uvit_jax.parallel.mesh import MeshConfig, make_mesh
     from uvit_jax.parallel.sharding import jit_replicated, shardings
     from uvit_jax.sampling import decoding
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = parse_run(folder.read_config())
     vocabulary = folder.read_vocabulary()
     config = sampling_flags.sample_config(run.sample, args, **_changes(args))
-    heap.keep()
+    cpu.keep_freed_memory()
     model, params = load(folder.path, step=args.step, ema=not args.raw)
     model = sampling_flags.with_attention(model, args.attention)
     if args.image_size is not None:

@@ -77,7 +77,7 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("parallel/mesh.py", ("MeshConfig", "make_mesh", "abstract_mesh")),
         ("parallel/sharding.py", ("shardings", "spec", "jit_replicated")),
         ("aot/sharding_plan.py", ("plan_run",)),
-        ("aot/compile_run.py", ("compile_run", "Report")),
+        ("aot/compile_run.py", ("compile_run", "CompileReport")),
         ("parallel/distributed.py", ("initialize",)),
     ),
     "Evaluation": (

@@ -1,4 +1,4 @@
-"""A run's programs compiled ahead of time: what the reports say, here and for a TPU slice."""
+"""Reports of ahead-of-time compilation, for this machine's CPU and for TPU slices."""
 
 import dataclasses
 import importlib.util
@@ -31,16 +31,16 @@ def tiny(**overrides):
     return parse_run(cli.read_config(str(ROOT / TINY), overrides))
 
 
-def here(run, what="step", chip=CHIP):
-    return compile_for(run, jax.devices()[:1], chip, "here", what)
+def compile_here(run, what="step", chip=CHIP):
+    return compile_for(run, jax.devices()[:1], chip, "cpu", what)
 
 
-def test_a_steps_products_are_three_forward_passes_at_most():
+def test_a_step_costs_at_most_three_forward_passes():
     run = tiny()
-    report = here(run)
+    report = compile_here(run)
     forward = 2 * 16 * forward_cost(run.model).total
     assert report.model_flops == 3 * forward
-    # The patch embedding's input wants no gradient; that is all that is saved.
+    # Only the gradient of the patch embedding's input is not computed.
     assert 0.97 * 3 * forward < report.program_flops < 3 * forward
     assert report.fits and report.memory_bytes > 0 and report.collectives == ()
     assert report.bound.seconds == max(
@@ -48,16 +48,16 @@ def test_a_steps_products_are_three_forward_passes_at_most():
     )
 
 
-def test_sampling_costs_its_evaluations_of_the_network():
+def test_sampling_costs_its_network_evaluations():
     run = tiny()
-    report = here(run, "sample", dataclasses.replace(CHIP, memory_bytes=1))
+    report = compile_here(run, "sample", dataclasses.replace(CHIP, memory_bytes=1))
     assert not report.fits and report.memory_bytes > 1
-    # Four evaluations of four pictures, each with and without its label.
+    # Four evaluations of four images, each with and without its label.
     assert report.program_flops == 2 * 4 * 4 * 2 * forward_cost(run.model).total
 
 
 @needs_libtpu
-def test_for_a_slice_parameters_are_gathered_and_gradients_reduced(tmp_path, capsys):
+def test_on_a_slice_parameters_are_gathered_and_gradients_reduced(tmp_path, capsys):
     flags = {
         "mesh.data": 1,
         "mesh.fsdp": -1,
@@ -75,16 +75,16 @@ def test_for_a_slice_parameters_are_gathered_and_gradients_reduced(tmp_path, cap
     assert report["gathered_activations"] == 0
     gathered = sum(report["moved"]["parameters"].values())
     blocks = 3 * 12 * 128 * 128 + 2 * 128 * 128  # in, middle, out with its skip; in bfloat16
-    # Once for each pass, but for what the compiler keeps of blocks that stand alone.
+    # Once per pass, except for parameters that the compiler keeps gathered.
     assert blocks * 2 * 3 / 4 <= gathered <= 2.2 * blocks * 2 * 3 / 4
     assert sum(report["moved"]["gradients"].values()) >= blocks * 2 * 3 / 4
     assert sum(report["moved"].get("activations", {}).values()) < gathered / 100
-    assert "bound, not a measurement" in capsys.readouterr().out
+    assert "not a measurement" in capsys.readouterr().out
 
 
 @needs_libtpu
-def test_a_dits_conditions_keep_to_their_examples(tmp_path):
-    # Each of its modulations is a product of the batch's conditions: (B, D), no tokens.
+def test_a_dits_modulation_gathers_no_activations(tmp_path):
+    # Each modulation is a product of the conditions (B, D), without tokens.
     flags = {
         "mesh.data": 2,
         "mesh.fsdp": 8,
@@ -102,10 +102,12 @@ def test_a_dits_conditions_keep_to_their_examples(tmp_path):
     assert command.main(argv + [f"--config.{key}={value}" for key, value in flags.items()]) == 0
     report = json.loads(out.read_text())
     assert report["gathered_activations"] == 0
-    assert sum(report["moved"]["activations"].values()) < 100_000  # a look-up in split labels
+    assert (
+        sum(report["moved"]["activations"].values()) < 100_000
+    )  # a look-up in the sharded label table
 
 
-def test_the_nearest_change_is_the_first_that_fits():
+def test_the_suggestion_is_the_first_change_that_fits():
     run = tiny(**{"mesh.data": 4, "mesh.fsdp": -1})
     seen = []
 
@@ -113,14 +115,14 @@ def test_the_nearest_change_is_the_first_that_fits():
         seen.append(run)
         return run.mesh.fsdp == 8
 
-    found = nearest_fit(run, 8, fits)
-    assert found == {"model.backbone.remat": "full", "mesh.data": 1, "mesh.fsdp": 8}
+    changes = nearest_fit(run, 8, fits)
+    assert changes == {"model.backbone.remat": "full", "mesh.data": 1, "mesh.fsdp": 8}
     assert [r.model.backbone.remat for r in seen] == ["dots", "attention", "full", "full"]
     assert nearest_fit(run, 8, lambda run: False) is None
     assert nearest_fit(run, 8, fits, tries=2) is None
 
 
-def test_every_candidate_is_a_run_that_the_mesh_divides():
+def test_the_mesh_divides_the_batch_of_every_candidate():
     run = tiny(**{"train.batch_size": 64})
     every = [changed(run, c) for c in candidates(run, 8)]
     assert len(every) == 10
@@ -128,8 +130,8 @@ def test_every_candidate_is_a_run_that_the_mesh_divides():
         assert candidate.train.batch_size % (8 * candidate.train.accumulate) == 0
     batches = [c.train.batch_size for c in every]
     assert batches == sorted(batches, reverse=True) and batches[-1] == 8
-    drawn = [changed(run, c).sample.count for c in candidates(run, 2, "sample")]
-    assert drawn == [4, 2]  # after fsdp, halved
+    counts = [changed(run, c).sample.count for c in candidates(run, 2, "sample")]
+    assert counts == [4, 2]  # after fsdp, halved
 
 
 def test_compile_time_does_not_grow_with_depth():

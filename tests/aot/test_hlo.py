@@ -1,4 +1,4 @@
-"""Programs read back from text: loops counted, collectives added up by what they move."""
+"""Parsed HLO: loops are counted, and collectives are summed by role."""
 
 import re
 
@@ -25,7 +25,7 @@ def text():
     return jax.jit(nested).lower(jnp.ones((64, 64))).compile().as_text()
 
 
-def test_a_loop_in_a_loop_is_counted_with_the_compilers_note_and_without(text):
+def test_nested_loops_are_counted_with_and_without_trip_count_annotations(text):
     bare = re.sub(r'"known_trip_count":\{[^}]*\},?', "", text)
     assert "known_trip_count" in text and "known_trip_count" not in bare
     for program in (text, bare):
@@ -88,20 +88,22 @@ ENTRY %main (w: bf16[16,16], x: f32[8,4000]) -> f32[32,4000] {
 """.replace("ORIGIN", 'metadata={op_name="jit(step)/conv"}')
 
 
-def test_collectives_are_told_apart_by_what_they_move():
-    found = {(c.role, c.kind): c for c in collectives(Module(PROGRAM), 4, [(64 * 16, 16 * 16)])}
-    assert len(found) == 5
-    gathered = found["parameters", "all-gather"]
+def test_collectives_have_roles_by_size():
+    by_role = {(c.role, c.kind): c for c in collectives(Module(PROGRAM), 4, [(64 * 16, 16 * 16)])}
+    assert len(by_role) == 5
+    gathered = by_role["parameters", "all-gather"]
     assert (gathered.count, gathered.group) == (5, 4)  # one collective, five trips
     assert gathered.bytes == 5 * (64 * 16 * 2) * 3 // 4
-    assert found["gradients", "all-reduce"].bytes == 5 * 2 * (64 * 16 * 2) * 3 // 4
-    assert found["gradients", "reduce-scatter"].bytes == gathered.bytes
-    assert found["scalars", "all-reduce"].count == 5
-    batch = found["activations", "all-gather"]  # what must not be there, and is found
+    assert by_role["gradients", "all-reduce"].bytes == 5 * 2 * (64 * 16 * 2) * 3 // 4
+    assert by_role["gradients", "reduce-scatter"].bytes == gathered.bytes
+    assert by_role["scalars", "all-reduce"].count == 5
+    batch = by_role[
+        "activations", "all-gather"
+    ]  # an all-gathered batch is not taken for parameters
     assert batch.bytes == 32 * 4000 * 4 * 3 // 4 and batch.origin == "jit(step)/conv"
 
 
-def test_a_loop_whose_end_is_computed_is_not_guessed():
+def test_a_loop_with_a_computed_bound_raises():
     program = PROGRAM.replace("%ten = u32[] constant(10)", "%ten = u32[] custom-call(%s)")
-    with pytest.raises(ValueError, match="trip count of the loop loop is unknown"):
+    with pytest.raises(ValueError, match="trip count of the loop loop"):
         list(Module(program).executed())

@@ -1,4 +1,4 @@
-"""Attention by blocks of heads is full attention, gradients too."""
+"""Attention by blocks of heads equals full attention, gradients too."""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ from uvit_jax.parallel.attention.implementations import attention
 B, N, M, H, K = 2, 13, 11, 3, 8
 
 
-# Of six heads: a turn of all; turns of three, of four and two; more cores than heads of a turn.
-@pytest.mark.parametrize(("heads_a_turn", "cores"), [(6, 2), (3, 2), (4, 3), (2, 16), (1, 1)])
+# Of six heads: one iteration; iterations of three; of four and two; more cores than heads.
+@pytest.mark.parametrize(
+    ("heads_per_iteration", "cores"), [(6, 2), (3, 2), (4, 3), (2, 16), (1, 1)]
+)
 @pytest.mark.parametrize("masked", [False, True, "present", "both"])
-def test_outputs_and_gradients_are_those_of_full_attention(
-    masked, heads_a_turn, cores, monkeypatch
+def test_outputs_and_gradients_equal_full_attention(
+    masked, heads_per_iteration, cores, monkeypatch
 ):
-    monkeypatch.setattr(blocked, "_cores", lambda: cores)
-    block = heads_a_turn * N * M * 4 / cores
+    monkeypatch.setattr(blocked, "num_cores", lambda: cores)
+    block = heads_per_iteration * N * M * 4 / cores
     monkeypatch.setattr(blocked, "BLOCK", block if cores > 1 else 8 * block)
     rng = np.random.default_rng(0)
 
@@ -33,7 +35,7 @@ def test_outputs_and_gradients_are_those_of_full_attention(
     if masked in (True, "both"):
         mask = rng.random((N, M)) < 0.5
         mask[:, 0] = True
-        mask[0] = np.arange(M) == 0  # sees one key alone
+        mask[0] = np.arange(M) == 0  # attends to one key only
         mask = jnp.asarray(mask)
 
     def run(implementation):
@@ -45,14 +47,14 @@ def test_outputs_and_gradients_are_those_of_full_attention(
         gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
         return out, *gradients
 
-    for found, expected in zip(run("blocked"), run("xla"), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(run("blocked"), run("xla"), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_softmax_of_half_precision_is_float32():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(B, N, H, K)), jnp.bfloat16) for _ in range(3))
-    found = attention(q, k, v, implementation="blocked")
+    actual = attention(q, k, v, implementation="blocked")
     exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)))
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.03)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), exact, atol=0.03)

@@ -1,4 +1,4 @@
-"""Ring and all-to-all attention are full attention, gradients too, whatever the mesh and length."""
+"""Ring and Ulysses attention equal full attention, gradients too, for any mesh and length."""
 
 import json
 import subprocess
@@ -22,13 +22,13 @@ errors = {}
 for B, N in ((4, 16), (3, 13)):  # the axes divide both, and neither
     rng = np.random.default_rng(N)
     q, k, v, w = (jnp.asarray(rng.normal(size=(B, N, H, K)), jnp.float32) for _ in range(4))
-    # Token 0 sees itself alone, so that some parts of the ring show it nothing.
+    # Token 0 attends to itself only, so that some parts of the ring have no visible key.
     mask = (rng.random((N, N)) < 0.5) | np.eye(N, dtype=bool)
     mask[0] = np.arange(N) == 0
     for masked in (False, True):
-        seen = jnp.asarray(mask) if masked else None
+        mask_NN = jnp.asarray(mask) if masked else None
         def run(q, k, v, implementation):
-            return attention(q, k, v, mask_NM=seen, implementation=implementation)
+            return attention(q, k, v, mask_NM=mask_NN, implementation=implementation)
         def loss(q, k, v, implementation):
             return (w * run(q, k, v, implementation)).sum()
         exact = run(q, k, v, "xla"), *jax.grad(loss, (0, 1, 2))(q, k, v, "xla")
@@ -37,10 +37,10 @@ for B, N in ((4, 16), (3, 13)):  # the axes divide both, and neither
                 for name in ("ring", "ulysses"):
                     both = jax.jit(lambda q, k, v: (
                         run(q, k, v, name), *jax.grad(loss, (0, 1, 2))(q, k, v, name)))
-                    found = both(q, k, v)
+                    results = both(q, k, v)
                     text = jax.jit(run, static_argnums=3).lower(q, k, v, name).compile().as_text()
                     errors[f"{name} {size} N={N} masked={masked}"] = dict(
-                        worst=max(float(jnp.abs(a - b).max()) for a, b in zip(exact, found)),
+                        worst=max(float(jnp.abs(a - b).max()) for a, b in zip(exact, results)),
                         collectives=[op for op in
                             ("collective-permute", "all-to-all", "all-gather") if op in text])
 print(json.dumps(errors))
@@ -48,26 +48,26 @@ print(json.dumps(errors))
 
 
 @pytest.fixture(scope="module")
-def found():
+def results():
     command = [sys.executable, "-c", PROGRAM]
     env = environment(8) | {"PYTHONPATH": str(ROOT)}
     return json.loads(subprocess.check_output(command, env=env, text=True, cwd=ROOT))
 
 
-def test_outputs_and_gradients_are_those_of_full_attention(found):
-    assert len(found) == 16
-    for case, result in found.items():
+def test_outputs_and_gradients_equal_full_attention(results):
+    assert len(results) == 16
+    for case, result in results.items():
         assert result["worst"] < 1e-5, (case, result)
 
 
-def test_what_moves_is_what_they_are_named_after(found):
-    for case, result in found.items():
+def test_ring_permutes_and_ulysses_exchanges_all_to_all(results):
+    for case, result in results.items():
         wanted = "collective-permute" if case.startswith("ring") else "all-to-all"
         assert wanted in result["collectives"], (case, result)
 
 
 @pytest.mark.parametrize("name", ["ring", "ulysses"])
-def test_without_a_mesh_they_are_full_attention(name):
+def test_without_a_mesh_they_equal_full_attention(name):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 2, 4)) for i in range(3))
     ours = attention(q, k, v, implementation=name)
     np.testing.assert_allclose(ours, attention(q, k, v), atol=1e-6)

@@ -1,4 +1,4 @@
-"""FSDP said aloud: whole parameters forward, scattered gradients back, nothing changed in value."""
+"""Explicit FSDP: parameters are all-gathered, gradients reduce-scattered, values unchanged."""
 
 import json
 import subprocess
@@ -21,31 +21,32 @@ exact = jax.jit(jax.grad(loss))(params, x)  # without a mesh it does nothing
 assert gather_params(params, jnp.bfloat16) is params
 mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
 with jax.set_mesh(mesh):
-    where = shardings(params, mesh)
+    param_shardings = shardings(params, mesh)
     rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-    grads = jax.jit(jax.grad(loss), in_shardings=(where, rows)).lower(params, x).compile()
-    found = grads(params, x)
+    jitted = jax.jit(jax.grad(loss), in_shardings=(param_shardings, rows))
+    grads = jitted.lower(params, x).compile()
+    results = grads(params, x)
     layer = params | {"table": {"embedding": jnp.ones((8, 16))}}
     counts = [str(jax.make_jaxpr(f)(layer)).count("sharding_constraint") for f in (
         lambda p: gather_params(p, jnp.bfloat16),
         jax.grad(lambda p: sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(
             gather_params(p, jnp.bfloat16)))),
     )]
-errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, found)
-kernel = found["mlp"]["fc1"]["kernel"]
+errors = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), exact, results)
+kernel = results["mlp"]["fc1"]["kernel"]
 print(json.dumps(dict(
     error=max(jax.tree.leaves(errors)), gathers="all-gather" in grads.as_text(),
-    same_place=kernel.sharding.is_equivalent_to(where["mlp"]["fc1"]["kernel"], 2),
+    same_sharding=kernel.sharding.is_equivalent_to(param_shardings["mlp"]["fc1"]["kernel"], 2),
     dtype=str(kernel.dtype), constraints=counts)))
 """
 
 
-def test_what_is_gathered_comes_back_scattered_and_in_float32():
+def test_gradients_of_gathered_parameters_are_sharded_and_float32():
     env = environment(8) | {"PYTHONPATH": str(ROOT)}
     output = subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True, cwd=ROOT)
-    found = json.loads(output.splitlines()[-1])
-    assert found["error"] < 1e-2  # a gradient that passed through bfloat16
-    assert found["gathers"] and found["same_place"] and found["dtype"] == "float32"
-    # The kernel alone, for biases are everywhere and tables are looked up: whole forward; and in
-    # turn its gradient whole, so that it is reduced as one, and scattered.
-    assert found["constraints"] == [1, 3]
+    results = json.loads(output.splitlines()[-1])
+    assert results["error"] < 1e-2  # a gradient that passed through bfloat16
+    assert results["gathers"] and results["same_sharding"] and results["dtype"] == "float32"
+    # Only the kernel is gathered, not the replicated bias nor the table. Its gradient is unsharded
+    # before it is reduce-scattered.
+    assert results["constraints"] == [1, 3]

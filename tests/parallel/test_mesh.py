@@ -1,4 +1,4 @@
-"""Meshes, over devices that are here and devices that are not."""
+"""Meshes over real and abstract devices."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from uvit_jax.parallel.rows import local_rows
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """As much of a `jax.Device` as a mesh looks at."""
+    """The attributes of a `jax.Device` that a mesh reads."""
 
     id: int
     process_index: int
@@ -25,9 +25,9 @@ class Device:
 
 
 def hosts(count, devices):
-    """CPU or GPU hosts, their devices in no useful order."""
-    found = [Device(i, i // devices) for i in range(count * devices)]
-    return found[::2] + found[1::2]
+    """The devices of CPU or GPU hosts, shuffled."""
+    ordered = [Device(i, i // devices) for i in range(count * devices)]
+    return ordered[::2] + ordered[1::2]
 
 
 def slices(count):
@@ -45,11 +45,11 @@ def slices(count):
     ]
 
 
-def test_minus_one_is_the_rest():
+def test_minus_one_is_all_remaining_devices():
     assert MeshConfig().sizes(8) == (8, 1, 1, 1)
     assert MeshConfig(data=2, fsdp=-1).sizes(8) == (2, 4, 1, 1)
     for config in (MeshConfig(fsdp=3), MeshConfig(data=4), MeshConfig(fsdp=-1), MeshConfig(data=0)):
-        with pytest.raises(UvitError, match=r"config\.mesh \(data="):
+        with pytest.raises(UvitError, match=r"config\.mesh.*data="):
             config.sizes(8)
 
 
@@ -59,18 +59,16 @@ def test_only_the_data_axis_crosses_slices(config):
     assert mesh.devices.size == 64
     index = np.vectorize(lambda d: d.slice_index)(mesh.devices)
     assert (index == index[:, :1, :1, :1]).all()
-    # Each slice is one run of neighbours along data, so that a ring crosses each border once.
+    # Each slice is contiguous along data, so that a ring crosses each border once.
     assert (np.diff(index[:, 0, 0, 0]) != 0).sum() == 3
 
 
-def test_a_data_axis_that_is_no_multiple_of_the_slices():
-    with pytest.raises(
-        UvitError, match=r"config\.mesh\.data=2 is not a multiple of the 4 slices.* 4"
-    ):
+def test_data_must_be_a_multiple_of_the_number_of_slices():
+    with pytest.raises(UvitError, match=r"config\.mesh\.data=2 .*4 slices.* 4"):
         make_mesh(MeshConfig(data=2, fsdp=32), slices(4))
 
 
-def test_what_a_host_holds_lies_along_the_inner_axes():
+def test_devices_of_a_host_are_along_the_inner_axes():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), hosts(2, 4))
     process = np.vectorize(lambda d: d.process_index)(mesh.devices)
     assert (process == np.arange(2)[:, None, None, None]).all()
@@ -85,22 +83,22 @@ def test_processes_load_the_rows_of_their_devices():
     assert rows(shared, 4) == [[0, 1, 2, 3]] * 2 + [[4, 5, 6, 7]] * 2
     # On a torus, a host's devices need not be neighbours along the batch.
     torus = make_mesh(MeshConfig(data=2, fsdp=4, tensor=2), slices(1))
-    found = rows(torus, 4)
-    assert sorted({row for mine in found for row in mine}) == list(range(8))
-    for process, mine in enumerate(found):
+    by_process = rows(torus, 4)
+    assert sorted({row for own in by_process for row in own}) == list(range(8))
+    for process, own in enumerate(by_process):
         held = {
             i
             for i, devices in enumerate(torus.devices.reshape(8, 2))
             if any(d.process_index == process for d in devices)
         }
-        assert mine == sorted(held)
+        assert own == sorted(held)
 
 
-def test_heads_and_hidden_units_that_the_tensor_axis_does_not_divide():
+def test_tensor_must_divide_heads_and_hidden_units():
     mesh = abstract_mesh(MeshConfig(tensor=4), 8)
     assert dict(mesh.shape) == dict(zip(AXES, (2, 1, 1, 4), strict=True))
     check_tensor(mesh, num_heads=8, mlp_width=64)
-    with pytest.raises(UvitError, match=r"tensor=4 does not divide .*num_heads=6; .*tensor=3 or 6"):
+    with pytest.raises(UvitError, match=r"tensor=4 .*num_heads=6.*tensor=3 or 6"):
         check_tensor(mesh, num_heads=6, mlp_width=96)
-    with pytest.raises(UvitError, match=r"mlp_ratio × width=98; .*tensor=2 or 7"):
+    with pytest.raises(UvitError, match=r"mlp_ratio × width=98.*tensor=2 or 7"):
         check_tensor(mesh, num_heads=28, mlp_width=98)

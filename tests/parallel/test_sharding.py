@@ -1,4 +1,4 @@
-"""The rules that place parameters on a mesh."""
+"""The sharding rules of parameters."""
 
 import jax
 import pytest
@@ -32,19 +32,19 @@ def test_every_large_parameter_is_sharded_and_every_axis_divides(config):
             assert parts >= 4, (name, partition)
 
 
-def test_a_rule_holds_with_and_without_the_layer_axis():
+def test_a_rule_applies_with_and_without_the_layer_axis():
     assert spec("mid_block/mlp/fc1/kernel", (64, 256), MESH) == P("fsdp", "tensor")
     assert spec("in_blocks/mlp/fc1/kernel", (6, 64, 256), MESH) == P(None, "fsdp", "tensor")
-    # Optimizer state carries the parameter's path, and so its place.
+    # Optimizer state contains the parameter's path, and so has its sharding.
     assert spec("opt_state/1/0/mu/backbone/mid_block/mlp/fc1/kernel", (64, 256), MESH) == P(
         "fsdp", "tensor"
     )
 
 
-def test_fsdp_takes_another_dimension_where_it_does_not_divide_its_own():
+def test_fsdp_shards_another_dimension_if_it_does_not_divide_its_own():
     wide = abstract_mesh(MeshConfig(fsdp=64), 64)
     assert spec("heads/image/proj/kernel", (1024, 16), wide) == P("fsdp", None)
     assert spec("mlp/fc1/kernel", (1152 + 32, 4608), wide) == P(None, "fsdp")
-    # Never the layers, nor a dimension that another axis splits.
+    # Never the layer axis, nor a dimension that another axis splits.
     assert spec("in_blocks/skip/kernel", (64, 30, 30), wide) == P(None, None, None)
     assert spec("mlp/fc1/kernel", (66, 256), MESH) == P(None, "tensor")

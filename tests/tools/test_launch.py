@@ -1,7 +1,8 @@
-"""The launch scripts, with stand-ins for the clouds' commands on the PATH."""
+"""The launch scripts, with fake cloud commands on the PATH."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def launch(tmp_path):
 
 
 def on_a_worker(text, home):
-    """What a worker's shell would start when it is given this command."""
+    """The command line that a worker's shell starts for this command."""
     record = home / "worker"
     path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"RECORD": str(record), "HOME": str(home), "PATH": path}
@@ -91,13 +92,13 @@ def test_gke(launch, tmp_path):
     assert status != 0 and "give the run a name" in err and not calls
 
 
-def test_slurm_starts_the_run_and_queues_it_again_when_it_breaks(launch):
-    # Recorded and failing alike: what becomes of scontrol's status does not matter.
+def test_slurm_requeues_a_failed_run_but_not_a_wrong_command(launch):
+    # The fake scontrol fails too, which changes nothing.
     commands = {"srun": RECORD, "scontrol": RECORD}
     for status, again in ((0, False), (2, False), (143, False), (1, True), (134, True)):
         job = dict(SLURM_JOB_ID="7", STATUS=str(status))
-        found, err, calls = launch("slurm.sh", *AWKWARD, commands=commands, **job)
-        assert found == status, err
+        returned, err, calls = launch("slurm.sh", *AWKWARD, commands=commands, **job)
+        assert returned == status, err
         assert calls[0] == ["srun", "--kill-on-bad-exit=1", *TRAIN, *AWKWARD]
         assert calls[1:] == [["scontrol", "requeue", "7"]] * again
     *_, calls = launch("slurm.sh", commands=commands, **job, SLURM_RESTART_COUNT="10")
@@ -105,7 +106,7 @@ def test_slurm_starts_the_run_and_queues_it_again_when_it_breaks(launch):
 
 
 def test_slurm_tasks_become_one_run(launch, tmp_path):
-    """They count each other's devices: fsdp=3 does not fit the two of them."""
+    """Each task sees the devices of both: fsdp=3 does not fit two."""
     python = f"import os, sys\nos.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])"
     args = (f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.mesh.fsdp=3")
     commands = {"srun": SRUN, "scontrol": RECORD, "python3": python}
@@ -113,12 +114,11 @@ def test_slurm_tasks_become_one_run(launch, tmp_path):
         "slurm.sh", *args, commands=commands, SLURM_JOB_ID=str(job_with_free_port())
     )
     assert status == 2 and not calls, err
-    assert err.count("error: config.mesh (data=-1, fsdp=3, context=1, tensor=1) does not") == 2, err
-    assert err.count("does not fit 2 devices") == 2, err
+    assert len(re.findall(r"error: config\.mesh.*fsdp=3.*2 devices", err)) == 2, err
 
 
 def job_with_free_port():
-    """The number of a job for which JAX takes a coordinator's port that is free."""
+    """A SLURM job id from which JAX derives a coordinator port that is free."""
     for job in range(os.getpid() % 4096, 10000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", job % 2**12 + 2**16 - 2**12)):

@@ -28,7 +28,7 @@ CASES = {
     ),
     "type": (["--config.train.steps=many"], r"config\.train\.steps must be a whole number"),
     "value": (["--config.train.steps=0"], r"config\.train: steps must be at least 1"),
-    "a key without config": (["--train.stepz=3"], r"given as --config\.train\.stepz=VALUE"),
+    "a key without config": (["--train.stepz=3"], r"--config\.train\.stepz=VALUE"),
     "unknown flag": (["--workdri=x"], r"--workdri.*did you mean '--workdir'"),
     "prediction": (["--config.diffusion.prediction=epsilon"], r"config\.diffusion.*epsilon"),
     "heads": (["--config.model.backbone.num_heads=3"], r"width=32 is not divisible"),

@@ -1,4 +1,4 @@
-"""Every second is in one place."""
+"""Every second of a run is counted once."""
 
 import itertools
 import math
@@ -9,31 +9,31 @@ from uvit_jax.training.clock import PLACES, Clock, shares
 
 
 def ticking():
-    """A clock by which every look at it takes a second, and the looks so far."""
-    looks = itertools.count()
-    return Clock(now=lambda: float(next(looks))), looks
+    """A clock that advances by a second at every reading, and the counter of readings."""
+    readings = itertools.count()
+    return Clock(now=lambda: float(next(readings))), readings
 
 
-def test_places_add_up_to_wall_time_and_laps_to_the_total():
-    clock, looks = ticking()
+def test_activities_sum_to_wall_time_and_laps_to_the_total():
+    clock, readings = ticking()
     clock.started()
     laps = []
     for _ in range(3):
-        with clock.at("input"), clock.at("checkpoint"):  # the inner place claims the time
+        with clock.at("input"), clock.at("checkpoint"):  # the inner activity has the time
             pass
         with clock.at("sample"):
             pass
         laps.append(clock.lap())
     total = clock.total()
-    assert tuple(total) == PLACES and sum(total.values()) == next(looks) - 1
+    assert tuple(total) == PLACES and sum(total.values()) == next(readings) - 1
     laps.append(clock.lap())
     for place, seconds in clock.total().items():
-        rest = 0 if place != "step" else 1  # the look that has just been taken
+        rest = 0 if place != "step" else 1  # the reading by total()
         assert seconds == sum(lap[place] for lap in laps) + rest
     assert total["checkpoint"] == total["sample"] == 3 and total["input"] == 6
 
 
-def test_time_is_claimed_also_when_something_goes_wrong():
+def test_time_is_counted_when_an_exception_is_raised():
     clock, _ = ticking()
     clock.started()
     with pytest.raises(KeyError), clock.at("sample"):

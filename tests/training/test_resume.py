@@ -60,7 +60,7 @@ def test_truncated_newest_checkpoint_is_reported_and_the_one_before_used(undistu
     args = (f"--config={TINY}", f"--workdir={workdir}")
     status, _, err = finish(start("experiments.train", *args))
     assert status == 0, err
-    assert "checkpoint 15 cannot be read" in err and "going on from 10" in err
+    assert "checkpoint 15 cannot be read" in err and "resuming from 10" in err
     assert "Traceback" not in err
     assert losses(workdir) == undisturbed[1]
     assert (workdir / "broken_checkpoints" / "15").is_dir()  # nothing is thrown away

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One run on slices of TPUs in a GKE cluster, by xpk (https://github.com/AI-Hypercomputer/xpk).
+# Trains on TPU slices of a GKE cluster, by xpk (https://github.com/AI-Hypercomputer/xpk).
 #
 #   CLUSTER=my-cluster TPU_TYPE=v5litepod-16 SLICES=2 IMAGE=REGISTRY/uvit_jax \
 #     tools/launch/gke.sh my-run --config=configs/uvit_l.py --config.mesh.data=2 --workdir=/data/run
 #
-# CLUSTER: made by `xpk cluster create`. TPU_TYPE: of a slice. SLICES: how many (default 1); only
-# config.mesh.data crosses them. IMAGE: with the code in its working directory. RESTARTS: how often
-# a run that lost a worker begins again, from its newest checkpoint (default 10).
+# CLUSTER: created by `xpk cluster create`. TPU_TYPE: of a slice. SLICES: their number (default 1);
+# only config.mesh.data crosses them. IMAGE: has the code in its working directory. RESTARTS: the
+# number of times that a run resumes from its newest checkpoint after losing a worker (default 10).
 set -euo pipefail
 : "${CLUSTER:?set CLUSTER}" "${TPU_TYPE:?set TPU_TYPE, such as v5litepod-16}" "${IMAGE:?set IMAGE}"
 name=${1:?give the run a name}

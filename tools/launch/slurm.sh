@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# One run on the nodes of a SLURM cluster, a process for each GPU.
+# Trains on the nodes of a SLURM cluster, with one process per GPU.
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 \
 #     tools/launch/slurm.sh --config=configs/uvit_l.py --workdir=/data/uvit_l
 #
-# Submitted from the checkout, on a file system that all nodes see, in the run's environment. When a
-# process is lost, the others end, and the job is queued again and goes on from the newest
-# checkpoint, RESTARTS times at most (default 10); a mistake in the command line (status 2) is not
-# tried again.
+# Submit it from the checkout, on a file system that all nodes share, in the run's environment. When
+# a process is lost, the others end, and the job is requeued and resumes from the newest checkpoint,
+# at most RESTARTS times (default 10). A mistake in the command line (status 2) is not retried.
 #SBATCH --job-name=uvit_jax
 #SBATCH --requeue
 #SBATCH --open-mode=append

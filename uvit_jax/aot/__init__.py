@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for machines that are not at hand, and its accounting."""
+"""Ahead-of-time compilation without the hardware: memory, communication and roofline bounds."""

@@ -1,8 +1,8 @@
-"""What accelerators can do at most, as their makers state it: the numbers behind a bound.
+"""Peak chip specifications from vendor datasheets.
 
 TPUs: cloud.google.com/tpu/docs, the page of each generation (bf16, HBM, ICI; the interconnect of a
 chip in one direction over all its links, half of what the pages call bidirectional). GPUs: NVIDIA's
-data sheets of the SXM forms (dense bf16; NVLink in one direction).
+datasheets of the SXM modules (dense bf16; NVLink in one direction).
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A chip's limits.
+    """A chip's peak rates and memory.
 
     Attributes:
-      flops: bf16 FLOP/s. memory_bytes: main memory that a program can have. memory_bandwidth,
+      flops: bf16 FLOP/s. memory_bytes: main memory available to a program. memory_bandwidth,
         link_bandwidth: bytes/s, of main memory, and to other chips in one direction over all links.
     """
 
@@ -26,8 +26,8 @@ class Chip:
     link_bandwidth: float
 
 
-# Of the main memory, what the TPU compiler gives to a program (it says so when one does not fit);
-# of a GPU, nearly all.
+# `memory_bytes` is what the TPU compiler allots to a program (from its out-of-memory messages), and
+# nearly all memory of a GPU.
 CHIPS = {
     chip.name: chip
     for chip in (

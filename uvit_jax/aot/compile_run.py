@@ -1,17 +1,17 @@
-"""A run's programs compiled for devices that are not here, and what can be told of them.
+"""Compiles a run's training step or sampler for devices that need not be present.
 
-    report = compile_run(run, "v5e:4x4")        # the trainer's own step, or what="sample"
+    report = compile_run(run, "v5e:4x4")        # or what="sample"
 
-Nothing is run and nothing is timed. Memory, collectives and their bytes are the compiler's; the
-bounds on time are those of a roofline (Williams et al. 2009): the program cannot be faster than its
-products at the chip's peak, its memory traffic at full bandwidth, its collectives on all links.
+Nothing is run or timed. Memory and collectives are the compiler's. Times are lower bounds by the
+roofline model (Williams et al. 2009): matrix products at peak FLOP/s, memory traffic at full
+bandwidth, collectives on all links.
 """
 
 import collections
 import dataclasses
 import re
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,17 +33,19 @@ from uvit_jax.training.run_config import RunConfig, check_mesh
 from uvit_jax.training.state import abstract_state
 from uvit_jax.training.step import jit_step, make_step
 
-# XLA tunes its own matrix products for GPUs by running them. Where it cannot, cuBLAS does them all.
+Program = Literal["step", "sample"]
+
+# Autotuning of XLA's own matrix products needs a GPU; without, cuBLAS computes all of them.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bound:
-    """The least time that one run of the program can take. A bound, not a measurement.
+class Roofline:
+    """A lower bound on the time of one run of the program; not a measurement.
 
     Attributes:
-      compute, memory, links: seconds by each of the chip's limits. seconds: the largest of them.
-      limit: its name. images_per_second: over all chips, at that time.
+      compute, memory, links: seconds at the chip's peak FLOP/s, memory bandwidth, link bandwidth.
+      seconds: the largest of the three. limit: its name. images_per_second: of all chips together.
     """
 
     compute: float
@@ -55,23 +57,24 @@ class Bound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """What the compiler says of a program. Bytes and FLOPs are of one chip and one run of it.
+class CompileReport:
+    """Memory, FLOPs and communication of a compiled program, per chip and per run of the program.
 
     Attributes:
-      topology, what: as `compile_run` was asked. chips: how many there are.
+      topology, what: arguments of `compile_run`. chips: their number.
       batch_size, mesh, attention, remat, accumulate: of the run.
-      fits: whether the program fits the chip. memory_bytes: that it needs at its peak; 0 if the
-        compiler gave up without saying. chip_memory_bytes: that a program can have.
-      model_flops: of a training step three forward passes, of sampling the network's evaluations.
-        program_flops: with what the backward pass recomputes, and what Muon computes. None of what
-        follows if it does not fit.
+      fits: whether the program fits the chip's memory. memory_bytes: its peak; 0 if the compiler
+        ran out of memory without naming it. chip_memory_bytes: available to a program.
+      model_flops: of three forward passes for a training step, of all network evaluations for
+        sampling. program_flops: of the program, with recomputation and Muon's products.
       traffic_bytes: in and out of main memory. intensity: program_flops / traffic_bytes.
       collectives: the largest first. moved: their bytes by role and kind.
-      gathered_activations: bytes of activations that all-gathers and permutations move: 0 where
-        each chip keeps to its own examples.
-      kernels: custom kernels by name, and how often they stand in the program.
-      compile_seconds: on the clock of the machine that compiled. bound: on the time of one run.
+      gathered_activations: bytes of activations in all-gathers and permutations; 0 if each chip
+        computes its own examples only.
+      kernels: custom kernels by name, with their number of calls in the program text.
+      compile_seconds: wall time. bound: the roofline.
+
+    The fields with defaults stay empty if the compiler ran out of memory.
     """
 
     topology: str
@@ -94,28 +97,29 @@ class Report:
     moved: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     gathered_activations: int = 0
     kernels: dict[str, int] = dataclasses.field(default_factory=dict)
-    bound: Bound | None = None
+    bound: Roofline | None = None
 
 
-def compile_run(run: RunConfig, topology: str, what: str = "step") -> Report:
+def compile_run(run: RunConfig, topology: str, what: Program = "step") -> CompileReport:
     """Compiles a run's training step, or its sampler, for a topology.
 
     Args:
-      topology: such as `v5e:4x4` or `gpu:h100x8`, see `parallel.topology.devices_of`.
+      run: the run's config.
+      topology: such as `v5e:4x4` or `gpu:h100x8`, see `aot.topology.devices_of`.
       what: `step` or `sample`.
 
     Raises:
-      UvitError: if the topology is unknown or its compiler missing, or mesh, batch, attention and
-        topology do not fit each other.
+      UvitError: if the topology is unknown or its compiler is not installed, or if the topology
+        does not match the run's mesh, batch or attention.
     """
     devices, chip = devices_of(topology)
     return compile_for(run, devices, chip, topology, what)
 
 
 def compile_for(
-    run: RunConfig, devices: list[Any], chip: Chip, topology: str, what: str = "step"
-) -> Report:
-    """`compile_run`, for devices at hand or not."""
+    run: RunConfig, devices: list[Any], chip: Chip, topology: str, what: Program = "step"
+) -> CompileReport:
+    """`compile_run` for given devices."""
     mesh = make_mesh(run.mesh, devices)
     check_platform(run.model.backbone.attention, devices[0].platform)
     model = build(run.model)
@@ -123,23 +127,23 @@ def compile_for(
     with jax.set_mesh(mesh):
         program, arguments = {"step": _step, "sample": _sample}[what](run, model, mesh)
         lowered = program.lower(*arguments)
-        compiled, needed = None, 0
+        compiled, memory_bytes = None, 0
         try:
             compiled = lowered.compile(OPTIONS.get(devices[0].platform))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            needed = _needed(str(error))
+            memory_bytes = _requested_bytes(str(error))
     seconds = time.perf_counter() - began
     if compiled is not None:
         memory = compiled.memory_analysis()
-        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        needed += memory.generated_code_size_in_bytes
+        memory_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        memory_bytes += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        memory_bytes += memory.generated_code_size_in_bytes
     batch = run.train.batch_size if what == "step" else run.sample.count
     macs = _macs(run, what, mesh)
     model_macs = 3 * batch * forward_cost(run.model).total if what == "step" else macs
-    report = Report(
+    report = CompileReport(
         topology=topology,
         what=what,
         chips=mesh.size,
@@ -148,8 +152,8 @@ def compile_for(
         attention=run.model.backbone.attention,
         remat=run.model.backbone.remat,
         accumulate=run.train.accumulate if what == "step" else 1,
-        fits=compiled is not None and needed <= chip.memory_bytes,
-        memory_bytes=needed,
+        fits=compiled is not None and memory_bytes <= chip.memory_bytes,
+        memory_bytes=memory_bytes,
         chip_memory_bytes=chip.memory_bytes,
         compile_seconds=seconds,
         model_flops=2 * model_macs / mesh.size,
@@ -161,21 +165,23 @@ def compile_for(
 
 
 def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
-    """The trainer's step and the shapes of its arguments."""
+    """The trainer's jitted step and the shapes of its arguments."""
     check_mesh(run, mesh)
     optimizer, rate = make_optimizer(run.optimizer, run.train)
-    state, where = abstract_state(model, optimizer, mesh)
+    state, state_shardings = abstract_state(model, optimizer, mesh)
     step = make_step(model, run, optimizer, rate, _vocabulary(model))
-    return jit_step(step, where, mesh), (state, model.abstract_inputs(run.train.batch_size))
+    return jit_step(step, state_shardings, mesh), (
+        state,
+        model.abstract_inputs(run.train.batch_size),
+    )
 
 
 def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:
-    """The trainer's sampler, from averaged parameters, and the shapes of its arguments."""
+    """The trainer's jitted sampler of the EMA parameters and the shapes of its arguments."""
     check_mesh(run, mesh)
     optimizer, _ = make_optimizer(run.optimizer, run.train)
-    state, where = abstract_state(model, optimizer, mesh)
-    draw = _sampler(run, model)
-    program = jit_replicated(draw, mesh, where.ema)
+    state, state_shardings = abstract_state(model, optimizer, mesh)
+    program = jit_replicated(_sampler(run, model), mesh, state_shardings.ema)
     return program, (state.ema, (state.key, _conditions(model, run.sample.count)))
 
 
@@ -198,17 +204,17 @@ def _vocabulary(model: Model) -> Vocabulary:
     return Vocabulary(features=features)
 
 
-def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
+def _macs(run: RunConfig, what: Program, mesh: Mesh) -> int:
     """Multiply-accumulates of the traced program, over all chips."""
-    # One implementation, whose products stand in the program and not in a kernel of its own.
+    # Products inside a custom attention kernel cannot be counted.
     backbone = dataclasses.replace(run.model.backbone, attention="xla")
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, backbone=backbone))
     model = build(run.model)
     if what == "sample":
-        draw = _sampler(run, model)
+        sampler = _sampler(run, model)
         key = jax.eval_shape(lambda: jax.random.key(0))
         conditions = _conditions(model, run.sample.count)
-        return count(jax.make_jaxpr(draw)(model.abstract_params, key, conditions).jaxpr).total
+        return count(jax.make_jaxpr(sampler)(model.abstract_params, key, conditions).jaxpr).total
     optimizer, rate = make_optimizer(run.optimizer, run.train)
     state, _ = abstract_state(model, optimizer, mesh)
     step = make_step(model, run, optimizer, rate, _vocabulary(model))
@@ -216,10 +222,12 @@ def _macs(run: RunConfig, what: str, mesh: Mesh) -> int:
     return count(jax.make_jaxpr(step)(state, inputs).jaxpr).total
 
 
-def _with_traffic(report: Report, module: Module, model: Model, mesh: Mesh, chip: Chip) -> Report:
-    found = traffic.collectives(module, mesh.size, _sizes(model, mesh))
+def _with_traffic(
+    report: CompileReport, module: Module, model: Model, mesh: Mesh, chip: Chip
+) -> CompileReport:
+    collectives = traffic.collectives(module, mesh.size, _sizes(model, mesh))
     moved: dict[str, dict[str, int]] = {role: {} for role in traffic.ROLES}
-    for c in found:
+    for c in collectives:
         moved[c.role][c.kind] = moved[c.role].get(c.kind, 0) + c.bytes
     memory = traffic.memory_bytes(module)
     kernels = collections.Counter(
@@ -230,10 +238,10 @@ def _with_traffic(report: Report, module: Module, model: Model, mesh: Mesh, chip
     limits = {
         "compute": report.program_flops / chip.flops,
         "memory": memory / chip.memory_bandwidth,
-        "links": sum(c.bytes for c in found) / chip.link_bandwidth,
+        "links": sum(c.bytes for c in collectives) / chip.link_bandwidth,
     }
     limit = max(limits, key=limits.get)
-    bound = Bound(
+    bound = Roofline(
         **limits,
         seconds=limits[limit],
         limit=limit,
@@ -244,7 +252,7 @@ def _with_traffic(report: Report, module: Module, model: Model, mesh: Mesh, chip
         report,
         traffic_bytes=memory,
         intensity=report.program_flops / max(1, memory),
-        collectives=tuple(found),
+        collectives=tuple(collectives),
         moved={role: kinds for role, kinds in moved.items() if kinds},
         gathered_activations=sum(moved["activations"].get(kind, 0) for kind in gathered),
         kernels=dict(kernels),
@@ -253,7 +261,7 @@ def _with_traffic(report: Report, module: Module, model: Model, mesh: Mesh, chip
 
 
 def _sizes(model: Model, mesh: Mesh) -> list[tuple[int, int]]:
-    """Elements of each parameter as a layer uses it: whole over fsdp, and a chip's part."""
+    """Elements of each parameter in a layer: gathered over fsdp, and a chip's shard."""
     sizes = []
     for path, a in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         name = path_string(path)
@@ -266,10 +274,9 @@ def _sizes(model: Model, mesh: Mesh) -> list[tuple[int, int]]:
     return sizes
 
 
-def _needed(message: str) -> int:
-    """The bytes that an out-of-memory message says the program wants; 0 if it says nothing."""
+def _requested_bytes(message: str) -> int:
+    """The bytes that an out-of-memory message names as the program's; 0 if it names none."""
     for pattern in (r"Used ([\d.]+)([GM]) of", r"\(([\d.]+)([GM])\) exceeds available"):
-        found = re.search(pattern, message)
-        if found:
-            return int(float(found.group(1)) * {"G": GIB, "M": 2**20}[found.group(2)])
+        if size := re.search(pattern, message):
+            return int(float(size[1]) * {"G": GIB, "M": 2**20}[size[2]])
     return 0

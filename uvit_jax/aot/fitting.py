@@ -1,22 +1,22 @@
-"""What to change in a run that does not fit its chips: the nearest change that does, by compiling.
+"""The smallest config change with which a run that is too large fits its chips.
 
-First the backward pass recomputes more (`remat`), then the parameters are spread over more of the
-mesh (`fsdp`), then a step takes its batch in microbatches (`accumulate`); all of these give the
-same losses. Last, the batch is halved, which does not.
+More recomputation in the backward pass (`remat`) comes first, then sharding the parameters over
+more chips (`fsdp`), then microbatches (`accumulate`): none of these changes the losses. Halving the
+batch, which does, comes last.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from uvit_jax.config import replaced, to_dict
-from uvit_jax.models.model_config import REMATS
 from uvit_jax.training.run_config import RunConfig, parse_run
 
 Changes = dict[str, Any]
+REMATS = ("none", "dots", "attention", "full")  # from most memory to least
 
 
 def candidates(run: RunConfig, num_chips: int, what: str = "step") -> Iterator[Changes]:
-    """Changes of a config by dotted key, the nearest first, each with all that came before it."""
+    """Changes of a config by dotted key, the smallest first, each including those before it."""
     changes: Changes = {}
     sizes = run.mesh.sizes(num_chips)
     rows = sizes[0] * sizes[1]
@@ -39,7 +39,7 @@ def candidates(run: RunConfig, num_chips: int, what: str = "step") -> Iterator[C
         accumulate *= 2
         changes |= {"train.accumulate": accumulate}
         yield dict(changes)
-    # With one example at a time even, fewer of them only help with what is kept of the whole batch.
+    # With one example per shard and microbatch, a smaller batch only saves its own storage.
     while batch >= 2 * rows:
         batch = batch // (2 * rows) * rows
         changes |= {"train.batch_size": batch, "train.accumulate": batch // rows}
@@ -57,7 +57,9 @@ def nearest_fit(
     """The first of `tries` candidates that fits; None if none does.
 
     Args:
-      fits: compiles a run and says whether it fits.
+      run: the run that does not fit. num_chips: of the topology.
+      fits: compiles a run and returns whether it fits.
+      what: `step` or `sample`.
     """
     for _, changes in zip(range(tries), candidates(run, num_chips, what), strict=False):
         if fits(changed(run, changes)):
@@ -66,5 +68,5 @@ def nearest_fit(
 
 
 def changed(run: RunConfig, changes: Changes) -> RunConfig:
-    """A run with some dotted keys replaced."""
+    """`run` with the values at some dotted keys replaced."""
     return parse_run(replaced(to_dict(run), changes))

@@ -1,11 +1,11 @@
-"""A compiled program as text, read back: its instructions, and how often each of them runs.
+"""Parses the text of a compiled HLO module: its instructions, and how often each of them runs.
 
     module = Module(compiled.as_text())
     for computation, instruction, times in module.executed(): ...
 
-A scan is a `while` whose body stands in the text once, so whatever is counted in it has to be
-multiplied by its trip count. XLA notes that count for CPUs and GPUs (`known_trip_count`); for TPUs
-it does not, and the loop's counter is run here: its start, its step and its bound are constants.
+A scan is a `while` whose body appears once, so counts in it are multiplied by its trip count. XLA
+annotates that count for CPUs and GPUs (`known_trip_count`), but not for TPUs; there the loop's
+counter is evaluated, whose start, step and bound are constants.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ _CALLED = re.compile(r"\b(calls|to_apply|body|condition|called_computation)=%([\
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _EITHER = re.compile(r"\b(?:true_computation|false_computation)=%([\w.\-]+)")
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
-_LONGEST = 1_000_000  # iterations that a counter is followed for
+_MAX_TRIPS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of an instruction's result: its element type, its shape, its memory space (0 is the
-    chip's main memory; on a TPU, others are on the chip itself)."""
+    """An array of an instruction's result: element type, shape, and memory space (0 is main memory;
+    others are a TPU's on-chip memory)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -48,7 +48,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`name = arrays opcode(operands), attributes`; a tuple's arrays are in a row."""
+    """`name = arrays opcode(operands), attributes`, with a tuple's arrays flattened."""
 
     name: str
     opcode: str
@@ -64,54 +64,58 @@ class Instruction:
 
     @functools.cached_property
     def op_name(self) -> str:
-        """The line of Python-side operations that it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found.group(1) if found else ""
+        """The path of the JAX operation that it was compiled from, or empty."""
+        name = re.search(r'op_name="([^"]*)"', self.attributes)
+        return name[1] if name else ""
 
 
 class Module:
     """An optimised HLO module.
 
     Attributes:
-      computations: instructions by name, by the name of their computation, in order.
-      entry: the name of the computation that runs first.
+      computations: by name; each maps its instructions' names to them, in order.
+      roots: the root instruction of each computation.
+      entry: the name of the entry computation.
     """
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.roots: dict[str, Instruction] = {}
         self.entry = ""
-        here: dict[str, Instruction] = {}
+        current: dict[str, Instruction] = {}
         name = ""
         for line in text.splitlines():
             header = _HEADER.match(line)
             if header:
                 name = header.group(2)
-                here = self.computations.setdefault(name, {})
+                current = self.computations.setdefault(name, {})
                 if header.group(1):
                     self.entry = name
                 continue
-            found = _INSTRUCTION.match(line)
-            if not found:
+            parts = _INSTRUCTION.match(line)
+            if not parts:
                 continue
-            root, own, shape, opcode, rest = found.groups()
+            root, own, shape, opcode, rest = parts.groups()
             inside, attributes = _split(rest)
-            here[own] = Instruction(
+            current[own] = Instruction(
                 own, opcode, _arrays(shape), tuple(_NAME.findall(inside)), inside, attributes
             )
             if root:
-                self.roots[name] = here[own]
+                self.roots[name] = current[own]
 
     def executed(self) -> Iterator[tuple[str, Instruction, int]]:
-        """(computation, instruction, times it runs) for all that runs, loops counted; the inside
-        of fusions included, that of reductions not. Of a conditional, every branch counts once."""
+        """(computation, instruction, number of runs) of all instructions that run.
+
+        Includes the instructions inside fusions, but not those of reduction functions. Every branch
+        of a conditional counts once.
+        """
         for name, times in self._times.items():
             for instruction in self.computations[name].values():
                 yield name, instruction, times
 
     @functools.cached_property
     def fused(self) -> frozenset[str]:
-        """The computations that are the inside of a fusion: their values never reach memory."""
+        """The computations inside fusions, whose intermediate values never reach main memory."""
         return frozenset(
             i.called["calls"]
             for computation in self.computations.values()
@@ -143,10 +147,10 @@ class Module:
         return times
 
     def trip_count(self, computation: str, loop: Instruction) -> int:
-        """How often a `while` of `computation` runs its body.
+        """How often the `while` instruction `loop` of `computation` runs its body.
 
         Raises:
-          ValueError: if its counter is not a matter of constants.
+          ValueError: if its counter does not follow from constants.
         """
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if known:
@@ -158,17 +162,17 @@ class Module:
             value = self._value(computation, start.operands[index], {})
         except (_Unknown, IndexError):
             value = 0
-        for count in range(_LONGEST):
+        for count in range(_MAX_TRIPS):
             try:
                 if not self._value(condition, self.roots[condition].name, {index: value}):
                     return count
                 value = self._value(body, self.roots[body].operands[index], {index: value})
             except _Unknown as error:
                 raise ValueError(f"the trip count of the loop {loop.name} is unknown") from error
-        raise ValueError(f"the loop {loop.name} has no end")
+        raise ValueError(f"the loop {loop.name} runs more than {_MAX_TRIPS} times")
 
     def _counter(self, condition: str) -> int:
-        """Which element of the loop's state its condition looks at."""
+        """The index of the element of the loop's state that its condition tests."""
         indices = {
             int(re.search(r"index=(\d+)", i.attributes).group(1))
             for i in self.computations[condition].values()
@@ -176,23 +180,23 @@ class Module:
         }
         counters = indices if len(indices) == 1 else self._read(condition)
         if len(counters) != 1:
-            raise ValueError(f"the loop condition {condition} looks at {len(counters)} numbers")
+            raise ValueError(f"the loop condition {condition} tests {len(counters)} numbers")
         return counters.pop()
 
     def _read(self, computation: str) -> set[int]:
-        """The state's elements on which a condition's root depends."""
-        found, here = set(), self.computations[computation]
+        """The indices of the state's elements on which a condition's root depends."""
+        indices, instructions = set(), self.computations[computation]
         pending = [self.roots[computation].name]
         while pending:
-            instruction = here[pending.pop()]
+            instruction = instructions[pending.pop()]
             if instruction.opcode == "get-tuple-element":
-                found.add(int(re.search(r"index=(\d+)", instruction.attributes).group(1)))
+                indices.add(int(re.search(r"index=(\d+)", instruction.attributes).group(1)))
             else:
                 pending += instruction.operands
-        return found
+        return indices
 
     def _value(self, computation: str, name: str, state: dict[int, int]) -> int:
-        """A scalar's value, given some elements of the computation's tuple parameter."""
+        """The value of a scalar, given some elements of the computation's tuple parameter."""
         return self._scalar(computation, name, state, ())
 
     def _scalar(
@@ -216,7 +220,7 @@ class Module:
             if index < len(arguments) and arguments[index] is not None:
                 return arguments[index]
             raise _Unknown
-        if opcode not in (*_ALIKE, *_BINARY, "compare", "fusion"):
+        if opcode not in (*_IDENTITY, *_BINARY, "compare", "fusion"):
             raise _Unknown
 
         values = []
@@ -230,7 +234,7 @@ class Module:
         if opcode == "fusion":
             called = instruction.called["calls"]
             return self._scalar(called, self.roots[called].name, {}, values)
-        if opcode in _ALIKE:
+        if opcode in _IDENTITY:
             return values[0]
         if opcode == "compare":
             direction = re.search(r"direction=(\w+)", instruction.attributes).group(1)
@@ -239,10 +243,10 @@ class Module:
 
 
 class _Unknown(Exception):
-    """A number that is not known before the program runs."""
+    """The value depends on the program's inputs."""
 
 
-_ALIKE = ("copy", "bitcast", "convert", "reshape", "broadcast")
+_IDENTITY = ("copy", "bitcast", "convert", "reshape", "broadcast")
 _BINARY = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
@@ -259,16 +263,16 @@ _COMPARE = {
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    found = []
+    arrays = []
     for dtype, shape, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         numbers = tuple(int(n) for n in shape.split(",") if n)
-        found.append(Array(dtype, numbers, int(space.group(1)) if space else 0))
-    return tuple(found)
+        arrays.append(Array(dtype, numbers, int(space.group(1)) if space else 0))
+    return tuple(arrays)
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """What stands before the parenthesis that closes the operands, and what comes after it."""
+    """The text before and after the parenthesis that closes the operands."""
     depth = 1
     for i, character in enumerate(rest):
         depth += (character == "(") - (character == ")")

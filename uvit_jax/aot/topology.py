@@ -1,10 +1,9 @@
-"""Machines that are not here, by name: their devices, for which programs can be compiled.
+"""Topologies of TPU slices and GPU hosts by name, as devices to compile for without the hardware.
 
     devices, chip = devices_of("v5e:4x4")       # a slice of 16 TPU v5e chips
     devices, chip = devices_of("gpu:h100x8")    # eight H100s in one host
 
-The compilers come with JAX's plugins (`libtpu`, and the CUDA wheels) and need no hardware. The
-devices can be compiled for and nothing else.
+The compilers come with JAX's plugins (`libtpu`, and the CUDA wheels). The devices cannot run.
 """
 
 import os
@@ -17,10 +16,10 @@ from jax.experimental import topologies
 from uvit_jax.aot.chips import CHIPS, GPUS, TPUS, Chip
 from uvit_jax.errors import UvitError, nearest
 
-GPUS_A_HOST = 8
+GPUS_PER_HOST = 8
 EXAMPLES = "v5e:4x4, v5p:2x2x4 or gpu:h100x8"
 
-# Without them, libtpu looks for the machine that it is on and complains that it is none.
+# Without these variables, libtpu looks for TPU metadata and logs errors on other machines.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
@@ -30,14 +29,14 @@ _ENVIRONMENT = {
 
 
 def devices_of(name: str) -> tuple[list[Any], Chip]:
-    """The devices of a topology, and what one of its chips can do.
+    """The devices of a topology, and the specifications of their chip.
 
     Args:
-      name: of TPUs GENERATION:SHAPE, the shape in chips, such as `v5e:4x4`; of GPUs
-        gpu:MODELxCOUNT, such as `gpu:h100x8`, eight to a host.
+      name: for TPUs GENERATION:SHAPE, the shape in chips, such as `v5e:4x4`; for GPUs
+        gpu:MODELxCOUNT, such as `gpu:h100x8`, with eight per host.
 
     Raises:
-      UvitError: if there is no such topology, or its compiler is not installed.
+      UvitError: if the topology does not exist or its compiler is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind == "gpu":
@@ -49,14 +48,13 @@ def _tpus(name: str, generation: str, shape: str) -> tuple[list[Any], Chip]:
     if generation not in TPUS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         known = ", ".join((*TPUS, "gpu"))
         raise UvitError(
-            f"unknown topology {name!r}: it is KIND:SHAPE with a kind of {known}, "
-            f"such as {EXAMPLES}"
+            f"unknown topology {name!r}: use KIND:SHAPE with a kind of {known}, such as {EXAMPLES}"
         )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     options = {"chip_config_name": "megacore"} if generation in ("v4", "v5p") else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
         raise UvitError(f"there is no topology {name!r}: {reason}") from error
@@ -65,7 +63,7 @@ def _tpus(name: str, generation: str, shape: str) -> tuple[list[Any], Chip]:
             f"the compiler for {name!r} is not installed; pip install 'uvit-jax[tpu]' (libtpu "
             f"needs no TPU to compile): {error}"
         ) from error
-    return list(found.devices), CHIPS[generation]
+    return list(topology.devices), CHIPS[generation]
 
 
 def _gpus(name: str, shape: str) -> tuple[list[Any], Chip]:
@@ -73,30 +71,30 @@ def _gpus(name: str, shape: str) -> tuple[list[Any], Chip]:
     if not parts or parts.group(1) not in GPUS or int(parts.group(2)) < 1:
         model = parts.group(1) if parts else shape
         raise UvitError(
-            f"unknown topology {name!r}: of GPUs it is gpu:MODELxCOUNT, such as gpu:h100x8"
+            f"unknown topology {name!r}: for GPUs use gpu:MODELxCOUNT, such as gpu:h100x8"
             f"{nearest(model, GPUS)}"
         )
     chip, count = CHIPS[parts.group(1)], int(parts.group(2))
-    if count > GPUS_A_HOST and count % GPUS_A_HOST:
-        raise UvitError(f"topology {name!r}: {count} GPUs do not fill hosts of {GPUS_A_HOST}")
-    a_host = min(count, GPUS_A_HOST)
+    if count > GPUS_PER_HOST and count % GPUS_PER_HOST:
+        raise UvitError(f"topology {name!r}: {count} GPUs do not fill hosts of {GPUS_PER_HOST}")
+    per_host = min(count, GPUS_PER_HOST)
     try:
-        found = topologies.get_topology_desc(
+        topology = topologies.get_topology_desc(
             platform="cuda",
             topology_name="",
             target_config=_TARGETS[chip.name],
-            topology=f"1x{count // a_host}x{a_host}",
+            topology=f"1x{count // per_host}x{per_host}",
         )
     except (NotImplementedError, RuntimeError) as error:
         raise UvitError(
             f"the compiler for {name!r} is not installed; pip install 'uvit-jax[cuda]' (it needs "
             f"no GPU to compile): {str(error).splitlines()[0]}"
         ) from error
-    return list(found.devices), chip
+    return list(topology.devices), chip
 
 
 def _target(name: str, cores: int, clock: float, l2: int, shared: int, memory: int, major: int):
-    """XLA's description of a GPU (GpuTargetConfigProto), from NVIDIA's data sheets and CUDA's table
+    """XLA's description of a GPU (GpuTargetConfigProto), from NVIDIA's datasheets and CUDA's table
     of compute capabilities."""
     chip = CHIPS[name]
     return f"""

@@ -1,9 +1,8 @@
-"""What a compiled program moves: between chips by collectives, and in and out of main memory.
+"""Communication and main-memory traffic of a compiled program.
 
-Bytes are those of one chip and one run of the program, loops counted. A collective's bytes are what
-a chip has to send at least, with P chips taking part: all-gather and reduce-scatter (P - 1)/P of
-the whole array, all-reduce twice that, all-to-all (P - 1)/P of a chip's part, and a permutation all
-of it.
+Bytes are per chip and per run of the program. A collective's bytes are the least that a chip sends
+in a group of P chips: (P - 1)/P of the unsharded array for all-gather and reduce-scatter, twice
+that for all-reduce, (P - 1)/P of a chip's shard for all-to-all, all of it for a permutation.
 """
 
 import collections
@@ -15,7 +14,7 @@ from uvit_jax.aot.hlo import Array, Instruction, Module
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 ROLES = ("parameters", "gradients", "activations", "scalars")
-_SCALARS = 4096  # bytes; what is smaller is a loss, a norm, a count
+_SCALARS = 4096  # bytes; smaller arrays are losses, norms and counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +22,10 @@ class Collective:
     """One collective of the program's text.
 
     Attributes:
-      kind: one of `KINDS`. role: what it moves, one of `ROLES`.
-      count: times it runs. bytes: that a chip sends, in all of them.
-      group: chips that take part. array: of the largest array that comes out, such as
-        `bf16[16,2048]`. origin: the operation of the source that it was made for.
+      kind: one of `KINDS`. role: the content, one of `ROLES`.
+      count: number of runs. bytes: sent by a chip in all of them.
+      group: number of participating chips. array: the largest result, such as `bf16[16,2048]`.
+      origin: the path of the JAX operation that it was compiled from.
     """
 
     kind: str
@@ -43,24 +42,25 @@ def collectives(
 ) -> list[Collective]:
     """The collectives that run, the largest first.
 
-    Args:
-      num_chips: of the whole program. parameters: (elements, elements of a chip's part) of every
-        parameter as the program uses it: of a stack of layers, one layer's.
+    Roles are inferred from sizes: an all-gather to the size of a parameter gathers it; a reduction
+    of that size is its gradient; a permutation of its shard belongs to a product that XLA merged
+    with the gather (or with the gradient's scatter, in a loop named accordingly). All others are
+    activations, so that a gathered batch is never counted as parameters.
 
-    What is moved is told by size. An all-gather that makes as many elements as a parameter has
-    gathers it; a sum of as many is its gradient; a permutation of a part of one belongs to a
-    product that XLA has merged with its gather (or, in a loop that it names so, with its scatter).
-    Nothing else is taken for a parameter, so a batch that is gathered cannot hide there.
+    Args:
+      module: the compiled program.
+      num_chips: that run the program.
+      parameters: (elements, elements of a chip's shard) of every parameter, per layer of a stack.
     """
-    whole, part = (set(sizes) for sizes in zip(*parameters, strict=True))
-    found, seen = [], set()
+    full, shard = (set(sizes) for sizes in zip(*parameters, strict=True))
+    result, seen = [], set()
     for computation, instruction, times in module.executed():
         kind = _kind(module, computation, instruction)
         if kind is None:
             continue
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         if computation in module.fused and channel:
-            # A TPU spreads one collective over several fusions: its start, its steps and its end.
+            # On TPUs one collective is in several fusions: its start, its steps and its end.
             if channel.group(1) in seen:
                 continue
             seen.add(channel.group(1))
@@ -70,11 +70,11 @@ def collectives(
         by_role: dict[str, list[Array]] = collections.defaultdict(list)
         for array in arrays:
             size = array.size * group if scattered else array.size
-            by_role[_role(kind, computation, array, size, whole, part)].append(array)
+            by_role[_role(kind, computation, array, size, full, shard)].append(array)
         for role, members in by_role.items():
             total = sum(a.bytes for a in members) * (group if scattered else 1)
             largest = max(members, key=lambda a: a.bytes)
-            found.append(
+            result.append(
                 Collective(
                     kind=kind,
                     role=role,
@@ -85,14 +85,14 @@ def collectives(
                     origin=instruction.op_name,
                 )
             )
-    return sorted(found, key=lambda c: -c.bytes)
+    return sorted(result, key=lambda c: -c.bytes)
 
 
 def memory_bytes(module: Module) -> int:
     """Bytes that a chip reads from and writes to its main memory in one run.
 
-    Every instruction reads its operands and writes its results once; of an array of which only a
-    slice is read or written, the slice. What the compiler keeps on the chip itself is left out.
+    Every instruction reads its operands and writes its results once, or the slices of them that it
+    uses. Arrays in on-chip memory do not count.
     """
     total = 0
     for computation, instruction, times in module.executed():
@@ -110,9 +110,9 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def _accessed(module: Module, computation: str, instruction: Instruction) -> int:
-    here = module.computations[computation]
+    instructions = module.computations[computation]
     results = _main(instruction.arrays)
-    operands = [here[name] for name in instruction.operands if name in here]
+    operands = [instructions[name] for name in instruction.operands if name in instructions]
     if instruction.opcode in _SLICES:
         return 2 * results
     if instruction.opcode == "dynamic-update-slice":
@@ -153,7 +153,7 @@ def _kind(module: Module, computation: str, instruction: Instruction) -> str | N
     if opcode not in KINDS:
         return None
     if opcode == "all-reduce" and computation in module.fused:
-        # On TPUs, a reduce-scatter is a fusion of an all-reduce and a slice.
+        # On TPUs a reduce-scatter is a fusion of an all-reduce and a slice.
         root = module.roots[computation]
         if root.opcode == "dynamic-slice":
             return "reduce-scatter"
@@ -171,7 +171,7 @@ def _results(instruction: Instruction) -> list[Array]:
 
 
 def _group(instruction: Instruction, num_chips: int) -> int:
-    """How many chips take part together. XLA writes the groups in three ways."""
+    """The number of chips in a replica group, for each of XLA's three notations."""
     text = instruction.attributes
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
     if iota:
@@ -195,14 +195,14 @@ def _sent(kind: str, group: int) -> float:
 
 
 def _role(
-    kind: str, computation: str, array: Array, size: int, whole: set[int], part: set[int]
+    kind: str, computation: str, array: Array, size: int, full: set[int], shard: set[int]
 ) -> str:
-    if array.bytes <= _SCALARS and size not in whole:
+    if array.bytes <= _SCALARS and size not in full:
         return "scalars"
-    if kind == "all-gather" and size in whole:
+    if kind == "all-gather" and size in full:
         return "parameters"
-    if kind in ("all-reduce", "reduce-scatter") and size in whole | part:
+    if kind in ("all-reduce", "reduce-scatter") and size in full | shard:
         return "gradients"
-    if kind == "collective-permute" and size in part:
+    if kind == "collective-permute" and size in shard:
         return "gradients" if "dot_general_body_rs" in computation else "parameters"
     return "activations"

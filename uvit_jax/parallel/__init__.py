@@ -1,1 +1,1 @@
-"""Meshes, shardings and attention: how a program is spread over devices."""
+"""Meshes, shardings, attention implementations and multi-process runs."""

@@ -1,64 +1,61 @@
-"""Several processes as one program: how they find each other, and how they stop together.
+"""Multi-process runs: joining the processes, and stopping all of them together.
 
-If one is lost, the others end: at once where a collective fails (CPU, GPU), otherwise (a TPU waits)
-when the lost one's heartbeats have failed to come, by JAX's hand.
+Where JAX itself loses contact (a process that never comes or dies, on TPUs in a collective), its
+C++ runtime aborts the process with status 134 and a stack trace; no Python code runs then.
 """
 
-import atexit
-import contextlib
+import logging
 import os
 import re
 import signal
-import subprocess
+import socket
 import sys
+import time
 from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
 
 from uvit_jax.errors import UvitError
-from uvit_jax.parallel import rendezvous
 
-PATIENCE = 60
-"""Seconds after which a process that gives no sign is lost, and for which one that has ended waits
-for the others to end."""
+logger = logging.getLogger(__name__)
 
-AGAIN = "The same command on all of them goes on from the newest checkpoint"
+HEARTBEAT_TIMEOUT = 60
+"""Seconds after which a silent process counts as lost, and that an ended one waits for the rest."""
 
 
 def initialize(spec: str, timeout: int = 300) -> None:
-    """Joins this process to the others.
+    """Joins this process to the others, by `jax.distributed.initialize`.
+
+    JAX aborts the process if others do not join in time, or if two have the same index. A wrong
+    address and a port in use are checked before, and raise.
 
     Args:
-      spec: empty for a single process; `auto` where the environment tells (TPU pods, SLURM); or
-        `ADDRESS:PORT,COUNT,INDEX`, of the coordinator, of all processes and of this one.
-      timeout: seconds until all must have come; if less than `PATIENCE`, it takes its place.
+      spec: empty for a single process; `auto` on TPU pods, SLURM and Open MPI; or
+        `ADDRESS:PORT,COUNT,INDEX`: process 0's address, the number of processes, this one's index.
+      timeout: seconds in which all processes must join; also bounds `HEARTBEAT_TIMEOUT`.
 
     Raises:
-      UvitError: if `spec` is none of these, or the processes do not meet: the address does not
-        answer, some are missing, or they disagree on their count.
+      UvitError: if `spec` is none of these, `auto` finds no cluster, or the address is unusable.
     """
     if not spec:
         return
-    patience = min(timeout, PATIENCE)
-    limits = dict(
+    limit = min(timeout, HEARTBEAT_TIMEOUT)
+    options = dict(
         initialization_timeout=timeout,
-        heartbeat_timeout_seconds=patience,
-        shutdown_timeout_seconds=patience,
+        heartbeat_timeout_seconds=limit,
+        shutdown_timeout_seconds=limit,
     )
-    # Only the CPU backend reads it; without it, CPU processes cannot exchange arrays.
+    # Without it CPU processes cannot exchange arrays; other backends ignore it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec == "auto":
-        words = _LastWords(f"not all processes came to the coordinator within {timeout} s")
         try:
-            jax.distributed.initialize(**limits)
+            jax.distributed.initialize(**options)
         except ValueError:
-            words.say("")
             raise UvitError(
-                "--distributed=auto finds no TPU pod, SLURM or Open MPI around this process; give "
+                "--distributed=auto finds no TPU pod, SLURM or Open MPI environment; give "
                 "ADDRESS:PORT,COUNT,INDEX"
             ) from None
-        _leave_together(words)
         return
     if not re.fullmatch(r".+:\d+,\d+,\d+", spec):
         raise UvitError(
@@ -68,67 +65,63 @@ def initialize(spec: str, timeout: int = 300) -> None:
     address, *numbers = spec.split(",")
     count, index = map(int, numbers)
     if index >= count:
-        raise UvitError(f"--distributed: process {index} of {count}; the first is 0")
-    rendezvous.meet(address, count, index, timeout)
-    words = _LastWords(f"the processes that met at {address} could not be joined by JAX")
-    jax.distributed.initialize(address, count, index, **limits)
-    _leave_together(words)
+        raise UvitError(f"--distributed: INDEX {index} must be less than COUNT {count}")
+    # JAX's abort names neither, so the log does.
+    logger.info("process %d waits up to %d s for all %d at %s", index, timeout, count, address)
+    host, _, port = address.rpartition(":")
+    if index == 0:
+        _check_port(int(port))
+    else:
+        _wait_for_process_0(host.strip("[]"), int(port), timeout)
+    jax.distributed.initialize(address, count, index, **options)
+
+
+def _check_port(port: int) -> None:
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise UvitError(
+            f"--distributed: process 0 cannot listen on port {port} ({error}); "
+            "give all processes another port"
+        ) from None
+
+
+def _wait_for_process_0(host: str, port: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise UvitError(
+                    f"--distributed: no answer from process 0 at {host}:{port} within {timeout} s "
+                    f"({error}); check that it is started and that ADDRESS:PORT is its own"
+                ) from None
+        time.sleep(0.2)
 
 
 def end_if_lost(error: Exception) -> None:
-    """Ends this process with a sentence if `error` says that another one of the run is gone.
+    """Ends this process with status 1 and one line if `error` says that another process was lost.
 
-    It must not end as usual, which waits for the others.
+    A normal exit would wait for the lost process until the heartbeat times out.
     """
-    found = re.search(r".*(gloo|nccl|coordination|peer).*", str(error), re.IGNORECASE)
-    if jax.process_count() > 1 and found:
-        who = f"process {jax.process_index()} of {jax.process_count()}"
-        sentence = f"error: {who} ends: another one was lost ({found[0][:200]}). {AGAIN}"
-        print(f"\n{sentence}", file=sys.stderr, flush=True)  # after a progress bar's line
+    reason = re.search(r".*(gloo|nccl|coordination|peer).*", str(error), re.IGNORECASE)
+    if jax.process_count() > 1 and reason:
+        print(
+            f"\nerror: process {jax.process_index()} of {jax.process_count()} exits: another "
+            f"process was lost ({reason[0][:200]}). Run the same command on all of them to resume "
+            "from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         sys.stdout.flush()
-        _LastWords.current.say("")
         os._exit(1)
 
 
-def _leave_together(words: "_LastWords") -> None:
-    who = f"process {jax.process_index()} of {jax.process_count()}"
-    words.say(f"error: {who} ended: it was killed, or another one was lost. {AGAIN}")
-
-    def leave() -> None:
-        words.say(f"error: the others did not end when {who} did")
-        jax.distributed.shutdown()
-        words.say("")
-
-    atexit.register(leave)
-
-
-class _LastWords:
-    """A sentence for stderr if this process is gone before it says otherwise.
-
-    Where JAX loses a process, it aborts the others, and no Python runs any more. A shell waits for
-    that, and prints the last line that it was given.
-    """
-
-    current: "_LastWords"
-
-    def __init__(self, problem: str):
-        program = 'while read -r line; do last=$line; done; [ -z "$last" ] || echo "$last" >&2'
-        self._shell = subprocess.Popen(
-            ["sh", "-c", program], stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self.say(f"error: --distributed: {problem}")
-        _LastWords.current = self
-
-    def say(self, line: str) -> None:
-        """Replaces the sentence; an empty one says nothing."""
-        with contextlib.suppress(OSError):  # someone has ended the shell
-            print(line, file=self._shell.stdin, flush=True)
-
-
 class StopSignal:
-    """Notes SIGTERM and SIGINT while it is entered, so that a run can save before it goes.
+    """A context that records SIGTERM and SIGINT, so that a run can save before it ends.
 
-    A second SIGINT is Python's own KeyboardInterrupt again.
+    A second SIGINT raises KeyboardInterrupt as usual.
     """
 
     def __init__(self):
@@ -136,28 +129,28 @@ class StopSignal:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        # With several processes, SIGTERM is the preemption service's, whose handler must stay.
+        # With several processes, SIGTERM belongs to JAX's preemption service.
         numbers = [signal.SIGINT] + [signal.SIGTERM] * (jax.process_count() == 1)
         for number in numbers:
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # the preemption service tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # the preemption service notifies the others
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step`; all processes answer alike.
+        """Whether to stop after `step`; the same answer on all processes.
 
-        With several processes, one signal may come before a step here and after it there. JAX's
-        preemption service agrees on a step for SIGTERM; it is asked instead.
+        A signal may arrive before a step on one process and after it on another; JAX's preemption
+        service makes them agree on a step.
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)

@@ -1,9 +1,8 @@
 """One mesh with four axes: data, fsdp, context, tensor.
 
-`data` replicates parameters, `fsdp` shards them and gathers them layer by layer, `context` is for
-long sequences, `tensor` splits heads and hidden units. A batch is spread over data × fsdp.
-
-Slices of TPUs are joined by the data-centre network, which is slow: only `data` crosses it.
+`data` replicates the parameters, `fsdp` shards them and all-gathers them layer by layer, `context`
+shards the tokens of a sequence, `tensor` splits heads and hidden units. A batch is sharded over
+data × fsdp. TPU slices are connected by the slow data-centre network, which only `data` crosses.
 """
 
 import dataclasses
@@ -24,13 +23,13 @@ _AUTO = (AxisType.Auto,) * len(AXES)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis; one of them may be -1, "all that is left".
+    """The number of devices along each axis; one of them may be -1, all remaining devices.
 
     Attributes:
-      data: copies of the parameters, each with a part of the batch.
-      fsdp: parameters, optimizer and average are spread over so many, and the batch too.
-      context: a sequence's tokens are spread over so many.
-      tensor: heads and hidden units are spread over so many.
+      data: replicas of the parameters, each with a part of the batch.
+      fsdp: shards of parameters, EMA, optimizer state and batch.
+      context: shards of a sequence's tokens (context parallelism).
+      tensor: shards of attention heads and MLP hidden units (tensor parallelism).
     """
 
     data: int = -1
@@ -41,30 +40,30 @@ class MeshConfig:
     def sizes(self, num_devices: int) -> tuple[int, ...]:
         """The four sizes for `num_devices` devices; UvitError if they do not multiply to it."""
         sizes = [getattr(self, axis) for axis in AXES]
-        shown = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+        text = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
         if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
             raise UvitError(
-                f"config.mesh ({shown}): sizes are at least 1, and one of them may be -1"
+                f"config.mesh ({text}): sizes must be at least 1, and one of them may be -1"
             )
         fixed = math.prod(s for s in sizes if s != -1)
         if -1 in sizes:
             sizes[sizes.index(-1)] = num_devices // fixed
         if math.prod(sizes) != num_devices:
             raise UvitError(
-                f"config.mesh ({shown}) does not fit {num_devices} devices; "
+                f"config.mesh ({text}) does not fit {num_devices} devices; "
                 "make the product of the axes equal to it, or set one of them to -1"
             )
         return tuple(sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all of them), nearby devices along the inner axes.
+    """The mesh over `devices` (default: all of them), with neighbours along the inner axes.
 
-    On a TPU's torus, near is what its links say; elsewhere, what one process holds.
+    Neighbours share a link of a TPU's torus; on other platforms, they belong to one process.
 
     Raises:
-      UvitError: if the axes do not multiply to the number of devices, or there are several slices
-        of TPUs and `data` is not a multiple of their number.
+      UvitError: if the axes do not multiply to the number of devices, or `data` is not a multiple
+        of the number of TPU slices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = config.sizes(len(devices))
@@ -75,8 +74,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if sizes[0] % slices:
         fitting = [slices * n for n in _divisors(len(devices) // slices)]
         raise UvitError(
-            f"config.mesh.data={sizes[0]} is not a multiple of the {slices} slices, and only data "
-            f"crosses them; for {len(devices)} devices it may be {_either(fitting, sizes[0])}"
+            f"config.mesh.data={sizes[0]} is not a multiple of the {slices} slices, which only "
+            f"data crosses; for {len(devices)} devices set it to {_nearest(fitting, sizes[0])}"
         )
     if slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
@@ -91,12 +90,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
-    """The mesh of so many devices that need not be there; UvitError as `MeshConfig.sizes`."""
+    """The mesh of `num_devices` devices that need not exist; UvitError as in `MeshConfig.sizes`."""
     return AbstractMesh(config.sizes(num_devices), AXES, axis_types=_AUTO)
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the mesh cuts a batch."""
+    """The number of shards of a batch."""
     return math.prod(mesh.shape[a] for a in BATCH_AXES)
 
 
@@ -109,19 +108,19 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulate: int = 1)
             by += f" × {accumulate} microbatches"
         raise UvitError(
             f"config.train.batch_size={batch_size} is not divisible by {by}; "
-            f"the nearest that are: {batch_size // parts * parts or parts} and "
+            f"the nearest multiples: {batch_size // parts * parts or parts} and "
             f"{(batch_size // parts + 1) * parts}"
         )
 
 
 def check_tensor(mesh: Mesh | AbstractMesh, *, num_heads: int, mlp_width: int) -> None:
-    """Raises UvitError if the tensor axis does not divide a model's heads and hidden units."""
+    """Raises UvitError if the tensor axis does not divide a model's heads and MLP hidden units."""
     size, both = mesh.shape["tensor"], math.gcd(num_heads, mlp_width)
     for name, count in (("num_heads", num_heads), ("mlp_ratio × width", mlp_width)):
         if count % size:
             raise UvitError(
                 f"config.mesh.tensor={size} does not divide config.model.backbone.{name}={count}; "
-                f"the nearest that fits heads and MLP is tensor={_either(_divisors(both), size)}"
+                f"the nearest that divides heads and MLP: tensor={_nearest(_divisors(both), size)}"
             )
 
 
@@ -129,7 +128,7 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _either(fitting: Sequence[int], wanted: int) -> str:
-    """The nearest numbers below and above a wanted one that does not fit."""
+def _nearest(fitting: Sequence[int], wanted: int) -> str:
+    """The nearest fitting numbers below and above `wanted`, which does not fit."""
     below, above = [n for n in fitting if n < wanted], [n for n in fitting if n > wanted]
     return " or ".join(map(str, below[-1:] + above[:1]))

@@ -1,7 +1,7 @@
-"""Which rows of a global batch a process loads, and how processes make one array of them.
+"""The rows of a global batch that each process loads, and the global array of them.
 
-A process loads the rows that its devices hold, whatever the mesh: where `context` or `tensor`
-crosses processes, several of them load the same rows.
+A process loads the rows that its devices hold: where `context` or `tensor` crosses processes,
+several of them load the same rows.
 """
 
 import jax
@@ -13,11 +13,11 @@ from uvit_jax.parallel.sharding import BATCH
 
 
 def local_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) -> list[int]:
-    """The numbers of a process' rows in a batch of B, in order.
+    """The indices of a process' rows in a batch of B, ascending.
 
     Args:
-      batch_size: B, which the mesh divides (`check_batch`).
-      process_index: of another process than this one.
+      batch_size: B, a multiple of the number of batch shards (`check_batch`).
+      process_index: default: this process.
     """
     me = jax.process_index() if process_index is None else process_index
     parts = mesh.devices.reshape(batch_shards(mesh), -1)
@@ -27,7 +27,7 @@ def local_rows(mesh: Mesh, batch_size: int, process_index: int | None = None) ->
 
 
 def global_array(local: np.ndarray, rows: list[int], batch_size: int, mesh: Mesh) -> jax.Array:
-    """The array (B, ...) on all processes' devices, spread over the mesh's batch axes.
+    """The array (B, ...) on all processes' devices, sharded over the mesh's batch axes.
 
     Args:
       local: (b, ...), this process' `rows` of it.

@@ -1,7 +1,7 @@
-"""Where each array lives: ordered rules from a parameter's path to its PartitionSpec.
+"""Ordered rules from a parameter's path to its PartitionSpec.
 
-The first rule whose pattern is found in the path wins. Optimizer state and EMA carry their
-parameter's path inside theirs, so the same rules place them alike.
+The first rule whose pattern matches the path applies. Paths of optimizer state and EMA contain
+their parameter's path, so they are sharded alike.
 """
 
 import functools
@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from uvit_jax.parallel.mesh import BATCH_AXES
 
-# Arrays that are looked up in, or added, and enter no product.
+# Arrays that are indexed or added, and are no operand of a matrix product.
 TABLES = r"(table/embedding|positions/\w+)"
 
-# A spec is read from the right, so that it holds with and without the leading layer axis of a
-# scanned stack. FSDP shards one axis of every large matrix; Megatron's tensor parallelism splits
+# Aligned to the last dimensions, so that a rule applies with and without the layer axis of a scan.
+# FSDP shards one axis of every large matrix; Megatron's tensor parallelism splits
 # the first product of a pair by columns and the second by rows.
 RULES: tuple[tuple[str, tuple], ...] = (
     (r"attention/qkv/kernel", ("fsdp", None, "tensor", None)),
@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (r"mlp/fc2/kernel", ("tensor", "fsdp")),
     (r"(skip|modulation/linear|proj|fc1|fc2)/kernel", (None, "fsdp")),
     (TABLES, (None, "fsdp")),
-    # Both factors of an adapter lie as the kernel does that they change (a: inputs, b: outputs).
+    # LoRA factors are sharded like the kernel that they adapt (a: inputs, b: outputs).
     (r"(attention/qkv|cross/q|cross/kv|mlp/fc1)/a$", ("fsdp", None)),
     (r"(attention/qkv|cross/q|cross/kv|mlp/fc1)/b$", (None, "tensor")),
     (r"(attention/out|cross/out|mlp/fc2)/a$", ("tensor", None)),
@@ -54,10 +54,10 @@ def path_string(path: tuple[Any, ...]) -> str:
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The PartitionSpec of the array at `path`.
 
-    A mesh axis is used only where it divides. If fsdp does not divide the dimension of its rule, it
-    takes the largest other one of the rule that it divides and that no axis splits (never the layer
-    axis of a stack, which every step of the scan would fetch from one device). If there is none,
-    the array is replicated over fsdp, which `plan` shows.
+    A mesh axis is used only where it divides the dimension. If fsdp does not divide that of its
+    rule, it shards the largest other dimension of the rule that it divides and that no axis splits
+    (never the layer axis of a stack, which every step of the scan would fetch from one device). If
+    there is none, the array is replicated over fsdp; `experiments.train --plan` lists it so.
     """
     names = next(spec for pattern, spec in RULES if re.search(pattern, path))
     if len(names) > len(shape):
@@ -86,17 +86,17 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def gather_params(params: Any, dtype: Any, *, path: str = "") -> Any:
-    """A layer's parameters as its products take them under FSDP: whole over the `fsdp` axis, in the
-    dtype of the computation. Their gradients go back to the parameters' own places. Tables stay as
-    they are: what is looked up in them is less.
+    """All-gathers a layer's parameters over the `fsdp` axis, in the dtype of the computation.
 
-    Left to itself, XLA's partitioner merges each product with the gather of its matrix, and each
-    gradient's product with its scatter, piece by piece. For a U-ViT-L/2 step on 16 TPU chips that
-    moves three times as much in and out of main memory, where the partial products lie.
+    Gradients are reduced back to the parameters' own shardings. Tables are not gathered: the rows
+    that a batch looks up are smaller. Without an ambient mesh, or with fsdp=1, it does nothing.
 
-    Without a mesh, or with fsdp=1, it does nothing.
+    By default XLA's partitioner splits each product and interleaves it with the gather of its
+    matrix, and each gradient's product with its scatter. For a U-ViT-L/2 step on 16 TPU chips the
+    partial products triple the traffic in and out of main memory.
 
     Args:
+      params: a pytree of arrays. dtype: of the result.
       path: of `params` within the model, as far as the rules need it.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -105,59 +105,64 @@ def gather_params(params: Any, dtype: Any, *, path: str = "") -> Any:
 
     def gather(below, a):
         name = f"{path}/{path_string(below)}"
-        own = spec(name, a.shape, mesh)
-        if "fsdp" not in tuple(own) or re.search(TABLES, name):
+        sharded = spec(name, a.shape, mesh)
+        if "fsdp" not in tuple(sharded) or re.search(TABLES, name):
             return a
-        return _gather(a, own, P(*(None if n == "fsdp" else n for n in own)), dtype)
+        gathered = P(*(None if n == "fsdp" else n for n in sharded))
+        return _gather(a, sharded, gathered, dtype)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(a: jax.Array, own: P, whole: P, dtype: Any) -> jax.Array:
-    return jax.lax.with_sharding_constraint(a.astype(dtype), whole)
+def _gather(a: jax.Array, sharded: P, gathered: P, dtype: Any) -> jax.Array:
+    return jax.lax.with_sharding_constraint(a.astype(dtype), gathered)
 
 
-def _gather_fwd(a, own, whole, dtype):
-    return _gather(a, own, whole, dtype), None
+def _gather_fwd(a, sharded, gathered, dtype):
+    return _gather(a, sharded, gathered, dtype), None
 
 
-def _gather_bwd(own, whole, dtype, _, g):
-    # Whole first: the product ends before the gradient is reduced. Otherwise the two are merged,
-    # and for a modulation's gradient the batch is gathered.
-    g = jax.lax.with_sharding_constraint(g, whole)
-    return (jax.lax.with_sharding_constraint(g, own).astype(jnp.float32),)  # as parameters are
+def _gather_bwd(sharded, gathered, dtype, _, g):
+    # Unsharded first, so that the product is complete before the gradient is reduced. Otherwise XLA
+    # merges the two, and all-gathers the batch for a modulation's gradient.
+    g = jax.lax.with_sharding_constraint(g, gathered)
+    return (jax.lax.with_sharding_constraint(g, sharded).astype(jnp.float32),)  # parameters' dtype
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def jit_replicated(function: Callable, mesh: Mesh, where: Any = None) -> jax.stages.Wrapped:
-    """`function(params, *others)` as a jitted `run(params, others)`: the others, a tuple, and the
-    results are whole on every device. Inside it a batch may be spread over devices that do not
-    divide it; that of an argument or a result may not.
+def jit_replicated(
+    function: Callable, mesh: Mesh, param_shardings: Any = None
+) -> jax.stages.Wrapped:
+    """Jits `function(params, *others)` as `run(params, others)`, with `others` (a tuple) and the
+    results replicated on every device.
+
+    A batch whose size the mesh does not divide can be sharded inside a program, but not as its
+    argument or result.
 
     Args:
-      where: the parameters' shardings; None for those that they come with.
+      param_shardings: of `params`; None for those that the arrays have.
     """
-    whole = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, P())
 
     def run(params, others):
         return function(params, *others)
 
-    return jax.jit(run, in_shardings=(where, whole), out_shardings=whole)
+    return jax.jit(run, in_shardings=(param_shardings, replicated), out_shardings=replicated)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps an array (B, ...) spread over the batch axes of the ambient mesh (`jax.set_mesh`).
+    """Constrains an array (B, ...) to the batch axes of the ambient mesh (`jax.set_mesh`).
 
-    A size that the axes do not divide is padded within the program. Without a mesh it does nothing.
+    XLA pads a size that the axes do not divide. Without a mesh it does nothing.
     """
     return _constrain(x, (BATCH_AXES,))
 
 
 def constrain_tokens(x_BND: jax.Array) -> jax.Array:
-    """Keeps activations (B, N, D) spread over the batch and context axes of the ambient mesh."""
+    """Constrains activations (B, N, D) to the batch and context axes of the ambient mesh."""
     return _constrain(x_BND, (BATCH_AXES, "context"))
 
 

@@ -1,18 +1,17 @@
-"""Checkpoints, through Orbax: asynchronous, atomic, restored onto any mesh. All of Orbax is here.
+"""Checkpoints, through Orbax: asynchronous, atomic, restored onto any mesh.
 
-A checkpoint holds the train state and the data's position, in batches, so that a resumed run
-sees the examples it would have seen, also on another number of hosts.
+A checkpoint holds the train state and the data's position in batches, so that a resumed run sees
+the examples it would have seen, also with another number of hosts. No other file imports Orbax.
 """
 
+import contextlib
 import functools
 import gc
+import io
 import logging
 import os
 import shutil
-import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ class Checkpointer:
     """The checkpoints of a workdir.
 
     Args:
-      workdir: they live in its folder `checkpoints`, one folder a step.
-      keep: how many of the newest stay.
+      workdir: the run's folder; a checkpoint is its subfolder `checkpoints/STEP`.
+      keep: how many of the newest are kept.
     """
 
     def __init__(self, workdir: Path, keep: int):
@@ -55,35 +54,37 @@ class Checkpointer:
         items = dict(state=_as_dict(state), data={"position": position})
         self._orbax.save_checkpointables_async(step, items, force=True)
 
-    def restore(self, like: TrainState, where: TrainState) -> tuple[TrainState, int] | None:
-        """The newest whole checkpoint as (state, data position), or None if there is none.
+    def restore(self, like: TrainState, shardings: TrainState) -> tuple[TrainState, int] | None:
+        """The newest readable checkpoint as (state, data position), or None if there is none.
 
-        One that cannot be read is reported, moved to the workdir's `broken_checkpoints`, and the
-        one before it is taken.
+        An unreadable one is reported and moved to the workdir's `broken_checkpoints`, and the one
+        before it is restored.
 
         Args:
-          like: a state of the same shapes. where: the shardings to restore onto.
+          like: a state of the same shapes. shardings: of the restored state.
+
+        Raises:
+          UvitError: if there are checkpoints and none can be read; then nothing is moved.
         """
         abstract = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, where
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), like, shardings
         )
-        broken: list[tuple[int, Exception | None]] = []
+        broken: list[tuple[int, str]] = []
         for checkpoint in reversed(self._orbax.checkpoints):
             items = dict(state=_as_dict(abstract), data=None)
-            loaded, problem = _attempt(
+            loaded, reason = _try_load(
                 functools.partial(self._orbax.load_checkpointables, checkpoint.step, items)
             )
-            if _all_processes(problem is None):
+            if _on_all_processes(loaded is not None):
                 for step, reason in broken:
                     self._put_aside(step, reason, checkpoint.step)
                 return TrainState(**loaded["state"]), int(loaded["data"]["position"])
-            broken.append((checkpoint.step, problem))
+            broken.append((checkpoint.step, reason or "on another process"))
         if broken:
-            step, problem = broken[0]
+            step, reason = broken[0]
             raise UvitError(
-                f"no checkpoint in {self._workdir.checkpoints} can be read "
-                f"({len(broken)} tried; {step}: {_first_line(problem)}); "
-                "give another --workdir to start afresh"
+                f"no checkpoint in {self._workdir.checkpoints} can be read ({len(broken)} tried; "
+                f"{step}: {reason}); give another --workdir to start from scratch"
             )
         return None
 
@@ -91,22 +92,22 @@ class Checkpointer:
         """Waits for the last save."""
         self._orbax.close()
 
-    def _put_aside(self, step: int, problem: Exception | None, instead: int) -> None:
+    def _put_aside(self, step: int, reason: str, instead: int) -> None:
         target = self._workdir.path / "broken_checkpoints" / str(step)
         while target.exists():
             target = target.with_name(target.name + "_")
         logger.warning(
-            "checkpoint %d cannot be read (%s); going on from %d. The broken one is now %s",
+            "checkpoint %d cannot be read (%s) and is moved to %s; resuming from %d",
             step,
-            _first_line(problem),
-            instead,
+            reason,
             target,
+            instead,
         )
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
             shutil.move(self._workdir.checkpoints / str(step), target)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("a broken checkpoint is put aside")
+            multihost_utils.sync_global_devices("broken checkpoint moved")
         self._orbax.reload()
 
 
@@ -125,72 +126,57 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cpu), model.abstract_params
     )
+
+    def load(checkpoint: str) -> Params:
+        stored = ocp.checkpointables_metadata(checkpoint).metadata["state"]
+        partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {name: abstract}
+        loaded = ocp.load_checkpointables(checkpoint, dict(state=partial))
+        return jax.tree.map(np.asarray, loaded["state"][name])
+
     for candidate in reversed(steps):
-        where = os.fspath((folder / str(candidate)).absolute())
-
-        def load_one(where: str = where) -> Params:
-            stored = ocp.checkpointables_metadata(where).metadata["state"]
-            partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {name: abstract}
-            loaded = ocp.load_checkpointables(where, dict(state=partial))
-            return jax.tree.map(np.asarray, loaded["state"][name])
-
-        params, problem = _attempt(load_one)
-        if problem is None:
+        checkpoint = os.fspath((folder / str(candidate)).absolute())
+        params, reason = _try_load(functools.partial(load, checkpoint))
+        if params is not None:
             return model, params
         if step is None:
-            logger.warning("checkpoint %d cannot be read (%s)", candidate, _first_line(problem))
+            logger.warning("checkpoint %d cannot be read (%s)", candidate, reason)
     if not steps:
         raise UvitError(f"{folder} holds no checkpoint yet")
-    raise UvitError(f"no checkpoint in {folder} can be read: {_first_line(problem)}")
+    raise UvitError(f"no checkpoint in {folder} can be read: {reason}")
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
 
 
-def _all_processes(ok: bool) -> bool:
+def _on_all_processes(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.asarray(ok)).all())
 
 
-def _first_line(problem: Exception | None) -> str:
-    if problem is None:
-        return "on another process"
-    while problem.__cause__ is not None:  # the deepest cause names the file
-        problem = problem.__cause__
-    text = str(problem).strip() or type(problem).__name__
-    return text.splitlines()[0][:200]
+def _try_load(load: Callable[[], Any]) -> tuple[Any, str]:
+    """(what `load` returns, ""), or (None, the first line of the error).
 
-
-def _attempt(load: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """(what `load` returns, None), or (None, what went wrong).
-
-    Orbax tells of a broken file in pages of logs, and in tracebacks from threads that it leaves
-    behind; the caller tells it in a sentence, so all that is kept from the screen.
+    Orbax logs a damaged file at length, and TensorStore's threads go on after the error and print
+    up to a thousand tracebacks; none of it reaches the terminal, since the caller reports the line.
     """
-    loggers = [logging.getLogger(name) for name in ("asyncio", "absl", "orbax")]
-    levels = [each.level for each in loggers]
-    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook)
-    for each in loggers:
-        each.setLevel(logging.CRITICAL)
-    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with contextlib.redirect_stderr(io.StringIO()):
             try:
-                return load(), None
-            except Exception as error:  # whatever the damage provokes
-                problem = error
-            # What is left behind complains a moment later, when it is collected; tracebacks would
-            # keep it alive until hooks are back.
-            time.sleep(0.5)
-            each_problem: BaseException | None = problem
-            while each_problem is not None:
-                each_problem.__traceback__ = None
-                each_problem = each_problem.__cause__ or each_problem.__context__
-            gc.collect()
-            return None, problem
+                return load(), ""
+            except Exception as error:  # any type, depending on the damage
+                reason = _first_line(error)
+            time.sleep(0.5)  # until the threads have ended
+            gc.collect()  # coroutines that were never awaited warn when they are collected
+            return None, reason
     finally:
-        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        logging.disable(logging.NOTSET)
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # the deepest cause names the file
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,8 +1,8 @@
-"""Where a run's wall time goes: every second of it in one of a few places, on the host's clock.
+"""Splits a run's wall time by activity, such as steps, input and checkpoints, on the host's clock.
 
-Measuring makes nobody wait. Steps are dispatched ahead of the devices, so `input` is how long the
-host waited for a batch, whether or not the devices had work left meanwhile; a step that waits for
-nothing else shows up where the host waits for the devices, as `step`.
+Timing does not synchronise the devices. Steps are dispatched ahead of them, so `input` is the time
+that the host waited for a batch, even if the devices had work left; the time of the steps
+themselves appears where the host waits for the devices, as `step`.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ PLACES = ("step", "input", "checkpoint", "compile", "sample", "start")
 
 
 class Clock:
-    """Seconds by place since it was made; `step` is what no other place has claimed.
+    """Seconds by activity since its creation, which sum to the elapsed wall time.
 
-    `start` is all before `started` was called (the model, its state, a checkpoint restored);
-    `compile` the train step's compilation; `sample` grids of samples, with theirs; `checkpoint` how
-    long a save kept the run from going on.
+    `start` lasts until `started` is called (model, state, restored checkpoint); `compile` is the
+    train step's compilation; `sample` the grids of samples, with their compilation; `checkpoint`
+    the time that saving blocked the loop; `step` everything else.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
@@ -28,12 +28,12 @@ class Clock:
         self._seen = dict(self._total)
 
     def started(self) -> None:
-        """From here on, time is that of steps unless it is claimed."""
+        """Ends `start`; from now on, time outside `at` counts as `step`."""
         self._move("step")
 
     @contextlib.contextmanager
     def at(self, place: str) -> Iterator[None]:
-        """Counts what is done inside for `place`, one of `PLACES`, and for no other."""
+        """Counts the time inside the context as `place`, one of `PLACES`."""
         before = self._move(place)
         try:
             yield
@@ -50,12 +50,12 @@ class Clock:
         return call
 
     def total(self) -> dict[str, float]:
-        """Seconds by place; their sum is the time since the clock was made."""
+        """Seconds by activity; their sum is the time since the clock's creation."""
         self._move(self._place)
         return dict(self._total)
 
     def lap(self) -> dict[str, float]:
-        """Seconds by place since the last lap; their sum is the time since then."""
+        """Seconds by activity since the last call; their sum is the time since then."""
         total = self.total()
         lap = {place: total[place] - self._seen[place] for place in PLACES}
         self._seen = total
@@ -70,7 +70,7 @@ class Clock:
 
 
 def shares(seconds: dict[str, float]) -> str:
-    """`step 80 %, compile 12 %, …`: the larger parts of some seconds by place, in order."""
-    whole = sum(seconds.values()) or 1.0
+    """The shares of at least 1%, the largest first, such as `step 80%, compile 12%`."""
+    total = sum(seconds.values()) or 1.0
     parts = sorted(seconds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {part / whole:.0%}" for name, part in parts if part / whole >= 0.01)
+    return ", ".join(f"{name} {part / total:.0%}" for name, part in parts if part / total >= 0.01)

@@ -24,7 +24,7 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, build
-from uvit_jax.parallel import distributed, heap
+from uvit_jax.parallel import cpu, distributed
 from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
@@ -83,7 +83,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         # Open: everything that can be wrong is found before anything is written or compiled.
         folder = stack.enter_context(contextlib.closing(Workdir(workdir)))
         folder.check(config)
-        heap.keep()
+        cpu.keep_freed_memory()
         mesh = make_mesh(run.mesh)
         check_mesh(run, mesh)
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard, and a progress bar. Process 0 only."""
+"""Logs a run's metrics to `metrics.jsonl`, TensorBoard and a progress bar, on process 0."""
 
 import json
 import sys
@@ -12,20 +12,20 @@ from uvit_jax.io import write_text
 
 
 class MetricsWriter:
-    """Writes one object a logged step to `metrics.jsonl` and TensorBoard, and moves the bar.
+    """Writes one JSON object per logged step to `metrics.jsonl`, and its values to TensorBoard.
 
     Args:
-      path: of `metrics.jsonl`; TensorBoard's events go to its folder.
-      start: the step that the run goes on from. What a killed run wrote after it is dropped, since
-        those steps come again.
-      steps: of the whole run, for the bar.
-      batch_size: examples a step, for images/s.
-      tflops: 10^12 model FLOPs that an example costs each device in training: three forward passes,
-        counted by `models.cost`, two FLOPs a multiply-add. What remat computes again is no part.
+      path: of `metrics.jsonl`; TensorBoard's events are in its folder.
+      start: the step that the run starts or resumes from. Rows of later steps, written by a run
+        that was killed, are deleted, since these steps run again.
+      steps: of the whole run, for the progress bar.
+      batch_size: examples per step, for images/s.
+      tflops: 10^12 model FLOPs per example and device: three forward passes, counted by
+        `models.cost` as two FLOPs per multiply-add, without recomputation by remat.
     """
 
     def __init__(self, path: Path, *, start: int, steps: int, batch_size: int, tflops: float):
-        _forget_after(path, start)
+        _delete_after(path, start)
         self._file = path.open("a", buffering=1)
         self._events = SummaryWriter(str(path.parent), purge_step=start)
         self._batch_size, self._tflops = batch_size, tflops
@@ -41,12 +41,13 @@ class MetricsWriter:
         )
 
     def write(self, step: int, values: dict[str, float], seconds: dict[str, float]) -> None:
-        """Logs `values` of optimizer step `step` (the first is 1), and how fast it went.
+        """Logs optimizer step `step`, the first of which is 1.
 
         Args:
-          seconds: wall time since the row before, by the places of `Clock`; they become
-            `seconds/PLACE`. `images_per_second`, and `model_tflops_per_second` of each device, are
-            over the seconds of steps and input alone.
+          step: the step. values: its metrics, with the key `loss`.
+          seconds: wall time since the last row, by the activities of `Clock`; logged as
+            `seconds/ACTIVITY`. `images_per_second`, and `model_tflops_per_second` per device, are
+            relative to the seconds of steps and input only.
         """
         training = seconds["step"] + seconds["input"]
         rate = (step - self._last_step) * self._batch_size / max(training, 1e-9)
@@ -62,24 +63,24 @@ class MetricsWriter:
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(name, value, step)
-        told = f"loss {values['loss']:.4f}, {rate:.0f} images/s"
+        text = f"loss {values['loss']:.4f}, {rate:.0f} images/s"
         if seconds["input"] > 0.1 * training:
-            told += f", {seconds['input'] / training:.0%} waiting for data"
-        self._bar.set_postfix_str(told, refresh=False)
+            text += f", {seconds['input'] / training:.0%} waiting for data"
+        self._bar.set_postfix_str(text, refresh=False)
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step`."""
+        """Moves the progress bar to `step`."""
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        """Closes the files and leaves the bar where it is."""
+        """Closes the files and the progress bar."""
         self._file.close()
         self._events.close()
         self._bar.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`, without a last line that a killed run left unfinished.
+    """The rows of a `metrics.jsonl`, without an incomplete last line, which a killed run may leave.
 
     Raises:
       UvitError: if another line is damaged.
@@ -92,13 +93,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             row["step"], row["loss"]
         except (ValueError, TypeError, KeyError):
             raise UvitError(
-                f"line {number} of {path} is damaged; mend it or move the file away"
+                f"line {number} of {path} is damaged; repair it or move the file away"
             ) from None
         rows.append(row)
     return rows
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _delete_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path) if row["step"] <= step]

@@ -1,7 +1,7 @@
-"""A trace of chosen steps, for xprof or TensorBoard's profile plugin, in the workdir's `profile/`.
+"""Profiles chosen steps, for xprof or TensorBoard's profile plugin, into the workdir's `profile/`.
 
-The devices are waited for before the first traced step and after the last, so that the trace holds
-these steps whole and no other; the run is slower by that much there, and only there.
+The host synchronises with the devices before the first traced step and after the last, so that the
+trace contains exactly these steps; other steps are not slowed down.
 """
 
 import contextlib
@@ -15,46 +15,44 @@ logger = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Traces the steps `first` to `last`, both included, if they come.
+    """Traces a range of steps on process 0; the others run the same program.
 
     Args:
-      steps: (first, last), or () for none. folder: where the trace goes.
-      start: the step that the run goes on from.
-
-    Process 0 traces, its own host and devices: all others run the same program.
+      steps: (first, last), both inclusive, or () for none. folder: of the trace.
+      start: the step that the run starts or resumes from.
     """
 
     def __init__(self, steps: tuple[int, ...], folder: Path, start: int):
         self._first, self._last = steps or (0, 0)
         self._folder = folder
-        self._on = False
-        self._wanted = jax.process_index() == 0 and bool(steps)
-        if self._wanted and start >= self._first:
-            logger.info("steps %d to %d were before: nothing is traced", *steps)
-            self._wanted = False
+        self._tracing = False
+        self._enabled = jax.process_index() == 0 and bool(steps)
+        if self._enabled and start >= self._first:
+            logger.info("steps %d to %d are not traced: the run resumes after them", *steps)
+            self._enabled = False
 
     def before(self, step: int, state: Any) -> None:
-        """To be called before a step, with the state that it starts from."""
-        if self._wanted and step == self._first:
+        """Call before every step, with the state that it starts from."""
+        if self._enabled and step == self._first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
-            self._on = True
+            self._tracing = True
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
-        """What a step is to be done in, its batch included, to be known as one in the trace."""
-        if not self._on:
+        """The context in which to load the batch and run the step; names the step in the trace."""
+        if not self._tracing:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def after(self, step: int, state: Any) -> None:
-        """To be called after a step, with the state that it made."""
-        if self._on and step == self._last:
+        """Call after every step, with the state that it returned."""
+        if self._tracing and step == self._last:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
-        """Writes the trace, also one that was cut short."""
-        if self._on:
-            self._on = False
+        """Writes the trace if it is still running."""
+        if self._tracing:
+            self._tracing = False
             jax.profiler.stop_trace()
-            logger.info("a trace of steps from %d on is in %s", self._first, self._folder)
+            logger.info("wrote the trace of step %d onwards to %s", self._first, self._folder)

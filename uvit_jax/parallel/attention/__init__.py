@@ -1,1 +1,1 @@
-"""Attention by name: XLA, blocked, splash, cuDNN, context parallel."""
+"""Implementations of scaled dot-product attention."""

@@ -1,21 +1,21 @@
-"""Attention by blocks of heads, for CPUs: a block's logits fit into a cache, all heads' do not.
+"""Attention by blocks of heads, for CPUs: a block's logits fit into the cache, all heads' do not.
 
-A head's products are too small for several cores, so a few blocks are computed side by side, a
-block to a core, in one turn of a loop. (XLA's CPU backend runs what does not depend on each other
-in parallel, but two loops one after the other, as they share their temporary memory.) The backward
-pass recomputes the attention weights from each row's log-sum-exp (Dao et al. 2022,
-"FlashAttention", section 3.1) and so keeps no (N, M) array either.
+One head's products are too small to share among cores, so each iteration of the loop computes one
+block per core. (XLA's CPU backend runs independent operations in parallel, but not two loops, which
+share their temporary memory.) The backward pass recomputes the attention weights from each row's
+log-sum-exp (Dao et al. 2022, "FlashAttention", section 3.1), so it stores no (N, M) array either.
 """
 
 import itertools
 import math
-import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-BLOCK = 5 << 20  # bytes of a block's logits, at most about
+from uvit_jax.parallel.cpu import num_cores
+
+BLOCK = 5 << 20  # approximate limit of a block's logits, in bytes
 Saved = tuple[jax.Array, ...]
 
 
@@ -24,11 +24,11 @@ def blocked(
 ) -> jax.Array:
     """softmax(q kᵀ / √K) v with a float32 softmax; (B, N, H, K), in the queries' dtype.
 
-    The mask is bool, True where query n may see key m: (N, M), or (B, 1, N or 1, M) where it
-    differs by example; None when all see all.
+    The mask is bool, True where query n attends to key m: (N, M), or (B, 1, N or 1, M) if it
+    differs by example; None for full attention.
     """
     B = q_BNHK.shape[0]
-    # The scale stands outside, so that its gradient is JAX's.
+    # Scaled outside of `_attend`, so that JAX differentiates the scale.
     q_BNHK = q_BNHK * q_BNHK.shape[-1] ** -0.5
     parts = (_by_head(x) for x in (q_BNHK, k_BMHK, v_BMHK))
     if mask is not None:
@@ -48,34 +48,28 @@ def _by_token(x_GNK: jax.Array, B: int) -> jax.Array:
 
 
 def _map(one: Callable, heads: Saved):
-    """`jax.vmap(one)(heads)`, a few blocks at a time; first of the heads' arrays are q and k."""
-    (G, N, _), M, lanes = heads[0].shape, heads[1].shape[1], _cores()
-    # In every turn cores wait for each other, so blocks are large. One core has none to wait for,
-    # and is faster where all of a block's arrays stay in its cache.
+    """`jax.vmap(one)(heads)`, a few blocks at a time; `heads` begins with q and k."""
+    (G, N, _), M, lanes = heads[0].shape, heads[1].shape[1], min(num_cores(), 16)
+    # Cores synchronise after every iteration, so blocks are large. On a single core, smaller ones
+    # are faster, of which all arrays fit into the cache.
     block = BLOCK if lanes > 1 else BLOCK / 8
-    turns = max(1, math.ceil(G * N * M * 4 / (lanes * block)))
-    each = -(-G // turns)  # heads in a turn
+    iterations = max(1, math.ceil(G * N * M * 4 / (lanes * block)))
+    each = -(-G // iterations)  # heads per iteration
 
-    def turn(start: jax.Array | int, count: int):
+    def run(start: jax.Array | int, count: int):
         own = [jax.lax.dynamic_slice_in_dim(x, start, count) for x in heads]
         ends = sorted({count * i // lanes for i in range(lanes + 1)})
         blocks = [jax.vmap(one)([x[a:b] for x in own]) for a, b in itertools.pairwise(ends)]
         return jax.tree.map(lambda *part: jnp.concatenate(part), *blocks)
 
-    if turns == 1:
-        return turn(0, G)
-    whole, rest = divmod(G, each)
-    found = jax.lax.map(lambda i: turn(i * each, each), jnp.arange(whole))
-    found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    if iterations == 1:
+        return run(0, G)
+    full, rest = divmod(G, each)
+    out = jax.lax.map(lambda i: run(i * each, each), jnp.arange(full))
+    out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
     if not rest:
-        return found
-    return jax.tree.map(lambda *part: jnp.concatenate(part), found, turn(whole * each, rest))
-
-
-def _cores() -> int:
-    """How many blocks are computed side by side."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, 16))
+        return out
+    return jax.tree.map(lambda *part: jnp.concatenate(part), out, run(full * each, rest))
 
 
 def _logits(q_NK: jax.Array, k_MK: jax.Array, mask_NM: jax.Array | None) -> jax.Array:
@@ -98,11 +92,11 @@ def _forward(
     def one(head):
         q_NK, k_MK, v_MK, e = head
         logits_NM = _logits(q_NK, k_MK, _mask(mask_ENM, e))
-        most_N1 = logits_NM.max(axis=-1, keepdims=True)
-        weights_NM = jnp.exp(logits_NM - most_N1)
+        max_N1 = logits_NM.max(axis=-1, keepdims=True)
+        weights_NM = jnp.exp(logits_NM - max_N1)
         sum_N1 = weights_NM.sum(axis=-1, keepdims=True)
         out_NK = (weights_NM.astype(v_MK.dtype) @ v_MK).astype(jnp.float32) / sum_N1
-        return out_NK.astype(v_MK.dtype), most_N1 + jnp.log(sum_N1)
+        return out_NK.astype(v_MK.dtype), max_N1 + jnp.log(sum_N1)
 
     examples = _examples(mask_ENM, len(q_GNK))
     out_GNK, logsumexp_GN1 = _map(one, (q_GNK, k_GMK, v_GMK, examples))
@@ -118,8 +112,8 @@ def _backward(saved: Saved, grad_GNK: jax.Array):
         weights_NM = jnp.exp(_logits(q_NK, k_MK, mask_NM) - logsumexp_N1)
         dv_MK = weights_NM.astype(grad_NK.dtype).T @ grad_NK
         dweights_NM = jnp.einsum("nk,mk->nm", grad_NK, v_MK, preferred_element_type=jnp.float32)
-        along_N1 = (grad_NK * out_NK).astype(jnp.float32).sum(axis=-1, keepdims=True)
-        dlogits_NM = (weights_NM * (dweights_NM - along_N1)).astype(q_NK.dtype)
+        dot_N1 = (grad_NK * out_NK).astype(jnp.float32).sum(axis=-1, keepdims=True)
+        dlogits_NM = (weights_NM * (dweights_NM - dot_N1)).astype(q_NK.dtype)
         if mask_NM is not None:
             dlogits_NM = jnp.where(mask_NM, dlogits_NM, 0)
         return dlogits_NM @ k_MK, dlogits_NM.T @ q_NK, dv_MK
@@ -129,7 +123,7 @@ def _backward(saved: Saved, grad_GNK: jax.Array):
 
 
 def _examples(mask_ENM: jax.Array | None, G: int) -> jax.Array:
-    """Which of the masks each of G heads has: examples stand one after the other."""
+    """The index of the mask of each of the G = B H heads, which are ordered by example."""
     masks = 1 if mask_ENM is None else mask_ENM.shape[0]
     return jnp.arange(G) // (G // masks)
 

@@ -1,5 +1,10 @@
-"""Attention by name. The name is configuration and is never guessed from the machine, so that a
-program compiled ahead of time for another machine is the program that will run there."""
+"""Scaled dot-product attention, with the implementation chosen by name.
+
+The name is configuration and never depends on the machine, so that a program compiled ahead of time
+for another machine is the one that runs there.
+"""
+
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +14,10 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.parallel.attention import context
 from uvit_jax.parallel.attention.blocked import blocked
 
-IMPLEMENTATIONS = ("xla", "blocked", "splash", "cudnn", "ring", "ulysses")
-KERNELS = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}  # where they run
-CONTEXT_PARALLEL = ("ring", "ulysses")  # those that are about tokens spread over the context axis
+Attention = Literal["xla", "blocked", "splash", "cudnn", "ring", "ulysses"]
+IMPLEMENTATIONS = get_args(Attention)
+KERNELS = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}  # the platform they need
+CONTEXT_PARALLEL = ("ring", "ulysses")
 
 
 def check(implementation: str) -> None:
@@ -24,12 +30,12 @@ def check(implementation: str) -> None:
 def check_platform(
     implementation: str, platform: str, remedy: str = "set config.model.backbone.attention='xla'"
 ) -> None:
-    """Raises UvitError if `implementation` cannot run on devices of `platform` (cpu, gpu, tpu),
-    with what to do about it."""
-    needed, named = KERNELS.get(implementation, (platform, ""))
+    """Raises UvitError, ending in `remedy`, if `implementation` does not run on `platform` (cpu,
+    gpu or tpu)."""
+    needed, devices = KERNELS.get(implementation, (platform, ""))
     if platform not in (needed, {"gpu": "cuda"}.get(needed)):
         raise UvitError(
-            f"attention {implementation!r} runs on {named}, not on {platform}; {remedy}"
+            f"attention {implementation!r} runs on {devices}, not on {platform}; {remedy}"
         )
 
 
@@ -46,27 +52,29 @@ def attention(
 
     Args:
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
-      mask_NM: bool, True where query n may see key m; None when all see all.
-      present_BM: bool, False where an example lacks key m, which then nobody sees.
-      implementation: `xla` anywhere; `blocked` anywhere too, and meant for CPUs (see blocked.py);
-        `splash` is flash attention on TPUs, and its mask is a NumPy array (see splash.py);
-        `cudnn` is flash attention on NVIDIA GPUs (half precision);
-        `ring` and `ulysses` are for sequences that are spread over the mesh's context axis, and
-        take as many keys as queries, present in every example (see context.py).
+      mask_NM: bool, True where query n attends to key m; None for full attention.
+      present_BM: bool, False for keys that an example lacks and that no query attends to.
+      implementation: `xla`, on any device; `blocked`, on any, but made for CPUs (see blocked.py);
+        `splash`, flash attention on TPUs, with a NumPy mask (see splash.py); `cudnn`, flash
+        attention on NVIDIA GPUs, in half precision; `ring` and `ulysses`, context parallel, for as
+        many keys as queries, all of them present (see context.py).
 
     Returns:
       (B, N, H, K), in the dtype of the queries.
 
     Raises:
-      UvitError: if a spread sequence differs by example, or in length from its keys.
+      UvitError: if the implementation is unknown, or context parallel and given absent keys or
+        another number of keys than queries.
     """
     check(implementation)
     if implementation in CONTEXT_PARALLEL and (
         present_BM is not None or q_BNHK.shape[1] != k_BMHK.shape[1]
     ):
         what = "cached keys" if present_BM is None else "absent references"
-        raise UvitError(f"attention {implementation!r} knows no {what}; use 'xla' or 'cudnn'")
-    mask_NM = _both(mask_NM, present_BM)
+        raise UvitError(
+            f"attention {implementation!r} does not support {what}; use 'xla' or 'cudnn'"
+        )
+    mask_NM = _combined(mask_NM, present_BM)
     if implementation == "cudnn":
         mask = None
         if mask_NM is not None:
@@ -77,7 +85,7 @@ def attention(
             q_BNHK, k_BMHK, v_BMHK, mask=mask, implementation="cudnn"
         )
     if implementation == "splash":
-        from uvit_jax.parallel.attention.splash import splash  # Pallas is large, and few need it
+        from uvit_jax.parallel.attention.splash import splash  # importing Pallas takes long
 
         return splash(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "blocked":
@@ -89,10 +97,10 @@ def attention(
     return _full(q_BNHK, k_BMHK, v_BMHK, mask_NM)
 
 
-def _both(
+def _combined(
     mask_NM: jax.Array | np.ndarray | None, present_BM: jax.Array | None
 ) -> jax.Array | np.ndarray | None:
-    """Both masks as one: (N, M), or (B, 1, N or 1, M) where it differs by example."""
+    """The conjunction of both masks: (N, M), or (B, 1, N or 1, M) if it differs by example."""
     if present_BM is None:
         return mask_NM
     present_B11M = present_BM[:, None, None, :]

@@ -1,9 +1,8 @@
 """Flash attention on TPUs: JAX's Pallas kernel, "splash attention", for any length and mesh.
 
-The kernel takes sequences in blocks of 128 tokens. A length that is no multiple is padded, and the
-padding is another segment (`SegmentIds`), which no token of the sequence sees. The kernel is a
-program of its own that XLA's partitioner cannot look into and would gather the batch for; so it
-runs in a `shard_map`, on each device's examples and heads.
+The kernel works on blocks of 128 tokens. Other lengths are padded, and `SegmentIds` mask the
+padding. XLA cannot partition a Pallas kernel and would all-gather the batch for it, so it runs in a
+`shard_map`, on each device's examples and heads.
 """
 
 import functools
@@ -23,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.mesh import BATCH_AXES
 
-LANES = 128  # a block is a multiple of it
-LARGEST_BLOCK = 512  # tokens; the logits of a pair of blocks stay within a megabyte
+LANES = 128  # block sizes are multiples of it
+LARGEST_BLOCK = 512  # tokens; the logits of a pair of blocks take at most 1 MiB
 
 
 def splash(
@@ -39,20 +38,20 @@ def splash(
 
     Args:
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values; any lengths and any head size.
-      mask_NM: bool, True where query n may see key m. It must be known when the program is traced:
-        blocks that nobody sees are left out of the program.
-      interpret: run the kernel as a plain JAX program, on any machine (for tests; slow).
+      mask_NM: bool, True where query n attends to key m; a NumPy array, since fully masked blocks
+        are omitted when the program is traced.
+      interpret: run the kernel as a plain JAX program, on any device (for tests; slow).
 
     Returns:
       (B, N, H, K), in the dtype of the queries.
 
     Raises:
-      UvitError: if the mask is an array of the program's.
+      UvitError: if the mask is a traced array.
     """
     if isinstance(mask_NM, jax.core.Tracer):
         raise UvitError(
-            "attention 'splash' takes a mask that is known before the program is compiled (a NumPy "
-            "array), as a layout's is; use 'xla' for one that is computed"
+            "attention 'splash' needs a mask that is a NumPy array, known before the program is "
+            "compiled; use 'xla' for a computed one"
         )
     mask_NM = None if mask_NM is None else np.asarray(mask_NM)
     local = functools.partial(_local, mask_NM=mask_NM, interpret=interpret)
@@ -72,7 +71,7 @@ def splash(
 
 
 def block_size(length: int) -> tuple[int, int]:
-    """(padded length, block): the largest block that divides the length's next multiple of 128."""
+    """(length padded to a multiple of 128, the largest block size that divides it)."""
     padded = -(-length // LANES) * LANES
     count = padded // LANES
     largest = max(n for n in range(1, LARGEST_BLOCK // LANES + 1) if count % n == 0)
@@ -80,7 +79,7 @@ def block_size(length: int) -> tuple[int, int]:
 
 
 def _local(q_BNHK, k_BMHK, v_BMHK, *, mask_NM: np.ndarray | None, interpret: bool) -> jax.Array:
-    """The examples and heads of one device."""
+    """Attention on one device's examples and heads."""
     _, N, H, K = q_BNHK.shape
     M = k_BMHK.shape[1]
     (padded_N, block_q), (padded_M, block_k) = block_size(N), block_size(M)
@@ -101,29 +100,29 @@ def _local(q_BNHK, k_BMHK, v_BMHK, *, mask_NM: np.ndarray | None, interpret: boo
         segments = kernel.SegmentIds(jnp.asarray(of_q, jnp.int32), jnp.asarray(of_kv, jnp.int32))
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([mask] * H),
-        block_sizes=_block_sizes(block_q, block_k, one=block_k == padded_M),
+        block_sizes=_block_sizes(block_q, block_k, fused=block_k == padded_M),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name="attention",  # so that remat by this name keeps what it needs
+        residual_checkpoint_name="attention",  # for remat policies that save this name
         interpret=interpret,
     )
     out_BHNK = jax.vmap(lambda q, k, v: attend(q, k, v, segments))(q_BHNK, k_BHMK, v_BHMK)
     return out_BHNK.transpose(0, 2, 1, 3)[:, :N].astype(q_BNHK.dtype)
 
 
-def _block_sizes(block_q: int, block_k: int, *, one: bool) -> kernel.BlockSizes:
-    """Blocks for the forward and the backward pass.
+def _block_sizes(block_q: int, block_k: int, *, fused: bool) -> kernel.BlockSizes:
+    """Block sizes for the forward and the backward pass.
 
-    One backward kernel computes all three gradients, and the logits once, where all keys are in
-    one block; with more it would keep a part of the queries' gradient for each of them.
+    If all keys are in one block, a fused backward kernel computes all three gradients, and the
+    logits once; with several it would store a partial gradient of the queries for each of them.
     """
-    apart = {} if one else dict(block_q_dq=block_q, block_kv_dq=block_k)
+    separate = {} if fused else dict(block_q_dq=block_q, block_kv_dq=block_k)
     return kernel.BlockSizes(
         block_q=block_q,
         block_kv=block_k,
         block_q_dkv=block_q,
         block_kv_dkv=block_k,
         block_kv_dkv_compute=block_k,
-        use_fused_bwd_kernel=one,
-        **apart,
+        use_fused_bwd_kernel=fused,
+        **separate,
     )

@@ -1,4 +1,4 @@
-"""A CPU's programs find the memory of the call before."""
+"""Programs on a CPU reuse the memory of the previous call."""
 
 import os
 import resource
@@ -8,12 +8,12 @@ import sys
 import jax
 import pytest
 
-from uvit_jax.parallel import heap
+from uvit_jax.parallel import cpu
 
 FAULTS = """
 import os, resource, threading
 import jax, jax.numpy as jnp
-from uvit_jax.parallel import heap
+from uvit_jax.parallel import cpu
 {before}
 
 @jax.jit
@@ -21,7 +21,7 @@ def program(x):  # with temporary memory of 64 MiB
     return (x @ x.T) @ x
 
 x, faults = jnp.ones((4096, 8)), []
-for _ in range(20):  # the heap takes a few to find its shape
+for _ in range(20):  # the heap grows during the first few
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     {call}
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -29,13 +29,15 @@ print(min(faults))
 """
 
 
-HERE = "program(x).block_until_ready()"
-ELSEWHERE = f"thread = threading.Thread(target=lambda: {HERE}); thread.start(); thread.join()"
+MAIN_THREAD = "program(x).block_until_ready()"
+OTHER_THREAD = (
+    f"thread = threading.Thread(target=lambda: {MAIN_THREAD}); thread.start(); thread.join()"
+)
 ONE_CORE = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
 
 
-def faults(before: str, call: str = HERE) -> int:
-    """How many pages the kernel has to make for a call that is not the first."""
+def faults(before: str, call: str = MAIN_THREAD) -> int:
+    """The number of page faults of a call after the first."""
     code = FAULTS.format(before=before, call=call)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
@@ -43,23 +45,23 @@ def faults(before: str, call: str = HERE) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-def test_memory_is_kept():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_freed_memory_is_kept():
     pages = 2**26 // resource.getpagesize()
-    assert faults("assert heap.keep()") < pages / 100
+    assert faults("assert cpu.keep_freed_memory()") < pages / 100
     assert faults("") > pages / 2
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-def test_on_one_core_every_threads_memory_is_kept():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_on_one_core_memory_of_all_threads_is_kept():
     pages = 2**26 // resource.getpagesize()
-    assert faults(f"{ONE_CORE}; assert heap.keep()", ELSEWHERE) < pages / 100
-    assert faults(ONE_CORE, ELSEWHERE) > pages / 2
+    assert faults(f"{ONE_CORE}; assert cpu.keep_freed_memory()", OTHER_THREAD) < pages / 100
+    assert faults(ONE_CORE, OTHER_THREAD) > pages / 2
 
 
-def test_other_devices_and_glibcs_own_variable_are_left_alone(monkeypatch):
+def test_other_backends_and_an_explicit_trim_threshold_change_nothing(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert not heap.keep()
+    assert not cpu.keep_freed_memory()
     monkeypatch.undo()
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    assert not heap.keep()
+    assert not cpu.keep_freed_memory()

@@ -32,9 +32,9 @@ def test_published_uvits(name):
     torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
     from tests.helpers import torch_uvit
 
-    picture, sizes, options = UVITS[name]
+    image, sizes, options = UVITS[name]
     with torch.device("meta"):
-        theirs = torch_uvit.UViT(*picture, *sizes, **options)
+        theirs = torch_uvit.UViT(*image, *sizes, **options)
     shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
     found = recognise(WeightFile("here", virtual(shapes)))
     assert title(found.config) == name.split(" of ")[0]
@@ -43,7 +43,7 @@ def test_published_uvits(name):
     label = found.config.segments.get("label")
     rows = options.get("rows", 0)
     assert (label.num_classes, label.null) == (1000, rows == 1001) if rows else label is None
-    assert found.config.segments["image"].shape == (picture[0], picture[0], picture[2])
+    assert found.config.segments["image"].shape == (image[0], image[0], image[2])
 
 
 def official_dit(width, depth, patch, side):

@@ -227,7 +227,7 @@ class Run:
         model = with_attention(model, args.attention)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
-        image_sets.picture_segment(model, decoder)
+        image_sets.image_segment(model, decoder)
         conditions, vocabulary, source = self.conditions(model, count)
         told = {
             "source": str(self.folder.path),
@@ -241,7 +241,7 @@ class Run:
             "seed": args.seed,
             "batch_size": args.batch_size,
         }
-        drawn = image_sets.drawn(
+        samples = image_sets.of_model(
             model,
             params,
             self.config.diffusion,
@@ -254,7 +254,7 @@ class Run:
             nulls=nulls_of(model.layout, vocabulary),
             decoder=decoder,
         )
-        return drawn, told
+        return samples, told
 
     def _load(self) -> tuple[int, Any, Any]:
         """(step, model, parameters) of the checkpoint asked for, or of the newest whole one."""

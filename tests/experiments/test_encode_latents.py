@@ -139,7 +139,7 @@ def test_a_finished_folder_is_left_as_it_is(whole, flags, capsys):
         ("--data.name=latents", "these are encoded already"),
         ("--data.flip=True", "--mirror stores both"),
         ("--data.sice=3", "unknown flag '--data.sice'; did you mean '--data"),
-        ("--data.image_size=7", "sides that 2 divides, not 7×7"),
+        ("--data.image_size=7", "multiples of 2, not 7×7"),
         ("--batch_size=0", "--batch_size=0 is no multiple"),
         ("--shard_size=0", "count and shard_size at least 1"),
         ("--autoencoder=nothing.safetensors", "nothing.safetensors does not exist"),

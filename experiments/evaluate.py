@@ -131,7 +131,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     sampling.add_argument("--distributed", metavar="SPEC", default="", help="as experiments.train")
     args = parser.parse(argv)
+    _check(args)
+    return args
 
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UvitError on flags that contradict each other or are out of range."""
     from uvit_jax.errors import UvitError
 
     if not (args.workdir or args.images):
@@ -153,7 +158,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError(f"--features must be at least 4, got {args.features}")
     if args.seed < 0:
         raise UvitError(f"--seed must not be negative, got {args.seed}")
-    return args
 
 
 def _images(args: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any]]:

@@ -95,7 +95,6 @@ def train(seed: int, steps: int, on_step=None):
         return params, mean, state, loss
 
     mean = params  # averaged weights embed better than the last ones
-
     state, losses, began = optimizer.init(params), [], time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(batch_of, seed, 0)

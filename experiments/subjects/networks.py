@@ -102,12 +102,12 @@ class TrainedNetwork:
         """
         sample = self.run.sample if sample is None else sample
         nulls = nulls_of(model.layout, self.vocabulary)
-        sample_batch = make_sampler(model, self.run.diffusion, sample, nulls)
+        whole = make_sampler(model, self.run.diffusion, sample, nulls)
         name = next(s.name for s in model.layout.noisy if s.modality == "image")
 
         def one(params: Params, seed: jax.Array, conditions: Conditions) -> jax.Array:
             batch = {key: jnp.asarray(value)[None] for key, value in conditions.items()}
-            return sample_batch(params, jax.random.key(seed), batch)[name][0]
+            return whole(params, jax.random.key(seed), batch)[name][0]
 
         return one
 

@@ -76,7 +76,7 @@ def tune(
     scorer: AdapterScorer,
     *,
     folder: Path,
-    config: FinetuneConfig | None = None,
+    config: FinetuneConfig,
     prior: Stacked | None = None,
     prior_of: Sequence[int] | None = None,
 ) -> list[TuningScore]:
@@ -85,13 +85,11 @@ def tune(
     Args:
       subjects: validation subjects, which the comparison does not evaluate.
       folder: of the cells' files, for one base network, scorer and recipe.
-      config: the recipe; steps, rank and rate are replaced by the grid's.
-      prior, prior_of: see `Finetuner`.
+      config: the recipe, but for the grid's values. prior, prior_of: see `Finetuner`.
 
     Raises:
       UvitError: if a file in `folder` is damaged, or of another recipe or other subjects.
     """
-    config = FinetuneConfig() if config is None else config
     rows: list[TuningScore] = []
     for rank in grid.ranks:
         recipe = dataclasses.replace(

@@ -1,11 +1,12 @@
-"""Changes one thing at a time, with several seeds, and compares: the U-ViT paper's ablations.
+"""Ablations: trains variants that differ in one thing each, with several seeds, and compares them.
 
     python -m experiments.ablate --config=configs/ablations.py --group=long_skip,time
     python -m experiments.ablate --config=configs/ablations.py --seeds=5 --workdir=/data/ablations
 
-The workdir gets results.csv (every number), results.json, table.md (means and paired differences
-with 95 % intervals over seeds), curves.png and samples/. The same command again goes on where it
-was stopped; SIGTERM and Ctrl-C save first. A config is that of a run with `groups` of variants.
+The workdir gets results.csv (all measurements), results.json, table.md (means and paired
+differences with 95 % intervals over seeds), curves.png and samples/. Rerunning the command resumes
+a stopped ablation; SIGTERM and Ctrl-C save first. The config is that of a run, with `groups` of
+variants.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,16 @@ from experiments import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
+    """Runs the command; the exit status is 0, or 143 if it was stopped by a signal."""
     parser = cli.Parser(
         __doc__,
         keys="experiments.ablation.variants.AblationConfig",
         example="--config.seeds=1, --config.train.steps=960",
     )
-    parser.add_argument("--group", default="", help="which groups, with commas; default all")
-    parser.add_argument("--seeds", type=int, help="how many; default config.seeds")
+    parser.add_argument("--group", default="", help="groups to run, comma-separated; default all")
+    parser.add_argument("--seeds", type=int, help="number of seeds; default config.seeds")
     parser.add_argument("--workdir", metavar="DIR", help="default workdirs/<name of the config>")
-    parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as experiments.train has it"
-    )
+    parser.add_argument("--distributed", metavar="SPEC", default="", help="as in experiments.train")
     args = parser.parse(argv)
 
     from experiments.ablation.variants import make_plan

@@ -1,13 +1,14 @@
-"""Compares one sequence with fine-tuning on subject consistency: trains, asks, judges, reports.
+"""Compares references in one sequence with fine-tuning on subject consistency.
 
     python -m experiments.compare --config=configs/subjects.py
     python -m experiments.compare --config=configs/subjects.py --quick
     python -m experiments.compare --config=configs/subjects.py --arms=unified,dit_lora
 
-The workdir gets results.csv (every number), manifest.json (how they were made), tables.md and
-report.html (one page: tables, paired differences with intervals, plots, costs, pictures). The same
-command again goes on where it was stopped; SIGTERM and Ctrl-C save first. --report judges and
-writes what there is, and trains nothing.
+It trains, samples and scores, and writes results.csv.gz (every score), manifest.json (how they were
+made), tables.md and report.html (tables, paired differences with intervals, plots, costs, samples)
+to the workdir. Rerunning the command resumes a stopped run; SIGTERM and Ctrl-C save first. --report
+only scores and reports existing samples; in a folder with nothing but results.csv.gz and
+manifest.json, it writes report.html from these.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,17 @@ from experiments import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 143 if it was asked to stop before the end."""
+    """Runs the command; the exit status is 0, or 143 if it was stopped by a signal."""
     parser = cli.Parser(
         __doc__,
         keys="experiments.subjects.study_config.CompareConfig",
         example="--config.validation=8, --config.networks.dit_text.train.steps=100",
     )
-    parser.add_argument("--arms", default="", help="which, with commas; default all")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of some 15 minutes")
-    parser.add_argument("--report", action="store_true", help="only judge and write what there is")
+    parser.add_argument(
+        "--arms", default="", help="the methods to run, comma-separated; default all"
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke test of about 15 minutes")
+    parser.add_argument("--report", action="store_true", help="only report, train nothing")
     parser.add_argument("--workdir", metavar="DIR", help="default workdirs/<name of the config>")
     args = parser.parse(argv)
 
@@ -34,25 +37,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = args.config
     if args.quick:
         if ":" in spec:
-            raise cli.UvitError("--quick takes a config without an argument")
+            raise cli.UvitError("--quick needs a --config without an argument")
         spec += ":quick"
     config = parse_compare(cli.read_config(spec, args.overrides))
     workdir = Path(args.workdir or f"workdirs/{cli.config_name(spec)}").expanduser()
 
+    from experiments.subjects.report import RESULTS, write, write_from_results
     from experiments.subjects.study import Comparison
-    from experiments.subjects.writing import write
     from uvit_jax.parallel import cpu
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
     if args.report and not (workdir / "compare.json").exists():
-        raise cli.UvitError(f"{workdir} holds no comparison (no compare.json) to report on")
-    cpu.keep_freed_memory()
-    comparison = Comparison(config, workdir, only)
-    found = write(comparison.space) if args.report else comparison()
-    if found is None:
+        if not (workdir / RESULTS).exists():
+            raise cli.UvitError(
+                f"{workdir} has no results to report: neither compare.json nor {RESULTS}"
+            )
+        summary = write_from_results(workdir)
+    else:
+        cpu.keep_freed_memory()
+        comparison = Comparison(config, workdir, only)
+        summary = write(comparison.space) if args.report else comparison()
+    if summary is None:
         return 143
-    cli.write_json(args.json, {"workdir": str(workdir), **found})
-    print(f"{workdir}: results.csv, manifest.json, tables.md, report.html")
+    cli.write_json(args.json, {"workdir": str(workdir), **summary})
+    print(f"{workdir}: {RESULTS}, manifest.json, tables.md, report.html")
     return 0
 
 

@@ -231,9 +231,9 @@ class _Command:
         from uvit_jax.data.data_config import DataConfig
         from uvit_jax.data.pipeline import dataset
         from uvit_jax.errors import UvitError
-        from uvit_jax.evaluation.image_sets import picture_segment
+        from uvit_jax.evaluation.image_sets import image_segment
 
-        segment = self.model.layout.by_name[picture_segment(self.model, self._decoder)]
+        segment = self.model.layout.by_name[image_segment(self.model, self._decoder)]
         side, channels = segment.shape[0], segment.shape[-1]
         if self._decoder is not None:
             autoencoder = self._decoder.autoencoder.config

@@ -229,7 +229,7 @@ class Run:
         model = with_attention(model, args.attention)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
-        image_sets.picture_segment(model, decoder)
+        image_sets.image_segment(model, decoder)
         conditions, vocabulary, source = self.conditions(model, count)
         record = {
             "source": str(self.folder.path),
@@ -243,7 +243,7 @@ class Run:
             "seed": args.seed,
             "batch_size": args.batch_size,
         }
-        samples = image_sets.drawn(
+        samples = image_sets.of_model(
             model,
             params,
             self.config.diffusion,

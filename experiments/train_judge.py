@@ -1,13 +1,14 @@
-"""Trains a judge of totems, or measures what judges can tell apart.
+"""Trains a judge of totems, or calibrates judges.
 
     python -m experiments.train_judge --seed=0                # five minutes on two cores
     python -m experiments.train_judge --seed=1
     python -m experiments.train_judge --calibrate --out=docs/subjects/judges.md
 
-A judge sees training identities and others that differ from one of them in a single factor, never
-one of validation or test (any two of which differ in three). Its embedding is trained by a cosine
-softmax with a margin over the identities of a batch, half of which are near misses of the other
-half, from views that show the difference; its heads on the factors that a view shows.
+A judge is a network that embeds a subject and classifies its factors. It is trained on training
+identities and near misses, which differ from them in one factor; never on identities of validation
+or test (any two of which differ in three). The embedding has a cosine softmax loss with a margin
+over the identities of a batch, half of which are near misses of the others, in views that show the
+difference; the heads are trained on the factors visible in a view.
 """
 
 import time
@@ -21,11 +22,17 @@ from uvit_jax.errors import UvitError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     parser = cli.Parser(__doc__, config=False)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the data")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     parser.add_argument("--steps", type=int, default=800, help="of the optimizer")
-    parser.add_argument("--out", metavar="FILE", help="instead of the package's own, or the table")
-    parser.add_argument("--calibrate", action="store_true", help="measure, do not train")
-    parser.add_argument("--judges", nargs="+", default=["0", "1"], help="seeds or files")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="of the weights, or of --calibrate's table; default: the shipped weights",
+    )
+    parser.add_argument("--calibrate", action="store_true", help="calibrate instead of training")
+    parser.add_argument(
+        "--judges", nargs="+", default=["0", "1"], help="to calibrate: seeds or files"
+    )
     args = parser.parse(argv)
     from experiments.subjects import totem_judge
     from experiments.subjects.judge_training import train

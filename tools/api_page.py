@@ -82,8 +82,8 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "Evaluation": (
         ("encoders/image_encoder.py", ("encoder", "Encoder")),
-        ("evaluation/image_sets.py", ("Pictures", "of_file", "of_array", "of_dataset")),
-        ("evaluation/image_metrics.py", ("encode", "figures", "Features")),
+        ("evaluation/image_sets.py", ("ImageSet", "of_file", "of_array", "of_dataset")),
+        ("evaluation/image_metrics.py", ("encode", "metrics", "Features")),
         ("evaluation/frechet.py", ("frechet_distance", "Statistics", "read_statistics")),
         ("evaluation/precision_recall.py", ("precision_recall",)),
         ("evaluation/scores.py", ("inception_score", "kernel_distance")),
@@ -148,7 +148,7 @@ def entry(file: str, node: ast.AST) -> str:
 def title(node: ast.AST, module: str) -> str:
     """A heading that no other entry has: presets and the like go by their module's name."""
     short = {"preset", "make", "load", "save", "init", "attach", "merge", "spec"}
-    short |= {"loss", "corrupt", "sample", "encode", "figures", "grid", "pictures", "train"}
+    short |= {"loss", "corrupt", "sample", "encode", "metrics", "grid", "pictures", "train"}
     last = module.rpartition(".")[2]
     return f"{last}.{node.name}" if node.name in short and node.name != last else node.name
 

@@ -1,5 +1,5 @@
-"""Ablations: many small runs that differ in one thing each, measured alike and compared.
+"""Ablations: runs that differ in one thing each, with several seeds, measured alike and compared.
 
-plan.py says which runs there are, measure.py what is measured of each, results.py keeps the numbers
-and makes tables of them, figures.py curves and sheets. `experiments.ablate` is the command.
+variants defines the runs, measurement measures them, run_records stores the measurements and makes
+tables of them, plots draws curves and sample sheets. `experiments.ablate` is the command.
 """

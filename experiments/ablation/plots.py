@@ -1,23 +1,23 @@
-"""An ablation's pictures: curves over training steps, and samples of all variants side by side."""
+"""Plots of an ablation: curves over training steps, and samples of all variants side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.ablation.measure import SAMPLES
-from experiments.ablation.records import Records
-from experiments.ablation.variants import Plan
+from experiments.ablation.measurement import SAMPLES
+from experiments.ablation.run_records import RunRecords
+from experiments.ablation.variants import AblationPlan
 from uvit_jax import io
 from uvit_jax.errors import UvitError
 
 METRIC = "validation_loss"
-"""What is measured at every kept checkpoint."""
+"""The metric of the curves, measured at every checkpoint."""
 
 
-def curves(plan: Plan, records: Records, path: Path) -> None:
-    """Draws `validation_loss` over training steps, one panel a group: a line is a variant's mean
-    over its seeds, its band reaches from the least to the greatest of them.
+def curves(plan: AblationPlan, records: RunRecords, path: Path) -> None:
+    """Plots `validation_loss` over training steps, a panel per group: each variant's mean over
+    its seeds, with a band from minimum to maximum.
 
     Raises:
       UvitError: if matplotlib is missing.
@@ -59,11 +59,11 @@ def curves(plan: Plan, records: Records, path: Path) -> None:
     partial.replace(path)
 
 
-def sheets(plan: Plan, workdir: Path) -> None:
-    """Writes `samples/<run>.png`, a grid of each variant's samples, and `samples/<group>.png`, in
-    which each variant of the group has a row.
+def sheets(plan: AblationPlan, workdir: Path) -> None:
+    """Writes `samples/<run>.png`, a grid of each variant's samples, and `samples/<group>.png`, with
+    a row for each variant of the group.
 
-    All are of the first seed that has been measured, and begin with the same noise and conditions.
+    All are of the first measured seed, with the same noise and conditions.
     """
     found: dict[str, np.ndarray] = {}
     for job in plan.jobs:
@@ -71,21 +71,21 @@ def sheets(plan: Plan, workdir: Path) -> None:
         if job.name not in found and file.exists():
             with np.load(file) as arrays:
                 found[job.name] = arrays["image"]
-    found = {name: pictures for name, pictures in found.items() if len(pictures)}
-    for name, pictures in found.items():
-        io.save_png(io.grid(pictures), workdir / "samples" / f"{name}.png")
+    found = {name: images for name, images in found.items() if len(images)}
+    for name, images in found.items():
+        io.save_png(io.grid(images), workdir / "samples" / f"{name}.png")
     for group, variants in plan.config.groups.items():
         rows = {v: found[plan.names[group, v]] for v in variants if plan.names[group, v] in found}
         if rows:
-            columns = min(len(pictures) for pictures in rows.values())
+            columns = min(len(images) for images in rows.values())
             captions = [c for variant in rows for c in (variant, *[""] * (columns - 1))]
-            stacked = np.concatenate([pictures[:columns] for pictures in rows.values()])
+            stacked = np.concatenate([images[:columns] for images in rows.values()])
             sheet = io.grid(stacked, columns=columns, captions=captions)
             io.save_png(sheet, workdir / "samples" / f"{group}.png")
 
 
-def _points(records: Records, name: str) -> tuple[list[int], Sequence[list[float]]]:
-    """A variant's steps, ascending, and at each the values of its seeds."""
+def _points(records: RunRecords, name: str) -> tuple[list[int], Sequence[list[float]]]:
+    """The steps of a variant, ascending, and the values of its seeds at each."""
     points: dict[int, list[float]] = {}
     for (known, _), record in sorted(records.items()):
         for row in record.rows if known == name else ():

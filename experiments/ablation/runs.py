@@ -1,8 +1,8 @@
-"""Runs an ablation: trains and measures what is missing, and shows after every run what there is.
+"""Runs an ablation: trains and measures missing runs, and updates the results after each.
 
 Its workdir holds `ablation.json` (the base config and the metrics), `runs/NAME/seedK` (each the
-ordinary workdir of a training run), `records.csv`, `records.json`, `table.md`, `curves.png` and
-`samples/`. Killed anywhere, it goes on from there.
+workdir of a training run), `results.csv`, `results.json`, `table.md`, `curves.png` and `samples/`.
+An interrupted ablation resumes from it.
 """
 
 import gc
@@ -17,10 +17,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from experiments.ablation import plots, records
-from experiments.ablation.measure import Measure
-from experiments.ablation.records import Record
-from experiments.ablation.variants import Job, Plan
+from experiments.ablation import plots
+from experiments.ablation.measurement import RunMeasurer
+from experiments.ablation.run_records import RunRecord, RunRecords, read_record, write_results
+from experiments.ablation.variants import AblationPlan, AblationRun
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
@@ -32,24 +32,24 @@ from uvit_jax.training.workdir import Workdir, filled
 logger = logging.getLogger(__name__)
 
 
-def run(plan: Plan, workdir: Path) -> dict[str, Any] | None:
-    """Runs what is missing of an ablation and prints a line a run.
+def run(plan: AblationPlan, workdir: Path) -> dict[str, Any] | None:
+    """Runs what is missing of an ablation and prints a line per run.
 
     Returns:
-      What `records.json` holds, or None if it was asked to stop (everything is saved).
+      The content of `results.json`, or None if it was stopped by a signal (everything is saved).
 
     Raises:
-      UvitError: if the workdir is another ablation's or a run in it another run's (nothing was
-        overwritten then), or a run fails.
+      UvitError: if the workdir, or a run in it, belongs to another config (nothing is overwritten),
+        or a run fails.
     """
     check(plan, workdir)
-    measure = Measure(plan, workdir)
+    measure = RunMeasurer(plan, workdir)
     main = jax.process_index() == 0
     if main:
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "ablation.json", json.dumps(_settings(plan), indent=2) + "\n")
-    known = {(job.name, job.seed): records.read_record(workdir / job.folder) for job in plan.jobs}
-    # A record may be of fewer steps than the run is to have now.
+    known = {(job.name, job.seed): read_record(workdir / job.folder) for job in plan.jobs}
+    # The record may be from before train.steps was raised.
     records = {
         (job.name, job.seed): found
         for job in plan.jobs
@@ -60,37 +60,37 @@ def run(plan: Plan, workdir: Path) -> dict[str, Any] | None:
         line = f"[{number}/{len(plan.jobs)}] {job.title}"
         if key in records:
             if main:
-                print(f"{line}: {_told(records[key], job)} (before)", flush=True)
+                print(f"{line}: {_summary(records[key], job)} (measured before)", flush=True)
             continue
         began = time.perf_counter()
         try:
             if train(job.run, job.raw, path).stopped:
                 if main:
-                    print(f"{line}: stopped and saved; the same command goes on from there")
+                    print(f"{line}: stopped and saved; rerun the command to resume")
                 return None
             earlier = known[key].rows if known[key] else ()
             rows = measure(job, path, list(earlier))
         except UvitError as error:
             raise UvitError(f"{job.title}: {error}") from None
         seconds = _seconds(path, job.run.train.batch_size)
-        records[key] = Record(params=plan.params[job.name], seconds=seconds, rows=tuple(rows))
+        records[key] = RunRecord(params=plan.params[job.name], seconds=seconds, rows=tuple(rows))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("a run is measured")
         if main:
             records[key].write(path)
-            _forget_measured(path)
-            _show(plan, records, workdir)
+            _remove_checkpoints(path)
+            _write_all(plan, records, workdir)
             took = time.perf_counter() - began
-            print(f"{line}: {_told(records[key], job)} ({took:.0f} s)", flush=True)
-        # The programs of a model that does not come again soon, and the arrays that they hold.
+            print(f"{line}: {_summary(records[key], job)} ({took:.0f} s)", flush=True)
+        # Frees the compiled programs of this model and their arrays.
         jax.clear_caches()
         gc.collect()
     if not main:
         return {}
-    return _show(plan, records, workdir)
+    return _write_all(plan, records, workdir)
 
 
-def check(plan: Plan, workdir: Path) -> None:
+def check(plan: AblationPlan, workdir: Path) -> None:
     """Raises UvitError if the workdir, or a run's folder in it, belongs to another config."""
     file = workdir / "ablation.json"
     if not file.exists():
@@ -100,7 +100,7 @@ def check(plan: Plan, workdir: Path) -> None:
         ):
             raise UvitError(
                 f"workdir {workdir} is not empty and holds no ablation (no ablation.json); "
-                "give a new folder with --workdir"
+                "pass a new folder with --workdir"
             )
         return
     try:
@@ -114,7 +114,7 @@ def check(plan: Plan, workdir: Path) -> None:
     if changed:
         raise UvitError(
             f"workdir {workdir} belongs to an ablation of another config; it differs in "
-            f"{', '.join(changed)}. Nothing was changed; give another --workdir"
+            f"{', '.join(changed)}. Nothing was changed; pass another --workdir"
         )
     for job in plan.jobs:
         path = workdir / job.folder
@@ -124,19 +124,19 @@ def check(plan: Plan, workdir: Path) -> None:
             raise UvitError(f"{job.title}: {error}") from None
 
 
-def _show(plan: Plan, records: records.Records, workdir: Path) -> dict[str, Any]:
-    """Writes all tables and pictures of what there is; returns what `records.json` holds."""
-    found = records.write(plan, records, workdir)
+def _write_all(plan: AblationPlan, records: RunRecords, workdir: Path) -> dict[str, Any]:
+    """Writes all tables and plots; returns the content of `results.json`."""
+    results = write_results(plan, records, workdir)
     plots.sheets(plan, workdir)
     try:
         plots.curves(plan, records, workdir / "curves.png")
-    except UvitError as error:  # no matplotlib: the numbers are there all the same
+    except UvitError as error:  # no matplotlib: the tables do not need it
         logger.warning("%s", error)
-    return found
+    return results
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
-    """What all numbers of an ablation depend on, and may not change in its workdir."""
+def _settings(plan: AblationPlan) -> dict[str, Any]:
+    """The settings that all measurements depend on, fixed for a workdir."""
     settings = {
         "base": plan.base,
         "metrics": to_dict(plan.config.metrics),
@@ -145,21 +145,21 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _told(record: Record, job: Job) -> str:
+def _summary(record: RunRecord, job: AblationRun) -> str:
     last = record.at(job.run.train.steps)
     return ", ".join(f"{name} {value:.4g}" for name, value in last.items())
 
 
 def _seconds(path: Path, batch_size: int) -> float:
-    """Of training, over all starts of a run, from the rates that it logged; its first step, which
-    compiles, is left out."""
+    """Training time of all starts of a run, from its logged rates, without the first step, which
+    compiles."""
     rows = read_metrics(path / "metrics.jsonl")
     pairs = itertools.pairwise(rows)
     return sum((b["step"] - a["step"]) * batch_size / b["images_per_second"] for a, b in pairs)
 
 
-def _forget_measured(path: Path) -> None:
-    """Removes all checkpoints of a measured run but the last, from which it could go on."""
+def _remove_checkpoints(path: Path) -> None:
+    """Removes all checkpoints of a measured run but the last, from which it could resume."""
     workdir = Workdir(path)
     for step in workdir.steps[:-1]:
         shutil.rmtree(workdir.checkpoints / str(step))

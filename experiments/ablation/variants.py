@@ -1,39 +1,39 @@
-"""Which runs an ablation is: groups of variants of one base config, each with several seeds.
+"""The runs of an ablation: groups of variants of one base config, each with several seeds.
 
     config = {…a run's keys…, "groups": {group: {variant: {dotted key: value}}},
               "baseline": {group: variant}, "seeds": 3, "metrics": {…}}
     plan = make_plan(config, groups=("long_skip",))
 
-All of it is parsed, and every model built, before anything is trained or written.
+Everything is parsed, and every model built, before anything is trained or written.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uvit_jax.config import parse, plain, replaced, to_dict
+from uvit_jax.config import Config, parse, plain, replaced, to_dict
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model import build
 from uvit_jax.training.run_config import RunConfig, parse_run
 
 BASE = "base"
-"""The name of the run of the base config, which all groups that have it share."""
+"""The name of the run of the base config, shared by all groups that include it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricsConfig:
-    """What is measured of a run. Everything here is the same for all variants and seeds.
+class MetricsConfig(Config):
+    """The metrics of all runs, with the same settings for all variants and seeds.
 
     Attributes:
-      split: of the data, held out from training, for `validation_loss`.
-      validation: how many noised pictures that loss is a mean of: the split's, in turn, each time
-        with other noise at another time.
-      samples: drawn for the Fréchet distance; 0 leaves it out.
+      split: held out from training, for `validation_loss`.
+      validation: number of noised images for that loss: those of the split in turn, each time with
+        other noise and timesteps.
+      samples: number of samples for the Fréchet distance; 0 skips it.
       batch_size: of both, over all devices.
-      encoder, weights: of the Fréchet distance, as `experiments.evaluate` has them.
-      reference: an npz of the reference's statistics; "" computes them from the data's own split.
-      seed: of the noise that validation and samples begin with.
-      grid: so many samples are kept as pictures.
+      encoder, weights: of the Fréchet distance, as in `experiments.evaluate`.
+      reference: an npz of reference statistics; "" computes them from the training data.
+      seed: of the noise of validation and samples.
+      grid: number of samples in the sample sheets.
     """
 
     split: str = "test"
@@ -47,6 +47,7 @@ class MetricsConfig:
     grid: int = 16
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self.validation, self.batch_size) < 1:
             raise UvitError("validation and batch_size must be at least 1")
         if self.samples == 1 or min(self.samples, self.seed, self.grid) < 0:
@@ -54,13 +55,13 @@ class MetricsConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AblationConfig:
-    """The keys of an ablation's config besides those of its base run.
+class AblationConfig(Config):
+    """The keys of an ablation's config besides those of the base run.
 
     Attributes:
-      groups: by group and variant, what the variant changes in the base, by dotted key.
-      baseline: of each group, the variant that the others are compared with.
-      seeds: how many: `config.seed` and those after it.
+      groups: by group and variant, the changes to the base config, by dotted key.
+      baseline: the variant of each group that the others are compared with.
+      seeds: number of seeds, from `config.seed` on.
       metrics: see `MetricsConfig`.
     """
 
@@ -70,6 +71,7 @@ class AblationConfig:
     metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.groups or not all(self.groups.values()):
             raise UvitError("groups must name at least one group, and each at least one variant")
         for group, variants in self.groups.items():
@@ -81,14 +83,14 @@ class AblationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One run to be: its folder's name and seed, and where it counts as which variant.
+class AblationRun:
+    """One training run of an ablation.
 
     Attributes:
       name: of the variant, the same for all seeds; `base` for the base config.
       seed: also in `run`.
       run, raw: its config, parsed and as plain JSON.
-      variants: all (group, variant) that it is.
+      variants: all (group, variant) pairs that have this config.
     """
 
     name: str
@@ -99,57 +101,56 @@ class Job:
 
     @property
     def title(self) -> str:
-        """`long_skip/add seed 1`, for people."""
+        """For messages, such as `long_skip/add seed 1`."""
         names = [f"{group}/{variant}" for group, variant in self.variants]
         return f"{' = '.join(names)} seed {self.seed}"
 
     @property
     def folder(self) -> str:
-        """Where its workdir stands within the ablation's."""
+        """Its workdir, relative to the ablation's."""
         return f"runs/{self.name}/seed{self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """An ablation, parsed.
+class AblationPlan:
+    """A parsed ablation.
 
     Attributes:
-      config: groups (only the chosen ones), baselines, metrics.
+      config: with the chosen groups only.
       base: the base run's config as plain JSON.
-      jobs: all runs, each once, one seed of all variants after the other: an ablation that is
-        stopped has compared everything on the seeds that it got to.
-      params: each variant's number of parameters, by name.
+      jobs: all runs, ordered by seed: an ablation that is stopped early has compared all variants
+        on its first seeds.
+      params: number of parameters by name.
       names: the name of each (group, variant).
     """
 
     config: AblationConfig
     base: dict[str, Any]
-    jobs: tuple[Job, ...]
+    jobs: tuple[AblationRun, ...]
     params: dict[str, int]
     names: dict[tuple[str, str], str]
 
 
 def make_plan(
     config: Mapping[str, Any], *, groups: Sequence[str] = (), seeds: int | None = None
-) -> Plan:
+) -> AblationPlan:
     """Parses an ablation's config and builds every model once.
 
     Args:
-      config: see above. groups: the chosen ones, empty for all. seeds: how many, None as the config
-        says.
+      config: see above. groups: the chosen ones, empty for all. seeds: overrides `config.seeds`.
 
     Raises:
-      UvitError: if a group is unknown, or a variant is no possible run, naming it.
+      UvitError: if a group is unknown, or the config of a variant is invalid, naming it.
     """
     config = plain(config)
     own = {f.name for f in dataclasses.fields(AblationConfig)}
     for key in ("groups", "baseline"):
         if key not in config:
-            raise UvitError(f"config.{key} is missing: this is no ablation's config")
+            raise UvitError(f"config.{key} is missing: this is not the config of an ablation")
     ablation = parse(AblationConfig, {k: v for k, v in config.items() if k in own})
     for group in groups:
         if group not in ablation.groups:
-            raise UvitError(f"there is no group {group!r}{nearest(group, ablation.groups)}")
+            raise UvitError(f"groups has no {group!r}{nearest(group, ablation.groups)}")
     chosen = {g: v for g, v in ablation.groups.items() if not groups or g in groups}
     ablation = dataclasses.replace(
         ablation, groups=chosen, seeds=ablation.seeds if seeds is None else seeds
@@ -160,8 +161,8 @@ def make_plan(
     saved = -(-train.steps // train.checkpoint_every)
     if saved > train.keep_checkpoints:
         raise UvitError(
-            f"the curves need every checkpoint, and of {saved} only {train.keep_checkpoints} would "
-            f"be kept; set config.train.checkpoint_every to {-(-train.steps // 4)} or so"
+            f"the curves need all {saved} checkpoints, but config.train.keep_checkpoints="
+            f"{train.keep_checkpoints}; set config.train.checkpoint_every={-(-train.steps // 4)}"
         )
 
     runs: dict[str, RunConfig] = {}
@@ -172,7 +173,7 @@ def make_plan(
             try:
                 run = parse_run(replaced(base, changes))
                 if run.data != base_run.data or run.seed != base_run.seed:
-                    raise UvitError("a variant has the base's data and seeds, or none compare")
+                    raise UvitError("a variant must have the base's data and seed to be comparable")
                 name = next((n for n, other in runs.items() if other == run), None)
                 if name is None:
                     name = BASE if run == base_run else f"{group}-{variant}"
@@ -186,5 +187,5 @@ def make_plan(
             seeded = dataclasses.replace(run, seed=seed)
             raw = to_dict(seeded)
             variants = tuple(key for key, value in names.items() if value == name)
-            jobs.append(Job(name, seed, seeded, raw, variants))
-    return Plan(ablation, to_dict(base_run), tuple(jobs), params, names)
+            jobs.append(AblationRun(name, seed, seeded, raw, variants))
+    return AblationPlan(ablation, to_dict(base_run), tuple(jobs), params, names)

@@ -1,10 +1,9 @@
-"""The question itself: one sequence against fine-tuning on subject consistency.
+"""The study of subject consistency: one sequence with references, against fine-tuning.
 
-config.py      what is compared: networks, arms, settings
-questions.py   what every arm is asked: worlds as lists of questions
-networks.py    trained or loaded networks, and how they draw
-arms.py        how an arm answers: in context, by adapters, by full fine-tuning; the anchors
-judging.py     from pictures to numbers: the judges of totems, or any encoder
-tables.py      numbers to rows, a manifest and a page
-run.py         all of it, resumable piece by piece
+study_config       networks, methods and evaluation settings of a comparison
+evaluation_cases   the fixed cases that all methods are evaluated on
+networks, methods  trained networks, and how methods sample the cases; tuning, fusion
+scoring            metrics of the samples, by trained judges or image encoders
+results, report    the results table, the manifest, and the report
+study              all of it, resumable
 """

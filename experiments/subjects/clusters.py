@@ -1,14 +1,14 @@
-"""Intervals where values come in clusters: the images of one subject are not independent.
+"""Confidence intervals of clustered values: the images of one subject are not independent.
 
     clustered_interval(values, subjects)                   a mean over images
     paired_clustered_interval(method, baseline, subject)   a mean difference, image by image
 
-Subjects are resampled, and each keeps its images: that alone repeats both how subjects differ and
-how images of one do (Davison & Hinkley 1997, section 3.8; resampling the images as well counts
-their noise twice and makes intervals too wide). Every subject weighs the same, however many images
-it has. Percentiles are widened as Student's t is wider than a normal law (Hesterberg 2015, section
-5.3.3). By simulation of normal values the intervals hold the truth in 93 % of cases with 6
-subjects, 94.7 % with 10 and 95.3 % with 20; unwidened, those of 10 in 89 %.
+The bootstrap resamples subjects with all their images, which reproduces the variance both between
+and within subjects (Davison & Hinkley 1997, section 3.8; resampling images as well would count
+their noise twice). All subjects have equal weight, whatever their number of images. Percentiles are
+widened as Student's t is wider than a normal distribution (Hesterberg 2015, section 5.3.3). In
+simulations with normal values, the coverage of 95 % intervals is 93 % with 6 subjects, 94.7 % with
+10 and 95.3 % with 20; unwidened, 89 % with 10.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,7 +20,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.statistics import Interval
 
 RESAMPLES = 4000
-_AT_ONCE = 1 << 22  # numbers drawn at once
+_AT_ONCE = 1 << 22  # random numbers at once
 
 
 def cluster_means(
@@ -33,9 +33,9 @@ def cluster_means(
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise UvitError("an interval is of one or more finite values")
+        raise UvitError("an interval needs one or more finite values")
     if len(clusters) != len(array):
-        raise UvitError(f"{len(array)} values have {len(clusters)} clusters; each needs one")
+        raise UvitError(f"{len(array)} values have {len(clusters)} clusters; each value needs one")
     names = list(dict.fromkeys(clusters))
     index = {name: i for i, name in enumerate(names)}
     rows = np.fromiter((index[c] for c in clusters), np.int64, len(array))
@@ -54,15 +54,15 @@ def clustered_interval(
     """The mean over clusters of their means, with a bootstrap interval over clusters.
 
     Args:
-      values: one an image. clusters: its subject, what makes images dependent.
-      confidence: how often such intervals hold the true mean, in (0, 1).
+      values: one per image. clusters: the subject of each.
+      confidence: the coverage, in (0, 1).
       resamples: of the clusters. seed: of the resampling.
 
     Returns:
-      The interval; its `count` is that of the clusters. Of one cluster low and high are NaN.
+      The interval; `count` is the number of clusters. With one cluster, low and high are NaN.
 
     Raises:
-      UvitError: as `cluster_means`, or of an impossible confidence.
+      UvitError: as `cluster_means`, or if confidence is not in (0, 1).
     """
     if not 0 < confidence < 1:
         raise UvitError(f"confidence must lie in (0, 1), got {confidence}")
@@ -76,7 +76,7 @@ def clustered_interval(
         means_S[rng.integers(0, S, (min(rows, resamples - start), S))].mean(axis=1)
         for start in range(0, resamples, rows)
     ]
-    # The bootstrap's spread is that of variance over S, not over S - 1.
+    # The bootstrap's variance divides by S, not by S - 1.
     quantile = special.stdtrit(S - 1, (1 + confidence) / 2) * np.sqrt(S / (S - 1))
     tail = float(special.ndtr(-quantile))
     low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
@@ -89,13 +89,12 @@ def paired_clustered_interval(
     cluster: Callable[[Hashable], Hashable],
     **options,
 ) -> Interval | None:
-    """The mean of `values - baseline`, image by image, as `clustered_interval`.
+    """The mean of `values - baseline`, paired by image, as `clustered_interval`.
 
-    What a subject, a prompt and a seed do to both cancels.
+    Effects of subject, prompt and seed that both share cancel.
 
     Args:
-      values, baseline: by what was asked for, such as (subject, prompt, seed). What only one of
-        them has is left out.
+      values, baseline: by a key such as (subject, prompt, seed). Keys of only one are left out.
       cluster: from such a key to its subject. options: of `clustered_interval`.
 
     Returns:
@@ -115,9 +114,9 @@ def sign_flip_p(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p of the null that differences are symmetric about 0, by flips of whole clusters.
+    """Two-sided p-value of the null that differences are symmetric about 0: sign flips of clusters.
 
-    With up to 13 clusters all flips are tried, so the least p of S clusters is 2^(1 - S).
+    Up to 13 clusters, the test is exact: the least p-value of S clusters is 2^(1 - S).
 
     Raises:
       UvitError: as `cluster_means`.
@@ -129,15 +128,15 @@ def sign_flip_p(
         extra = 0
     else:
         signs = 1 - 2 * np.random.default_rng(seed).integers(0, 2, (resamples, S))
-        extra = 1  # the data's own signs
+        extra = 1  # the observed signs
     totals = np.abs(signs @ means_S)
-    # A sum in another order differs in its last bits.
+    # Rounding: sums in another order differ in their last bits.
     hits = int((totals >= abs(means_S.sum()) * (1 - 1e-12)).sum())
     return (hits + extra) / (len(signs) + extra)
 
 
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
-    """Adjusted p: below α, a comparison stands when all of them are made (Holm 1979)."""
+    """p-values adjusted for multiple comparisons (Holm 1979)."""
     ordered = sorted(p_values, key=p_values.__getitem__)
     adjusted, highest = {}, 0.0
     for rank, name in enumerate(ordered):
@@ -149,19 +148,16 @@ def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
 def worst(
     values: Sequence[float], clusters: Sequence[Hashable], k: int
 ) -> list[tuple[Hashable, float]]:
-    """The k clusters with the least means, the least first."""
+    """The k clusters with the lowest means, ascending."""
     means_S, names = cluster_means(values, clusters)
     return [(names[i], float(means_S[i])) for i in np.argsort(means_S, kind="stable")[:k]]
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
-    """Which points (N, D) no other is at least as good as on all axes and better on one.
-
-    More is better on each axis. Returns bool (N,).
-    """
+    """Which points (N, D) are Pareto-optimal, where higher is better on all axes: bool (N,)."""
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or not np.isfinite(points).all():
-        raise UvitError(f"a Pareto front is of finite points (N, D), got {points.shape}")
+        raise UvitError(f"a Pareto front needs finite points (N, D), got {points.shape}")
     as_good = (points[:, None] >= points[None]).all(axis=-1)
     better = (points[:, None] > points[None]).any(axis=-1)
     return ~(as_good & better).any(axis=0)
@@ -173,15 +169,15 @@ def ratio_interval(
     *,
     confidence: float = 0.95,
 ) -> Interval:
-    """A ratio of two independent means, with Fieller's interval (1954).
+    """The ratio of two independent means, with Fieller's interval (1954).
 
     Args:
-      numerator, denominator: each its estimate, that estimate's variance, and degrees of freedom;
-        the lesser degrees are used.
+      numerator, denominator: (estimate, variance of the estimate, degrees of freedom); the smaller
+        degrees of freedom are used.
 
     Returns:
-      The interval. Its ends are infinite where the denominator's sign is not certain: then no
-      value of the ratio's sign is too great. `count` is the degrees of freedom + 1.
+      The interval, unbounded if the denominator does not differ significantly from 0. `count` is
+      the degrees of freedom + 1.
     """
     (a, var_a, df_a), (b, var_b, df_b) = numerator, denominator
     df = min(df_a, df_b)
@@ -204,18 +200,18 @@ def break_even(
     *,
     confidence: float = 0.95,
 ) -> Interval:
-    """From how many images of a subject on its fine-tuning has paid: n* = t_f / (t_c - t_l).
+    """The number of images per subject at which fine-tuning breaks even: n* = t_f / (t_c - t_l).
 
     Args:
-      finetune: seconds of a subject's fine-tuning. context, lora: seconds an image, in context and
-        with adapters. Each of two or more measurements for an interval.
+      finetune: seconds per subject. context, lora: seconds per image, in context and with adapters.
+        An interval needs two or more measurements of each.
 
     Returns:
-      n* with Fieller's interval; infinite (mean and high) where in-context images are no slower, so
-      that it never pays, and high infinite where that is not certain.
+      n* with Fieller's interval. Mean and high are infinite if images in context are no slower, and
+      high alone if they are not significantly slower.
 
     Raises:
-      UvitError: if a time is missing, not finite or not positive.
+      UvitError: if times are missing, not finite or not positive.
     """
     stats = []
     for name, times in (("finetune", finetune), ("context", context), ("lora", lora)):
@@ -226,16 +222,16 @@ def break_even(
         stats.append((float(array.mean()), float(spread), array.size - 1))
     (f, var_f, df_f), (c, var_c, df_c), (o, var_o, df_o) = stats
     saved = (c - o, var_c + var_o, min(df_c, df_o))
-    found = ratio_interval((f, var_f, df_f), saved, confidence=confidence)
-    if c <= o or np.isinf(found.high):
+    interval = ratio_interval((f, var_f, df_f), saved, confidence=confidence)
+    if c <= o or np.isinf(interval.high):
         least = _least(f, saved, confidence)
-        mean = np.inf if c <= o else found.mean
-        return Interval(mean=mean, low=least, high=np.inf, count=found.count)
-    return found
+        mean = np.inf if c <= o else interval.mean
+        return Interval(mean=mean, low=least, high=np.inf, count=interval.count)
+    return interval
 
 
 def _least(finetune: float, saved: tuple[float, float, int], confidence: float) -> float:
-    """The least n* that the times allow, where they allow it without end."""
+    """The lower end of n* where the upper is infinite."""
     mean, variance, df = saved
     most = mean + float(special.stdtrit(df, (1 + confidence) / 2)) * variance**0.5
     return finetune / most if most > 0 else np.inf

@@ -1,12 +1,12 @@
-"""Several subjects' adapters as one that does on each subject's inputs what that subject's own did.
+"""Least-squares fusion of several subjects' adapters into one.
 
     moments = [input_moments(model, diffusion, attach(params, a), a, examples, …) for a in adapters]
     fused = fuse(adapters, moments)
 
-A weighted sum (`lora.combined`) adds every adapter's answer to every subject's inputs. Here, as in
-Mix-of-Show's gradient fusion (Gu et al. 2023, eq. 4) and with RegMean's closed form (Jin et al.
-2023), each layer's change D minimises Σᵢ ‖Xᵢ Dᵢ − Xᵢ D‖², Xᵢ the inputs that the layer had with
-subject i's adapter on subject i's examples. All that is needed of them is Gᵢ = XᵢᵀXᵢ.
+A weighted sum (`lora.combined`) applies every adapter to the inputs of every subject. Here, as in
+Mix-of-Show's gradient fusion (Gu et al. 2023, eq. 4) with RegMean's closed form (Jin et al. 2023),
+each layer's update D minimises Σᵢ ‖Xᵢ Dᵢ − Xᵢ D‖², where Xᵢ are the layer's inputs with adapter i
+on subject i's examples. Only their second moments Gᵢ = XᵢᵀXᵢ are needed.
 """
 
 import functools
@@ -26,7 +26,7 @@ from uvit_jax.models.lora import Adapter, Adapters
 from uvit_jax.models.model import Model, Params
 
 Moments = Mapping[str, np.ndarray]
-"""By a layer's path, XᵀX of its inputs: (…, I, I), with the layer axis of its kernel."""
+"""XᵀX (…, I, I) of a layer's inputs by its path, with the layer axis of its kernel."""
 
 
 def moments_of(
@@ -36,14 +36,14 @@ def moments_of(
     inputs: Mapping[str, jax.Array],
     times: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    """The second moments of layers' inputs in one run of the network; pure.
+    """The second moments of the inputs of layers in one forward pass. Pure.
 
     Args:
-      params: as `model.apply` takes them, adapters attached or not.
+      params: of `model.apply`, adapters attached or not.
       paths: of layers of the backbone. inputs, times: see `Model.apply`.
 
     Returns:
-      By path, XᵀX, float32 (…, I, I), a row of X for every token of the batch.
+      XᵀX by path, float32 (…, I, I), where X has a row for every token of the batch.
     """
     matrices = lora.matrices(model.abstract_params)
     zeros = {
@@ -68,11 +68,11 @@ def input_moments(
     *,
     rounds: int = 16,
 ) -> Moments:
-    """The moments of what layers see of some examples, noised as in training, added up.
+    """The summed moments of layers' inputs on examples that are noised as in training.
 
     Args:
       params: with the subject's adapter attached or merged.
-      examples: by segment, leaves (m, …). rounds: so often all of them, each time anew noised.
+      examples: by segment, leaves (m, …). rounds: passes over the examples, each with new noise.
     """
     once = _round(model, diffusion, tuple(paths))
     total = None
@@ -84,7 +84,7 @@ def input_moments(
 
 @functools.lru_cache(maxsize=8)
 def _round(model: Model, diffusion: ObjectiveConfig, paths: tuple[str, ...]) -> Callable[..., Any]:
-    """The moments of examples noised once, jitted: one program for all subjects."""
+    """The moments of one pass over noised examples, compiled once for all subjects."""
     layout = model.layout
     noisy = [s.name for s in layout.noisy]
     learned = [s.name for s in layout.noisy if s.learned_range]
@@ -114,15 +114,14 @@ def fuse(
 ) -> Adapters:
     """The least-squares fusion of adapters, in float64, as one adapter of the sum of their ranks.
 
-    With white noise of variance λ added to every layer's inputs, which makes the problem well
-    posed, D = (Σᵢ Gᵢ + nλ)⁻¹ Σᵢ (Gᵢ + λ) aᵢ bᵢ, which is [a′₁ a′₂ …] [b₁; b₂; …] with
-    a′ᵢ = (Σⱼ Gⱼ + nλ)⁻¹ (Gᵢ + λ) aᵢ. One adapter alone stays what it is; where nothing was seen, D
-    is the mean.
+    Noise of variance λ on every layer's inputs makes the problem well posed:
+    D = (Σᵢ Gᵢ + nλ)⁻¹ Σᵢ (Gᵢ + λ) aᵢ bᵢ, which is [a′₁ a′₂ …] [b₁; b₂; …] with
+    a′ᵢ = (Σⱼ Gⱼ + nλ)⁻¹ (Gᵢ + λ) aᵢ. One adapter alone is unchanged; without data, D is the mean.
 
     Args:
-      adapters: of the same layers. moments: each one's, of those layers.
-      scales: that each adapter's own change has; None for 1.
-      ridge: λ in units of the mean of Σ Gᵢ's eigenvalues.
+      adapters: of the same layers. moments: of the inputs of these layers, one per adapter.
+      scales: of the adapters; None for 1.
+      ridge: λ in units of the mean eigenvalue of Σ Gᵢ.
 
     Raises:
       UvitError: if adapters or moments are not of the same layers, or ridge is not positive.
@@ -131,7 +130,7 @@ def fuse(
         raise UvitError(f"ridge must be positive, got {ridge}")
     paths = set(adapters[0])
     if any(set(each) != paths for each in adapters) or any(paths - set(m) for m in moments):
-        raise UvitError("adapters to be fused, and their moments, must be of the same layers")
+        raise UvitError("adapters and moments must be of the same layers")
     scales = [1.0] * len(adapters) if scales is None else scales
     fused = {}
     for path in adapters[0]:
@@ -144,8 +143,8 @@ def fuse(
             (gram + noise)[..., None, :, :] @ np.asarray(pair.a, np.float64)
             for gram, pair in zip(grams, pairs, strict=True)
         ]
-        whole = (total + len(pairs) * noise)[..., None, :, :]
-        a = np.linalg.solve(whole, np.concatenate(numerators, axis=-1))
+        regularised = (total + len(pairs) * noise)[..., None, :, :]
+        a = np.linalg.solve(regularised, np.concatenate(numerators, axis=-1))
         b = [np.asarray(pair.b) * scale for pair, scale in zip(pairs, scales, strict=True)]
         fused[path] = Adapter(a=a.astype(np.float32), b=np.concatenate(b, axis=-2))
     return fused

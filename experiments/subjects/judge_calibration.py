@@ -1,16 +1,16 @@
-"""What judges of totems can tell apart, on real pictures of test identities, which they never saw.
+"""Calibration of the totem judges on ground-truth images of held-out test identities.
 
-A score that a judge gives means something only beside these figures: retrieval is easy, since a
-random impostor differs in seven factors of eight. Near misses, which differ in one, are what shows
-whether a factor is measured at all.
+A judge's scores mean something only beside these metrics. Retrieval is easy, since a random
+impostor differs in seven of eight factors; near misses, which differ in one, show whether a factor
+is measured at all.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.subjects import judge_images as pictures
-from experiments.subjects.totem_judge import Judge
+from experiments.subjects import judge_crops
+from experiments.subjects.totem_judge import TotemJudge
 from uvit_jax.data.sources.worlds import backgrounds, factors, totems
 
 SEED = 7
@@ -18,24 +18,24 @@ BLURS = (0, 1, 2, 4)
 NOISES = (0.0, 0.2, 0.4, 0.8)
 ALL = len(factors.NAMES)
 CLOSE, SMALL = (24, 32), (13,)
-"""Pixels across a subject: alone in a picture of 32, and one of three."""
+"""Pixels across a subject: alone in an image of 32, and one of three."""
 
 
-def calibrate(judges: Sequence[Judge], pairs: int = 256) -> dict:
-    """Measures each judge; a pair's two pictures differ in view, background, place and scale.
+def calibrate(judges: Sequence[TotemJudge], pairs: int = 256) -> dict:
+    """Measures each judge. The two images of a pair differ in view, background, position and scale.
 
     Args:
-      pairs: of each kind, for each AUC. Its standard error is about .02 at .8 with 256.
+      pairs: genuine and impostor pairs for each AUC; with 256, its standard error at .8 is .02.
 
     Returns:
-      Judge's name → figures, JSON: `top1` by the number of reference views, `auc_random`,
+      By judge, metrics as plain JSON: `top1` by the number of reference views, `auc_random`,
       `auc_one_factor` by factor, `heads` and `heads_small` (accuracies where a factor is visible,
       by factor, and of `background` and `present`), `blur`, `noise` and `swap` (mean similarity
       to a reference, by the strength of the corruption or the number of factors swapped).
     """
     splits = factors.identities()
     test = np.concatenate([splits["test"], splits["test_pairs"]])
-    return {judge.name: _one(judge, test, pairs) for judge in judges}
+    return {judge.name: _calibrate_one(judge, test, pairs) for judge in judges}
 
 
 def auc(same: np.ndarray, other: np.ndarray) -> float:
@@ -47,14 +47,14 @@ def auc(same: np.ndarray, other: np.ndarray) -> float:
 
 
 def to_markdown(table: dict) -> str:
-    """The figures as a page of tables."""
+    """The metrics as Markdown tables."""
     names = list(table)
     lines = [
-        "# What the judges of totems can tell apart",
+        "# Calibration of the totem judges",
         "",
         "Measured by `python -m experiments.train_judge --calibrate --out=docs/subjects/judges.md` "
         "on the 256 test identities,",
-        "none of which any judge has seen. Chance is .004 for retrieval and .5 for every AUC.",
+        "none of which is in the training data. Chance is .004 for retrieval and .5 for every AUC.",
         "",
     ]
 
@@ -81,7 +81,7 @@ def to_markdown(table: dict) -> str:
     return "\n".join(lines)
 
 
-def _one(judge: Judge, test: np.ndarray, pairs: int) -> dict:
+def _calibrate_one(judge: TotemJudge, test: np.ndarray, pairs: int) -> dict:
     rng = np.random.default_rng(SEED)
     found = {"top1": _retrieval(judge, test, rng)}
     number = rng.integers(len(test), size=pairs)
@@ -91,7 +91,7 @@ def _one(judge: Judge, test: np.ndarray, pairs: int) -> dict:
     found["auc_one_factor"] = {}
     for factor in factors.NAMES:
         first = test[rng.integers(len(test), size=pairs)]
-        second = np.array([pictures.near_miss(rng, one, factor) for one in first])
+        second = np.array([judge_crops.near_miss(rng, one, factor) for one in first])
         found["auc_one_factor"][factor] = auc(*_scores(judge, rng, first, second, factor))
     found["heads"] = _heads(judge, test, rng, CLOSE) | _other_heads(judge, test, rng)
     found["heads_small"] = _heads(judge, test, rng, SMALL)
@@ -99,18 +99,18 @@ def _one(judge: Judge, test: np.ndarray, pairs: int) -> dict:
 
 
 def _scores(judge, rng, first, second, factor) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities of two pictures of one identity, and of pictures of the two of a pair."""
-    yaw = [pictures.yaws(rng, factor, len(first)) for _ in range(3)]
+    """Similarities of two images of one identity, and of images of the two identities of a pair."""
+    yaw = [judge_crops.yaws(rng, factor, len(first)) for _ in range(3)]
     a, b, c = (
-        judge(pictures.cutouts(rng, who, at, resolutions=CLOSE)[0])["embedding"]
+        judge(judge_crops.totem_crops(rng, who, at, resolutions=CLOSE)[0])["embedding"]
         for who, at in zip((first, first, second), yaw, strict=True)
     )
     return np.sum(a * b, axis=1), np.sum(a * c, axis=1)
 
 
 def _retrieval(judge, test, rng) -> dict[str, float]:
-    """Whether the most similar identity is the right one, from any side of the probe."""
-    probe, _ = pictures.cutouts(rng, test, rng.uniform(-np.pi, np.pi, len(test)))
+    """Top-1 accuracy of retrieval by the number of gallery views; probes have random yaw."""
+    probe, _ = judge_crops.totem_crops(rng, test, rng.uniform(-np.pi, np.pi, len(test)))
     probe = judge(probe)["embedding"]
     best, found = np.full((len(test), len(test)), -1.0), {}
     for views, yaw in enumerate(totems.REFERENCE_YAWS[:3], start=1):
@@ -121,7 +121,7 @@ def _retrieval(judge, test, rng) -> dict[str, float]:
 
 
 def _plain(identity: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """Cut-outs of references."""
+    """Reference images, (B, 32, 32, 3)."""
     from uvit_jax.data.sources.worlds import scenes
 
     return np.stack(
@@ -135,7 +135,7 @@ def _plain(identity: np.ndarray, yaw: np.ndarray) -> np.ndarray:
 def _heads(judge, test, rng, resolutions) -> dict[str, float]:
     yaw = rng.uniform(-np.pi, np.pi, 2 * len(test))
     who = np.concatenate([test, test])
-    found = judge(pictures.cutouts(rng, who, yaw, resolutions=resolutions)[0])
+    found = judge(judge_crops.totem_crops(rng, who, yaw, resolutions=resolutions)[0])
     shown = factors.visible(yaw)
     return {
         name: float((found[name].argmax(axis=1) == who[:, i])[shown[:, i]].mean())
@@ -144,40 +144,42 @@ def _heads(judge, test, rng, resolutions) -> dict[str, float]:
 
 
 def _other_heads(judge, test, rng) -> dict[str, float]:
-    """`background` of whole pictures, and `present` of cut-outs, half of them with nobody."""
+    """Accuracy of `background` of whole images, and `present` of crops, half of them empty."""
     from uvit_jax.data.sources.worlds import random_scenes, scenes
 
-    drawn = [
+    examples = [
         scenes.render(
             random_scenes.draw("totems", "test", i, subjects=3, views=1, anywhere=True), 32
         )
         for i in range(256)
     ]
-    at = np.array([backgrounds.NAMES.index(e.facts.background) for e in drawn])
-    named = judge(np.stack([e.image for e in drawn]))["background"].argmax(axis=1)
-    someone, _ = pictures.cutouts(rng, test, rng.uniform(-np.pi, np.pi, len(test)))
-    nobody = pictures.empty_cutouts(rng, len(test))
-    present = judge(np.concatenate([someone, nobody]))["present"].argmax(axis=1)
+    at = np.array([backgrounds.NAMES.index(e.facts.background) for e in examples])
+    predicted = judge(np.stack([e.image for e in examples]))["background"].argmax(axis=1)
+    someone, _ = judge_crops.totem_crops(rng, test, rng.uniform(-np.pi, np.pi, len(test)))
+    empty = judge_crops.empty_crops(rng, len(test))
+    present = judge(np.concatenate([someone, empty]))["present"].argmax(axis=1)
     right = present == np.repeat([1, 0], len(test))
-    return {"background": float((named == at).mean()), "present": float(right.mean())}
+    return {"background": float((predicted == at).mean()), "present": float(right.mean())}
 
 
 def _corrupted(judge, test, rng) -> dict[str, dict[str, float]]:
-    """Mean similarities to the uncorrupted reference of pictures from the front, corrupted."""
+    """Mean similarities of corrupted frontal images to the clean reference."""
     yaw = rng.uniform(-0.5, 0.5, len(test))
     reference = judge(_plain(test, np.zeros(len(test))))["embedding"]
 
     def similarity(seen: np.ndarray) -> float:
         return float(np.sum(judge(seen)["embedding"] * reference, axis=1).mean())
 
-    clean, _ = pictures.cutouts(np.random.default_rng(SEED), test, yaw, resolutions=CLOSE)
+    clean, _ = judge_crops.totem_crops(np.random.default_rng(SEED), test, yaw, resolutions=CLOSE)
     noise = rng.normal(size=clean.shape)
     swap = {}
     order = np.argsort(rng.random((len(test), ALL)), axis=1)
     others = np.roll(test, 1, axis=0)
     for count in range(ALL + 1):
         changed = np.where(np.argsort(order, axis=1) < count, others, test)
-        seen, _ = pictures.cutouts(np.random.default_rng(SEED), changed, yaw, resolutions=CLOSE)
+        seen, _ = judge_crops.totem_crops(
+            np.random.default_rng(SEED), changed, yaw, resolutions=CLOSE
+        )
         swap[str(count)] = similarity(seen)
     return {
         "blur": {str(b): similarity(_blur(clean, b)) for b in BLURS},

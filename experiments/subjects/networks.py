@@ -1,8 +1,8 @@
-"""Networks of a comparison: trained when they are not there yet, opened, and made to draw.
+"""The trained networks of a comparison, and how they are sampled.
 
-network = Network("uvit_context", workdir)
-draw = Batched(jax.vmap(network.drawer(model), (None, 0, 0)), 16)
-pictures = draw(network.params, seeds, network.asked(questions))       # (Q, H, W, C)
+network = TrainedNetwork("uvit_context", workdir)
+sample = BatchedSampler(jax.vmap(network.sampler(model), (None, 0, 0)), 16)
+images = sample(network.params, seeds, network.case_conditions(cases))       # (Q, H, W, C)
 """
 
 import time
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import uvit_jax
-from experiments.subjects.questions import Question, next_group
+from experiments.subjects.evaluation_cases import EvaluationCase, next_group
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
@@ -30,14 +30,14 @@ from uvit_jax.training.workdir import Workdir
 Conditions = Mapping[str, np.ndarray]
 
 
-class Network:
+class TrainedNetwork:
     """A trained network.
 
     Args:
-      run: its config where the comparison has it, whose sampling counts; else its workdir's.
+      run: its config, whose sampling settings apply; None reads the workdir's.
 
     Attributes:
-      name: in the comparison. run: its config. model, params: with averaged parameters.
+      name: its key in the comparison. run: its config. model; params: the averaged parameters.
       in_context: whether it takes references. style: `uvit` or `dit`.
     """
 
@@ -52,7 +52,7 @@ class Network:
         self._models: dict[tuple[int, int], Model] = {}
 
     def model_for(self, subjects: int, views: int) -> Model:
-        """The model with room for so many references; a network without any has one model."""
+        """The model with segments for so many references; the only one if it takes none."""
         if not self.in_context:
             return self.model
         if (subjects, views) not in self._models:
@@ -61,7 +61,7 @@ class Network:
         return self._models[subjects, views]
 
     def conditions(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Texts as the network takes them, leaves (Q, …)."""
+        """Token ids of the prompts by text segment, leaves (Q, …)."""
         texts = [s for s in self.model.layout.inputs if s.modality == "text"]
         others = [
             s.name
@@ -70,34 +70,35 @@ class Network:
         ]
         if others or not texts:
             raise UvitError(
-                f"network {self.name}: a comparison asks by text alone, and the model "
-                f"{f'takes {others[0]!r} too' if others else 'takes no text'}"
+                f"network {self.name}: a comparison has text and references as conditions, and the "
+                f"model {f'also takes {others[0]!r}' if others else 'takes no text'}"
             )
         encode = self.vocabulary.tokenizer.encode
         return {s.name: np.stack([encode(prompt, s.shape[0]) for prompt in prompts]) for s in texts}
 
-    def asked(self, questions: Sequence[Question], references: str = "own") -> dict[str, Any]:
-        """Questions of one setting as conditions, leaves (Q, …).
+    def case_conditions(
+        self, cases: Sequence[EvaluationCase], references: str = "own"
+    ) -> dict[str, Any]:
+        """The conditions of cases of one setting, leaves (Q, …).
 
         Args:
-          references: `own`; `none`, of a network that knows such; or `others`, those of the next
-            group, to see whether they matter.
+          references: `own`, `none`, or `others`: those of the next group of subjects.
         """
-        found = self.conditions([q.prompt for q in questions])
+        found = self.conditions([q.prompt for q in cases])
         if self.in_context and references != "none":
-            given = [q.references for q in questions]
+            given = [q.references for q in cases]
             if references == "others":
-                given = [next_group(questions, i).references for i in range(len(questions))]
-            model = self.model_for(len(given[0]), questions[0].views)
+                given = [next_group(cases, i).references for i in range(len(cases))]
+            model = self.model_for(len(given[0]), cases[0].views)
             found |= reference_inputs(model.layout, given)
         return found
 
-    def drawer(
+    def sampler(
         self, model: Model, sample: SampleConfig | None = None
     ) -> Callable[[Params, jax.Array, Conditions], jax.Array]:
-        """A pure function of one picture: (params, seed, conditions without a batch) → (H, W, C).
+        """A pure function for one image: (params, seed, conditions without a batch) → (H, W, C).
 
-        The noise follows from the seed alone, whatever else is drawn beside it.
+        The noise depends on the seed alone, not on the rest of the batch.
         """
         sample = self.run.sample if sample is None else sample
         nulls = nulls_of(model.layout, self.vocabulary)
@@ -112,12 +113,12 @@ class Network:
 
     @property
     def train_flops(self) -> float:
-        """Of its whole training: three forward passes an example, two FLOPs a product."""
+        """Training FLOPs: three forward passes per example, two FLOPs per multiply-add."""
         train = self.run.train
         return 6.0 * forward_cost(self.run.model).total * train.batch_size * train.steps
 
     def image_flops(self, model: Model) -> float:
-        """Of one picture, guidance included, with nothing cached."""
+        """FLOPs per image, with guidance and without cached references."""
         sample = self.run.sample
         steps = sample.sampler.steps
         full = 2.0 * forward_cost(model.config).total
@@ -135,12 +136,12 @@ class Network:
         return build({**config, "segments": segments, "sequence": sequence}).config
 
 
-class Batched:
-    """A pure function of (params, …rows) compiled once for `size` rows, and its times.
+class BatchedSampler:
+    """A pure function of (params, …rows), compiled for batches of `size` rows and timed.
 
     Attributes:
-      compile_seconds: of compiling. seconds: of each call, a row. memory_bytes: of arguments,
-        results and what is between, as the compiler has it.
+      compile_seconds: compilation time. seconds: per row, for each batch. memory_bytes: arguments,
+        outputs and temporaries, as the compiler reports them.
     """
 
     def __init__(self, function: Callable[..., jax.Array], size: int):
@@ -149,7 +150,7 @@ class Batched:
         self._function, self._compiled = jax.jit(function), None
 
     def __call__(self, params: Params, *rows: Any) -> np.ndarray:
-        """The results of all rows (Q, …), leaves of `rows` being (Q, …)."""
+        """The outputs for all rows, (Q, …). The leaves of `rows` are (Q, …)."""
         count = len(jax.tree.leaves(rows)[0])
         parts = []
         for chosen in filled(count, self.size):
@@ -170,13 +171,13 @@ class Batched:
         self.memory_bytes = int(sum(getattr(found, part, 0) or 0 for part in parts))
 
 
-def check_compute(networks: Sequence[Network], tolerance: float) -> None:
+def check_compute(networks: Sequence[TrainedNetwork], tolerance: float) -> None:
     """Raises UvitError if the networks were not trained with equal compute."""
     flops = {network.name: network.train_flops for network in networks}
     least, most = min(flops, key=flops.get), max(flops, key=flops.get)
     if flops[most] > (1 + tolerance) * flops[least]:
         raise UvitError(
             f"network {most} is trained with {flops[most]:.3g} FLOPs and {least} with "
-            f"{flops[least]:.3g}; the comparison is of equal compute: change train.steps, or raise "
-            "config.tolerance"
+            f"{flops[least]:.3g}; a fair comparison needs equal compute: change train.steps, or "
+            "raise config.tolerance"
         )

@@ -1,4 +1,4 @@
-"""The plots of a comparison's page, as inline SVG that takes the page's colours.
+"""The plots of the report, as inline SVG in the text colour of the page.
 
 Each is a pure function of rows and manifest. They need matplotlib (the extra `plots`).
 """
@@ -13,11 +13,11 @@ import numpy as np
 
 from experiments.subjects import report_summary as summary
 from experiments.subjects.clusters import clustered_interval, pareto_front
-from experiments.subjects.results import Manifest, Method, Row
+from experiments.subjects.results import Manifest, MethodInfo, Score
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.statistics import Interval
 
-# Okabe & Ito's colours, which the colour-blind can tell apart and both themes show.
+# Okabe & Ito's colours: distinct for colour-blind readers, visible in light and dark themes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6fd1", "#a3a300")
 MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"))
 ANCHORS = (
@@ -29,7 +29,7 @@ _GREY = "#808080"
 
 
 def look(manifest: Manifest) -> dict[str, tuple[str, str, str]]:
-    """By method (colour, matplotlib's marker, the marker as a letter); anchors are hollow greys."""
+    """(colour, matplotlib marker, marker as a character) by method; anchors are hollow and grey."""
     found, competitors, anchors = {}, 0, 0
     for name, method in manifest.methods.items():
         if method.anchor:
@@ -42,12 +42,12 @@ def look(manifest: Manifest) -> dict[str, tuple[str, str, str]]:
 
 
 def pareto(
-    rows: Sequence[Row], manifest: Manifest, identity: str, text: str, *, anchors: bool = True
+    rows: Sequence[Score], manifest: Manifest, identity: str, text: str, *, anchors: bool = True
 ) -> str:
-    """Identity against prompt-following in the manifest's setting, with both intervals and the
-    front of those methods that no other beats in both; "" if there is nothing to show.
+    """Identity against prompt-following in the manifest's setting, with intervals and the Pareto
+    front of the methods; "" without data.
 
-    anchors: whether to show them, too, which leaves the methods less room.
+    anchors: whether to include them, which compresses the scale of the methods.
     """
     points: dict[str, tuple[Interval, Interval]] = {}
     for name, about in manifest.methods.items():
@@ -93,19 +93,19 @@ def pareto(
     return _svg(figure, "Identity against prompt-following")
 
 
-def curve(rows: Sequence[Row], manifest: Manifest, axis_name: str, metric: str) -> str:
-    """A metric along an axis, a line a method with its interval as a band; "" if there is none."""
+def curve(rows: Sequence[Score], manifest: Manifest, axis_name: str, metric: str) -> str:
+    """A metric along an axis, a line per method, its interval as a band; "" without data."""
     found = summary.curves(rows, manifest, axis_name, metric)
     found = {name: found[name] for name in manifest.methods if name in found}
     if not any(len(line) > 1 for line in found.values()):
         return ""
     figure, axis = _figure()
     looks = look(manifest)
-    places = sorted({place for line in found.values() for place, _ in line})
+    positions = sorted({position for line in found.values() for position, _ in line})
     for name, line in found.items():
         colour, marker, _ = looks[name]
         hollow = manifest.methods[name].anchor
-        x, y = [place for place, _ in line], [interval.mean for _, interval in line]
+        x, y = [position for position, _ in line], [interval.mean for _, interval in line]
         low, high = (
             [getattr(i, end) if np.isfinite(i.low) else i.mean for _, i in line]
             for end in ("low", "high")
@@ -122,15 +122,15 @@ def curve(rows: Sequence[Row], manifest: Manifest, axis_name: str, metric: str) 
         )
         if not hollow:
             axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    if axis_name in ("views", "subjects") or len(places) <= 6:
-        axis.set_xticks(places, [f"{p:g}" for p in places])
+    if axis_name in ("views", "subjects") or len(positions) <= 6:
+        axis.set_xticks(positions, [f"{p:g}" for p in positions])
     axis.set_xlabel(words(axis_name))
     axis.set_ylabel(manifest.metrics[metric].title if metric in manifest.metrics else metric)
     return _svg(figure, f"{metric} along {words(axis_name)}")
 
 
 def cost(manifest: Manifest) -> str:
-    """Seconds spent on a subject against images drawn of it: fine-tuning once, then each image."""
+    """Total seconds against the number of images of a subject, fine-tuning included."""
     timed = {n: m for n, m in manifest.methods.items() if m.image_seconds and not m.anchor}
     if not timed:
         return ""
@@ -148,27 +148,27 @@ def cost(manifest: Manifest) -> str:
 
 
 def words(name: str) -> str:
-    """A setting or an axis for people: `context_tokens` as `context tokens`."""
+    """The readable name of a setting or axis: `context_tokens` as `context tokens`."""
     return _WORDS.get(name, name.replace("_", " "))
 
 
 _WORDS = {"lora_step": "LoRA step", "forgetting": "fine-tuning step, on base classes"}
 
 
-def _far(timed: Mapping[str, Method]) -> float:
-    """Up to how many images the cost is drawn: past where the lines may cross."""
+def _far(timed: Mapping[str, MethodInfo]) -> float:
+    """The largest number of images on the axis, past the break-even points."""
     tuning = [float(np.mean(m.finetune_seconds)) for m in timed.values() if m.finetune_seconds]
     image = min(float(np.mean(m.image_seconds)) for m in timed.values())
     return float(np.clip(10 * max(tuning, default=0) / image, 100, 1e5))
 
 
-def is_main(row: Row, manifest: Manifest) -> bool:
+def is_main(row: Score, manifest: Manifest) -> bool:
     """Whether a row is of the manifest's setting and split."""
     return (row.setting, row.split) == (manifest.setting, manifest.split)
 
 
 def _errors(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Matplotlib's two rows of lengths; of an unknown interval none."""
+    """Error bars as matplotlib takes them: lengths below and above; 0 for unknown intervals."""
     low = [np.nan_to_num(i.mean - i.low) for i in intervals]
     return [low, [np.nan_to_num(i.high - i.mean) for i in intervals]]
 
@@ -179,8 +179,7 @@ def _figure() -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise UvitError(
-            "the page's plots need matplotlib, which is not installed: pip install "
-            "'uvit-jax[plots]'"
+            "the report needs matplotlib, which is not installed: pip install 'uvit-jax[plots]'"
         ) from None
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.3))
@@ -203,17 +202,17 @@ _STYLE = {
 
 
 def _svg(figure: Any, title: str) -> str:
-    """A figure as an SVG element that fills the width it is given."""
+    """A figure as an SVG element of flexible width."""
     import matplotlib
 
     out = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        # matplotlib dates what it writes, unless told not to.
+        # No date, so that equal data give equal bytes.
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # One page holds many: equal ids of different figures would be one another's.
+    # Ids must be unique within the page.
     mark = f"p{zlib.crc32(svg.encode()):x}"
     svg = re.sub(r'id="([^"]+)"', rf'id="{mark}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{mark}-", svg)

@@ -1,4 +1,4 @@
-"""From a comparison's rows to what its page shows: means, differences, curves, with intervals."""
+"""Statistics of the report: means, paired differences and curves, with intervals."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -10,21 +10,21 @@ from experiments.subjects.clusters import (
     sign_flip_p,
     worst,
 )
-from experiments.subjects.results import Manifest, Row
+from experiments.subjects.results import Manifest, Score
 from uvit_jax.evaluation.statistics import Interval
 
 Cell = tuple[str, str, int, int]
-"""setting, split, subjects, views: what one table is of."""
+"""(setting, split, subjects, views), the scope of one table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """method - baseline in a metric, of one cell.
+    """method - baseline in one metric and cell.
 
     Attributes:
-      p: of sign flips, adjusted for all `among` comparisons of its family.
-      main: whether that is of the manifest's setting and split, which the whole was made for; the
-        other family is all else.
+      p: of sign flips, adjusted for the `among` comparisons of its family.
+      main: whether the family is that of the manifest's setting and split; all other comparisons
+        are the second family.
     """
 
     cell: Cell
@@ -36,33 +36,32 @@ class Difference:
     among: int
 
 
-def cell(row: Row) -> Cell:
-    """The table that a row belongs to."""
+def cell(row: Score) -> Cell:
+    """The cell of a row."""
     return row.setting, row.split, row.subjects, row.views
 
 
-def cells(rows: Iterable[Row], manifest: Manifest) -> list[Cell]:
-    """The tables, in the order in which their settings first appear, of each the manifest's split
-    first; curves are none."""
+def cells(rows: Iterable[Score], manifest: Manifest) -> list[Cell]:
+    """All cells but curves, by first appearance of the setting, the manifest's split first."""
     found = list(dict.fromkeys(cell(row) for row in rows if row.point is None))
     order = {setting: i for i, setting in enumerate(dict.fromkeys(c[0] for c in found))}
     return sorted(found, key=lambda c: (order[c[0]], c[1] != manifest.split, *c[1:]))
 
 
-def means(rows: Iterable[Row]) -> dict[tuple[Cell, str, str], Interval]:
+def means(rows: Iterable[Score]) -> dict[tuple[Cell, str, str], Interval]:
     """The mean over subjects by (cell, method, metric), without curves."""
-    grouped: dict[tuple, list[Row]] = {}
+    grouped: dict[tuple, list[Score]] = {}
     for row in rows:
         if row.point is None:
             grouped.setdefault((cell(row), row.method, row.metric), []).append(row)
     return {key: _interval(found) for key, found in grouped.items()}
 
 
-def differences(rows: Sequence[Row], manifest: Manifest) -> list[Difference]:
-    """Each method against the baseline, picture by picture, in identity and prompt-following.
+def differences(rows: Sequence[Score], manifest: Manifest) -> list[Difference]:
+    """Each method against the baseline, paired by image, in identity and prompt-following.
 
-    Anchors are no competitors and are left out, so that they cost no power. The same pictures in
-    two cells, such as the main one and its column of `views`, are one comparison.
+    Anchors are left out, so that they do not cost statistical power. The same images in two cells,
+    such as the main one and its column of `views`, are one comparison.
     """
     metrics = [m for m, about in manifest.metrics.items() if about.role != "other"]
     values: dict[tuple, dict[tuple, float]] = {}
@@ -108,10 +107,10 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> list[Difference]:
 
 
 def worst_subjects(
-    rows: Iterable[Row], manifest: Manifest, metric: str, k: int
+    rows: Iterable[Score], manifest: Manifest, metric: str, k: int
 ) -> dict[str, list[tuple[str, float]]]:
-    """By method the k subjects with the least mean in the manifest's setting and split."""
-    grouped: dict[str, list[Row]] = {}
+    """The k subjects with the lowest means in the manifest's setting and split, by method."""
+    grouped: dict[str, list[Score]] = {}
     for row in rows:
         if (row.setting, row.split, row.metric) == (manifest.setting, manifest.split, metric):
             grouped.setdefault(row.method, []).append(row)
@@ -125,17 +124,17 @@ Curve = list[tuple[float, Interval]]
 
 
 _COLUMN_AXES = {"views": ("views",), "subjects": ("single", "multi")}
-"""Axes whose places are columns, of these settings."""
+"""Axes that are columns of the table, and the settings that vary along them."""
 
 
-def curves(rows: Iterable[Row], manifest: Manifest, axis: str, metric: str) -> dict[str, Curve]:
-    """By method a metric along an axis, ascending, in the manifest's split.
+def curves(rows: Iterable[Score], manifest: Manifest, axis: str, metric: str) -> dict[str, Curve]:
+    """A metric along an axis, ascending, in the manifest's split, by method.
 
     Args:
-      axis: that of settings such as `lora_step=400`; or `views` (the column, in the setting
+      axis: of settings such as `lora_step=400`; or `views` (the column, in the setting
         `views`) or `subjects` (in `single` and `multi`).
     """
-    grouped: dict[tuple[str, float], list[Row]] = {}
+    grouped: dict[tuple[str, float], list[Score]] = {}
     for row in rows:
         place = _place(row, axis)
         if row.metric == metric and row.split == manifest.split and place is not None:
@@ -146,15 +145,15 @@ def curves(rows: Iterable[Row], manifest: Manifest, axis: str, metric: str) -> d
     return found
 
 
-def methods_along(rows: Iterable[Row], manifest: Manifest, axis: str) -> set[str]:
-    """Whose curves there are along an axis, in any metric; no interval is computed for it."""
+def methods_along(rows: Iterable[Score], manifest: Manifest, axis: str) -> set[str]:
+    """The methods with curves along an axis, in any metric."""
     return {
         row.method for row in rows if row.split == manifest.split and _place(row, axis) is not None
     }
 
 
-def axes(rows: Sequence[Row], manifest: Manifest) -> list[str]:
-    """The axes along which there are curves, `views` and `subjects` first."""
+def axes(rows: Sequence[Score], manifest: Manifest) -> list[str]:
+    """The axes with curves, `views` and `subjects` first."""
     named = dict.fromkeys(row.point[0] for row in rows if row.point is not None)
     chosen = [row for row in rows if row.split == manifest.split]
     return [
@@ -164,13 +163,13 @@ def axes(rows: Sequence[Row], manifest: Manifest) -> list[str]:
     ]
 
 
-def _place(row: Row, axis: str) -> float | None:
+def _place(row: Score, axis: str) -> float | None:
     if axis in _COLUMN_AXES:
         return getattr(row, axis) if row.setting in _COLUMN_AXES[axis] else None
     return row.point[1] if row.point is not None and row.point[0] == axis else None
 
 
-def _interval(rows: Sequence[Row]) -> Interval:
+def _interval(rows: Sequence[Score]) -> Interval:
     return clustered_interval([r.value for r in rows], [r.subject for r in rows])
 
 

@@ -1,37 +1,26 @@
-"""The tables of a comparison's page, as HTML."""
+"""The tables of the report, as HTML."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from experiments.subjects import report_summary as summary
 from experiments.subjects.clusters import break_even
 from experiments.subjects.report_plots import words
-from experiments.subjects.results import Manifest, Method, Row
+from experiments.subjects.results import Manifest, MethodInfo, Score
 from uvit_jax.evaluation.statistics import Interval, mean_interval
-from uvit_jax.io import to_uint8
-
-if TYPE_CHECKING:
-    from experiments.subjects.report_page import PictureGrid
-
-SHARP = 128
-"""Pictures up to this side are shown with their pixels visible."""
 
 
 def means(
-    rows: Sequence[Row],
+    rows: Sequence[Score],
     found: Mapping[tuple, Interval],
     manifest: Manifest,
     cell: summary.Cell,
 ) -> str:
-    """The means of one cell: a row a method, anchors last, a column a metric."""
-    methods = [m for m in _ordered(manifest) if any(k[:2] == (cell, m) for k in found)]
+    """The means of one cell: a row per method, anchors last, a column per metric."""
+    methods = [m for m in manifest.ordered() if any(k[:2] == (cell, m) for k in found)]
     metrics = [m for m in manifest.metrics if any(k == (cell, k[1], m) for k in found)]
     rivals = [m for m in methods if not manifest.methods[m].anchor]
     best = {}
@@ -52,15 +41,15 @@ def means(
     return _table(_caption(cell), ["", *heads], body, manifest)
 
 
-def differences(rows: Sequence[Row], manifest: Manifest) -> str:
-    """What each method does otherwise than the baseline, picture by picture."""
+def differences(rows: Sequence[Score], manifest: Manifest) -> str:
+    """Each method minus the baseline, paired by image."""
     found = summary.differences(rows, manifest)
     if not found:
         return ""
     baseline = escape(manifest.methods[manifest.baseline].title)
     text = (
         f"<p>Each method minus {baseline}, for the same subject, prompt and seed, averaged by "
-        "subject; 95 % intervals by resampling subjects. <b>Bold</b> where zero lies outside. p is "
+        "subject; 95 % intervals by resampling subjects. <b>Bold</b> where they exclude zero. p is "
         f"of sign flips by subject, adjusted by Holm's method: {adjusted_for(found, manifest)}.</p>"
     )
     by_place: dict[tuple, dict[str, str]] = {}
@@ -84,7 +73,7 @@ def differences(rows: Sequence[Row], manifest: Manifest) -> str:
 
 
 def adjusted_for(found: Sequence[summary.Difference], manifest: Manifest) -> str:
-    """Which comparisons share their p, in words."""
+    """The families that p-values are adjusted in, in words."""
     counts = {d.main: d.among for d in found}
     families = {
         True: f"for the {counts.get(True)} of the main setting ({words(manifest.setting)})",
@@ -93,8 +82,8 @@ def adjusted_for(found: Sequence[summary.Difference], manifest: Manifest) -> str
     return " and ".join(families[main] for main in (True, False) if main in counts)
 
 
-def worst(rows: Sequence[Row], manifest: Manifest, metric: str, k: int) -> str:
-    """The k subjects that each method shows least well."""
+def worst(rows: Sequence[Score], manifest: Manifest, metric: str, k: int) -> str:
+    """The k subjects with the lowest means, by method."""
     found = summary.worst_subjects(rows, manifest, metric, k)
     body = [
         (
@@ -104,7 +93,7 @@ def worst(rows: Sequence[Row], manifest: Manifest, metric: str, k: int) -> str:
                 *(f'{value:.3f}<span class="ci">{escape(s)}</span>' for s, value in found[method]),
             ],
         )
-        for method in _ordered(manifest)
+        for method in manifest.ordered()
         if method in found
     ]
     if not body:
@@ -117,8 +106,8 @@ def worst(rows: Sequence[Row], manifest: Manifest, metric: str, k: int) -> str:
 
 
 def cost(manifest: Manifest) -> str:
-    """Time, arithmetic and memory, and from how many images on fine-tuning has paid."""
-    timed = [m for m in _ordered(manifest) if manifest.methods[m].image_seconds]
+    """Time, FLOPs and memory, and the number of images at which fine-tuning breaks even."""
+    timed = [m for m in manifest.ordered() if manifest.methods[m].image_seconds]
     if not timed:
         return ""
     base = manifest.methods[manifest.baseline]
@@ -141,52 +130,21 @@ def cost(manifest: Manifest) -> str:
             _bytes(m.subject_bytes),
         ]
         body.append((name, cells))
-    heads = ["", "fine-tuning a subject", "an image", "break-even n*", "an image without cache"]
-    heads += ["compilation", "FLOPs (tuning / image)", "parameters", "memory", "kept a subject"]
+    heads = [
+        "",
+        "fine-tuning per subject",
+        "time per image",
+        "break-even n*",
+        "per image without cache",
+    ]
+    heads += ["compilation", "FLOPs (tuning / image)", "parameters", "memory", "stored per subject"]
     text = (
-        "<p>Compilation is not part of the times. n* is the number of images of a subject from "
-        "which on fine-tuning it is quicker than giving its references each time: t_finetune / "
-        "(t_context − t_lora), with Fieller's interval; ∞ where images in context are no slower."
+        "<p>Times exclude compilation. n* is the number of images of a subject from which "
+        "fine-tuning is faster than references in context: t_finetune / (t_context − t_lora), with "
+        "Fieller's interval; ∞ where images in context are no slower."
         "</p>"
     )
     return f"{text}{_table(manifest.timing, heads, body, manifest)}"
-
-
-def pictures(manifest: Manifest, grid: "PictureGrid") -> str:
-    """References to the left, what was made of them to the right."""
-    methods = [m for m in _ordered(manifest) if any(m in row.generations for row in grid.rows)]
-    heads = "".join(f"<th>{escape(manifest.methods[m].title)}</th>" for m in methods)
-    body = []
-    for row in grid.rows:
-        given = _strip(row.references, f"reference of {row.subject}")
-        made = "".join(
-            f"<td>{_strip(row.generations.get(m, ()), f'{row.subject} by {m}')}</td>"
-            for m in methods
-        )
-        prompt = f'<span class="ci">{escape(row.subject)}</span>{escape(row.prompt)}'
-        asked = f'<td class="prompt">{prompt}</td>'
-        body.append(f'<tr><td class="given">{given}</td>{asked}{made}</tr>')
-    note = f"<p>{escape(grid.note)}</p>" if grid.note else ""
-    return (
-        f'<h3>{escape(grid.title)}</h3>{note}<div class="scroll pictures"><table><thead><tr>'
-        f'<th class="given">given</th><th>asked for</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _strip(images: Sequence[np.ndarray], about: str) -> str:
-    found = []
-    for image in images:
-        pixels = to_uint8(image)
-        pixels = pixels.repeat(3, axis=-1) if pixels.shape[-1] == 1 else pixels
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, format="PNG", optimize=True)
-        data = base64.b64encode(out.getvalue()).decode()
-        sharp = ' class="pixels"' if max(pixels.shape[:2]) <= SHARP else ""
-        size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
-        source = f'src="data:image/png;base64,{data}"'
-        found.append(f'<img{sharp} {size} alt="{escape(about)}" {source}>')
-    return f'<div class="strip">{"".join(found)}</div>'
 
 
 def _table(
@@ -195,7 +153,7 @@ def _table(
     body: Sequence[tuple[str, Sequence[str]]],
     manifest: Manifest,
 ) -> str:
-    """heads and cells are HTML, the caption is text; a row knows its method."""
+    """An HTML table. Heads and cells are HTML, the caption is text; a row is (method, cells)."""
     lines, before = [], False
     for method, (first, *rest) in body:
         anchor = manifest.methods[method].anchor
@@ -208,11 +166,6 @@ def _table(
         f'<p class="soft">{escape(caption)}</p><div class="scroll"><table><thead><tr>{head}</tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def _ordered(manifest: Manifest) -> list[str]:
-    """Methods as in the manifest, anchors last."""
-    return sorted(manifest.methods, key=lambda name: manifest.methods[name].anchor)
 
 
 def _name(manifest: Manifest, method: str, architecture: str) -> str:
@@ -236,7 +189,7 @@ def _caption(cell: summary.Cell) -> str:
 
 
 def _interval(interval: Interval | None, *, bold: bool = False, better: int = 0) -> str:
-    """better: of a difference, the sign that is good; 0 for what is no difference."""
+    """better: the sign of an improvement, for differences; 0 for means."""
     if interval is None:
         return "–"
     signed = bool(better)
@@ -270,8 +223,8 @@ def _times(times: Sequence[float]) -> str:
     return f'{_seconds(interval.mean)}<span class="ci">{spread}</span>'
 
 
-def _uncached(method: Method) -> str:
-    """Times without the references' cache, and how many times longer that is."""
+def _uncached(method: MethodInfo) -> str:
+    """Times without cached references, and their ratio to those with them."""
     shown = _times(method.uncached_seconds)
     if not method.uncached_seconds or not method.image_seconds:
         return shown
@@ -285,7 +238,7 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
-def _flops(method: Method) -> str:
+def _flops(method: MethodInfo) -> str:
     pair = [method.finetune_flops, method.image_flops]
     return " / ".join(_scaled(v, 1000, ("", "k", "M", "G", "T", "P", "E")) for v in pair)
 

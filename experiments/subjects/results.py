@@ -1,37 +1,35 @@
-"""A comparison's numbers: one long table, one number a row, and a manifest of how they were made.
+"""The results of a comparison: a CSV table in long format, and a manifest of how it was made.
 
-    table = Results(workdir / "results.csv")
-    if not table.has(method="unified", setting="single"):
-        table.append(rows)
-
-A setting is a word (`single`, `multi`, `views`, `compositions`, …), or a point of a curve,
-`lora_step=400`: then its number is the place on the axis of that name.
+A setting is a name (`single`, `multi`, `views`, `compositions`, …) or a point of a curve such as
+`lora_step=400`, with its position on the axis of that name.
 """
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from uvit_jax.config import Config
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.io import write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number.
+class Score:
+    """One metric of one image, a row of the table.
 
     Attributes:
-      method: an arm or an anchor, such as `unified`. architecture: its backbone.
-      setting: see above. split: which data, such as `test`.
-      subjects, views: how many subjects were asked for, and how many pictures of each were given.
-      subject: who is meant, what images are clustered by; of several subjects all of them.
-      prompt: the text, or its name. seed: of the sample.
-      metric: what `value` is; it names its encoder.
+      method: a method or an anchor, such as `unified`. architecture: its backbone.
+      setting: see above. split: of the data, such as `test`.
+      subjects, views: the number of subjects, and of references of each.
+      subject: the names of the subjects, by which images are clustered.
+      prompt: the text. seed: of the sample. metric: the name of `value`, with its encoder.
     """
 
     method: str
@@ -49,23 +47,23 @@ class Row:
     def __post_init__(self):
         for key in ("method", "setting", "split", "subject", "metric"):
             if not getattr(self, key):
-                raise UvitError(f"a row of results has an empty {key}")
+                raise UvitError(f"a row of the results has an empty {key}")
         if self.subjects < 0 or self.views < 0:
-            raise UvitError("subjects and views of a row of results must not be negative")
+            raise UvitError("a row of the results has negative subjects or views")
         if not math.isfinite(self.value):
             raise UvitError(
                 f"{self.metric} of {self.method} for {self.subject} is {self.value}; leave out "
-                "what could not be measured"
+                "rows without a finite value"
             )
 
     @property
     def key(self) -> tuple:
-        """All but the value: there is one number for each."""
+        """All columns but the value; unique in a table."""
         return dataclasses.astuple(self)[:-1]
 
     @property
     def image(self) -> tuple:
-        """What was asked for, whoever answered: what methods are paired by."""
+        """The evaluation case and seed, by which methods are paired."""
         return (
             *(self.setting, self.split, self.subjects, self.views),
             *(self.subject, self.prompt, self.seed),
@@ -73,89 +71,50 @@ class Row:
 
     @property
     def point(self) -> tuple[str, float] | None:
-        """(axis, place) of a setting that is a point of a curve, else None."""
+        """(axis, position) of a setting that is a point of a curve, else None."""
         axis, found, number = self.setting.partition("=")
         try:
             return (axis, float(number)) if found else None
         except ValueError:
-            raise UvitError(f"the setting {self.setting!r} has no number after its =") from None
+            raise UvitError(f"setting={self.setting!r} needs a number after '='") from None
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-_TYPES = {field.name: field.type for field in dataclasses.fields(Row)}
+COLUMNS = tuple(field.name for field in dataclasses.fields(Score))
+_TYPES = {field.name: field.type for field in dataclasses.fields(Score)}
 
 
-class Results:
-    """The table in a CSV file, read at once. `rows` are in the file's order.
+def write_scores(path: Path, rows: Iterable[Score]) -> None:
+    """Writes a CSV table, values at full precision, atomically; compressed if it ends in `.gz`.
 
-    Raises:
-      UvitError: if the file is no such table, naming the line.
+    Equal rows give equal bytes.
     """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self.rows: list[Row] = read(self.path) if self.path.exists() else []
-        self._values = {row.key: row.value for row in self.rows}
-
-    def has(self, **where: Any) -> bool:
-        """Whether there is a row with these values, such as method and setting."""
-        if unknown := sorted(set(where) - set(COLUMNS)):
-            raise UvitError(f"results have no column {unknown[0]!r}{nearest(unknown[0], COLUMNS)}")
-        return any(all(getattr(row, k) == v for k, v in where.items()) for row in self.rows)
-
-    def append(self, rows: Iterable[Row]) -> int:
-        """Adds rows, all or none; those that are there already are left out.
-
-        Returns:
-          How many were new.
-
-        Raises:
-          UvitError: if one is there with another value.
-        """
-        new: dict[tuple, Row] = {}
-        for row in rows:
-            known = self._values.get(row.key, new[row.key].value if row.key in new else None)
-            if known is not None and known != row.value:
-                raise UvitError(
-                    f"{self.path} has {row.metric} of {row.method} for {row.subject} ({row.setting}"
-                    f", seed {row.seed}) already, with {known} and not {row.value}; begin a new "
-                    "file, or remove those rows"
-                )
-            if known is None:
-                new[row.key] = row
-        if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, text([*self.rows, *new.values()]))
-            self.rows.extend(new.values())
-            self._values |= {key: row.value for key, row in new.items()}
-        return len(new)
-
-
-def text(rows: Iterable[Row]) -> str:
-    """The CSV of rows, values at full precision."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(dataclasses.astuple(row) for row in rows)
-    return out.getvalue()
+    content = out.getvalue().encode()
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    partial.replace(path)
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a file, whatever the order of its columns.
+def read_scores(path: Path) -> list[Score]:
+    """Reads a table, compressed if it ends in `.gz`, with columns in any order.
 
     Raises:
-      UvitError: if it is missing or no such table, naming the line.
+      UvitError: if it is missing, damaged or has other columns, naming the line.
     """
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        raw = path.read_bytes()
+        content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UvitError(f"cannot read the results {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(content))
     names = reader.fieldnames or []
     if sorted(names) != sorted(COLUMNS):
         wrong = sorted(set(COLUMNS) ^ set(names)) or ["a column twice"]
         raise UvitError(
-            f"{path} has not the columns of results; missing or unexpected: {', '.join(wrong)}"
+            f"{path} is not a table of results; missing or unexpected columns: {', '.join(wrong)}"
         )
     rows, seen = [], set()
     for record in reader:
@@ -163,49 +122,45 @@ def read(path: Path) -> list[Row]:
         if None in record or None in record.values():
             raise UvitError(f"{where}: expected {len(COLUMNS)} values")
         try:
-            row = Row(**{name: _TYPES[name](record[name]) for name in COLUMNS})
-        except ValueError as error:  # of a number, or a UvitError
+            row = Score(**{name: _TYPES[name](record[name]) for name in COLUMNS})
+        except ValueError as error:  # from a number, or a UvitError
             raise UvitError(f"{where}: {error}") from None
         if row.key in seen:
-            raise UvitError(f"{where}: the number is there twice; remove one of the lines")
+            raise UvitError(f"{where}: duplicate row; remove one of them")
         seen.add(row.key)
         rows.append(row)
     return rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-    """What a figure is.
+class MetricInfo(Config):
+    """Describes a metric.
 
     Attributes:
-      title: for people. role: `identity`, `text` (prompt-following), or `other`.
-      higher_is_better: which way. encoder: its version, with weights and preparation; "" for none.
-      note: pairing and whatever else a reader must know.
+      title: shown in tables. role: `text` is prompt-following.
+      encoder: its version, with weights and preprocessing; "" for none.
+      note: the definition, such as pairing and crops.
     """
 
     title: str
-    role: str = "other"
+    role: Literal["identity", "text", "other"] = "other"
     higher_is_better: bool = True
     encoder: str = ""
     note: str = ""
 
-    def __post_init__(self):
-        if self.role not in ("identity", "text", "other"):
-            raise UvitError(f"a metric's role is identity, text or other, got {self.role!r}")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """What an arm is, and costs.
+class MethodInfo:
+    """Describes a method and its costs.
 
     Attributes:
-      title: for people. anchor: whether it is a yardstick (oracle, copy-paste, random identity,
-        text only) and no competitor. parameters: of its network.
-      finetune_seconds: measurements of fine-tuning one subject; none where nothing is tuned.
-      image_seconds: measurements of one image without compilation.
-      uncached_seconds: of in-context, the same without the references' cache.
-      compile_seconds: once. finetune_flops, image_flops: of a subject, and of an image.
-      memory_bytes: at most. subject_bytes: to keep for each subject.
+      title: shown in tables. anchor: whether it calibrates the scale of the metrics (oracle,
+        copy-paste, random identity, text only) rather than competes. parameters: of its network.
+      finetune_seconds: repeated timings of fine-tuning one subject; empty without fine-tuning.
+      image_seconds: repeated timings of one image, without compilation.
+      uncached_seconds: the same without cached references, for in-context methods.
+      compile_seconds: of the sampler. finetune_flops, image_flops: per subject, and per image.
+      memory_bytes: peak memory of the sampler. subject_bytes: stored per subject.
     """
 
     title: str
@@ -223,17 +178,16 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """How the numbers were made.
+    """How the results were made.
 
     Attributes:
-      title: of the page. commit: of the code. config: as a nested dict. hardware, timing: in words;
-        the latter is the protocol of the times.
-      methods, metrics: by name as in the rows, in the order to show them.
-      baseline: the method to which the others are compared.
-      setting, split: the main ones: of them are the plots of identity against prompt-following and
-        the worst subjects, and their comparisons are a family of their own. Curves are of this
-        split.
-      notes: sentences to show first, such as that a run was a smoke test.
+      title: of the report. commit: of the code. config: of the comparison, as a nested dict.
+      hardware: a description. timing: the protocol of the timings.
+      methods, metrics: by name as in the table, in the order of the report.
+      baseline: the method that the others are compared with.
+      setting, split: the main ones, shown in the plots of identity against prompt-following and in
+        the worst subjects; p-values of their comparisons are adjusted as a family of their own.
+      notes: sentences at the head of the report, such as that the run was a smoke test.
     """
 
     title: str
@@ -241,8 +195,8 @@ class Manifest:
     config: Mapping[str, Any]
     hardware: str
     timing: str
-    methods: Mapping[str, Method]
-    metrics: Mapping[str, Metric]
+    methods: Mapping[str, MethodInfo]
+    metrics: Mapping[str, MetricInfo]
     baseline: str
     setting: str = "single"
     split: str = "test"
@@ -251,20 +205,24 @@ class Manifest:
     def __post_init__(self):
         if self.baseline not in self.methods:
             raise UvitError(
-                f"the baseline {self.baseline!r} is none of the methods"
+                f"baseline={self.baseline!r} is not one of the methods"
                 f"{nearest(self.baseline, self.methods)}"
             )
 
+    def ordered(self) -> list[str]:
+        """The names of the methods, anchors last."""
+        return sorted(self.methods, key=lambda name: self.methods[name].anchor)
+
     def write(self, path: Path) -> None:
-        """Writes it as JSON; the file appears whole or not at all."""
+        """Writes it as JSON, atomically."""
         write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file; UvitError if it is missing or damaged."""
+    """Reads a manifest; UvitError if it is missing or damaged."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        for key, kind in (("methods", Method), ("metrics", Metric)):
+        for key, kind in (("methods", MethodInfo), ("metrics", MetricInfo)):
             found[key] = {
                 name: kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
                 for name, value in found[key].items()
@@ -273,4 +231,4 @@ def read_manifest(path: Path) -> Manifest:
     except UvitError as error:
         raise UvitError(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UvitError(f"the manifest {path} is missing or damaged: {error!r}") from None
+        raise UvitError(f"cannot read the manifest {path}: {error!r}") from None

@@ -1,56 +1,52 @@
-"""`CompareConfig`: which networks, adapted how, are asked what, and who judges."""
+"""`CompareConfig`: the networks, methods, evaluation settings and encoders of a comparison."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from experiments.subjects.tuning import Grid
-from uvit_jax.config import parse, plain
-from uvit_jax.data.data_config import WORLDS
+from experiments.subjects.tuning import TuningGrid
+from uvit_jax.config import Config, parse, plain
 from uvit_jax.data.sources.worlds import evaluation_sets
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.training.finetune import FinetuneConfig
 
-METHODS = ("context", "lora", "full")
-COMPOSITIONS = ("fused", "sum", "joint")
 DREAMBENCH = "dreambench"
+Composition = Literal["fused", "sum", "joint"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArmConfig:
-    """One competitor.
+class MethodConfig(Config):
+    """One compared method (an entry of the key `arms`).
 
     Attributes:
-      network: its name among `CompareConfig.networks`. title: for people.
-      method: `context` shows the references to the network; `lora` and `full` fine-tune it to them.
-      compose: of several subjects, for `lora`: `fused` (closed-form least squares), `sum` of the
-        adapters, `joint` training. The first is the arm's own row, the others have rows beside it.
-      grid: of ranks, rates and steps, of which `lora` and `full` take what does best on validation
-        subjects; None for the comparison's.
-      settings: the ones that it answers; () for all. `full` keeps a network a subject, and no two
-        can be made one: it answers about single ones, or trains them together (`joint` first).
+      network: its name in `CompareConfig.networks`. title: shown in tables and plots.
+      method: `context` gives the network the references; `lora` and `full` fine-tune it on them.
+      compose: how `lora` composes the adapters of several subjects: `fused` (closed-form least
+        squares), their `sum`, or `joint` training. The first is reported as the method itself, the
+        others as `NAME_sum` and so on.
+      grid: ranks, rates and steps that `lora` and `full` are tuned over on validation subjects;
+        None uses the comparison's.
+      settings: evaluated settings; () for all. `full` fine-tunes one network per subject, which
+        cannot be composed: it needs settings of one subject, or compose=("joint",).
     """
 
     network: str
     title: str
-    method: str = "context"
-    compose: tuple[str, ...] = COMPOSITIONS
-    grid: Grid | None = None
+    method: Literal["context", "lora", "full"] = "context"
+    compose: tuple[Composition, ...] = typing.get_args(Composition)
+    grid: TuningGrid | None = None
     settings: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise UvitError(f"unknown method {self.method!r}{nearest(self.method, METHODS)}")
-        for how in self.compose:
-            if how not in COMPOSITIONS:
-                raise UvitError(f"unknown composition {how!r}{nearest(how, COMPOSITIONS)}")
+        super().__post_init__()
         if not self.compose:
-            raise UvitError(f"compose must name one of {', '.join(COMPOSITIONS)}")
+            raise UvitError(f"compose must name one of {', '.join(typing.get_args(Composition))}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """How much is asked in a setting: groups of `subjects`, `prompts` for each of them."""
+class SettingConfig:
+    """The size of an evaluation setting: `subjects` groups of subjects, `prompts` for each."""
 
     subjects: int
     prompts: int = 2
@@ -61,41 +57,42 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Config):
     """A comparison.
 
     Attributes:
       world: `totems`, `emoji_scenes`, or `dreambench`, a folder of photographs at `path`.
-      networks: by name the whole config of a training run (see `RunConfig`), or {"load": path} with
-        a workdir to take as it is.
-      arms: see `ArmConfig`, in the order to show them.
-      baseline: the arm that the others are compared with.
-      settings: by the name of a setting of the world how much is asked there.
+      networks: by name, the config of a training run (see `RunConfig`), or {"load": path} with the
+        workdir of a finished one.
+      arms: the compared methods by name, in the order of the tables.
+      baseline: the method that the others are compared with.
+      settings: the size of each evaluation setting, by its name in the world.
       main: the setting of the plots, the tuning curves and the costs.
-      samples: pictures a question, from as many seeds.
-      batch_size: pictures drawn at once. at_once: subjects fine-tuned at once.
-      finetune: the recipe of `lora` and `full` arms, but for what a grid tries.
-      grid, validation: what is tried (see `ArmConfig`), and on how many validation subjects.
-      prior: class pictures for prior preservation.
-      word: the caption's name of a subject nobody means (of the class), which no question has.
-      encoders: for worlds without judges of their own, as `experiments.evaluate` has them.
-      weights: by encoder, its file. path: of DreamBench's folder.
-      tolerance: how far the networks' training compute may lie apart, as a share.
-      seed: of noise and fine-tuning. notes: sentences for the page's head.
+      title: of the report.
+      samples: images per case, each with its own seed.
+      batch_size: images sampled at once. at_once: subjects fine-tuned at once.
+      finetune: the recipe of `lora` and `full`, apart from what a grid tunes.
+      grid: the default of `MethodConfig.grid`. validation: the number of validation subjects.
+      prior: class images for prior preservation.
+      word: the class word in captions; it names none of a case's subjects.
+      encoders: for worlds without trained judges, as in `experiments.evaluate`.
+      weights: files of the encoders' weights, by encoder. path: of DreamBench's folder.
+      tolerance: the largest relative difference of training compute between networks.
+      seed: of noise and fine-tuning. notes: sentences at the head of the report.
     """
 
-    world: str
+    world: Literal["totems", "emoji_scenes", "dreambench"]
     networks: Mapping[str, Any]
-    arms: Mapping[str, ArmConfig]
+    arms: Mapping[str, MethodConfig]
     baseline: str
-    settings: Mapping[str, Asked]
+    settings: Mapping[str, SettingConfig]
     main: str
     title: str = "One sequence against DiT + LoRA"
     samples: int = 2
     batch_size: int = 16
     at_once: int = 8
     finetune: FinetuneConfig = FinetuneConfig()
-    grid: Grid = Grid()
+    grid: TuningGrid = TuningGrid()
     validation: int = 4
     prior: int = 64
     word: str = "@4"
@@ -107,29 +104,32 @@ class CompareConfig:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        worlds = (*WORLDS, DREAMBENCH)
-        if self.world not in worlds:
-            raise UvitError(f"unknown world {self.world!r}{nearest(self.world, worlds)}")
+        super().__post_init__()
         if (self.world == DREAMBENCH) != bool(self.path):
-            raise UvitError(f"path names DreamBench's folder, and the world is {self.world!r}")
-        for name, arm in self.arms.items():
-            if arm.network not in self.networks:
+            raise UvitError(
+                f"path is the folder of world='dreambench', and only that: got path={self.path!r} "
+                f"and world={self.world!r}"
+            )
+        for name, method in self.arms.items():
+            if method.network not in self.networks:
                 raise UvitError(
-                    f"arm {name}: there is no network {arm.network!r}"
-                    f"{nearest(arm.network, self.networks)}"
+                    f"arms.{name}: there is no network {method.network!r}"
+                    f"{nearest(method.network, self.networks)}"
                 )
         if self.baseline not in self.arms:
-            raise UvitError(f"the baseline {self.baseline!r} is no arm")
+            raise UvitError(
+                f"baseline={self.baseline!r} is not in arms{nearest(self.baseline, self.arms)}"
+            )
         for name in self.settings:
             if self.world != DREAMBENCH and name not in evaluation_sets.settings(self.world):
                 raise UvitError(
-                    f"{self.world} have no setting {name!r}"
+                    f"settings.{name}: {self.world} has no such setting"
                     f"{nearest(name, evaluation_sets.settings(self.world))}"
                 )
-        chosen = [name for arm in self.arms.values() for name in arm.settings]
+        chosen = [name for method in self.arms.values() for name in method.settings]
         for name in (self.main, *chosen):
             if name not in self.settings:
-                raise UvitError(f"{name!r} is none of the settings{nearest(name, self.settings)}")
+                raise UvitError(f"{name!r} is not in settings{nearest(name, self.settings)}")
         if self.world != DREAMBENCH:
             self._check_composable()
         for key in ("samples", "batch_size", "at_once", "validation", "prior"):
@@ -137,21 +137,26 @@ class CompareConfig:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
 
     def _check_composable(self) -> None:
-        for name, arm in self.arms.items():
-            if arm.method != "full" or arm.compose[0] == "joint":
+        for name, method in self.arms.items():
+            if method.method != "full" or method.compose[0] == "joint":
                 continue
-            for setting in arm.settings or self.settings:
+            for setting in method.settings or self.settings:
                 if (count := evaluation_sets.SETTINGS[setting].subjects) > 1:
                     raise UvitError(
-                        f"arm {name}: the networks of {setting}'s {count} subjects cannot be made "
-                        "one; give the arm settings of single subjects, or compose=('joint',)"
+                        f"arms.{name}: fully fine-tuned networks cannot be composed, and {setting} "
+                        f"has {count} subjects; choose settings of one subject, or "
+                        "compose=('joint',)"
                     )
 
 
 def parse_compare(config: Mapping[str, Any]) -> CompareConfig:
-    """The comparison that a config file describes; UvitError if it is none."""
+    """Parses the config of a comparison.
+
+    Raises:
+      UvitError: on an unknown, missing or impossible value, naming the key.
+    """
     config = plain(config)
     for key in ("networks", "arms", "settings"):
         if not config.get(key):
-            raise UvitError(f"config.{key} is missing: this is no comparison's config")
+            raise UvitError(f"config.{key} is missing: this is not the config of a comparison")
     return parse(CompareConfig, config)

@@ -1,11 +1,11 @@
-"""The judge of totems: a small convolutional network that embeds a subject and names its factors.
+"""The judge of totems: a small CNN that embeds a subject and classifies its factors.
 
-    judge = totem_judge.load(0)                      # 0 or 1: two that were trained independently
-    found = judge(crops.crop(pictures, centre, half, totem_judge.SIZE))
-    found["embedding"] @ found["embedding"].T        # cosine similarities
+    judge = totem_judge.load(0)                      # 0 or 1: two independently trained judges
+    outputs = judge(crops.crop(images, centre, half, totem_judge.SIZE))
+    outputs["embedding"] @ outputs["embedding"].T    # cosine similarities
 
-The weights are shipped; `python -m experiments.train_judge` makes them, from training identities
-only, and docs/subjects/judges.md says what they can tell apart.
+The weights are in `judges/`, trained by `python -m experiments.train_judge` on training identities
+only. docs/subjects/judges.md has their calibration.
 """
 
 from collections.abc import Mapping
@@ -27,20 +27,20 @@ HEADS = {
     "background": len(backgrounds.NAMES) + 1,  # the last is the plain one
     "present": 2,
 }
-"""Head → number of classes. `background` wants a whole picture, the others a cut-out; `present`
-says whether there is a subject at all."""
+"""Number of classes by head. `background` takes a whole image, the others a crop; `present` is
+whether the crop holds a subject."""
 
 MEASURED = ("profile", "second_hue", "front", "back", "top", "arm")
-"""The factors that heads of both judges name rightly in .8 of true pictures or more; hue (.75, its
-neighbours are close) and pattern (.52) are not (see docs/subjects/judges.md)."""
+"""The factors that both judges classify with an accuracy of at least .8 on ground-truth images. Hue
+(.75: neighbouring hues are close) and pattern (.52) are below (docs/subjects/judges.md)."""
 
 _CONVOLUTIONS = ((12, 32, 1), (32, 64, 2), (64, 96, 1), (96, 128, 2))
-"""Channels in and out, and stride, at 16² to begin with: of 2 x 2 pixels, stacked."""
+"""Input and output channels and stride. The input is space-to-depth by 2: 16²×12."""
 _TRUNK = 256
 
 
-class TotemJudge(nnx.Module):
-    """(B, 32, 32, 3) in [-1, 1] → embedding (B, 128) of length 1, and a head's logits (B, K)."""
+class TotemJudgeNetwork(nnx.Module):
+    """(B, 32, 32, 3) in [-1, 1] → unit `embedding` (B, 128), and logits (B, K) of each head."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.convolutions = nnx.List(
@@ -64,54 +64,57 @@ class TotemJudge(nnx.Module):
         return {"embedding": e_BD, **dict(zip(HEADS, logits, strict=True))}
 
 
-class Judge:
-    """A trained judge. Call it with cut-outs, float32 (B, 32, 32, 3) in [-1, 1].
+class TotemJudge:
+    """A trained judge, a function of crops, float32 (B, 32, 32, 3) in [-1, 1].
 
-    It returns `embedding` float32 (B, 128) of length 1, and for every head of `HEADS` the
-    probabilities of its classes, float32 (B, K).
+    It returns the unit `embedding`, float32 (B, 128), and class probabilities, float32 (B, K), for
+    each of `HEADS`.
+
+    Raises:
+      UvitError: if `params` are not those of a judge.
     """
 
     def __init__(self, params: Mapping[str, np.ndarray], name: str):
         self.name = name
-        graph, state = nnx.split(nnx.eval_shape(lambda: TotemJudge(rngs=nnx.Rngs(0))))
+        graph, state = nnx.split(nnx.eval_shape(lambda: TotemJudgeNetwork(rngs=nnx.Rngs(0))))
         shapes = _flat(state)
         wrong = {k: getattr(params.get(k), "shape", None) for k in shapes}
         wrong = [k for k, shape in wrong.items() if shape != shapes[k].shape]
         if wrong or len(params) != len(shapes):
-            raise UvitError(f"{name} holds no judge of totems: {wrong[0] if wrong else 'too much'}")
-        leaves, structure = jax.tree.flatten(state)
-        del leaves
+            what = f"{wrong[0]} is missing or has another shape" if wrong else "unexpected tensors"
+            raise UvitError(f"{name} is not a judge of totems: {what}")
+        structure = jax.tree.structure(state)
         values = [np.asarray(params[k], np.float32) for k in shapes]
         state = jax.tree.unflatten(structure, values)
 
         def apply(x_BHWC):
-            found = nnx.merge(graph, state)(x_BHWC)
-            return {k: v if k == "embedding" else jax.nn.softmax(v) for k, v in found.items()}
+            outputs = nnx.merge(graph, state)(x_BHWC)
+            return {k: v if k == "embedding" else jax.nn.softmax(v) for k, v in outputs.items()}
 
         self._apply = jax.jit(apply)
 
-    def __call__(self, pictures_BHWC: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
-        B = len(pictures_BHWC)
-        if pictures_BHWC.shape[1:] != (SIZE, SIZE, 3) or not B:
+    def __call__(self, images_BHWC: np.ndarray, batch_size: int = 256) -> dict[str, np.ndarray]:
+        B = len(images_BHWC)
+        if images_BHWC.shape[1:] != (SIZE, SIZE, 3) or not B:
             raise UvitError(
-                f"a judge of totems sees (B, {SIZE}, {SIZE}, 3), got {pictures_BHWC.shape}; "
-                "cut the subjects out with crops.crop"
+                f"a judge of totems takes (B, {SIZE}, {SIZE}, 3), got {images_BHWC.shape}; "
+                "crop the subjects with crops.crop"
             )
         parts = []
         for first in range(0, B, batch_size):
-            part = np.asarray(pictures_BHWC[first : first + batch_size], np.float32)
+            part = np.asarray(images_BHWC[first : first + batch_size], np.float32)
             short = batch_size - len(part)  # one shape, one compilation
             padded = np.pad(part, ((0, short), (0, 0), (0, 0), (0, 0)))
-            found = self._apply(padded)
-            parts.append({k: np.asarray(v)[: len(part)] for k, v in found.items()})
+            outputs = self._apply(padded)
+            parts.append({k: np.asarray(v)[: len(part)] for k, v in outputs.items()})
         return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
 
-def load(which: int | str | Path) -> Judge:
-    """A shipped judge by its seed, 0 or 1, or one in a file.
+def load(which: int | str | Path) -> TotemJudge:
+    """Loads a shipped judge by its seed (0 or 1), or a file.
 
     Raises:
-      UvitError: if there is no such file, or it holds something else.
+      UvitError: if the file is missing or not a judge.
     """
     path = FOLDER / f"totems_{which}.safetensors" if isinstance(which, int) else Path(which)
     if not path.is_file():
@@ -120,10 +123,10 @@ def load(which: int | str | Path) -> Judge:
         params = load_file(path)
     except Exception as error:  # safetensors has an exception of its own, not an OSError
         raise UvitError(f"cannot read the judge {path}: {error}") from error
-    return Judge(params, path.stem)
+    return TotemJudge(params, path.stem)
 
 
-def save(path: str | Path, module: TotemJudge) -> None:
+def save(path: str | Path, module: TotemJudgeNetwork) -> None:
     """Writes a judge's parameters as float16."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     state = nnx.split(module)[1]

@@ -1,7 +1,7 @@
-"""What a comparison has in its workdir: config, networks, questions, pictures.
+"""The workdir of a comparison: config, networks, evaluation cases, samples.
 
-Its workdir holds `compare.json` (the config), `networks/NAME` (each the ordinary workdir of a
-training run), `tuning/ARM` and `pictures/METHOD/SETTING.npz`.
+It holds `compare.json` (the config), `networks/NAME` (each the workdir of a training run),
+`tuning/METHOD` and `pictures/METHOD/SETTING.npz`.
 """
 
 import contextlib
@@ -12,31 +12,28 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.subjects import tables
-from experiments.subjects.judging import Judge, make_judge
-from experiments.subjects.networks import Network
-from experiments.subjects.questions import Question, World, next_group, open_world
-from experiments.subjects.store import Store
+from experiments.subjects.evaluation_cases import EvaluationCase, StudyWorld, next_group, open_world
+from experiments.subjects.networks import TrainedNetwork
+from experiments.subjects.result_rows import ANCHORS, RENDERED_ANCHORS
+from experiments.subjects.sample_store import SampleStore
+from experiments.subjects.scoring import Scorer, make_scorer
 from experiments.subjects.study_config import CompareConfig, parse_compare
-from experiments.subjects.tuning import Grid
+from experiments.subjects.tuning import TuningGrid
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
 from uvit_jax.training.run_config import changed_keys, parse_run
 from uvit_jax.training.workdir import Workdir
 
-MADE = ("oracle", "copy_paste", "random_identity")
-"""Anchors that no network draws."""
-
 
 class Workspace:
     """A comparison's workdir.
 
     Attributes:
-      runs: by network its run, None where it is loaded. store: the pictures and costs.
+      runs: the run config by network, None for loaded ones. store: the samples and costs.
 
     Raises:
-      UvitError: if the workdir is another comparison's. Nothing was overwritten then.
+      UvitError: if the workdir belongs to another comparison; nothing is overwritten.
     """
 
     def __init__(self, config: CompareConfig, workdir: Path):
@@ -49,40 +46,39 @@ class Workspace:
             if run is not None:
                 Workdir(self.folder(name)).check(to_dict(run))
         self._claim()
-        self.store = Store(workdir / "pictures")
-        self._networks: dict[str, Network] = {}
-        self._questions: dict[str, list[Question]] = {}
+        self.store = SampleStore(workdir / "pictures")
+        self._networks: dict[str, TrainedNetwork] = {}
+        self._cases: dict[str, list[EvaluationCase]] = {}
 
     @functools.cached_property
-    def world(self) -> World:
-        """What is asked about, at the networks' size."""
+    def world(self) -> StudyWorld:
+        """The evaluated world, at the image size of the networks."""
         sizes = set()
         for name in self.runs:
             if self.ready(name):
                 layout = self.network(name).model.layout
                 sizes.add(next(s.shape[0] for s in layout.noisy if s.modality == "image"))
         if not sizes:
-            raise UvitError(f"no network in {self.workdir} is trained to its end yet")
+            raise UvitError(f"no network in {self.workdir} has finished training yet")
         if len(sizes) != 1:
-            raise UvitError(f"the networks' pictures must be of one size, got {sorted(sizes)}")
+            raise UvitError(f"all networks must have one image size, got {sorted(sizes)}")
         return open_world(self.config, sizes.pop())
 
     @functools.cached_property
-    def judge(self) -> Judge:
-        """Who judges."""
-        return make_judge(self.config, self.world)
+    def scorer(self) -> Scorer:
+        """The scorer of the world."""
+        return make_scorer(self.config, self.world)
 
-    def questions(self, setting: str) -> list[Question]:
-        """The questions of a setting."""
-        if setting not in self._questions:
-            asked = self.config.settings[setting]
-            self._questions[setting] = self.world.questions(setting, asked)
-        return self._questions[setting]
+    def cases(self, setting: str) -> list[EvaluationCase]:
+        """The evaluation cases of a setting."""
+        if setting not in self._cases:
+            self._cases[setting] = self.world.cases(setting, self.config.settings[setting])
+        return self._cases[setting]
 
-    def network(self, name: str) -> Network:
-        """A network that is `ready`."""
+    def network(self, name: str) -> TrainedNetwork:
+        """A network that is `ready`, loaded once."""
         if name not in self._networks:
-            self._networks[name] = Network(name, self.folder(name), self.runs[name])
+            self._networks[name] = TrainedNetwork(name, self.folder(name), self.runs[name])
         return self._networks[name]
 
     def folder(self, name: str) -> Path:
@@ -91,60 +87,60 @@ class Workspace:
         return Path(load).expanduser() if load else self.workdir / "networks" / name
 
     def ready(self, name: str) -> bool:
-        """Whether a network is trained to its end."""
+        """Whether a network has finished training."""
         run = self.runs[name]
         return run is None or max(Workdir(self.folder(name)).steps, default=0) >= run.train.steps
 
-    def grid(self, name: str) -> Grid:
-        """What is tried for an arm."""
-        arm = self.config.arms[name]
-        grid = arm.grid or self.config.grid
-        # All parameters have no rank, so one stands for all.
-        return dataclasses.replace(grid, ranks=grid.ranks[:1]) if arm.method == "full" else grid
+    def grid(self, name: str) -> TuningGrid:
+        """The tuning grid of a method."""
+        method = self.config.arms[name]
+        grid = method.grid or self.config.grid
+        # Full fine-tuning has no rank.
+        return dataclasses.replace(grid, ranks=grid.ranks[:1]) if method.method == "full" else grid
 
     def variants(self, name: str) -> dict[str, str]:
-        """An arm's methods by how they compose several subjects: its own, and those beside it."""
+        """`compose` of a configured method and of its variants, by the names of the results."""
         first, *others = self.config.arms[name].compose
         return {name: first} | {f"{name}_{compose}": compose for compose in others}
 
     def methods(self) -> list[str]:
-        """Of all arms, with the ways they compose several subjects, and the anchors."""
+        """The names of all methods, their variants and the anchors."""
         found = [method for name in self.config.arms for method in self.variants(name)]
-        return [*found, *tables.ANCHORS]
+        return [*found, *ANCHORS]
 
-    def answered(self, method: str, setting: str) -> bool:
-        """Whether a method has answered a setting."""
-        return method in MADE or self.store.has(method, setting)
+    def has_images(self, method: str, setting: str) -> bool:
+        """Whether there are images of a method in a setting."""
+        return method in RENDERED_ANCHORS or self.store.has(method, setting)
 
-    def answers(self, method: str, setting: str) -> np.ndarray:
-        """Its pictures, (Q, samples, H, W, C): kept ones, or an anchor's that no network draws."""
-        if method not in MADE:
+    def images(self, method: str, setting: str) -> np.ndarray:
+        """Images (Q, samples, H, W, C) of a method: stored samples, or a rendered anchor."""
+        if method not in RENDERED_ANCHORS:
             return self.store.read(method, setting)
-        asked, samples = self.questions(setting), self.config.samples
-        found = []
-        for i, question in enumerate(asked):
+        cases, samples = self.cases(setting), self.config.samples
+        images = []
+        for i, case in enumerate(cases):
             if method == "copy_paste":
-                own = [question.references[0][0]] * samples
+                own = [case.references[0][0]] * samples
             elif method == "oracle":
-                own = [self.world.oracle(question, k) for k in range(samples)]
+                own = [self.world.oracle(case, k) for k in range(samples)]
             else:
-                other = next_group(asked, i)
-                own = [self.world.impostor(question, other, k) for k in range(samples)]
-            found.append(np.stack(own))
-        return np.stack(found)
+                other = next_group(cases, i)
+                own = [self.world.impostor(case, other, k) for k in range(samples)]
+            images.append(np.stack(own))
+        return np.stack(images)
 
     def style(self, method: str) -> str:
-        """The backbone of a method, `none` of one without."""
+        """The backbone style of a method, `none` for rendered anchors."""
         for name in sorted(self.config.arms, key=len, reverse=True):
             if method == name or method.startswith(f"{name}_"):
                 return self.network(self.config.arms[name].network).style
-        if method in MADE:
+        if method in RENDERED_ANCHORS:
             return "none"
         return self.network(self.config.arms[self.config.baseline].network).style
 
     def _claim(self) -> None:
-        """Writes the config into a new workdir, or checks that it is the same."""
-        file, asked = self.workdir / "compare.json", to_dict(self.config)
+        """Writes the config into a new workdir, or checks it against the stored one."""
+        file, config = self.workdir / "compare.json", to_dict(self.config)
         if not file.exists():
             others = [p.name for p in self.workdir.glob("*") if p.name not in ("networks",)]
             if others:
@@ -153,18 +149,18 @@ class Workspace:
                     "compare.json); give a new folder with --workdir"
                 )
             self.workdir.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps(asked, indent=1) + "\n")
+            write_text(file, json.dumps(config, indent=1) + "\n")
             return
         try:
             before = json.loads(file.read_text())
         except ValueError as error:
             raise UvitError(f"{file} is damaged: {error}") from None
         if not isinstance(before, dict):
-            raise UvitError(f"{file} is damaged: it is no config")
-        with contextlib.suppress(UvitError):  # keys that did not exist yet have their defaults
+            raise UvitError(f"{file} is damaged: it is not a config")
+        with contextlib.suppress(UvitError):  # fills in defaults of newer keys
             before = to_dict(parse_compare(before))
-        asked, before = ({**given, "notes": None} for given in (asked, before))
-        if changed := changed_keys(before, asked):
+        config, before = ({**each, "notes": None} for each in (config, before))
+        if changed := changed_keys(before, config):
             raise UvitError(
                 f"workdir {self.workdir} belongs to another comparison; it differs in "
                 f"{', '.join(changed)}. Nothing was changed; give another --workdir"

@@ -99,7 +99,6 @@ def test_round_trip_in_every_naming_is_exact(pair, style, tmp_path):
     autoencoder, params = pair
     for prefix in ("", interop.PREFIX) if style == "compvis" else ("",):
         tensors = interop.export_autoencoder(autoencoder, params, style=style, prefix=prefix)
-        assert interop.recognises(tensors)
         file = tmp_path / f"{prefix}vae.safetensors"
         others = {"loss.logvar": np.zeros(1, np.float32)}
         if prefix:
@@ -181,8 +180,11 @@ def broken(change):
             lambda t: t.update({"encoder.conv_out.weight": np.zeros((8, 64, 1, 1), np.float32)}),
             r"encoder.conv_out.weight has shape \(8, 64, 1, 1\)",
         ),
-        (lambda t: t.pop("encoder.down_blocks.1.resnets.0.conv1.weight"), "size is unknown"),
-        (lambda t: t.clear() or t.update(a=np.zeros(1)), "no KL autoencoder known here"),
+        (
+            lambda t: t.pop("encoder.down_blocks.1.resnets.0.conv1.weight"),
+            "1.weight is missing",
+        ),
+        (lambda t: t.clear() or t.update(a=np.zeros(1)), "no supported KL autoencoder"),
     ],
     ids=["missing", "unexpected", "misshapen", "size", "another"],
 )
@@ -217,9 +219,9 @@ def test_other_bad_input_is_told(tmp_path):
 
 def test_wrong_shapes_are_told():
     autoencoder = build_autoencoder(CONFIGS["four levels"])
-    with pytest.raises(UvitError, match="sides that 8 divides, not 12×16"):
+    with pytest.raises(UvitError, match="multiples of 8, not 12×16"):
         autoencoder.encode({}, np.zeros((1, 12, 16, 3)))
-    with pytest.raises(UvitError, match="pictures of 3 channels, not 1"):
+    with pytest.raises(UvitError, match="images of 3 channels, not 1"):
         autoencoder.encode({}, np.zeros((1, 16, 16, 1)))
     with pytest.raises(UvitError, match="3 channels, these have 4"):
         autoencoder.decode({}, np.zeros((1, 2, 2, 4)))
@@ -273,5 +275,5 @@ def test_decoding_in_parts_keeps_the_order():
     for options in (dict(at_once=2), dict(at_once=2, shards=2), dict(shards=4)):
         parts = functools.partial(decode_in_parts, net, scale=0.5, **options)
         assert np.allclose(jax.jit(parts)(params, z), wanted, atol=1e-5)
-    with pytest.raises(UvitError, match=r"have 4 channels, and the model's segment 'image' is"):
+    with pytest.raises(UvitError, match=r"4 channels, .*segment 'image'"):
         net.check_latents((8, 8, 3), "image")

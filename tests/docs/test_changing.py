@@ -112,7 +112,7 @@ def test_the_sampler_is_of_order_two(followed):
 
 
 def test_the_metric_is_the_share_that_is_covered(followed):
-    assert followed["figures"]["pixels_coverage"] == 1
+    assert followed["metrics"]["pixels_coverage"] == 1
     coverage = followed["report"].coverage
     a = np.random.default_rng(0).normal(size=(40, 3))
     assert coverage(a + 1e3, a) == {"coverage": 0.0}

@@ -20,7 +20,7 @@ from uvit_jax.encoders.preparation import Preparation
 from uvit_jax.encoders.vit import ViT, ViTConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import Moments
-from uvit_jax.evaluation.image_metrics import Features, figures
+from uvit_jax.evaluation.image_metrics import Features, metrics
 from uvit_jax.interop import mapping
 
 
@@ -91,10 +91,10 @@ def test_only_the_official_inception_makes_an_fid(pixels):
             self.name, self.official = name, official
 
     assert {"fid", "kid", "inception_score"} <= set(
-        figures(Named("inception", True), features, features)
+        metrics(Named("inception", True), features, features)
     )
     for name in ENCODERS:
-        found = figures(Named(name, False), features, features)
+        found = metrics(Named(name, False), features, features)
         assert not {"fid", "kid", "inception_score", "inception_precision"} & set(found)
         prefix = f"unofficial_{name}" if "inception" in name else name
         assert found[f"{prefix}_frechet_distance"] < 1e-9
@@ -143,16 +143,16 @@ def test_a_dinos_features_are_its_class_token_of_prepared_pictures(tmp_path):
     safetensors.numpy.save_file(tensors, path)
     prepare = Preparation(resize=16, crop=16)
     sizes = dict(width=64, depth=1, patch_size=8)
-    family = towers.dino_family("dino_tiny", **sizes, prepare=prepare)
-    encode = image_encoder.Encoder("dino_tiny", family, path, None)
+    spec = towers.dino_spec("dino_tiny", **sizes, prepare=prepare)
+    encode = image_encoder.Encoder("dino_tiny", spec, path, None)
     images = [pictures(1, 40, seed=i)[0, :h, :w] for i, (h, w) in enumerate([(20, 33), (16, 16)])]
     seen = [prepare(image[None].astype(np.float32)) for image in images]
     wanted = np.concatenate([tower.apply(params, x)["pooled"] for x in seen])
-    found = encode.of_pictures([*images, images[0]], batch_size=2)
+    found = encode.of_images([*images, images[0]], batch_size=2)
     assert np.allclose(found[:2], wanted, atol=1e-4) and np.allclose(found[2], wanted[0], atol=1e-4)
     assert np.allclose(encode.features(images[0][None])["pool"][0], wanted[0], atol=1e-4)
     assert encode.version.startswith("dino_tiny-16bicubic-crop16-")
-    for name, message in (("dinov2_vits14", "is no dinov2_vits14"), ("dino_vits8", "width=64")):
+    for name, message in (("dinov2_vits14", "is not dinov2_vits14"), ("dino_vits8", "width=64")):
         with pytest.raises(UvitError, match=message):
             encoder(name, path)
 
@@ -161,11 +161,11 @@ def test_a_clips_features_are_its_embeddings_of_prepared_pictures(tmp_path):
     config = VisionConfig(
         width=16, depth=2, num_heads=1, mlp_width=24, projection=8, image_size=14, patch_size=7
     )
-    family, tower = towers.clip_family("clip_tiny", config), Clip(config)
+    spec, tower = towers.clip_spec("clip_tiny", config), Clip(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: rng.normal(size=a.shape) / 4, tower.abstract_params)
     safetensors.numpy.save_file(interop_clip.export(tower, params), tmp_path / "model.safetensors")
-    encode = image_encoder.Encoder("clip_tiny", family, tmp_path / "model.safetensors", None)
+    encode = image_encoder.Encoder("clip_tiny", spec, tmp_path / "model.safetensors", None)
     images = rng.integers(0, 256, (3, 20, 17, 3), np.uint8)
     seen = prepare(images.astype(np.float32), 14)
     wanted = tower.apply(jax.tree.map(np.float32, params), seen)["embeds"]

@@ -114,10 +114,10 @@ def test_bad_statistics_are_named(tmp_path):
     path = tmp_path / "bad.npz"
     x = statistics(features(50))
     for arrays, message in (
-        (dict(mu=x.mean), "lacks mu or sigma"),
+        (dict(mu=x.mean), "mu or sigma is missing"),
         (dict(mu=x.mean, sigma=x.covariance[1:]), r"should be \(D,\) and \(D, D\)"),
         (dict(mu=x.mean, sigma=x.covariance * np.nan), "not finite"),
-        (dict(mu=np.array([None]), sigma=x.covariance), "no whole npz of plain arrays"),
+        (dict(mu=np.array([None]), sigma=x.covariance), "not an npz of plain arrays"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(UvitError, match=message):

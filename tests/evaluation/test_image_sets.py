@@ -1,4 +1,4 @@
-"""Where pictures and conditions come from: every one once, and distributed as the data."""
+"""Sets of images: every image once, in the same distribution as the data."""
 
 import jax
 import numpy as np
@@ -30,19 +30,19 @@ def mesh():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def test_a_model_of_latents_draws_no_pictures_by_itself():
-    with pytest.raises(UvitError, match=r"no pictures.*image \(8, 8, 4\).*latents"):
-        image_sets.picture_segment(model(channels=4))
-    assert image_sets.picture_segment(model()) == "image"
+def test_a_model_of_latents_needs_an_autoencoder():
+    with pytest.raises(UvitError, match=r"image \(8, 8, 4\).*--autoencoder"):
+        image_sets.image_segment(model(channels=4))
+    assert image_sets.image_segment(model()) == "image"
 
 
-def test_an_unconditional_model_draws_every_sample_once(mesh):
+def test_an_unconditional_model_generates_every_sample_once(mesh):
     net = model(num_classes=0)
     config = SampleConfig(sampler=SamplerConfig(name="ddim", steps=2), clip=1.0)
     conditions = conditions_like(net, None, Vocabulary(), 10, seed=0)
     params = net.init(jax.random.key(0))
 
-    drawn = image_sets.drawn(
+    drawn = image_sets.of_model(
         net,
         params,
         ObjectiveConfig(),
@@ -98,20 +98,20 @@ def test_folders_and_arrays_of_the_same_pictures_are_the_same(mesh, tmp_path):
         assert a.count == b.count == expected
         np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-5, atol=1e-7)
     for path in (tmp_path, tmp_path / "arrays.npz"):
-        with pytest.raises(UvitError, match="holds 7 pictures, and 8 are asked for"):
+        with pytest.raises(UvitError, match=r"7 images, .*8"):
             image_sets.of_file(path, 4, mesh, count=8)
 
 
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        (dict(other=np.zeros((3, 8, 8, 3))), "holds no pictures named"),
-        (dict(arr_0=np.zeros((3, 8, 8), np.uint8)), r"expected pictures \(N, H, W, 1 or 3\)"),
+        (dict(other=np.zeros((3, 8, 8, 3))), "no array image"),
+        (dict(arr_0=np.zeros((3, 8, 8), np.uint8)), r"\(N, H, W, 1 or 3\)"),
         (dict(arr_0=np.zeros((3, 8, 8, 3), np.int32)), "uint8 or floats"),
-        (dict(arr_0=np.full((3, 8, 8, 3), 200.0)), "between 200 and 200"),
+        (dict(arr_0=np.full((3, 8, 8, 3), 200.0)), "from 200 to 200"),
     ],
 )
-def test_arrays_that_are_no_pictures_are_named(arrays, message, mesh, tmp_path):
+def test_arrays_that_are_not_images_are_errors(arrays, message, mesh, tmp_path):
     np.savez(tmp_path / "arrays.npz", **arrays)
     with pytest.raises(UvitError, match=message):
         image_sets.of_file(tmp_path / "arrays.npz", 4, mesh)

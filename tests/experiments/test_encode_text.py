@@ -199,10 +199,10 @@ def test_decoded_samples_are_measured(workdir, tmp_path):
     assert evaluate.main([*args, f"--reference={out.with_suffix('.npz')}"]) == 0
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["samples"]["count"] == 4 and row["samples"]["latent_scale"] == 0.25
-    assert np.isfinite(row["figures"]["pixels_frechet_distance"])
+    assert np.isfinite(row["metrics"]["pixels_frechet_distance"])
     with pytest.raises(UvitError, match=r"the run's data are latents .*--reference"):
         evaluate.main(args)
-    with pytest.raises(UvitError, match=r"draws no pictures.*--autoencoder=FILE"):
+    with pytest.raises(UvitError, match=r"no images.*--autoencoder=FILE"):
         evaluate.main([*args, "--autoencoder="])
 
 

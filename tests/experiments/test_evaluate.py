@@ -39,11 +39,11 @@ def row(workdir, tmp_path_factory):
     return measure(tmp_path_factory.mktemp("row"), f"--workdir={workdir}", *QUICK)
 
 
-def test_a_figure_carries_all_that_it_depends_on(workdir, row):
+def test_metrics_are_recorded_with_all_settings(workdir, row):
     names = ("frechet_distance", "precision", "recall", "kernel_distance")
-    assert {f"pixels_{name}" for name in names} <= set(row["figures"])
-    assert all(np.isfinite(value) for value in row["figures"].values())
-    assert row["figures"]["pixels_frechet_distance"] > 0
+    assert {f"pixels_{name}" for name in names} <= set(row["metrics"])
+    assert all(np.isfinite(value) for value in row["metrics"].values())
+    assert row["metrics"]["pixels_frechet_distance"] > 0
     told = row["samples"]
     assert (told["count"], told["step"], told["ema"], told["seed"]) == (20, 6, True, 0)
     assert told["sampler"]["name"] == "dpm_solver" and told["sampler"]["steps"] == 2
@@ -54,24 +54,24 @@ def test_a_figure_carries_all_that_it_depends_on(workdir, row):
     assert json.loads(lines[0]) == row
 
 
-def test_what_changes_the_samples_changes_the_figures_and_is_told(workdir, row, tmp_path):
+def test_what_changes_the_samples_changes_the_metrics_and_is_recorded(workdir, row, tmp_path):
     base = (f"--workdir={workdir}", *QUICK)
     again = measure(tmp_path, *base)
-    assert again["figures"] == row["figures"]
+    assert again["metrics"] == row["metrics"]
     for change in ("--seed=1", "--guidance=0", "--step=5", "--raw"):
         found = measure(tmp_path, *base, change)
-        assert found["figures"] != row["figures"], change
+        assert found["metrics"] != row["metrics"], change
         assert found["samples"] != row["samples"], change
     assert found["samples"]["params_sha256"] != row["samples"]["params_sha256"]
 
 
-def test_a_mesh_gives_the_figures_of_one_device(workdir, row, tmp_path):
+def test_a_mesh_gives_the_metrics_of_one_device(workdir, row, tmp_path):
     results = tmp_path / "results.json"
     args = (f"--workdir={workdir}", *QUICK, "--fsdp=2", f"--json={results}")
     status, out, err = finish(start("experiments.evaluate", *args, devices=4))
     assert status == 0, err
-    found = json.loads(results.read_text())["figures"]
-    assert found == pytest.approx(row["figures"], rel=1e-3)
+    found = json.loads(results.read_text())["metrics"]
+    assert found == pytest.approx(row["metrics"], rel=1e-3)
     assert "pixels_frechet_distance" in out
 
 
@@ -82,11 +82,11 @@ def test_statistics_kept_once_are_a_reference(workdir, row, tmp_path):
     assert read_statistics(kept).count == row["reference"]["count"]
     found = measure(tmp_path, *base, f"--reference={kept}")
     key = "pixels_frechet_distance"
-    assert found["figures"] == {key: pytest.approx(row["figures"][key], rel=1e-9)}
+    assert found["metrics"] == {key: pytest.approx(row["metrics"][key], rel=1e-9)}
     assert len(found["reference"]["sha256"]) == 64 and found["compared"] == 0
 
 
-def test_pictures_of_others_are_measured_alike(workdir, tmp_path):
+def test_images_from_files_are_measured_alike(workdir, tmp_path):
     out = tmp_path / "drawn.png"
     sample.main([f"--workdir={workdir}", "--count=12", f"--out={out}"])
     drawn = out.with_suffix(".npz")
@@ -98,12 +98,12 @@ def test_pictures_of_others_are_measured_alike(workdir, tmp_path):
     base = ("--encoder=pixels", "--batch_size=8", f"--workdir={workdir}")
     arrays = measure(tmp_path, *base, f"--images={drawn}")
     files = measure(tmp_path, *base, f"--images={folder}")
-    assert arrays["figures"] == pytest.approx(files["figures"], rel=1e-6)
+    assert arrays["metrics"] == pytest.approx(files["metrics"], rel=1e-6)
     assert arrays["samples"]["count"] == files["samples"]["count"] == 12
     # No run is needed for two sets of pictures; the same set twice is no distance apart.
     same = measure(tmp_path, "--encoder=pixels", f"--images={drawn}", f"--reference={folder}")
-    assert same["figures"]["pixels_frechet_distance"] < 1e-9
-    assert same["figures"]["pixels_recall"] == 1
+    assert same["metrics"]["pixels_frechet_distance"] < 1e-9
+    assert same["metrics"]["pixels_recall"] == 1
 
 
 def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
@@ -118,14 +118,14 @@ def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
     np.savez(unit, arr_0=np.random.default_rng(0).uniform(size=(9, 8, 8, 3)))
     broken = tmp_path / "broken.npz"
     np.savez(broken, arr_0=np.full((9, 8, 8, 3), np.nan, np.float32))
-    told("give --workdir", "--count=9")
+    told("--workdir=DIR", "--count=9")
     told("needs a --reference", f"--images={unit}")
-    told("--steps tells how to draw", f"--images={unit}", run, "--steps=3")
-    told(r"lie in \[-1, 1\]", f"--images={unit}", run)
-    told("picture 0 of .*broken.npz holds NaN", f"--images={broken}", run)
-    told("statistics of 5 features, and pixels has 64", run, f"--reference={small}", "--count=4")
+    told("--steps is a sampling flag", f"--images={unit}", run, "--steps=3")
+    told(r"in \[-1, 1\]", f"--images={unit}", run)
+    told("image 0 of .*broken.npz has NaN", f"--images={broken}", run)
+    told("5 features, and pixels has 64", run, f"--reference={small}", "--count=4")
     told("does not exist", run, "--reference=nowhere.npz", "--count=4")
-    told("expected a folder of pictures", run, "--reference=nowhere", "--count=4")
+    told("expected a folder of images", run, "--reference=nowhere", "--count=4")
     told("has no checkpoint 3", run, "--step=3", "--count=4")
     told("did you mean 'pixels'", run, "--encoder=pixel")
     told("count must be at least 2", run, "--count=1")
@@ -167,13 +167,13 @@ def test_imported_weights_know_numbers_and_need_no_data(workdir, cats_and_dogs, 
     assert uniform["samples"]["guidance_channels"] == 0
     other = measure(tmp_path, *base, "--labels=uniform", "--guidance_channels=1")
     assert other["samples"]["guidance_channels"] == 1
-    assert other["figures"] != uniform["figures"]
+    assert other["metrics"] != uniform["metrics"]
     # The data's names mean nothing to it, but their numbers do. They bring no mirrored pictures.
     latents = tmp_path / "latents"
     latent_folders.write(latents, dataclasses.replace(latent_folders.INDEX, mirrored=False))
     found = measure(tmp_path, *base, f"--data={latents}")
     assert found["samples"]["conditions"] == str(latents)
-    assert found["figures"] != uniform["figures"]
+    assert found["metrics"] != uniform["metrics"]
     with pytest.raises(UvitError, match=f"are latents .{latents}.*--reference"):
         measure(tmp_path, run, *few, f"--data={latents}")
 
@@ -195,7 +195,7 @@ def test_another_folder_is_reference_and_conditions(workdir, cats_and_dogs, tmp_
         measure(tmp_path, *base, "--split=test")
     with pytest.raises(UvitError, match=r"are no folder but 'emoji'.*--split"):
         measure(tmp_path, f"--workdir={workdir}", f"--data={less}")
-    with pytest.raises(UvitError, match="of a run's data; name it with --workdir"):
+    with pytest.raises(UvitError, match="need --workdir"):
         measure(tmp_path, f"--images={less}", f"--reference={less}", f"--data={less}")
 
 
@@ -209,6 +209,6 @@ def test_diverged_parameters_are_told(workdir, tmp_path, monkeypatch):
         return model, jax.tree.map(lambda a: a * np.nan, params)
 
     monkeypatch.setattr("uvit_jax.training.load.load", diverged)
-    with pytest.raises(UvitError, match=r"picture 0 of .* at step 6 holds NaN"):
+    with pytest.raises(UvitError, match=r"image 0 of .* at step 6 has NaN"):
         evaluate.main([f"--workdir={copy}", *QUICK])
     assert not (copy / "evaluation.jsonl").exists()

@@ -1,9 +1,9 @@
-"""A made-up comparison: rows, manifest and pictures with known effects."""
+"""A synthetic comparison: results, manifest and samples with known effects."""
 
 import numpy as np
 
-from experiments.subjects.report_page import PictureGrid, PictureRow
-from experiments.subjects.results import Manifest, Method, Metric, Row
+from experiments.subjects.results import Manifest, MethodInfo, MetricInfo, Score
+from experiments.subjects.sample_grids import SampleGrid, SampleRow
 
 LEVELS = {  # identity, prompt-following
     "unified": (0.71, 0.31),
@@ -23,7 +23,7 @@ TITLES = {
     "unified_lora": "U-ViT + LoRA",
     "dit_context": "DiT, references in context",
     "dreambooth": "DiT, fully fine-tuned",
-    "oracle": "Oracle: real pictures",
+    "oracle": "Oracle: real images",
     "copy_paste": "Copy of the reference",
     "random_identity": "Another subject",
     "text_only": "Text only",
@@ -35,7 +35,7 @@ def manifest() -> Manifest:
     for i, name in enumerate(LEVELS):
         anchor = name in ANCHORS
         tuned = "lora" in name or name == "dreambooth"
-        methods[name] = Method(
+        methods[name] = MethodInfo(
             title=TITLES[name],
             anchor=anchor,
             parameters=0 if anchor else 2_300_000 + 10_000 * i,
@@ -56,21 +56,23 @@ def manifest() -> Manifest:
         timing="mean of 3 runs of 16 images on an idle machine, compilation apart",
         methods=methods,
         metrics={
-            "totems_a_identity": Metric(
+            "totems_a_identity": MetricInfo(
                 title="Identity (totem embedder A)",
                 role="identity",
                 encoder="totems_a-32-0123456789ab",
                 note="cosine, all real × generated pairs",
             ),
-            "totems_b_text": Metric(title="Prompt followed", role="text", encoder="totems_b-32"),
-            "copy_rate": Metric(title="Copy rate", higher_is_better=False),
+            "totems_b_text": MetricInfo(
+                title="Prompt followed", role="text", encoder="totems_b-32"
+            ),
+            "copy_rate": MetricInfo(title="Copy rate", higher_is_better=False),
         },
         baseline="unified",
-        notes=("These numbers are drawn at random and show the page, not a result.",),
+        notes=("These made-up numbers test the page and are not a result.",),
     )
 
 
-def rows(subjects: int = 12, seeds: int = 3) -> list[Row]:
+def rows(subjects: int = 12, seeds: int = 3) -> list[Score]:
     rng = np.random.default_rng(0)
     places = [("single", "test", 1, 1), ("single", "background", 1, 1), ("multi", "test", 2, 1)]
     places += [("multi", "test", 3, 1), *(("views", "test", 1, v) for v in (1, 2, 3))]
@@ -104,7 +106,7 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Row]:
                     }
                     for metric, value in values.items():
                         found.append(
-                            Row(
+                            Score(
                                 method=method,
                                 architecture="dit" if method.startswith("d") else "uvit",
                                 setting=setting,
@@ -121,10 +123,10 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Row]:
     return found
 
 
-def grids(size: int = 32) -> list[PictureGrid]:
+def grids(size: int = 32) -> list[SampleGrid]:
     rng = np.random.default_rng(0)
 
-    def picture(hue):
+    def image(hue):
         y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
         inside = (x**2 + y**2 < 0.5)[..., None]
         return np.where(inside, np.asarray(hue), 0.6 * y[..., None] * np.ones(3)).astype(np.float32)
@@ -132,14 +134,16 @@ def grids(size: int = 32) -> list[PictureGrid]:
     rows = []
     for s in range(3):
         hue = rng.uniform(-1, 1, 3)
-        generations = {m: [picture(hue + 0.2 * rng.normal(size=3)) for _ in "ab"] for m in LEVELS}
+        generations = {m: [image(hue + 0.2 * rng.normal(size=3)) for _ in "ab"] for m in LEVELS}
         prompt = "@1 on a cobblestone street, seen from behind"
         rows.append(
-            PictureRow(
+            SampleRow(
                 subject=f"totem-{s:03d}",
                 prompt=prompt,
-                references=[picture(hue)] * (s + 1),
+                references=[image(hue)] * (s + 1),
                 generations=generations,
             )
         )
-    return [PictureGrid(title="Held-out identities", rows=rows, note="The first three, unchosen.")]
+    return [
+        SampleGrid(title="Held-out identities", rows=rows, note="The first three, not selected.")
+    ]

@@ -21,8 +21,3 @@ def test_a_plane_stays_the_same_plane():
         wanted_x, wanted_y = grid(size)
         assert np.allclose(found[..., 0], 0.2 + 0.5 * wanted_x, atol=1e-4)
         assert np.allclose(found[..., 1], -0.1 + 0.5 * wanted_y, atol=1e-4)
-
-
-def test_the_square_around_a_box():
-    centre, half = crops.of_box((8, 0, 16, 32), 32)
-    assert np.allclose(centre, (-0.25, 0)) and np.isclose(half, 1.1)

@@ -1,19 +1,19 @@
-"""A whole comparison of networks of two steps: arms run one after another, and its files."""
+"""A whole comparison of networks of two steps: methods run one after another, and its files."""
 
 import json
 
 import pytest
 
 from configs import subjects
-from experiments.subjects.results import read, read_manifest
+from experiments.subjects.report import write
+from experiments.subjects.results import read_manifest, read_scores
 from experiments.subjects.study import Comparison
 from experiments.subjects.study_config import parse_compare
 from experiments.subjects.workspace import Workspace
-from experiments.subjects.writing import write
 
 
 @pytest.mark.slow
-def test_arms_one_after_the_other_make_one_page(tmp_path):
+def test_methods_run_one_after_the_other_make_one_report(tmp_path):
     config = subjects.get_config("quick")
     for given in config["networks"].values():
         given["train"] |= dict(steps=2, batch_size=4)
@@ -32,11 +32,11 @@ def test_arms_one_after_the_other_make_one_page(tmp_path):
     assert "dit_full" in both["methods"] and both["rows"] > first["rows"]
     assert (tmp_path / "pictures/unified/two_subjects.npz").read_bytes() == pictures
 
-    results = (tmp_path / "results.csv").read_bytes()
+    results = (tmp_path / "results.csv.gz").read_bytes()
     write(Workspace(parse_compare(config), tmp_path))
-    assert (tmp_path / "results.csv").read_bytes() == results
+    assert (tmp_path / "results.csv.gz").read_bytes() == results
 
-    rows = read(tmp_path / "results.csv")
+    rows = read_scores(tmp_path / "results.csv.gz")
     assert {"single", "views", "multi", "lora_step=2", "forgetting=0"} <= {r.setting for r in rows}
     assert len({r.key for r in rows}) == len(rows) == both["rows"]
     manifest = read_manifest(tmp_path / "manifest.json")

@@ -1,4 +1,4 @@
-"""The page holds what was measured, needs nothing else, and is readable in a real browser."""
+"""The report holds all results, is self-contained, and is readable in a real browser."""
 
 import base64
 import io
@@ -29,20 +29,20 @@ def html(rows):
     return page(rows, comparisons.manifest(), comparisons.grids())
 
 
-def test_it_is_whole_and_needs_nothing_else(html):
+def test_it_is_complete_and_self_contained(html):
     assert html.startswith("<!doctype html>") and "<script" not in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', html)
     assert not re.findall(r"url\((?!#)", html) and "@import" not in html
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
-    for name in ("pictures", "results", "plots", "differences", "curves", "cost", "made"):
+    for name in ("samples", "results", "plots", "differences", "curves", "cost", "made"):
         assert f'href="#{name}"' in html and f'id="{name}"' in html
     for title in comparisons.TITLES.values():
         assert title in html
-    assert "made-up numbers" in html and "show the page, not a result" in html
+    assert "made-up numbers" in html and "not a result" in html
 
 
-def test_pictures_are_the_pixels_that_were_given(html):
+def test_samples_are_embedded_pixel_by_pixel(html):
     found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     grid = comparisons.grids()[0]
     given = sum(len(row.references) for row in grid.rows)
@@ -96,7 +96,7 @@ def test_texts_cannot_break_the_page(rows):
     assert "<script" not in page(few, comparisons.manifest())
 
 
-def test_what_is_missing_is_told(rows):
+def test_missing_rows_and_descriptions_are_errors(rows):
     manifest = comparisons.manifest()
     with pytest.raises(UvitError, match="no results"):
         page([], manifest)

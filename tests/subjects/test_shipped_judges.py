@@ -1,4 +1,4 @@
-"""What the package ships judges with: two, trained apart, that can tell what they are asked."""
+"""The two shipped judges were trained independently and tell identities and factors apart."""
 
 import itertools
 

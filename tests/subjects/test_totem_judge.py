@@ -1,4 +1,4 @@
-"""Judges: what trains them shows what it must, and what is saved is what was trained."""
+"""Training batches of judges hold near misses; saved judges load unchanged."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_a_training_batch_shows_what_it_must():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    module = totem_judge.TotemJudge(rngs=nnx.Rngs(5))
+    module = totem_judge.TotemJudgeNetwork(rngs=nnx.Rngs(5))
     totem_judge.save(tmp_path / "judge.safetensors", module)
     x = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
     judge = totem_judge.load(tmp_path / "judge.safetensors")
@@ -40,11 +40,11 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 
 
 def test_complaints(tmp_path):
-    module = totem_judge.TotemJudge(rngs=nnx.Rngs(0))
+    module = totem_judge.TotemJudgeNetwork(rngs=nnx.Rngs(0))
     totem_judge.save(tmp_path / "judge.safetensors", module)
     with pytest.raises(UvitError, match="there is no judge"):
         totem_judge.load(99)
-    with pytest.raises(UvitError, match="cut the subjects out"):
+    with pytest.raises(UvitError, match=r"crops\.crop"):
         totem_judge.load(tmp_path / "judge.safetensors")(np.zeros((1, 64, 64, 3)))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(UvitError, match="cannot read the judge"):

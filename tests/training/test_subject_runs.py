@@ -120,7 +120,7 @@ def test_samples_of_the_datas_references_are_measured(trained, tmp_path):
     reference = f"--reference={tmp_path / 'pictures.npz'}"
     assert evaluate.main([f"--workdir={trained[0]}", *args, reference]) == 0
     row = json.loads((tmp_path / "row.json").read_text())
-    assert np.isfinite(row["figures"]["pixels_frechet_distance"])
+    assert np.isfinite(row["metrics"]["pixels_frechet_distance"])
     assert row["samples"]["conditions"] == "totems/train" and row["samples"]["count"] == 4
 
 

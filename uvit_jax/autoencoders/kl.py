@@ -1,54 +1,53 @@
-"""Stable Diffusion's KL autoencoder: pictures to latents and back, as pure functions.
+"""Stable Diffusion's KL autoencoder as pure functions.
 
-    autoencoder, params = load_autoencoder("vae.safetensors")  # of interop.autoencoder
+    autoencoder, params = load_autoencoder("vae.safetensors")  # of kl_weights
     moments = autoencoder.encode(params, images)         # (B, H/8, W/8, 2C): means, log-variances
-    latents = sample_moments(key, moments, scale=SCALE)  # (B, H/8, W/8, C), what is denoised
+    latents = sample_moments(key, moments, scale=SCALE)  # (B, H/8, W/8, C)
     images = decode_in_batches(autoencoder, params, latents, scale=SCALE)
 
 Source: Esser et al., "Taming Transformers" (2021); Rombach et al., "High-Resolution Image Synthesis
-with Latent Diffusion Models" (2022). The default is the network of Stable Diffusion 1 and 2, 83.65M
-parameters, in whose latents U-ViT, DiT and UniDiffuser work.
+with Latent Diffusion Models" (2022). The default is the autoencoder of Stable Diffusion 1 and 2, of
+83.65M parameters, whose latents U-ViT, DiT and UniDiffuser model.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uvit_jax.config import parse
-from uvit_jax.errors import UvitError, nearest
+from uvit_jax.config import Config, parse
+from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
-from uvit_jax.models.model_config import DTYPES
 from uvit_jax.parallel.attention.implementations import attention
 from uvit_jax.parallel.sharding import constrain_batch
 
 SCALE = 0.18215
-"""About one over the latents' standard deviation; the published COCO models have 0.23010."""
+"""The inverse standard deviation of the latents; the published COCO models have 0.23010."""
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""What log-variances are clamped to before they are used."""
+"""Log-variances are clamped to this range."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
-    """An autoencoder; the defaults are Stable Diffusion's.
+class AutoencoderConfig(Config):
+    """The KL autoencoder; the defaults are Stable Diffusion's.
 
     Attributes:
-      widths: channels at each level, from the pictures' resolution down; every level but the last
-        ends in a downsampling by 2 (diffusers' `block_out_channels`).
-      num_blocks: residual blocks a level of the encoder; the decoder has one more
+      widths: channels of each level, from full resolution down; every level but the last ends in a
+        downsampling by 2 (diffusers' `block_out_channels`).
+      num_blocks: residual blocks per level of the encoder; the decoder has one more
         (`layers_per_block`).
       latent_channels: C. image_channels: 3, or 1 for grey.
-      num_groups: of every GroupNorm, whose epsilon is 1e-6 (`norm_num_groups`).
-      mid_attention: one-headed attention at the lowest resolution.
+      num_groups: of the GroupNorms, whose epsilon is 1e-6 (`norm_num_groups`).
+      mid_attention: single-head attention at the lowest resolution.
       quant_conv, post_quant_conv: a 1×1 convolution after the encoder, and before the decoder.
-      dtype: of the computation. Statistics of norms and softmaxes, and the results, are float32.
+      dtype: of the computation. Norm statistics, softmaxes and outputs are float32.
     """
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
@@ -59,9 +58,10 @@ class AutoencoderConfig:
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        super().__post_init__()
         for key in ("num_blocks", "latent_channels", "image_channels", "num_groups"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
@@ -70,17 +70,15 @@ class AutoencoderConfig:
         for width in self.widths:
             if width % self.num_groups:
                 raise UvitError(f"num_groups={self.num_groups} does not divide the width {width}")
-        if self.dtype not in DTYPES:
-            raise UvitError(f"unknown dtype {self.dtype!r}{nearest(self.dtype, DTYPES)}")
 
     @property
     def factor(self) -> int:
-        """Pixels a latent pixel, along each side: 2^(levels - 1)."""
+        """The downsampling factor of each side: 2^(levels - 1)."""
         return 2 ** (len(self.widths) - 1)
 
 
 def _norm(config: AutoencoderConfig, width: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    # The fast variance E[x²] - E[x]² cancels where a group's mean is large, and here some are.
+    # The fast variance E[x²] - E[x]² is inaccurate for groups of large mean, which occur here.
     return nnx.GroupNorm(
         width,
         config.num_groups,
@@ -94,7 +92,7 @@ def _norm(config: AutoencoderConfig, width: int, rngs: nnx.Rngs) -> nnx.GroupNor
 def _conv(
     config: AutoencoderConfig, inputs: int, outputs: int, size: int, rngs: nnx.Rngs, stride: int = 1
 ) -> nnx.Conv:
-    # The downsampling pads below and on the right only.
+    # Downsampling pads only at the bottom and right.
     padding = (size // 2, size // 2) if stride == 1 else (0, 1)
     return nnx.Conv(
         inputs,
@@ -107,7 +105,7 @@ def _conv(
     )
 
 
-class Block(nnx.Module):
+class ResBlock(nnx.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), (B, h, w, inputs) → (B, h, w, outputs)."""
 
     def __init__(self, config: AutoencoderConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs):
@@ -123,8 +121,8 @@ class Block(nnx.Module):
         return h_BHWD + (x_BHWD if self.shortcut is None else self.shortcut(x_BHWD))
 
 
-class Attention(nnx.Module):
-    """x + attention of all pixels with all, one head: (B, h, w, D) → (B, h, w, D)."""
+class AttentionBlock(nnx.Module):
+    """x + single-head self-attention over pixels: (B, h, w, D) → (B, h, w, D)."""
 
     def __init__(self, config: AutoencoderConfig, width: int, *, rngs: nnx.Rngs):
         options = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
@@ -141,14 +139,14 @@ class Attention(nnx.Module):
         return x_BHWD + self.out(h_BN1D).reshape(B, H, W, D)
 
 
-class Mid(nnx.Module):
-    """Block, attention, block, at the lowest resolution."""
+class MidBlock(nnx.Module):
+    """Residual block, attention, residual block, at the lowest resolution."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         width = config.widths[-1]
-        self.block1 = Block(config, width, width, rngs=rngs)
-        self.attention = Attention(config, width, rngs=rngs) if config.mid_attention else None
-        self.block2 = Block(config, width, width, rngs=rngs)
+        self.block1 = ResBlock(config, width, width, rngs=rngs)
+        self.attention = AttentionBlock(config, width, rngs=rngs) if config.mid_attention else None
+        self.block2 = ResBlock(config, width, width, rngs=rngs)
 
     def __call__(self, x_BHWD: jax.Array) -> jax.Array:
         x_BHWD = self.block1(x_BHWD)
@@ -157,8 +155,8 @@ class Mid(nnx.Module):
         return self.block2(x_BHWD)
 
 
-class Level(nnx.Module):
-    """Residual blocks at one resolution, then, if `resample` is not `none`, twice it or half."""
+class ResolutionLevel(nnx.Module):
+    """Residual blocks at one resolution, then a resampling by 2."""
 
     def __init__(
         self,
@@ -167,11 +165,13 @@ class Level(nnx.Module):
         width: int,
         *,
         num_blocks: int,
-        resample: str,
+        resample: Literal["none", "down", "up"],
         rngs: nnx.Rngs,
     ):
         sizes = [inputs] + [width] * num_blocks
-        self.blocks = nnx.List(Block(config, a, b, rngs=rngs) for a, b in itertools.pairwise(sizes))
+        self.blocks = nnx.List(
+            ResBlock(config, a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)
+        )
         self.kind = resample
         stride = 2 if resample == "down" else 1
         conv = None if resample == "none" else _conv(config, width, width, 3, rngs, stride)
@@ -185,14 +185,14 @@ class Level(nnx.Module):
         return x_BHWD if self.resample is None else self.resample(x_BHWD)
 
 
-class Encoder(nnx.Module):
+class KLEncoder(nnx.Module):
     """(B, H, W, image channels) → (B, H/f, W/f, 2C)."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, last = config.widths, len(config.widths) - 1
         self.conv_in = _conv(config, config.image_channels, widths[0], 3, rngs)
         self.levels = nnx.List(
-            Level(
+            ResolutionLevel(
                 config,
                 widths[max(i - 1, 0)],
                 width,
@@ -202,7 +202,7 @@ class Encoder(nnx.Module):
             )
             for i, width in enumerate(widths)
         )
-        self.mid = Mid(config, rngs=rngs)
+        self.mid = MidBlock(config, rngs=rngs)
         self.norm_out = _norm(config, widths[-1], rngs)
         self.conv_out = _conv(config, widths[-1], 2 * config.latent_channels, 3, rngs)
 
@@ -213,15 +213,15 @@ class Encoder(nnx.Module):
         return self.conv_out(nnx.silu(self.norm_out(self.mid(x_BHWD))))
 
 
-class Decoder(nnx.Module):
-    """(B, h, w, C) → (B, fh, fw, image channels). Levels stand in the order in which they run."""
+class KLDecoder(nnx.Module):
+    """(B, h, w, C) → (B, fh, fw, image channels). `levels` are in order of execution."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         widths, last = config.widths[::-1], len(config.widths) - 1
         self.conv_in = _conv(config, config.latent_channels, widths[0], 3, rngs)
-        self.mid = Mid(config, rngs=rngs)
+        self.mid = MidBlock(config, rngs=rngs)
         self.levels = nnx.List(
-            Level(
+            ResolutionLevel(
                 config,
                 widths[max(i - 1, 0)],
                 width,
@@ -241,15 +241,15 @@ class Decoder(nnx.Module):
         return self.conv_out(nnx.silu(self.norm_out(x_BHWD)))
 
 
-class Network(nnx.Module):
-    """Encoder, the two 1×1 convolutions, decoder."""
+class KLNetwork(nnx.Module):
+    """Encoder, two 1×1 convolutions, decoder."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
         C = config.latent_channels
-        self.encoder = Encoder(config, rngs=rngs)
+        self.encoder = KLEncoder(config, rngs=rngs)
         self.quant_conv = _conv(config, 2 * C, 2 * C, 1, rngs) if config.quant_conv else None
         self.post_quant_conv = _conv(config, C, C, 1, rngs) if config.post_quant_conv else None
-        self.decoder = Decoder(config, rngs=rngs)
+        self.decoder = KLDecoder(config, rngs=rngs)
 
     def encode(self, x_BHWC: jax.Array) -> jax.Array:
         m_BHWC = self.encoder(x_BHWC)
@@ -265,13 +265,13 @@ class Autoencoder:
     """An autoencoder as pure functions: `init`, `encode`, `decode`.
 
     Attributes:
-      config: the `AutoencoderConfig` it was built from.
-      abstract_params: the parameters' shapes and dtypes, with no arrays behind them.
+      config: its `AutoencoderConfig`.
+      abstract_params: the shapes and dtypes of the parameters.
     """
 
     def __init__(self, config: AutoencoderConfig):
         self.config = config
-        abstract = nnx.eval_shape(lambda: Network(config, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: KLNetwork(config, rngs=nnx.Rngs(0)))
         self._graph, state = nnx.split(abstract)
         self.abstract_params: Params = nnx.to_pure_dict(state)
 
@@ -280,12 +280,12 @@ class Autoencoder:
 
     @property
     def num_params(self) -> int:
-        """How many trained numbers it has."""
+        """The number of parameters."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
 
     @functools.partial(jax.jit, static_argnums=0)
     def _init(self, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(Network(self.config, rngs=nnx.Rngs(key)))[1])
+        return nnx.to_pure_dict(nnx.split(KLNetwork(self.config, rngs=nnx.Rngs(key)))[1])
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
@@ -295,29 +295,30 @@ class Autoencoder:
         """(H, W, image channels) → (h, w, C).
 
         Raises:
-          UvitError: if pictures of this shape cannot be encoded.
+          UvitError: on another number of channels, or sides that `config.factor` does not divide.
         """
         height, width, channels = image_shape
         f = self.config.factor
         if channels != self.config.image_channels:
             raise UvitError(
-                f"the autoencoder takes pictures of {self.config.image_channels} channels, "
+                f"the autoencoder takes images of {self.config.image_channels} channels, "
                 f"not {channels}"
             )
         if height % f or width % f:
-            raise UvitError(f"the autoencoder takes sides that {f} divides, not {height}×{width}")
+            raise UvitError(
+                f"the autoencoder takes sides that are multiples of {f}, not {height}×{width}"
+            )
         return height // f, width // f, self.config.latent_channels
 
     def encode(self, params: Params, images: jax.Array) -> jax.Array:
-        """Pictures to the moments of their latents. Pure.
+        """Encodes images to the moments of their latents. Pure.
 
         Args:
-          params: as `init` gives them.
+          params: as `init` returns them.
           images: (B, H, W, image channels) in [-1, 1], H and W multiples of `config.factor`.
 
         Returns:
-          float32 (B, H/f, W/f, 2C): means, then log-variances as the network gives them, neither
-          clamped nor scaled.
+          float32 (B, H/f, W/f, 2C): means, then log-variances, neither clamped nor scaled.
 
         Raises:
           UvitError: on another shape.
@@ -327,15 +328,15 @@ class Autoencoder:
         return nnx.merge(self._graph, params).encode(x_BHWC).astype(jnp.float32)
 
     def decode(self, params: Params, latents: jax.Array, *, scale: float = 1.0) -> jax.Array:
-        """Latents to pictures. Pure.
+        """Decodes latents to images. Pure.
 
         Args:
-          params: as `init` gives them.
-          latents: (B, h, w, C), a sample of the moments times `scale`.
-          scale: what the latents were multiplied by.
+          params: as `init` returns them.
+          latents: (B, h, w, C), samples of the moments times `scale`.
+          scale: the latents are divided by it.
 
         Returns:
-          float32 (B, fh, fw, image channels), about in [-1, 1] and not clipped.
+          float32 (B, fh, fw, image channels), roughly in [-1, 1], not clipped.
 
         Raises:
           UvitError: on another number of channels.
@@ -349,11 +350,11 @@ class Autoencoder:
         return nnx.merge(self._graph, params).decode(z_BHWC).astype(jnp.float32)
 
     def check_latents(self, shape: tuple[int, ...], name: str) -> None:
-        """Raises UvitError if a model's latents (h, w, C), the segment `name`, are not its own."""
+        """Raises UvitError if latents (h, w, C) of the segment `name` have other channels."""
         if shape[-1] != self.config.latent_channels:
             raise UvitError(
-                f"the autoencoder's latents have {self.config.latent_channels} channels, and the "
-                f"model's segment {name!r} is {shape}; give the one that its latents are of"
+                f"the autoencoder's latents have {self.config.latent_channels} channels, but the "
+                f"model's segment {name!r} is {shape}; pass the autoencoder of these latents"
             )
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -369,22 +370,22 @@ def build_autoencoder(config: Mapping[str, Any] | AutoencoderConfig | None = Non
     """Builds the autoencoder of a config; None is Stable Diffusion's.
 
     Raises:
-      UvitError: on an unknown key or an autoencoder that cannot be, naming the key.
+      UvitError: on an unknown key or impossible value, naming the key.
     """
     if not isinstance(config, AutoencoderConfig):
         config = parse(AutoencoderConfig, config or {}, "autoencoder")
     return _built(config)
 
 
-# It is pure: who asks for the same one again gets it, with all that was compiled for it.
+# Cached, with its compiled functions: it is pure.
 _built = functools.lru_cache(32)(Autoencoder)
 
 
 def sample_moments(key: jax.Array, moments: jax.Array, *, scale: float = SCALE) -> jax.Array:
-    """A fresh sample (mean + exp(logvar / 2) eps) · scale of the latents.
+    """Samples latents: (mean + exp(logvar / 2) eps) · scale.
 
     Args:
-      key: a typed PRNG key. moments: (B, h, w, 2C), as `encode` gives them.
+      key: a typed PRNG key. moments: (B, h, w, 2C), as `encode` returns them.
 
     Returns:
       float32 (B, h, w, C), log-variances clamped to `LOGVAR_RANGE`.
@@ -397,16 +398,16 @@ def sample_moments(key: jax.Array, moments: jax.Array, *, scale: float = SCALE) 
 def encode_in_batches(
     autoencoder: Autoencoder, params: Params, images: np.ndarray, *, batch_size: int = 8
 ) -> np.ndarray:
-    """`encode`, `batch_size` pictures at a time, compiled once.
+    """`encode`, `batch_size` images at a time, compiled once.
 
     Args:
       images: float (B, H, W, image channels) in [-1, 1].
 
     Returns:
-      numpy float32 (B, h, w, 2C), the moments: means and log-variances.
+      numpy float32 (B, h, w, 2C), means and log-variances.
 
     Raises:
-      UvitError: if there are no images, or batch_size is below 1.
+      UvitError: without images, or if batch_size is below 1.
     """
     return _in_batches(lambda x: autoencoder._encode(params, x), images, batch_size)
 
@@ -419,17 +420,16 @@ def decode_in_batches(
     scale: float = SCALE,
     batch_size: int = 8,
 ) -> np.ndarray:
-    """`decode`, `batch_size` pictures at a time, so that memory suffices for any number of them.
+    """`decode`, `batch_size` images at a time, compiled once.
 
     Args:
-      latents: (B, h, w, C). scale: what they were multiplied by.
+      latents: (B, h, w, C). scale: the latents are divided by it.
 
     Returns:
-      numpy float32 (B, fh, fw, image channels), about in [-1, 1].
+      numpy float32 (B, fh, fw, image channels), roughly in [-1, 1].
 
     Raises:
-      UvitError: if there are no latents, they have another number of channels, or batch_size is
-        below 1.
+      UvitError: without latents, on another number of channels, or if batch_size is below 1.
     """
     return _in_batches(lambda z: autoencoder._decode(params, z, scale), latents, batch_size)
 
@@ -443,31 +443,31 @@ def decode_in_parts(
     shards: int = 1,
     at_once: int = 8,
 ) -> jax.Array:
-    """`decode`, to be traced, some pictures at a time, so that memory suffices.
+    """`decode` under jit in several parts, to bound memory.
 
     Args:
-      latents: (B, h, w, C), which may be spread over `shards` devices; the pictures then are, too.
-      at_once: the most pictures a device decodes at once.
+      latents: (B, h, w, C), possibly sharded over `shards` devices, as then are the images.
+      at_once: maximum number of images per device and part.
     """
     rows = len(latents) // shards if len(latents) % shards == 0 else len(latents)
     parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows <= n * at_once)
-    # Part i takes every so-many-th row, so each device keeps to its own.
+    # Part i takes every `parts`-th row, so that rows stay on their devices.
     cut = latents.reshape(-1, parts, *latents.shape[1:]).swapaxes(0, 1)
-    pictures = jax.lax.map(
+    images = jax.lax.map(
         lambda z: constrain_batch(autoencoder.decode(params, constrain_batch(z), scale=scale)), cut
     )
-    return pictures.swapaxes(0, 1).reshape(len(latents), *pictures.shape[2:])
+    return images.swapaxes(0, 1).reshape(len(latents), *images.shape[2:])
 
 
 def _in_batches(function, inputs, batch_size: int) -> np.ndarray:
     if batch_size < 1:
         raise UvitError(f"batch_size must be at least 1, got {batch_size}")
     if not len(inputs):
-        raise UvitError("there is nothing to encode or decode")
+        raise UvitError("nothing to encode or decode: the batch is empty")
     inputs = np.asarray(inputs)
     outputs = []
     for start in range(0, len(inputs), batch_size):
-        # The last batch is filled up, so that there is one shape to compile for.
+        # Padded to full batches: one compilation.
         rows = np.arange(start, start + batch_size) % len(inputs)
         outputs.append(jax.device_get(function(inputs[rows])))
     return np.concatenate(outputs)[: len(inputs)]

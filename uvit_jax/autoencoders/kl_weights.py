@@ -1,9 +1,9 @@
-"""The KL autoencoder's checkpoints under their three sets of names, read and written by one list.
+"""The KL autoencoder's checkpoints with three sets of names, read and written by one mapping.
 
 diffusers       encoder.down_blocks.0.resnets.0.conv1.weight, mid_block.attentions.0.to_q …
 diffusers_old   the same, with attentions.0.query, key, value and proj_attn
-compvis         encoder.down.0.block.0.conv1.weight, mid.attn_1.q …; alone, or below
-                `first_stage_model.` in a whole Stable Diffusion checkpoint
+compvis         encoder.down.0.block.0.conv1.weight, mid.attn_1.q …; alone, or with the prefix
+                `first_stage_model.` in a Stable Diffusion checkpoint
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from uvit_jax.models.model import Params
 STYLES = ("diffusers", "diffusers_old", "compvis")
 PREFIX = "first_stage_model."
 
-# A product written as a 1×1 convolution: (out, in, 1, 1) ↔ (in, out).
+# A linear layer stored as a 1×1 convolution: (out, in, 1, 1) ↔ (in, out).
 POINTWISE = Transform(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
 
 _ATTENTION = {
@@ -36,7 +36,7 @@ _ATTENTION = {
 
 
 def style_of(tensors: Tensors) -> str | None:
-    """Which of `STYLES` these tensors are named in, their prefix aside, or None."""
+    """The one of `STYLES` that the tensors are named in, apart from the prefix; None if none is."""
     names = {name.removeprefix(PREFIX) for name in tensors}
     if not {"encoder.conv_in.weight", "decoder.conv_in.weight"} <= names:
         return None
@@ -48,16 +48,11 @@ def style_of(tensors: Tensors) -> str | None:
     return None
 
 
-def recognises(tensors: Tensors) -> bool:
-    """Whether a KL autoencoder is among these tensors."""
-    return style_of(tensors) is not None
-
-
 def own_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
-    """The autoencoder's tensors, without prefix, out of those of a whole file.
+    """The autoencoder's tensors in a file, without prefix.
 
-    In a Stable Diffusion checkpoint these are the ones below `first_stage_model.`; else all but
-    those of the training's losses and average (`loss.`, `model_ema.`).
+    In a Stable Diffusion checkpoint, those with the prefix `first_stage_model.`; else all but the
+    tensors of training losses and averages (`loss.`, `model_ema.`).
     """
     below = {n.removeprefix(PREFIX): a for n, a in tensors.items() if n.startswith(PREFIX)}
     return {
@@ -66,10 +61,10 @@ def own_tensors(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def entries(config: AutoencoderConfig, style: str = "diffusers") -> Iterator[Entry]:
-    """Every tensor of a checkpoint of an autoencoder like `config`, its names in `style`.
+    """All tensors of a checkpoint of an autoencoder, named in `style`.
 
     Raises:
-      UvitError: if there is no such style.
+      UvitError: if the style is unknown.
     """
     if style not in STYLES:
         raise UvitError(f"unknown style {style!r}{nearest(style, STYLES)}")
@@ -92,7 +87,7 @@ def _levels(config: AutoencoderConfig, style: str, side: str, num_blocks: int) -
     widths = config.widths[::-1] if up else config.widths
     for i, width in enumerate(widths):
         path = f"{side}/levels/{i}"
-        if style == "compvis":  # counts the decoder's levels by resolution, not in running order
+        if style == "compvis":  # numbers the decoder's levels by resolution, not by execution
             key = f"{side}.up.{last - i}" if up else f"{side}.down.{i}"
             block, resample = f"{key}.block", f"{key}.{'upsample' if up else 'downsample'}.conv"
         else:
@@ -142,25 +137,25 @@ def _norm(key: str, path: str) -> Iterator[Entry]:
 
 
 def describe(tensors: Tensors, where: str, *, num_groups: int = 32) -> AutoencoderConfig:
-    """The config that a checkpoint's names and shapes describe.
+    """The config of a checkpoint, from the names and shapes of its tensors.
 
     Args:
       tensors: the autoencoder's, without prefix. where: the file, for messages.
-      num_groups: of the GroupNorms, which shapes do not tell; 32 in every published autoencoder.
+      num_groups: of the GroupNorms, which shapes do not determine; 32 in all published ones.
 
     Raises:
-      UvitError: if these are no KL autoencoder's tensors, or `num_groups` does not fit them.
+      UvitError: if the tensors are not those of a KL autoencoder, or `num_groups` does not fit.
     """
     style = style_of(tensors)
     if style is None:
         some = ", ".join(sorted(tensors)[:4])
-        raise UvitError(f"{where} holds no KL autoencoder known here; its tensors: {some}, …")
+        raise UvitError(f"{where} holds no supported KL autoencoder; its tensors: {some}, …")
     level, block = ("down", "block") if style == "compvis" else ("down_blocks", "resnets")
     middle = "mid.attn_1" if style == "compvis" else "mid_block.attentions.0"
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != 4:
-            raise UvitError(f"{where}: {name} is missing or no convolution, so its size is unknown")
+            raise UvitError(f"{where}: {name} is missing or not a convolution")
         return tensors[name].shape
 
     def count(pattern: str) -> int:
@@ -200,8 +195,8 @@ def load_autoencoder(
       `(autoencoder, params)`, params float32.
 
     Raises:
-      UvitError: if the file is missing, damaged, no KL autoencoder, or of one not handled here,
-        naming the tensors that are missing, unexpected, or of another shape.
+      UvitError: if the file is missing, damaged, or not a supported KL autoencoder, naming the
+        tensors that are missing, unexpected, or of another shape.
     """
     file, settings = resolve(path)
     if num_groups is None:
@@ -224,7 +219,7 @@ def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
         return path, {}
     file = path / "diffusion_pytorch_model.safetensors"
     if not file.is_file():
-        raise UvitError(f"the folder {path} has no {file.name}; give the autoencoder's own file")
+        raise UvitError(f"the folder {path} has no {file.name}; pass the autoencoder's file")
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
         kind = settings.get("_class_name", "AutoencoderKL")
@@ -233,7 +228,7 @@ def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
     except (OSError, ValueError, AttributeError) as error:
         raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
     if kind != "AutoencoderKL":
-        raise UvitError(f"{path} holds diffusers' {kind}; only AutoencoderKL is handled")
+        raise UvitError(f"{path} holds diffusers' {kind}; only AutoencoderKL is supported")
     return file, settings
 
 
@@ -242,7 +237,7 @@ def export_autoencoder(
 ) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint in one of `STYLES`, float32; the inverse of loading.
 
-    `prefix="first_stage_model."` names them as in a whole Stable Diffusion checkpoint.
+    `prefix="first_stage_model."` names them as in a Stable Diffusion checkpoint.
     """
     tensors = mapping.exported(entries(autoencoder.config, style), params)
     return {prefix + name: array for name, array in tensors.items()}
@@ -259,9 +254,9 @@ def _read(file: Path) -> Mapping[str, np.ndarray]:
         raise UvitError(f"reading {file} needs PyTorch: pip install 'uvit-jax[interop]'") from None
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever the damage provokes
+    except Exception as error:  # torch raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UvitError(f"{file} cannot be read as weights only: {reason}") from None
+        raise UvitError(f"{file} cannot be read with weights_only=True: {reason}") from None
     stored = stored.get("state_dict", stored) if isinstance(stored, Mapping) else {}
     tensors = {k: v for k, v in stored.items() if isinstance(v, torch.Tensor)}
     wanted = [k for k in tensors if k.startswith(PREFIX)] or list(tensors)

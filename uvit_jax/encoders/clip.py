@@ -1,26 +1,26 @@
-"""CLIP's two towers: texts and pictures to features, as pure functions.
+"""CLIP's text and vision towers as pure functions.
 
-    tower, params = load_text(path)                # of interop.clip; load_vision likewise
+    tower, params = load_text(path)                # of clip_weights; also load_vision
     out = tower.apply(params, ids)                 # int32 (B, 77)
     out["hidden"], out["pooled"], out["embeds"]    # (B, 77, D), (B, D), (B, E)
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
-(2021). U-ViT and Stable Diffusion take the text tower's `hidden` (ViT-L/14: 77×768), UniDiffuser
-also the pictures' `embeds` (ViT-B/32: 512).
+(2021). U-ViT and Stable Diffusion use `hidden` of the text tower (ViT-L/14: 77×768),
+UniDiffuser also `embeds` of images (ViT-B/32: 512).
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uvit_jax.errors import UvitError, nearest
+from uvit_jax.config import Config
+from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
-from uvit_jax.models.model_config import DTYPES
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
@@ -28,18 +28,18 @@ ACTIVATIONS = {
 }
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of red, green and blue in [0, 1], over the pictures that CLIP was trained on."""
+"""Channel statistics of CLIP's training images, for values in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerConfig:
-    """A transformer of either tower.
+class TowerConfig(Config):
+    """The transformer of a tower.
 
     Attributes:
       width, depth, num_heads, mlp_width: of its blocks. projection: E of `embeds`, 0 for none.
       activation: `quick_gelu` (OpenAI's), or `gelu` (OpenCLIP's larger ones).
-      eps: of the LayerNorms. dtype: of the computation; statistics and results are float32.
-      layer_scale: whether each branch is multiplied by learned factors (DINOv2).
+      eps: of the LayerNorms. dtype: of the computation; statistics and outputs are float32.
+      layer_scale: whether residual branches have learned factors (DINOv2).
     """
 
     width: int
@@ -47,26 +47,28 @@ class TowerConfig:
     num_heads: int
     mlp_width: int
     projection: int = 0
-    activation: str = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     eps: float = 1e-5
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     layer_scale: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self.width, self.depth, self.num_heads, self.mlp_width) < 1 or self.projection < 0:
             raise UvitError("width, depth, num_heads and mlp_width must be at least 1")
         if self.width % self.num_heads:
             raise UvitError(f"num_heads={self.num_heads} does not divide the width {self.width}")
-        for key, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
-            if getattr(self, key) not in known:
-                value = getattr(self, key)
-                raise UvitError(f"unknown {key} {value!r}{nearest(value, known)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(TowerConfig):
-    """vocab_size: of the tokenizer. length: T, 77 as published. eos: the id that ends a text, where
-    it is pooled; None takes the greatest id, as in the oldest checkpoints."""
+    """A text tower.
+
+    Attributes:
+      vocab_size: of the tokenizer. length: T, 77 as published.
+      eos: the id of the end token, where the text is pooled; None takes the largest id, as in the
+        oldest checkpoints.
+    """
 
     vocab_size: int
     length: int
@@ -75,7 +77,7 @@ class TextConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig(TowerConfig):
-    """image_size: side of the pictures. patch_size: side of a patch, in pixels."""
+    """A vision tower. image_size: side of the images. patch_size: side of a patch, in pixels."""
 
     image_size: int
     patch_size: int
@@ -83,7 +85,7 @@ class VisionConfig(TowerConfig):
 
 def linear(config: TowerConfig, inputs: int, outputs: int, rngs: nnx.Rngs, bias=True):
     """A tower's linear layer, at full precision in float32."""
-    # Features are compared with other programs': no bfloat16 on TPUs unless it is asked for.
+    # Features must match other implementations: no bfloat16 on TPUs unless requested.
     precision = jax.lax.Precision.HIGHEST if config.dtype == "float32" else None
     dtype = jnp.dtype(config.dtype)
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, precision=precision, rngs=rngs)
@@ -96,7 +98,7 @@ def norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.width, **options)
 
 
-class Block(nnx.Module):
+class TowerBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): (B, N, D) → (B, N, D)."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
@@ -133,11 +135,11 @@ class Block(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """What both networks share: blocks with a leading layer axis, run in a scan."""
+    """The transformer that both towers share: blocks with a leading layer axis, run in a scan."""
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        make = nnx.vmap(lambda r: Block(config, rngs=r))
+        make = nnx.vmap(lambda r: TowerBlock(config, rngs=r))
         self.blocks = make(rngs.split(config.depth))
         self.norm = norm(config, rngs)
         size = config.projection
@@ -171,7 +173,7 @@ class TextNetwork(Tower):
         x_BTD = self.tokens(ids_BT)
         x_BTD += self.positions[: ids_BT.shape[1]].astype(x_BTD.dtype)
         hidden_BTD = self.norm(self.run(x_BTD, causal=True))
-        # The first of the greatest: a text is padded with the id that ends it.
+        # The first maximum: texts are padded with the end token.
         eos = self.config.eos
         end_B = jnp.argmax(ids_BT if eos is None else ids_BT == eos, axis=1)
         return self.outputs(hidden_BTD, hidden_BTD[jnp.arange(len(ids_BT)), end_B])
@@ -204,8 +206,8 @@ class Clip:
     """One tower as pure functions: `init`, `apply`.
 
     Attributes:
-      config: the `TextConfig` or `VisionConfig` it was built from.
-      abstract_params: the parameters' shapes and dtypes, with no arrays behind them.
+      config: a `TextConfig` or `VisionConfig`.
+      abstract_params: the shapes and dtypes of the parameters.
     """
 
     def __init__(self, config: TextConfig | VisionConfig):
@@ -220,7 +222,7 @@ class Clip:
 
     @property
     def num_params(self) -> int:
-        """How many trained numbers it has."""
+        """The number of parameters."""
         return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -235,14 +237,14 @@ class Clip:
         """Runs the tower. Pure.
 
         Args:
-          params: as `init` gives them.
-          inputs: of texts int32 (B, T), T up to `config.length`; of pictures float (B, S, S, 3) of
-            the side `config.image_size`, see `prepare`.
+          params: as `init` returns them.
+          inputs: token ids int32 (B, T), T up to `config.length`; or images, float (B, S, S, 3)
+            with S = `config.image_size`, see `prepare`.
 
         Returns:
-          float32: `hidden` (B, N, D), of texts after the final LayerNorm, of pictures before it;
-          `pooled` (B, D), at a text's end, or of the class token; `embeds` (B, E) if the tower has
-          a projection, not normalised.
+          float32: `hidden` (B, N, D), of texts after the final LayerNorm, of images before it;
+          `pooled` (B, D), of the end token or the class token; `embeds` (B, E), not normalised, if
+          the tower has a projection.
 
         Raises:
           UvitError: on another shape.
@@ -255,22 +257,22 @@ class Clip:
         else:
             side = config.image_size
             if shape[1:] != (side, side, 3):
-                raise UvitError(f"CLIP takes pictures (B, {side}, {side}, 3), got {shape}")
+                raise UvitError(f"CLIP takes images (B, {side}, {side}, 3), got {shape}")
             inputs = jnp.asarray(inputs, jnp.dtype(config.dtype))
         return nnx.merge(self._graph, params)(inputs)
 
 
 def prepare(pixels_BHWC: jax.Array, size: int = 224) -> jax.Array:
-    """Pictures as CLIP sees them: the short side resized to `size`, the centre cut out.
+    """CLIP's preprocessing: bicubic resizing of the short side to `size`, and a centre crop.
 
-    As in Pillow, the bicubic filter widens where the picture shrinks, and rows and then columns are
-    rounded to 256 levels.
+    As in Pillow, the filter widens when shrinking, and rows, then columns, are rounded to 256
+    levels.
 
     Args:
-      pixels_BHWC: float32 (B, H, W, 3) in [0, 255]. size: the side wanted.
+      pixels_BHWC: float32 (B, H, W, 3) in [0, 255]. size: of the output.
 
     Returns:
-      float32 (B, size, size, 3), with `MEAN` and `STD` taken out.
+      float32 (B, size, size, 3), normalised by `MEAN` and `STD`.
     """
     B, H, W, C = pixels_BHWC.shape
     short = min(H, W)

@@ -1,7 +1,7 @@
-"""CLIP's checkpoints as Hugging Face names their tensors: `text_model.…`, `vision_model.…`.
+"""CLIP's checkpoints with Hugging Face's tensor names: `text_model.…`, `vision_model.…`.
 
-A folder has `model.safetensors` or `pytorch_model.bin`, and `config.json`. That of a text tower has
-the tokenizer's files, too, or stands as `text_encoder` beside `tokenizer`, as Stable Diffusion's.
+A folder has `model.safetensors` or `pytorch_model.bin`, and `config.json`. That of a text tower
+also has the tokenizer's files, or is named `text_encoder` beside `tokenizer` (Stable Diffusion).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PREFIX = {"text": "text_model.", "vision": "vision_model."}
 _PROJECTION = {"text": "text_projection", "vision": "visual_projection"}
 HEAD_SIZE = 64
-"""Of an attention head in every published CLIP, for files without a config."""
+"""Of the attention heads of all published CLIPs, for files without a config."""
 
 
 def load_text(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[Clip, Params]:
@@ -39,79 +39,61 @@ def load_text(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[Clip,
       `(tower, params)`, params float32 numpy arrays.
 
     Raises:
-      UvitError: if the file is missing, damaged, or holds no text tower, naming the tensors that
-        are missing, unexpected, or of another shape.
+      UvitError: if the file is missing or damaged, or tensors are missing, unexpected or of another
+        shape; it names them.
     """
     return _load(path, "text", dtype)
 
 
 def load_vision(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[Clip, Params]:
-    """Loads a tower of pictures, as `load_text` does the other."""
+    """Loads a vision tower, as `load_text` does a text tower."""
     return _load(path, "vision", dtype)
 
 
 class TextEncoder:
-    """Texts to features: a tokenizer and a text tower, jitted. Made by `load_text_encoder`.
+    """Texts to features: a tokenizer and a jitted text tower. Built by `load_text_encoder`.
 
     Attributes:
-      shape: (T, D) of a text's features. sha256: of the file of weights. file: that file.
+      shape: (T, D) of the features of a text. file: of the weights. sha256: of that file.
     """
 
     def __init__(self, tokenizer: Any, tower: Clip, params: Params, file: Path, batch_size: int):
         self.tower, self.file, self.sha256 = tower, file, _sha256(file)
         self.shape = (tower.config.length, tower.config.width)
         self._tokenizer, self._batch_size = tokenizer, batch_size
-        # Spread over this process's devices, which need not be alone in the world.
+        # Sharded over the local devices only: processes may encode different texts.
         devices = jax.local_devices()
         count = max(d for d in range(1, len(devices) + 1) if batch_size % d == 0)
         mesh = jax.sharding.Mesh(np.array(devices[:count]), ("data",))
         rows = jax.NamedSharding(mesh, jax.P("data"))
-        whole = jax.NamedSharding(mesh, jax.P())
-        self._params = jax.device_put(params, whole)
+        replicated = jax.NamedSharding(mesh, jax.P())
+        self._params = jax.device_put(params, replicated)
         self._rows = rows
-        self._run = jax.jit(
-            lambda params, ids, name: tower.apply(params, ids)[name], static_argnums=2
-        )
+        self._run = jax.jit(lambda params, ids: tower.apply(params, ids)["hidden"])
 
     def ids(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids int32 (B, T): cut where too long, padded as Stable Diffusion does."""
+        """Token ids int32 (B, T), truncated or padded as in Stable Diffusion."""
         options = dict(padding="max_length", max_length=self.shape[0], truncation=True)
         ids = np.asarray(self._tokenizer(list(texts), **options)["input_ids"], np.int32)
         if ids.max(initial=0) >= self.tower.config.vocab_size:
             raise UvitError(
-                f"the tokenizer makes the id {ids.max()}, and the tower in {self.file} has "
-                f"{self.tower.config.vocab_size}; they do not belong together"
+                f"the tokenizer yields the id {ids.max()}, but the tower in {self.file} has "
+                f"vocab_size={self.tower.config.vocab_size}; use the tokenizer of that tower"
             )
         return ids
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The last hidden states after the final LayerNorm: float32 (B, T, D)."""
-        return self._encoded(texts, "hidden", self.shape)
-
-    def embeddings(self, texts: Sequence[str]) -> np.ndarray:
-        """What is compared with pictures' embeddings: float32 (B, E), not normalised.
-
-        Raises:
-          UvitError: if the tower has no projection.
-        """
-        if not self.tower.config.projection:
-            raise UvitError(
-                f"the text tower in {self.file} has no projection, so its texts cannot be compared "
-                "with pictures; give the folder of a whole CLIP"
-            )
-        return self._encoded(texts, "embeds", (self.tower.config.projection,))
-
-    def _encoded(self, texts: Sequence[str], name: str, shape: tuple[int, ...]) -> np.ndarray:
         ids = self.ids(texts)
-        found, n = [np.zeros((0, *shape), np.float32)], self._batch_size
+        parts, n = [np.zeros((0, *self.shape), np.float32)], self._batch_size
         with jax.set_mesh(self._rows.mesh):
             for start in range(0, len(ids), n):
-                # The last batch is filled up, so that there is one shape to compile for.
+                # Padded to full batches: one compilation.
                 batch = ids[np.arange(start, start + n) % len(ids)]
-                found.append(
-                    jax.device_get(self._run(self._params, jax.device_put(batch, self._rows), name))
+                parts.append(
+                    jax.device_get(self._run(self._params, jax.device_put(batch, self._rows)))
                 )
-        return np.concatenate(found)[: len(ids)]
+        return np.concatenate(parts)[: len(ids)]
 
 
 def load_text_encoder(
@@ -124,13 +106,13 @@ def load_text_encoder(
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise UvitError(f"{path} is no folder; give one with a CLIP's tokenizer and weights")
+        raise UvitError(f"{path} is not a folder; pass a folder with CLIP's tokenizer and weights")
     tower, params = load_text(path, dtype=dtype)
     return TextEncoder(_tokenizer(path), tower, params, resolve(path, "text")[0], batch_size)
 
 
 def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
-    """The file of tensors at `path`, and the settings of one tower (`text`, `vision`) if known.
+    """The file of tensors at `path`, and its config of one tower (`text`, `vision`), or {}.
 
     Raises:
       UvitError: if a folder has no such file, or its config.json is damaged.
@@ -138,11 +120,11 @@ def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
     path = Path(path).expanduser()
     if not path.is_dir():
         return path, {}
-    if kind == "text" and (path / "text_encoder").is_dir():  # a whole Stable Diffusion
+    if kind == "text" and (path / "text_encoder").is_dir():  # a Stable Diffusion folder
         path = path / "text_encoder"
     found = [path / name for name in WEIGHTS if (path / name).is_file()]
     if not found:
-        raise UvitError(f"the folder {path} has no {' or '.join(WEIGHTS)}; give a CLIP's folder")
+        raise UvitError(f"the folder {path} has no {' or '.join(WEIGHTS)}; pass a folder of CLIP")
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
         return found[0], dict(settings.get(f"{kind}_config", settings))
@@ -153,34 +135,36 @@ def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
 
 
 def own_tensors(tensors: Tensors, kind: str) -> dict[str, np.ndarray]:
-    """One tower's tensors without its prefix, and its projection, out of those of a file."""
+    """The tensors of one tower, without its prefix, and its projection."""
     prefix, projection = _PREFIX[kind], f"{_PROJECTION[kind]}.weight"
     own = {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
-    if not own:  # a file of one tower alone may go without
+    if not own:  # files of a single tower may have no prefix
         other = (*_PREFIX.values(), *(f"{p}." for p in _PROJECTION.values()), "logit_scale")
         own = {n: a for n, a in tensors.items() if not n.startswith(other)}
     if projection in tensors:
         own[projection] = tensors[projection]
-    # Old files keep the numbers 0, 1, 2, … of the positions.
+    # Old files store the position ids 0, 1, 2, …
     return {n: a for n, a in own.items() if not n.endswith(".position_ids")}
 
 
 def describe(
     tensors: Tensors, kind: str, settings: Mapping[str, Any], where: str
 ) -> TextConfig | VisionConfig:
-    """The config that a tower's names, shapes and config.json describe.
+    """The config of a tower, from the names and shapes of its tensors and config.json.
 
     Args:
-      tensors: its own, without prefix. kind: `text` or `vision`. settings: of config.json, for
-        what shapes do not tell; empty as published by OpenAI. where: the file, for messages.
+      tensors: without prefix. kind: `text` or `vision`. settings: of config.json, for what shapes
+        do not determine; {} takes OpenAI's values. where: the file, for messages.
 
     Raises:
-      UvitError: if these are no such tower's tensors.
+      UvitError: if the tensors are not those of such a tower.
     """
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != dims:
-            raise UvitError(f"{where} holds no CLIP {kind} tower: {name} is missing or of no use")
+            raise UvitError(
+                f"{where} holds no CLIP {kind} tower: {name} is missing or has another rank"
+            )
         return tensors[name].shape
 
     depth = 0
@@ -201,7 +185,7 @@ def describe(
         if kind == "text":
             vocab_size = shape("embeddings.token_embedding.weight", 2)[0]
             eos = settings.get("eos_token_id", 2)
-            # 2 is what old configs say, wrongly; then the end is the greatest id.
+            # Old configs have a wrong 2; there the end token is the largest id.
             eos = None if eos == 2 else eos
             return TextConfig(**options, vocab_size=vocab_size, length=count, eos=eos)
         patch_size = shape("embeddings.patch_embedding.weight", 4)[-1]
@@ -213,7 +197,7 @@ def describe(
 
 
 def entries(config: TextConfig | VisionConfig) -> Iterator[Entry]:
-    """Every tensor of a tower's checkpoint, without its prefix."""
+    """All tensors of a tower's checkpoint, without its prefix."""
     if isinstance(config, TextConfig):
         yield Entry("embeddings.token_embedding.weight", "tokens/embedding")
         yield from _norm("final_layer_norm", "norm")
@@ -238,7 +222,7 @@ def entries(config: TextConfig | VisionConfig) -> Iterator[Entry]:
 
 
 def export(tower: Clip, params: Params) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint with prefixes, float32; the inverse of loading."""
+    """The tensors of a checkpoint, with prefixes, float32; the inverse of loading."""
     kind = "text" if isinstance(tower.config, TextConfig) else "vision"
     tensors = mapping.exported(entries(tower.config), params)
     bare = f"{_PROJECTION[kind]}.weight"
@@ -275,9 +259,9 @@ def _tokenizer(path: Path) -> Any:
         ) from None
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises whatever the damage provokes
+    except Exception as error:  # transformers raises many kinds for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UvitError(f"the tokenizer in {folder} cannot be read: {reason}") from None
+        raise UvitError(f"cannot read the tokenizer in {folder}: {reason}") from None
 
 
 def _sha256(file: Path) -> str:

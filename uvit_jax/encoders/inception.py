@@ -1,17 +1,18 @@
 """The InceptionV3 of FID: the network of 2015-12-05 with 1008 logits, as PyTorch ports store it.
 
 Szegedy et al. 2016 (arXiv:1512.00567) describe the blocks; Heusel et al. 2017 (arXiv:1706.08500)
-made this very file the measure of FID. It differs from later InceptionV3s in four ways: average
-pools leave padding out of the mean, the last block's pool is a maximum, there are 1008 classes,
-and no auxiliary head. Pictures come in two ways, which give FIDs that differ in the third digit:
+defined FID with this file. It differs from later InceptionV3s in four ways: average pools exclude
+padding, the last block has a max pool, there are 1008 classes, and no auxiliary head. There are two
+kinds of preprocessing, whose FIDs differ in the third digit:
 
-- `pytorch`: as pytorch-fid feeds it (U-ViT's and most published FIDs): bilinear with pixels as
+- `pytorch`: that of pytorch-fid (U-ViT's and most published FIDs): bilinear with pixels as
   areas, 0…255 to [-1, 1].
-- `tensorflow`: as in the original graph (ADM's and DiT's FIDs): bilinear with pixels as points,
+- `tensorflow`: that of the original graph (ADM's and DiT's FIDs): bilinear with pixels as points,
   (x - 128) / 128.
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +35,15 @@ def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
 
     Returns:
       `pool` float32 (B, 2048), and `logits` (B, 1008) without the classifier's bias, as Salimans et
-      al. 2016 (arXiv:1606.03498) computed the Inception Score.
+      al. 2016 (arXiv:1606.03498) compute the Inception Score.
     """
     pool_BD = _network(convolutional.runner(params), x_BHWC)
     return {"pool": pool_BD, "logits": convolutional.dense(params["fc"], pool_BD, bias=False)}
 
 
-def prepare(pixels_BHWC: jax.Array, variant: str = "pytorch") -> jax.Array:
+def prepare(
+    pixels_BHWC: jax.Array, variant: Literal["pytorch", "tensorflow"] = "pytorch"
+) -> jax.Array:
     """Pixels of any size in [0, 255], float32 → the network's input (B, 299, 299, 3)."""
     if variant == "tensorflow":
         return (convolutional.resize(pixels_BHWC, SIZE, "legacy") - 128) / 128
@@ -49,7 +52,7 @@ def prepare(pixels_BHWC: jax.Array, variant: str = "pytorch") -> jax.Array:
 
 @functools.cache
 def abstract_params() -> Params:
-    """The parameters' shapes: 23.9M numbers."""
+    """The parameter shapes, 23.9M in all."""
     return convolutional.abstract(_network, SIZE, CLASSES)
 
 
@@ -90,7 +93,7 @@ def _network(conv, x):
 
 
 def _chain(layer, block, x, *steps):
-    """Layers one after another; a step is (name, features, kernel) and maybe options."""
+    """Layers in sequence; a step is (name, features, kernel[, options])."""
     for name, features, kernel, *options in steps:
         x = layer(f"{block}/{name}", x, features, kernel, **(options[0] if options else {}))
     return x

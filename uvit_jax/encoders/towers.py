@@ -1,6 +1,6 @@
-"""The encoders that are vision transformers, with a user's weights: CLIP, DINO, DINOv2.
+"""Vision transformers as image encoders, with weights from files: CLIP, DINO, DINOv2.
 
-Their features are the class token's: CLIP's projected, DINO's after the last norm.
+Their features are those of the class token: projected for CLIP, after the last norm for DINO.
 """
 
 from functools import partial
@@ -8,31 +8,29 @@ from pathlib import Path
 
 import jax
 
-from uvit_jax.encoders import clip_weights as interop_clip
-from uvit_jax.encoders import preparation, weights
-from uvit_jax.encoders import vit_weights as interop_vit
+from uvit_jax.encoders import clip_weights, preparation, vit_weights, weights
 from uvit_jax.encoders.clip import Clip, VisionConfig
 from uvit_jax.encoders.clip import prepare as prepare_clip
-from uvit_jax.encoders.family import Family, Network
+from uvit_jax.encoders.encoder_spec import EncoderSpec, LoadedEncoder
 from uvit_jax.encoders.preparation import Preparation
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
 
 
-def clip_family(name: str, config: VisionConfig) -> Family:
-    """The tower of pictures of a CLIP of this size."""
+def clip_spec(name: str, config: VisionConfig) -> EncoderSpec:
+    """The vision tower of a CLIP of this size."""
 
-    def load(path: Path | None) -> Network:
+    def load(path: Path | None) -> LoadedEncoder:
         path = _given(path, name, "the CLIP")
-        tower, params = interop_clip.load_vision(path)
+        tower, params = clip_weights.load_vision(path)
         if tower.config != config:
             raise UvitError(f"{path} is a CLIP of another size than {name}: {tower.config}")
-        return Network(params=params, sha256=_sha256(path), apply=apply)
+        return LoadedEncoder(params=params, sha256=_sha256(path), apply=apply)
 
     def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
         return {"pool": Clip(config).apply(params, x_BHWC)["embeds"]}
 
-    return Family(
+    return EncoderSpec(
         title=f"CLIP ({name.removeprefix('clip_')})",
         size=config.projection,
         load=load,
@@ -41,7 +39,7 @@ def clip_family(name: str, config: VisionConfig) -> Family:
     )
 
 
-def dino_family(
+def dino_spec(
     name: str,
     *,
     width: int,
@@ -49,26 +47,26 @@ def dino_family(
     patch_size: int,
     registers: int = 0,
     prepare: Preparation = preparation.DINO,
-) -> Family:
-    """A DINO or DINOv2 of this size. What sizes do not tell, its file does: how positions are
-    interpolated, the norms' epsilon."""
+) -> EncoderSpec:
+    """A DINO or DINOv2 of this size. Its file determines the interpolation of positions and the
+    epsilon of the norms."""
     wanted = dict(width=width, depth=depth, patch_size=patch_size, registers=registers)
     wanted["layer_scale"] = name.startswith("dinov2")
 
-    def load(path: Path | None) -> Network:
+    def load(path: Path | None) -> LoadedEncoder:
         path = _given(path, name, "it")
-        tower, params = interop_vit.load_vit(path)
+        tower, params = vit_weights.load_vit(path)
         found = {key: getattr(tower.config, key) for key in wanted}
         if found != wanted:
             differs = [f"{key}={found[key]}" for key in wanted if found[key] != wanted[key]]
-            raise UvitError(f"{path} is no {name}: its network has {', '.join(differs)}")
+            raise UvitError(f"{path} is not {name}: its network has {', '.join(differs)}")
 
         def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
             return {"pool": tower.apply(params, x_BHWC)["pooled"]}
 
-        return Network(params=params, sha256=_sha256(path), apply=apply)
+        return LoadedEncoder(params=params, sha256=_sha256(path), apply=apply)
 
-    return Family(
+    return EncoderSpec(
         title=name.replace("_vit", " ViT-").replace("dinov2", "DINOv2").replace("dino", "DINO"),
         size=width,
         load=load,
@@ -80,18 +78,18 @@ def dino_family(
 def _given(path: Path | None, name: str, what: str) -> Path:
     if path is None:
         raise UvitError(
-            f"the encoder {name} needs its weights, which are not part of this package: give "
-            f"the folder of {what}, or its file (.safetensors, .pth), as its weights (--weights)"
+            f"the encoder {name} needs its weights, which are not part of this package: pass "
+            f"the folder of {what}, or its file (.safetensors, .pth), as weights (--weights)"
         )
     return path
 
 
 def _sha256(path: Path) -> str:
-    return weights.sha256(interop_clip.resolve(path, "vision")[0])
+    return weights.sha256(clip_weights.resolve(path, "vision")[0])
 
 
 _CLIP_B = dict(width=768, depth=12, num_heads=12, mlp_width=3072, projection=512, image_size=224)
-# OpenAI's towers, whose embeddings are the features.
+# OpenAI's towers.
 _CLIPS = {
     "clip_vit_b32": VisionConfig(**_CLIP_B, patch_size=32),
     "clip_vit_b16": VisionConfig(**_CLIP_B, patch_size=16),
@@ -117,10 +115,10 @@ _DINOS += [
     for registers in (0, 4)
 ]
 
-FAMILIES: dict[str, Family] = {
-    **{name: clip_family(name, config) for name, config in _CLIPS.items()},
+TOWERS: dict[str, EncoderSpec] = {
+    **{name: clip_spec(name, config) for name, config in _CLIPS.items()},
     **{
-        name: dino_family(
+        name: dino_spec(
             name,
             **_SIZES[size],
             patch_size=patch_size,
@@ -130,4 +128,4 @@ FAMILIES: dict[str, Family] = {
         for name, size, patch_size, registers in _DINOS
     },
 }
-"""By name."""
+"""Encoders by name."""

@@ -1,16 +1,17 @@
-"""DINO's and DINOv2's vision transformers: pictures to features, as a pure function.
+"""DINO's and DINOv2's vision transformers as pure functions.
 
-    tower, params = load_vit(path)                   # of interop.vit
-    out = tower.apply(params, pictures)              # (B, H, W, 3), sides multiples of the patch
+    tower, params = load_vit(path)                   # of vit_weights
+    out = tower.apply(params, images)              # (B, H, W, 3), sides multiples of the patch
     out["pooled"], out["hidden"]                     # (B, D), (B, N, D)
 
 Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (2021); Oquab et
-al., "DINOv2" (2023: factors on the branches); Darcet et al., "Vision Transformers Need Registers"
+al., "DINOv2" (2023: layer scale); Darcet et al., "Vision Transformers Need Registers"
 (2023). The blocks are those of CLIP's towers.
 """
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,11 @@ class ViTConfig(TowerConfig):
     """A vision transformer with a class token.
 
     Attributes:
-      image_size: the side of the pictures that its positions were made for; others interpolate.
-      patch_size: side of a patch, in pixels. registers: further tokens, without positions.
-      position_offset: what the originals add to a side, in patches, before they divide by it to
-        find the interpolation's step: 0.1 in the authors' programs, 0 in transformers.
-      position_antialias: whether interpolation averages where it shrinks (with registers).
+      image_size: side of the training images; positions are interpolated for other sizes.
+      patch_size: side of a patch, in pixels. registers: number of register tokens.
+      position_offset: added to the side, in patches, when computing the step of interpolation: 0.1
+        in the authors' code, 0 in transformers.
+      position_antialias: whether interpolation is antialiased (with registers).
     """
 
     image_size: int
@@ -40,7 +41,7 @@ class ViTConfig(TowerConfig):
     registers: int = 0
     position_offset: float = 0.0
     position_antialias: bool = False
-    activation: str = "gelu"
+    activation: Literal["quick_gelu", "gelu"] = "gelu"
     eps: float = 1e-6
 
 
@@ -92,8 +93,8 @@ class ViT:
     """The network as pure functions: `init`, `apply`.
 
     Attributes:
-      config: the `ViTConfig` it was built from.
-      abstract_params: the parameters' shapes and dtypes, with no arrays behind them.
+      config: its `ViTConfig`.
+      abstract_params: the shapes and dtypes of the parameters.
     """
 
     def __init__(self, config: ViTConfig):
@@ -114,9 +115,9 @@ class ViT:
         """Runs the network. Pure.
 
         Args:
-          params: as `init` gives them.
-          x_BHWC: normalised pictures, float (B, H, W, 3). What H and W have beyond a multiple of
-            the patch is cut off at the right and the bottom, as the patches' convolution does.
+          params: as `init` returns them.
+          x_BHWC: normalised images, float (B, H, W, 3), cropped at the right and bottom to
+            multiples of the patch, as by the patch convolution.
 
         Returns:
           float32: `hidden` (B, 1 + registers + N, D) and `pooled` (B, D), of the class token.
@@ -127,7 +128,7 @@ class ViT:
         shape, p = np.shape(x_BHWC), self.config.patch_size
         if len(shape) != 4 or shape[-1] != 3 or min(shape[1:3]) < p:
             raise UvitError(
-                f"a vision transformer takes pictures (B, H, W, 3) of at least {p} pixels a side, "
+                f"a vision transformer takes images (B, H, W, 3) of at least {p} pixels a side, "
                 f"got {shape}"
             )
         height, width = (side // p * p for side in shape[1:3])

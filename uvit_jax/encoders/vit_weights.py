@@ -1,6 +1,6 @@
-"""DINO's and DINOv2's checkpoints: their authors' names, and both of transformers' namings.
+"""DINO's and DINOv2's checkpoints, with the names of their authors or of transformers.
 
-blocks.0.attn.qkv.weight                             the authors'
+blocks.0.attn.qkv.weight                             the authors' code
 encoder.layer.0.attention.attention.query.weight     transformers', in published files
 layers.0.attention.q_proj.weight                     transformers', in memory since version 5
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from uvit_jax.encoders import clip_weights as interop_clip
+from uvit_jax.encoders import clip_weights
 from uvit_jax.encoders.vit import ViT, ViTConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files, mapping
@@ -21,11 +21,11 @@ from uvit_jax.interop.mapping import SAME, Entry, Tensors, Transform, linear, pa
 from uvit_jax.models.model import Params
 
 HEAD_SIZE = 64
-"""Of an attention head in every published DINO, for files without a config."""
+"""Of the attention heads of all published DINOs, for files without a config."""
 OFFICIAL_OFFSET = 0.1
-"""`ViTConfig.position_offset` of the authors' programs, for networks without registers."""
+"""`ViTConfig.position_offset` of the authors' code, for networks without registers."""
 
-# From names of either program to those of `entries`; the first that matches.
+# From either naming to the names of `entries`; the first match counts.
 _BLOCK = r"(?:encoder\.layer|layers|layer|blocks)\.(\d+)\."
 _NAMES = [
     (re.compile(pattern), name)
@@ -48,7 +48,7 @@ _NAMES = [
         (_BLOCK + r"(?:(?:ls|layer_scale)([12])\.(?:gamma|lambda1))", r"blocks.\1.scale\2"),
     )
 ]
-# What training needed and features do not: masked patches, classifiers, poolers.
+# Tensors of training only: mask tokens, classifiers, poolers.
 _UNUSED = re.compile(r"(?:embeddings\.)?mask_token|(?:pooler|classifier|head)\..*")
 _OPTIONAL_PREFIX = re.compile(r"^(?:module\.|backbone\.|vit\.|dinov2\.|dinov2_with_registers\.)+")
 
@@ -56,7 +56,7 @@ _OPTIONAL_PREFIX = re.compile(r"^(?:module\.|backbone\.|vit\.|dinov2\.|dinov2_wi
 def load_vit(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[ViT, Params]:
     """Loads a DINO or DINOv2.
 
-    Positions are interpolated as the program does whose names the file uses.
+    Positions are interpolated as in the code whose names the file uses.
 
     Args:
       path: a `.safetensors`, `.pth` or `.pt` file, or a folder as Hugging Face's with
@@ -66,9 +66,9 @@ def load_vit(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[ViT, P
       `(tower, params)`, params float32 numpy arrays.
 
     Raises:
-      UvitError: if the file is missing, damaged, or of another network, naming its tensors.
+      UvitError: if the file is missing, damaged, or of another network; it names the tensors.
     """
-    file, settings = interop_clip.resolve(path, "vision")
+    file, settings = clip_weights.resolve(path, "vision")
     read = files.read_torch if file.suffix == ".bin" and file.is_file() else files.read_tensors
     tensors, official = canonical(read(file), str(file))
     config = describe(tensors, settings, official, str(file))
@@ -78,10 +78,10 @@ def load_vit(path: str | os.PathLike, *, dtype: str = "float32") -> tuple[ViT, P
 
 
 def canonical(tensors: Tensors, where: str) -> tuple[dict[str, np.ndarray], bool]:
-    """Tensors under the names of `entries`, and whether theirs were the authors'.
+    """The tensors under the names of `entries`, and whether the file has the authors' names.
 
     Raises:
-      UvitError: on names of no such network.
+      UvitError: on names of another network.
     """
     found: dict[str, np.ndarray] = {}
     official, unknown = False, ""
@@ -107,15 +107,15 @@ def canonical(tensors: Tensors, where: str) -> tuple[dict[str, np.ndarray], bool
     if "positions" not in found or "patches.weight" not in found:
         raise UvitError(f"{where} holds no DINO or DINOv2: no positions, or no patch embedding")
     if unknown:
-        gated = " (a gated MLP, as in DINOv2 ViT-g, is not handled)" if "mlp." in unknown else ""
-        raise UvitError(f"{where} holds {unknown}, which no handled DINO has{gated}")
+        gated = " (the gated MLP of DINOv2 ViT-g is not supported)" if "mlp." in unknown else ""
+        raise UvitError(f"{where} holds {unknown}, which no supported DINO has{gated}")
     return found, official
 
 
 def describe(
     tensors: Tensors, settings: Mapping[str, Any], official: bool, where: str
 ) -> ViTConfig:
-    """The config that canonical tensors, and config.json if there is one, describe."""
+    """The config, from canonical tensors and the settings of config.json, or {}."""
     blocks = {int(n.split(".")[1]) for n in tensors if n.startswith("blocks.")}
     fc1, patch, positions = (
         tensors.get(name) for name in ("blocks.0.fc1.weight", "patches.weight", "positions")
@@ -140,7 +140,7 @@ def describe(
 
 
 def entries(config: ViTConfig) -> Iterator[Entry]:
-    """Every tensor under its canonical name."""
+    """All tensors under their canonical names."""
     yield Entry("cls", "cls", _FLAT)
     yield Entry("positions", "positions", _FIRST)
     if config.registers:

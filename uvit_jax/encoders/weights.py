@@ -1,4 +1,4 @@
-"""Encoders' weights from files: PyTorch's, safetensors or npz, under the PyTorch names."""
+"""Reads encoders' weights from PyTorch, safetensors or npz files with PyTorch's names."""
 
 import contextlib
 import hashlib
@@ -20,20 +20,20 @@ def read(path: Path, entries: Iterable[Entry], abstract: Params) -> Params:
 
     Args:
       path: `.pth` or `.pt` (read with `weights_only`, needs PyTorch), `.safetensors` or `.npz`.
-      entries: the names. abstract: the shapes.
+      entries: the mapping of names. abstract: the shapes.
 
     Raises:
-      UvitError: if the file is missing or damaged, or naming the keys that are missing, unexpected
-        or of another shape.
+      UvitError: if the file is missing or damaged, or keys are missing, unexpected or of another
+        shape; it names them.
     """
     tensors = read_npz(path) if path.suffix == ".npz" else read_tensors(path)
-    # A counter that PyTorch's normalisation keeps in training.
+    # A counter of PyTorch's batch normalisation.
     tensors = {k: v for k, v in tensors.items() if not k.endswith(".num_batches_tracked")}
     return imported(entries, tensors, abstract, str(path))
 
 
 def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of an npz, or those of `names` that it has; pickled objects are refused.
+    """Reads the arrays of an npz, or those of `names` that it has. Pickled objects are an error.
 
     Raises:
       UvitError: if the file is missing, damaged, or one of the arrays is pickled.
@@ -43,7 +43,7 @@ def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
 
 
 def npz_names(path: Path) -> set[str]:
-    """The names in an npz; UvitError if it is none."""
+    """The names in an npz; UvitError if it is not one."""
     with _npz(path) as file:
         return set(file.files)
 
@@ -56,7 +56,7 @@ def _npz(path: Path) -> Iterator[Any]:
         with np.load(path, allow_pickle=False) as file:
             yield file
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UvitError(f"{path} is no whole npz of plain arrays: {error}") from None
+        raise UvitError(f"{path} is damaged or not an npz of plain arrays: {error}") from None
 
 
 def sha256(path: Path) -> str:

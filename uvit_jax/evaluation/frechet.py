@@ -15,12 +15,12 @@ from uvit_jax.errors import UvitError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """The Gaussian that stands for a set of features.
+    """The Gaussian fitted to a set of features.
 
     Attributes:
       mean: float64 (D,). covariance: float64 (D, D), divided by count - 1.
-      count: of features; None if a file does not tell.
-      encoder: the version of what made them; "" if a file does not tell.
+      count: of features; None if unknown.
+      encoder: version of the encoder; "" if unknown.
     """
 
     mean: np.ndarray
@@ -31,11 +31,11 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """What is kept of features while they stream by.
+    """Streaming moments of features.
 
-    Sets of features are merged by the pairwise formula of Chan et al. 1979, which does not cancel
-    as sums of squares would: any split into batches, in any order, gives the same moments but for
-    the rounding of float64.
+    They are merged by the pairwise formula of Chan et al. 1979, which avoids the cancellation of
+    sums of squares: any split into batches, in any order, gives the same moments up to the rounding
+    of float64.
 
     Attributes:
       count: N. mean: float64 (D,). scatter: float64 (D, D), the sum of the outer products of the
@@ -48,7 +48,7 @@ class Moments:
 
     @classmethod
     def of(cls, features_ND: np.ndarray) -> "Moments":
-        """Of one batch, N ≥ 1.
+        """The moments of one batch, N ≥ 1.
 
         Raises:
           UvitError: if a feature is not finite.
@@ -56,12 +56,12 @@ class Moments:
         features = np.asarray(features_ND, np.float64)
         mean = features.mean(axis=0)
         if not np.isfinite(mean).all():
-            raise UvitError("a feature is not finite: a picture must hold NaN or infinity")
+            raise UvitError("a feature is not finite: an image has NaN or infinite values")
         deviations = features - mean
         return cls(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of the union of two sets."""
+        """The moments of the union of two sets."""
         count = self.count + other.count
         gap = other.mean - self.mean
         scatter = np.outer(gap, gap)
@@ -71,30 +71,30 @@ class Moments:
         return Moments(count, self.mean + gap * (other.count / count), scatter)
 
     def statistics(self, encoder: str = "") -> Statistics:
-        """The unbiased estimate.
+        """The unbiased estimate of mean and covariance.
 
         Raises:
-          UvitError: of fewer than two features.
+          UvitError: with fewer than two features.
         """
         if self.count < 2:
-            raise UvitError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise UvitError(f"a covariance needs at least 2 images, got {self.count}")
         return Statistics(self.mean, self.scatter / (self.count - 1), self.count, encoder)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|μa - μb|² + tr Σa + tr Σb - 2 tr (Σa Σb)^½.
 
-    The last trace is the sum of the singular values of Σa^½ Σb^½. Taken so, from symmetric
-    eigen-decompositions without what is below the rounding, singular covariances (fewer pictures
-    than features) lose nothing, where a square root of the product loses half of the digits.
+    The last trace is the sum of the singular values of Σa^½ Σb^½, computed from symmetric
+    eigendecompositions truncated at the rounding level. This is accurate for singular covariances
+    (fewer images than features), where a square root of the product loses half of the digits.
 
     Raises:
-      UvitError: if the two were made by different encoders.
+      UvitError: if the encoders differ.
     """
     if a.mean.shape != b.mean.shape:
         raise UvitError(
             f"statistics of {a.mean.size} and {b.mean.size} features cannot be compared; "
-            "take the encoder that both were made with"
+            "use one encoder for both"
         )
     if a.encoder and b.encoder and a.encoder != b.encoder:
         raise UvitError(
@@ -108,7 +108,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
-    """Writes `mu`, `sigma` (as pytorch-fid does), `count` and `encoder`; whole or not at all."""
+    """Writes `mu`, `sigma` (as pytorch-fid does), `count` and `encoder`, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = dict(mu=statistics.mean, sigma=statistics.covariance)
@@ -123,14 +123,14 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def read_statistics(path: str | os.PathLike) -> Statistics:
-    """Reads an npz of `mu` (D,) and `sigma` (D, D), ours or an official one; never a pickle.
+    """Reads an npz of `mu` (D,) and `sigma` (D, D), written here or elsewhere, without pickle.
 
     Raises:
-      UvitError: if it is missing, damaged, or holds no statistics.
+      UvitError: if it is missing, damaged, or lacks one of them.
     """
     arrays = read_npz(Path(path), ("mu", "sigma", "count", "encoder"))
     if not {"mu", "sigma"} <= set(arrays):
-        raise UvitError(f"{path} holds no statistics: it lacks mu or sigma")
+        raise UvitError(f"{path} has no statistics: mu or sigma is missing")
     mean, covariance = (np.asarray(arrays[k], np.float64) for k in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
         raise UvitError(
@@ -143,7 +143,7 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """R (D, rank) with R Rᵀ = covariance, as far as float64 can tell."""
+    """R (D, rank) with R Rᵀ = covariance up to the rounding of float64."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     noise = np.finfo(np.float64).eps * values.size * max(values[-1], 0.0)
     kept = values > noise

@@ -1,4 +1,4 @@
-"""From pictures to figures: encodes them, and names what comes out after the encoder."""
+"""Encodes sets of images and computes their metrics, named after the encoder."""
 
 import dataclasses
 import hashlib
@@ -11,25 +11,24 @@ from tqdm import tqdm
 from uvit_jax.encoders.image_encoder import Encoder
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import Moments, Statistics, frechet_distance
-from uvit_jax.evaluation.image_sets import Pictures
+from uvit_jax.evaluation.image_sets import ImageSet
 from uvit_jax.evaluation.precision_recall import precision_recall
 from uvit_jax.evaluation.scores import inception_score, kernel_distance
 from uvit_jax.models.model import Params
 from uvit_jax.parallel.sharding import path_string
 
-# A merge costs D² however few the features are, so they are merged in parts of this size.
+# A merge costs D², independent of the number of features; so this many are merged at once.
 _AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """What is kept of encoded pictures.
+    """The features of a set of images.
 
     Attributes:
       statistics: of all of them.
-      pool: float32 (n, D), of a random choice of them in random order; None if all that is
-        known is a file of statistics.
-      logits: float32 (N, K) of all, in their order, if the encoder classifies.
+      pool: float32 (n, D), of a random subset in random order; None if only statistics are known.
+      logits: float32 (N, K), of all in order, if the encoder is a classifier.
     """
 
     statistics: Statistics
@@ -37,16 +36,16 @@ class Features:
     logits: np.ndarray | None = None
 
 
-def encode(encoder: Encoder, pictures: Pictures, *, keep: int, seed: int = 0) -> Features:
-    """Streams pictures through an encoder.
+def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> Features:
+    """Streams images through an encoder.
 
     Args:
-      keep: of how many pictures the features themselves are kept, chosen by `seed`.
+      keep: the number of images whose features are kept in `pool`. seed: of their choice.
 
     Raises:
-      UvitError: if a picture holds NaN or infinity.
+      UvitError: if an image has NaN or infinite values.
     """
-    count = pictures.count
+    count = images.count
     chosen = np.zeros((count,), bool)
     rng = np.random.default_rng(seed)
     chosen[rng.permutation(count)[:keep]] = True
@@ -54,18 +53,18 @@ def encode(encoder: Encoder, pictures: Pictures, *, keep: int, seed: int = 0) ->
     done = 0
     with tqdm(
         total=count,
-        desc=f"{encoder.title}: {pictures.name}",
-        unit="picture",
+        desc=f"{encoder.title}: {images.name}",
+        unit="image",
         dynamic_ncols=True,
         disable=None if jax.process_index() == 0 else True,
     ) as bar:
-        for batch in pictures.batches():
+        for batch in images.batches():
             valid = min(len(batch), count - done)
             found = encoder.features(batch)
             pool = np.asarray(found["pool"])[:valid]
             if not np.isfinite(pool).all():
                 bad = done + int(np.flatnonzero(~np.isfinite(pool).all(axis=1))[0])
-                raise UvitError(f"picture {bad} of {pictures.name} holds NaN or infinity")
+                raise UvitError(f"image {bad} of {images.name} has NaN or infinite values")
             pending.append(pool)
             if sum(map(len, pending)) >= _AT_ONCE or done + valid == count:
                 part = Moments.of(np.concatenate(pending))
@@ -80,18 +79,18 @@ def encode(encoder: Encoder, pictures: Pictures, *, keep: int, seed: int = 0) ->
                 break
     return Features(
         moments.statistics(encoder.version),
-        # Any first part of them is a random choice too: data sets are often sorted by class.
+        # Shuffled, since data sets are often sorted by class: any prefix is a random subset.
         rng.permutation(np.concatenate(pools)),
         np.concatenate(logits) if logits else None,
     )
 
 
-def figures(encoder: Encoder, samples: Features, reference: Features) -> dict[str, float]:
-    """All figures that two sets of features allow, by name.
+def metrics(encoder: Encoder, samples: Features, reference: Features) -> dict[str, float]:
+    """All metrics that two sets of features determine, by name.
 
-    With the official Inception: `fid`, `kid`, `inception_score`, each also `_std` where it is a
-    mean over parts, `inception_precision`, `inception_recall`. With any other encoder none of these
-    names, but the encoder's own: `<encoder>_frechet_distance`, `_kernel_distance`, `_class_score`,
+    With the official Inception: `fid`, `kid`, `inception_score`, the last two also with `_std`,
+    `inception_precision`, `inception_recall`. With any other encoder:
+    `<encoder>_frechet_distance`, `_kernel_distance`, `_class_score`,
     `_precision`, `_recall`.
     """
     prefix, known = encoder.name, {}
@@ -123,8 +122,8 @@ def _kernels(samples: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 
 COMPARISONS: list[Callable[[np.ndarray, np.ndarray], dict[str, float]]] = [_manifolds, _kernels]
-"""What is computed of two sets of features (n, D), equally many: functions (samples, reference) →
-figures by name, to which `figures` adds the encoder's."""
+"""Metrics of two feature sets (n, D) of equal size: functions (samples, reference) → values by
+name, which `metrics` prefixes with the name of the encoder."""
 
 OFFICIAL_NAMES = {
     "frechet_distance": "fid",
@@ -133,16 +132,16 @@ OFFICIAL_NAMES = {
     "kernel_distance": "kid",
     "kernel_distance_std": "kid_std",
 }
-"""What figures are called where Inception's official weights make them."""
+"""Names of the metrics with Inception's official weights."""
 
 
 def compared(samples: Features, reference: Features) -> int:
-    """Of how many features each precision, recall and kernel distance are: equally many."""
+    """The number of features of each set in precision, recall and kernel distance."""
     return 0 if reference.pool is None else min(len(samples.pool), len(reference.pool))
 
 
 def params_sha256(params: Params) -> str:
-    """A hash of parameters: of every path, dtype, shape and value."""
+    """A hash of the parameters: paths, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for path, value in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(value)

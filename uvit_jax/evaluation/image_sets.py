@@ -1,6 +1,6 @@
-"""Where the pictures come from that are encoded: a model's samples, a data set, a folder, an npz.
+"""Sets of images to encode: samples of a model, a data set, a folder, an npz.
 
-Each is a `Pictures`: a count and batches of one shape, spread over the mesh where there is one.
+Each is an `ImageSet`: a count and batches of one shape, sharded over the mesh if there is one.
 """
 
 import dataclasses
@@ -33,16 +33,21 @@ Batches = Callable[[], Iterator[np.ndarray | jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """count: how many. batches: begins a pass over them, batches (B, H, W, C) as encoders take
-    them, of which the last is filled up. name: for people."""
+class ImageSet:
+    """Images in batches.
+
+    Attributes:
+      count: number of images.
+      batches: starts a pass over batches (B, H, W, C); the last one is padded.
+      name: for progress bars and errors.
+    """
 
     count: int
     batches: Batches
     name: str
 
 
-def drawn(
+def of_model(
     model: Model,
     params: Params,
     diffusion: ObjectiveConfig,
@@ -56,8 +61,8 @@ def drawn(
     name: str,
     vocabulary: Vocabulary | None = None,
     decoder: Decoder | None = None,
-) -> Pictures:
-    """Samples of a model, decoded if they are latents, which never leave the devices.
+) -> ImageSet:
+    """Samples of a model. Latents are decoded on the devices.
 
     The same seed and batch size give the same samples on any mesh.
 
@@ -66,16 +71,16 @@ def drawn(
       vocabulary: see `make_sampler`.
 
     Raises:
-      UvitError: if the model's samples are no pictures, or the mesh does not divide the batch.
+      UvitError: if the model has no image segment, or the mesh does not divide the batch.
     """
-    segment = picture_segment(model, decoder)
+    segment = image_segment(model, decoder)
     batch_size = min(batch_size, -(-count // batch_shards(mesh)) * batch_shards(mesh))
     check_batch_size(mesh, batch_size)
-    draw_batch = sampler.make_sampler(
+    sample_batch = sampler.make_sampler(
         model, diffusion, config, batch_size=batch_size, vocabulary=vocabulary
     )
-    draw = jax.jit(
-        lambda params, key, batch: draw_batch(params, key, batch)[segment],
+    sample = jax.jit(
+        lambda params, key, batch: sample_batch(params, key, batch)[segment],
         out_shardings=NamedSharding(mesh, BATCH),
     )
     if decoder is not None:
@@ -88,33 +93,39 @@ def drawn(
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, shardings(params, mesh))
             if decoder is not None:
-                whole = jax.device_put(decoder.params, NamedSharding(mesh, PartitionSpec()))
+                decoder_params = jax.device_put(
+                    decoder.params, NamedSharding(mesh, PartitionSpec())
+                )
         for key, batch in sampler.batches(conditions, count, batch_size, seed):
             batch = {name: spread(value, mesh) for name, value in batch.items()}
             with jax.set_mesh(mesh):
-                samples = draw(placed, key, batch)
+                samples = sample(placed, key, batch)
                 if decoder is not None:
-                    samples = decode(whole, samples)
+                    samples = decode(decoder_params, samples)
             yield samples
 
-    return Pictures(count, batches, name)
+    return ImageSet(count, batches, name)
 
 
-def picture_segment(model: Model, decoder: Decoder | None = None) -> str:
-    """The name of the noisy segment that is, or is decoded to, pictures; UvitError if none is."""
-    noisy = [s for s in model.layout.noisy if s.kind == "patches"]
+def image_segment(model: Model, decoder: Decoder | None = None) -> str:
+    """The name of the noisy segment that holds images, or latents with a decoder.
+
+    Raises:
+      UvitError: if there is none.
+    """
+    noisy = model.layout.noisy_images
     for segment in noisy:
         if decoder is not None or not segment.is_latent:
             return segment.name
     shapes = ", ".join(f"{s.name} {s.shape}" for s in noisy) or "none"
     raise UvitError(
-        f"the model draws no pictures with 1 or 3 channels (image segments: {shapes}); name the "
+        f"the model generates no images with 1 or 3 channels (image segments: {shapes}); pass the "
         "autoencoder of its latents with --autoencoder=FILE"
     )
 
 
-def of_dataset(dataset: pipeline.Dataset, batch_size: int, mesh: Mesh, name: str) -> Pictures:
-    """All pictures of a data set, without augmentation; each process decodes its share."""
+def of_dataset(dataset: pipeline.Dataset, batch_size: int, mesh: Mesh, name: str) -> ImageSet:
+    """All images of a data set, without augmentation; each process loads its rows."""
     check_batch_size(mesh, batch_size)
     rows = local_rows(mesh, batch_size)
 
@@ -126,76 +137,76 @@ def of_dataset(dataset: pipeline.Dataset, batch_size: int, mesh: Mesh, name: str
         finally:
             steps.close()
 
-    return Pictures(len(dataset), batches, name)
+    return ImageSet(len(dataset), batches, name)
 
 
 def of_file(
     path: Path, batch_size: int, mesh: Mesh, *, image_size: int = 0, count: int | None = None
-) -> Pictures:
-    """The pictures of a folder (PNG, JPEG, WebP), or of an npz.
+) -> ImageSet:
+    """The images of a folder (PNG, JPEG, WebP) or an npz.
 
-    An npz holds pictures (N, H, W, 1 or 3) as `image`, `images`, `samples` or `arr_0`: uint8, or
+    An npz holds images (N, H, W, 1 or 3) as `image`, `images`, `samples` or `arr_0`: uint8, or
     floats in [-1, 1].
 
     Args:
-      image_size: of a folder, the side that its pictures are resized to; 0 if they are of one size.
-      count: take the first so many; None for all.
+      image_size: resizes the images of a folder; 0 if all have one size.
+      count: takes the first ones; None for all.
 
     Raises:
-      UvitError: if there are none, or they are of another kind.
+      UvitError: without images, or on another format.
     """
     if path.is_dir():
         data = DataConfig(name="folder", path=str(path), image_size=image_size)
-        pictures = of_dataset(pipeline.dataset(data), batch_size, mesh, str(path))
-        _check_count(count, pictures.count, path)
-        return dataclasses.replace(pictures, count=count or pictures.count)
+        images = of_dataset(pipeline.dataset(data), batch_size, mesh, str(path))
+        _check_count(count, images.count, path)
+        return dataclasses.replace(images, count=count or images.count)
     if path.suffix != ".npz":
-        raise UvitError(f"{path}: expected a folder of pictures, or an .npz")
+        raise UvitError(f"{path}: expected a folder of images, or an .npz")
     arrays = read_npz(path, ("image", "images", "samples", "arr_0"))
     if not arrays:
-        raise UvitError(f"{path} holds no pictures named image, images, samples or arr_0")
+        raise UvitError(f"{path} has no array image, images, samples or arr_0")
     images = next(iter(arrays.values()))
     _check_images(images, path)
     _check_count(count, len(images), path)
     return of_array(images[:count], batch_size, str(path))
 
 
-def of_array(images: np.ndarray, batch_size: int, name: str) -> Pictures:
-    """Pictures (N, H, W, C) in memory, uint8 or floats in [-1, 1]."""
+def of_array(images: np.ndarray, batch_size: int, name: str) -> ImageSet:
+    """ImageSet (N, H, W, C) in memory, uint8 or floats in [-1, 1]."""
     batch_size = min(batch_size, len(images))
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(images), batch_size):
             yield images[np.arange(start, start + batch_size) % len(images)]
 
-    return Pictures(len(images), batches, name)
+    return ImageSet(len(images), batches, name)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raises UvitError if the mesh does not cut a batch into equal parts."""
+    """Raises UvitError if the mesh does not divide the batch."""
     parts = batch_shards(mesh)
     if batch_size < 1 or batch_size % parts:
         raise UvitError(
             f"--batch_size={batch_size} must be a positive multiple of the {parts} device(s) that "
-            f"a batch is spread over, such as {max(1, batch_size // parts) * parts}"
+            f"batches are sharded over, such as {max(1, batch_size // parts) * parts}"
         )
 
 
 def _check_count(wanted: int | None, there: int, path: Path) -> None:
     if wanted is not None and wanted > there:
-        raise UvitError(f"{path} holds {there} pictures, and {wanted} are asked for")
+        raise UvitError(f"{path} has {there} images, fewer than --count={wanted}")
 
 
 def _check_images(images: Any, path: Path) -> None:
     if images.ndim != 4 or not len(images) or images.shape[-1] not in (1, 3):
-        raise UvitError(f"{path}: expected pictures (N, H, W, 1 or 3), got {images.shape}")
+        raise UvitError(f"{path}: expected images (N, H, W, 1 or 3), got {images.shape}")
     if images.dtype == np.uint8:
         return
     if not np.issubdtype(images.dtype, np.floating):
-        raise UvitError(f"{path}: pictures are uint8 or floats in [-1, 1], got {images.dtype}")
+        raise UvitError(f"{path}: images must be uint8 or floats in [-1, 1], got {images.dtype}")
     low, high = float(images.min()), float(images.max())
     if low >= 0 or high > 4:
         raise UvitError(
-            f"{path}: floating-point pictures lie in [-1, 1], these between {low:.3g} and "
+            f"{path}: floating-point images must be in [-1, 1], got values from {low:.3g} to "
             f"{high:.3g}; rescale them, or store uint8"
         )

@@ -1,7 +1,7 @@
-"""Improved precision and recall: how many samples lie among the real pictures, and the reverse.
+"""Improved precision and recall of samples against reference images.
 
 Kynkäänniemi et al. 2019 (arXiv:1904.06991), section 2. Distances are computed in blocks on the
-device; memory grows with the number of features, not with its square.
+device; memory is linear in the number of features.
 """
 
 import functools
@@ -26,20 +26,20 @@ def precision_recall(
 
     Args:
       samples_ND, reference_MD: features, finite. k: 3 in the paper.
-      block: features at a time; memory is block² distances and both sets.
+      block: size of the blocks; memory is block² distances and both sets.
 
     Returns:
       (precision, recall), in [0, 1].
 
     Raises:
-      UvitError: if a set has no k-th neighbours.
+      UvitError: if a set has at most k features.
     """
     for name, features in (("samples", samples_ND), ("reference", reference_MD)):
         if len(features) <= k:
             raise UvitError(
                 f"precision and recall with k={k} need more than {k} {name}, got {len(features)}"
             )
-    # Squares of small differences are taken in float32: far from the origin they would cancel.
+    # Centred, since distances in float32 would cancel far from the origin.
     centre = np.mean(reference_MD, axis=0, dtype=np.float64)
     samples, reference = (
         _blocks(np.asarray(f - centre, np.float32), block) for f in (samples_ND, reference_MD)
@@ -50,7 +50,7 @@ def precision_recall(
 
 
 def _blocks(features_ND: np.ndarray, block: int) -> tuple[jax.Array, jax.Array]:
-    """Features as (blocks, block, D), filled up, and their numbers (blocks, block), -1 for fill."""
+    """Features as (blocks, block, D), padded, and their indices (blocks, block), -1 for padding."""
     count = len(features_ND)
     block = min(block, count)
     numbers = np.arange(-(-count // block) * block)
@@ -79,7 +79,7 @@ def _share_inside(
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest(x_bD, number_b, others, numbers, *, k: int) -> jax.Array:
-    """(b,): the k-th smallest squared distance to the others, the point itself left out."""
+    """(b,): the k-th smallest squared distance to the others, excluding the point itself."""
 
     def step(best_bk, other):
         y_cD, number_c = other

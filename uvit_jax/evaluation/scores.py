@@ -1,4 +1,4 @@
-"""Two more figures of sets of features: the Inception Score, and KID. NumPy, in float64."""
+"""The Inception Score and the kernel distance (KID). NumPy, in float64."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ def inception_score(logits_NK: np.ndarray, *, splits: int = 10) -> tuple[float, 
     """exp E KL(p(y|x) ‖ p(y)), of Salimans et al. 2016 (arXiv:1606.03498), section 4.
 
     Args:
-      logits_NK: of a classifier, in the order in which the samples were drawn.
-      splits: equal parts, of which it is computed one by one, as the paper does.
+      logits_NK: of a classifier, in the order of the samples.
+      splits: the score is computed on this many equal parts, as in the paper.
 
     Returns:
       (mean, standard deviation) over the splits; the mean lies in [1, K].
@@ -43,24 +43,24 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """The squared MMD with the kernel (x·y / D + 1)³; with the official Inception it is KID.
 
-    Bińkowski et al. 2018 (arXiv:1801.01401), section 4. Unbiased, so it may be negative, and unlike
-    the Fréchet distance it means the same at every count.
+    Bińkowski et al. 2018 (arXiv:1801.01401), section 4. Unbiased: it may be negative, and does not
+    depend on the number of samples, unlike the Fréchet distance.
 
     Args:
-      subsets, size: it is the mean over so many pairs of random subsets of this size (or of all
-        features, if there are fewer). seed: of their choice.
+      subsets, size: number and size of the random subsets that are averaged over; size is at most
+        the number of features. seed: of their choice.
 
     Returns:
       (mean, standard deviation) over the subsets.
 
     Raises:
-      UvitError: of fewer than two features.
+      UvitError: with fewer than two features.
     """
     size = min(size, len(samples_ND), len(reference_MD))
     if size < 2:
         raise UvitError("KID needs at least 2 samples and 2 references")
     if size == len(samples_ND) == len(reference_MD):
-        subsets = 1  # there is no other
+        subsets = 1  # there is only one
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(subsets):
@@ -75,5 +75,5 @@ def kernel_distance(
 
 
 def _kernel(x_ND: np.ndarray, y_MD: np.ndarray) -> np.ndarray:
-    # The products keep the features' own precision, the sums over them are float64.
+    # Products in the precision of the features, sums in float64.
     return ((x_ND @ y_MD.T).astype(np.float64) / x_ND.shape[1] + 1) ** 3

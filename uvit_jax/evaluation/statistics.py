@@ -1,10 +1,9 @@
-"""What a few seeds allow to be said: means and paired differences with confidence intervals.
+"""Means and paired differences over a few seeds, with confidence intervals.
 
-A mean over n runs has Student's t interval: mean ± t(n - 1) · s / √n. It is exact for normal values
-and any n ≥ 2, and honest about how little two or three seeds tell: at 95 % the factor t is 12.7 for
-n = 2 and 4.3 for n = 3, where a normal law would say 1.96. Runs of one seed share their data's
-order, their noise and the noise of their evaluation, so two variants are compared by the mean of
-their differences seed by seed, from which what they share cancels.
+A mean over n runs has Student's t interval: mean ± t(n - 1) · s / √n, exact for normal values and
+any n ≥ 2. At 95 %, the factor t is 12.7 for n = 2 and 4.3 for n = 3, against 1.96 for a normal
+distribution. Runs of one seed share the order of their data and all noise, so two variants are
+compared by the mean of their paired differences, in which shared effects cancel.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from uvit_jax.errors import UvitError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interval:
-    """mean: of `count` values. low, high: its confidence interval; of one value, both are NaN."""
+    """A mean of `count` values with its confidence interval [low, high], NaN for one value."""
 
     mean: float
     low: float
@@ -28,12 +27,12 @@ class Interval:
 
     @property
     def half_width(self) -> float:
-        """Half of the interval's length; NaN of one value."""
+        """Half of the interval's length; NaN for one value."""
         return (self.high - self.low) / 2
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 lies outside; False of one value."""
+        """Whether 0 lies outside; False for one value."""
         return self.low > 0 or self.high < 0
 
 
@@ -41,15 +40,15 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     """The mean of independent values with Student's t interval (Student 1908).
 
     Args:
-      values: one a seed; at least one.
-      confidence: how often such intervals hold the true mean, in (0, 1).
+      values: one per seed; at least one.
+      confidence: the coverage, in (0, 1).
 
     Raises:
-      UvitError: if there are no values or one is not finite, or of an impossible confidence.
+      UvitError: without values, if one is not finite, or confidence is not in (0, 1).
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise UvitError(f"an interval is of one or more finite values, got {list(values)}")
+        raise UvitError(f"an interval needs one or more finite values, got {list(values)}")
     if not 0 < confidence < 1:
         raise UvitError(f"confidence must lie in (0, 1), got {confidence}")
     count, mean = array.size, float(array.mean())
@@ -63,10 +62,10 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
 def paired_interval(
     values: Mapping[int, float], baseline: Mapping[int, float], *, confidence: float = 0.95
 ) -> Interval | None:
-    """The mean of `values - baseline`, seed by seed, with the t interval of the differences.
+    """The mean of `values - baseline`, paired by seed, with the t interval of the differences.
 
     Args:
-      values, baseline: by seed. Seeds that only one of them has are left out.
+      values, baseline: by seed. Seeds of only one of them are ignored.
 
     Returns:
       The interval, or None if they share no seed.

@@ -1,4 +1,4 @@
-"""What is measured of a trained run: the held-out loss at its checkpoints, samples at its end."""
+"""Measures trained runs: held-out loss at all checkpoints, sample metrics at the last."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.ablation.records import Row
-from experiments.ablation.variants import Job, Plan
+from experiments.ablation.run_records import Measurement
+from experiments.ablation.variants import AblationPlan, AblationRun
 from uvit_jax.data import pipeline
 from uvit_jax.encoders.image_encoder import encoder
 from uvit_jax.errors import UvitError
@@ -26,21 +26,21 @@ from uvit_jax.training.validation import make_validation
 from uvit_jax.training.workdir import Workdir
 
 SAMPLES = "ablation_samples.npz"
-"""In a run's folder: the first of the measured samples, `image` float32 (n, H, W, C)."""
+"""The file of a run's first samples in its workdir: `image` float32 (n, H, W, C)."""
 
 
-class Measure:
-    """Everything that runs are measured against, opened once.
+class RunMeasurer:
+    """Measures runs with one data set, encoder and reference, which are opened once.
 
     Args:
-      plan: the ablation. workdir: its folder, where the reference's statistics are kept.
+      plan: the ablation. workdir: its folder, where the reference statistics are stored.
 
     Raises:
-      UvitError: if the data lack the held-out split, the encoder its weights, or the model draws no
-        pictures to be measured.
+      UvitError: if the held-out split or the encoder's weights are missing, or a model has no
+        image segment.
     """
 
-    def __init__(self, plan: Plan, workdir: Path):
+    def __init__(self, plan: AblationPlan, workdir: Path):
         self._metrics, self._workdir = plan.config.metrics, workdir
         base = parse_run(plan.base)
         self._mesh = make_mesh(base.mesh)
@@ -50,15 +50,15 @@ class Measure:
         self._held_out = pipeline.dataset(held_out)
         if self._held_out.class_names != self._data.class_names:
             raise UvitError(
-                f"the classes of the split {self._metrics.split!r} are not those of "
-                f"{base.data.split!r}; choose another config.metrics.split"
+                f"the splits {self._metrics.split!r} and {base.data.split!r} differ in classes; "
+                "choose another config.metrics.split"
             )
         for name, run in {job.name: job.run for job in plan.jobs}.items():
             model = build(run.model)
             try:
                 check_data(model, self._data)
                 if self._metrics.samples:
-                    image_sets.picture_segment(model)
+                    image_sets.image_segment(model)
             except UvitError as error:
                 raise UvitError(f"{name}: {error}") from None
         self._encoder = self._reference = None
@@ -68,18 +68,18 @@ class Measure:
                 self._encoder = encoder(self._metrics.encoder, weights, self._mesh)
             except UvitError as error:
                 raise UvitError(
-                    f"{error} (or do without samples: --config.metrics.samples=0)"
+                    f"{error} (or skip samples with --config.metrics.samples=0)"
                 ) from None
 
-    def __call__(self, job: Job, path: Path, known: list[Row]) -> list[Row]:
-        """Measures a finished run's averaged parameters.
+    def __call__(self, job: AblationRun, path: Path, known: list[Measurement]) -> list[Measurement]:
+        """Measures a finished run with averaged parameters.
 
         Args:
-          path: its workdir. known: what was measured of it before, at earlier steps.
+          path: its workdir. known: earlier measurements.
 
         Returns:
-          `known`, and `validation_loss` at every checkpoint that it lacks, and the figures of
-          samples at the last. The first samples are written beside them.
+          `known`, `validation_loss` at all further checkpoints, and the sample metrics at the last.
+          The first samples are written to `SAMPLES`.
         """
         metrics, run = self._metrics, job.run
         model = build(run.model)
@@ -95,20 +95,22 @@ class Measure:
         rows = list(known)
         params = None
         for step in Workdir(path).steps:
-            # Others than these were saved because a run was told to stop.
+            # Other checkpoints were written when the run was stopped.
             due = step == run.train.steps or step % run.train.checkpoint_every == 0
             if not due or any(row.step == step for row in known):
                 continue
             _, params = load_workdir(path, step=step, ema=True)
-            rows.append(Row(step=step, metric="validation_loss", value=validate(params)))
+            rows.append(Measurement(step=step, metric="validation_loss", value=validate(params)))
         if metrics.samples:
             if params is None:
                 _, params = load_workdir(path, step=run.train.steps, ema=True)
-            figures = self._figures(job, path, model, params)
-            rows += [Row(step=run.train.steps, metric=k, value=v) for k, v in figures.items()]
+            for name, value in self._sample_metrics(job, path, model, params).items():
+                rows.append(Measurement(step=run.train.steps, metric=name, value=value))
         return sorted(rows, key=lambda row: row.step)
 
-    def _figures(self, job: Job, path: Path, model: Model, params: Params) -> dict[str, float]:
+    def _sample_metrics(
+        self, job: AblationRun, path: Path, model: Model, params: Params
+    ) -> dict[str, float]:
         metrics = self._metrics
         conditional = any(s.role != "noisy" for s in model.layout.inputs)
         conditions = conditions_like(
@@ -119,7 +121,7 @@ class Measure:
             metrics.seed,
         )
         sample = dataclasses.replace(job.run.sample, count=metrics.samples, labels=(), prompts=())
-        drawn = image_sets.drawn(
+        samples = image_sets.of_model(
             model,
             params,
             job.run.diffusion,
@@ -130,47 +132,47 @@ class Measure:
             mesh=self._mesh,
             name=job.title,
         )
-        kept: list[np.ndarray] = []
-        whole = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, P()))
+        first: list[np.ndarray] = []
+        replicate = jax.jit(lambda x: x, out_shardings=NamedSharding(self._mesh, P()))
 
         def batches() -> Iterator[Any]:
-            for batch in drawn.batches():
-                if sum(map(len, kept)) < min(metrics.grid, metrics.samples):
-                    kept.append(jax.device_get(whole(batch)))
+            for batch in samples.batches():
+                if sum(map(len, first)) < min(metrics.grid, metrics.samples):
+                    first.append(jax.device_get(replicate(batch)))
                 yield batch
 
-        watched = dataclasses.replace(drawn, batches=batches)
+        watched = dataclasses.replace(samples, batches=batches)
         features = image_metrics.encode(self._encoder, watched, keep=0)
-        found = image_metrics.figures(self._encoder, features, self._reference_features())
+        values = image_metrics.metrics(self._encoder, features, self._reference_features())
         if jax.process_index() == 0:
-            image = np.concatenate([*kept, np.zeros((0, *model_shape(model)))])[: metrics.grid]
+            image = np.concatenate([*first, np.zeros((0, *model_shape(model)))])[: metrics.grid]
             np.savez_compressed(path / SAMPLES, image=image.astype(np.float32))
-        return found
+        return values
 
     def _reference_features(self) -> image_metrics.Features:
-        """The reference's: given, kept from an earlier start, or computed and kept."""
+        """The reference statistics: from a given file, an earlier start, or computed and stored."""
         if self._reference is None:
             encode, metrics = self._encoder, self._metrics
-            kept = self._workdir / "reference.npz"
-            given = metrics.reference or (kept if kept.exists() else None)
+            stored = self._workdir / "reference.npz"
+            given = metrics.reference or (stored if stored.exists() else None)
             if given:
                 statistics = frechet.read_statistics(given)
                 if statistics.encoder and statistics.encoder != encode.version:
                     raise UvitError(
-                        f"{given} was made with the encoder {statistics.encoder}, not "
-                        f"{encode.version}; give another file or remove it"
+                        f"{given} is of the encoder {statistics.encoder}, not {encode.version}; "
+                        "pass another config.metrics.reference, or remove the file"
                     )
             else:
-                found = image_sets.of_dataset(
+                images = image_sets.of_dataset(
                     self._data, metrics.batch_size, self._mesh, "the reference"
                 )
-                statistics = image_metrics.encode(encode, found, keep=0).statistics
+                statistics = image_metrics.encode(encode, images, keep=0).statistics
                 if jax.process_index() == 0:
-                    frechet.write_statistics(kept, statistics)
+                    frechet.write_statistics(stored, statistics)
             self._reference = image_metrics.Features(statistics)
         return self._reference
 
 
 def model_shape(model: Model) -> tuple[int, ...]:
-    """(H, W, C) of the pictures that a model draws."""
-    return model.layout.by_name[image_sets.picture_segment(model)].shape
+    """The shape (H, W, C) of a model's images."""
+    return model.layout.by_name[image_sets.image_segment(model)].shape

@@ -1,4 +1,4 @@
-"""An ablation's numbers: kept run by run, and written as a long table, a short one and JSON."""
+"""The measurements of an ablation: stored per run, and written as CSV, Markdown and JSON."""
 
 import csv
 import dataclasses
@@ -9,18 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.ablation.variants import Plan
+from experiments.ablation.variants import AblationPlan
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.statistics import Interval, mean_interval, paired_interval
 from uvit_jax.io import write_text
 
 RECORD = "ablation.json"
-"""In a run's folder: its record."""
+"""The file of the record in a run's workdir."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """One measured number of a run: `metric` is `value` at `step`."""
+class Measurement:
+    """One metric of a run at one step."""
 
     step: int
     metric: str
@@ -28,50 +28,50 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
-    """What was measured of a run.
+class RunRecord:
+    """All measurements of a run.
 
     Attributes:
-      params: its number of parameters. seconds: of training, without compilation and measuring.
-      rows: in the order of steps.
+      params: number of parameters. seconds: of training, without compilation and evaluation.
+      rows: the measurements, ascending by step.
     """
 
     params: int
     seconds: float
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
 
     def at(self, step: int) -> dict[str, float]:
         """The metrics at a step."""
         return {row.metric: row.value for row in self.rows if row.step == step}
 
     def write(self, path: Path) -> None:
-        """Writes it into a run's folder."""
+        """Writes it into the workdir of its run."""
         write_text(path / RECORD, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
-def read_record(path: Path) -> Record | None:
-    """The record in a run's folder, None if there is none; UvitError if it is damaged."""
+def read_record(path: Path) -> RunRecord | None:
+    """Reads the record in a run's workdir, None if there is none; UvitError if it is damaged."""
     file = path / RECORD
     if not file.exists():
         return None
     try:
         found = json.loads(file.read_text())
-        rows = tuple(Row(**row) for row in found.pop("rows"))
-        return Record(rows=rows, **found)
+        rows = tuple(Measurement(**row) for row in found.pop("rows"))
+        return RunRecord(rows=rows, **found)
     except (ValueError, KeyError, TypeError) as error:
         raise UvitError(
-            f"{file} is damaged ({error}); remove it, and its run is measured again"
+            f"{file} is damaged ({error}); remove it and rerun to measure the run again"
         ) from None
 
 
-Records = Mapping[tuple[str, int], Record]
-"""By a run's name and seed."""
+RunRecords = Mapping[tuple[str, int], RunRecord]
+"""Records by name and seed of the run."""
 
 COLUMNS = ("group", "variant", "seed", "step", "metric", "value", "params", "seconds")
 
 
-def long_rows(plan: Plan, records: Records) -> list[dict[str, Any]]:
-    """Every number of every run, under each (group, variant) that the run is."""
+def long_rows(plan: AblationPlan, records: RunRecords) -> list[dict[str, Any]]:
+    """All measurements in long format, one row for each (group, variant) of a run."""
     return [
         dict(
             zip(
@@ -90,10 +90,10 @@ def long_rows(plan: Plan, records: Records) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(plan: Plan, records: Records) -> dict[str, dict[str, dict[str, Any]]]:
-    """By group and variant: `params`, `seeds`, `seconds` (mean), and by metric its `mean` at the
-    last step and its paired `difference` to the group's baseline (None for the baseline itself),
-    as `Interval`s."""
+def summarise(plan: AblationPlan, records: RunRecords) -> dict[str, dict[str, dict[str, Any]]]:
+    """By group and variant: `params`, `seeds`, mean `seconds`; by metric the `mean` at the last
+    step and the paired `difference` to the group's baseline (None for the baseline), as
+    `Interval`s."""
     steps = {job.name: job.run.train.steps for job in plan.jobs}
 
     def values(name: str) -> dict[str, dict[int, float]]:
@@ -129,11 +129,11 @@ def summarise(plan: Plan, records: Records) -> dict[str, dict[str, dict[str, Any
     return summary
 
 
-def write(plan: Plan, records: Records, workdir: Path) -> dict[str, Any]:
-    """Writes `results.csv`, `results.json` and `table.md`, each whole or not at all.
+def write_results(plan: AblationPlan, records: RunRecords, workdir: Path) -> dict[str, Any]:
+    """Writes `results.csv`, `results.json` and `table.md`, each atomically.
 
     Returns:
-      What `results.json` holds.
+      The content of `results.json`.
     """
     rows, summary = long_rows(plan, records), summarise(plan, records)
     text = io.StringIO()
@@ -153,20 +153,20 @@ def write(plan: Plan, records: Records, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def table(plan: Plan, summary: Mapping[str, Any], done: int) -> str:
-    """Markdown: a table a group, a row a variant, of losses and Fréchet distances."""
+def table(plan: AblationPlan, summary: Mapping[str, Any], done: int) -> str:
+    """Markdown tables of losses and Fréchet distances, one per group, a row per variant."""
     jobs = len(plan.jobs)
     lines = [
-        f"{done} of {jobs} runs, with up to {plan.config.seeds} seeds. A figure is the mean over "
-        "seeds ± half of its 95 % interval (Student's t); Δ is the mean difference to the "
-        "published choice, paired by seed, with its own interval, bold where that excludes 0. "
-        "Lower is better. results.csv has every number.",
+        f"{done} of {jobs} runs, with up to {plan.config.seeds} seeds. Values are means over "
+        "seeds ± half of the 95 % interval (Student's t); Δ is the mean difference to the "
+        "published variant, paired by seed, with its own interval, bold where that excludes 0. "
+        "Lower is better. results.csv has all measurements.",
     ]
     for group, variants in summary.items():
         measured = {metric for variant in variants.values() for metric in variant["metrics"]}
         names = sorted(filter(_tabled, measured), reverse=True)
         published = plan.config.baseline[group]
-        head = ["variant", "parameters", "seeds", "seconds a run"]
+        head = ["variant", "parameters", "seeds", "seconds per run"]
         head += [title for m in names for title in (m, f"Δ to {published}")]
         lines += ["", f"### {group}", "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
         for variant, found in variants.items():
@@ -192,7 +192,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _shown(interval: Interval | None, *, signed: bool = False) -> str:
-    """`0.0412 ± 0.0007`, with the digits that four in the mean leave."""
+    """`0.0412 ± 0.0007`, with about four significant digits."""
     if interval is None:
         return "–"
     size = max(abs(interval.mean), 0 if math.isnan(interval.low) else interval.half_width)
@@ -203,7 +203,7 @@ def _shown(interval: Interval | None, *, signed: bool = False) -> str:
 
 
 def _json(value: Any) -> Any:
-    """Intervals as dicts, what is unknown as null."""
+    """Intervals as dicts, NaN as null."""
     if isinstance(value, Interval):
         return _json(dataclasses.asdict(value))
     if isinstance(value, Mapping):

@@ -1,9 +1,9 @@
-"""What every arm is asked: worlds as lists of questions, the same ones forever.
+"""The fixed evaluation cases that all methods are compared on.
 
 world = open_world(config, size=32)
-for question in world.questions("identities_2v", Asked(subjects=12)):
-    question.references[s][v], question.prompt, question.seed     # given
-    question.real[s]                                              # what identity is judged by
+for case in world.cases("identities_2v", SettingConfig(subjects=12)):
+    case.references[s][v], case.prompt, case.seed     # the inputs
+    case.real[s]                                      # ground truth of subject s's identity
 """
 
 import dataclasses
@@ -11,26 +11,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.subjects.study_config import DREAMBENCH, Asked, CompareConfig
+from experiments.subjects.study_config import DREAMBENCH, CompareConfig, SettingConfig
 from uvit_jax.data.sources.dreambench import DreamBench
 from uvit_jax.data.sources.worlds import evaluation_sets, random_scenes, scenes
 from uvit_jax.data.sources.worlds.scenes import Scene
 from uvit_jax.data.sources.worlds.worlds import BEHIND, FRONT, Pose, world
-from uvit_jax.errors import UvitError
+from uvit_jax.errors import UvitError, nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Question:
-    """One picture to make, of S subjects.
+class EvaluationCase:
+    """One image to generate, of S subjects.
 
     Attributes:
-      setting, split: where it belongs. views: references of each subject.
-      group: equal in questions about the same subjects. names: of each subject.
-      kinds: each subject's class.
-      prompt: with `@1` … for the subjects. seed: of the noise to start from.
-      references: by subject and view (H, W, 3) in [-1, 1]; captions: what each of them shows.
-      real: by subject (R, H, W, 3), true pictures of it.
-      scene: of a drawn world, what is to be seen.
+      setting, split: of the evaluation. views: references per subject.
+      group: equal for cases of the same subjects. names: of the subjects. kinds: their classes.
+      prompt: names the subjects `@1`, `@2`, … seed: of the initial noise.
+      references: images (H, W, 3) in [-1, 1], by subject and view. captions: of the references.
+      real: ground-truth images (R, H, W, 3), by subject.
+      scene: the ground-truth scene, in procedural worlds.
     """
 
     setting: str
@@ -48,58 +47,58 @@ class Question:
 
     @property
     def subject(self) -> str:
-        """The group's name, by which pictures are clustered."""
+        """The name of the group, the cluster of the bootstrap."""
         return " + ".join(self.names)
 
 
-class Drawn:
-    """Totems or emoji scenes. Pictures have `size` pixels a side."""
+class ProceduralWorld:
+    """Totems or emoji scenes, rendered at `size`×`size` pixels."""
 
     def __init__(self, name: str, size: int):
         self.name, self.size, self.world = name, size, world(name)
         self._portraits: dict[tuple, np.ndarray] = {}
 
-    def questions(self, setting: str, asked: Asked) -> list[Question]:
-        """The questions of a setting, those about one group in a row."""
+    def cases(self, setting: str, config: SettingConfig) -> list[EvaluationCase]:
+        """The cases of a setting; those of one group are consecutive."""
         found = evaluation_sets.cases(
-            self.name, setting, subjects=asked.subjects, prompts=asked.prompts
+            self.name, setting, subjects=config.subjects, prompts=config.prompts
         )
-        return [self._question(case) for case in found]
+        return [self._case(case) for case in found]
 
     def class_captions(self, kind: str, count: int, word: str) -> list[str]:
-        """Captions of pictures of nobody in particular, for prior preservation."""
-        drawn = [
+        """Captions of random images of the class, for prior preservation."""
+        random = [
             random_scenes.draw(self.name, "train", i, subjects=1, views=0, portraits=0.3)
             for i in range(count)
         ]
-        return [scene.caption.replace("@1", word) for scene in drawn]
+        return [scene.caption.replace("@1", word) for scene in random]
 
     def portrait(self, identity: tuple[int, ...], pose: Pose) -> np.ndarray:
-        """A subject as references show it, (H, W, 3)."""
+        """A reference image of a subject, (H, W, 3)."""
         key = (identity, pose)
         if key not in self._portraits:
             self._portraits[key] = scenes.portrait(self.name, identity, pose, self.size)
         return self._portraits[key]
 
     def real(self, identity: tuple[int, ...]) -> np.ndarray:
-        """Portraits in all poses of references, (R, H, W, 3)."""
+        """Reference images in all poses, (R, H, W, 3)."""
         return np.stack([self.portrait(identity, pose) for pose in self.world.reference_poses])
 
-    def oracle(self, question: Question, seed: int) -> np.ndarray:
-        """Another true picture of what a question asks for."""
-        return scenes.render(random_scenes.redraw(question.scene, seed), self.size).image
+    def oracle(self, case: EvaluationCase, seed: int) -> np.ndarray:
+        """Another ground-truth rendering of the case."""
+        return scenes.render(random_scenes.redraw(case.scene, seed), self.size).image
 
-    def impostor(self, question: Question, other: Question, seed: int) -> np.ndarray:
-        """The same scene with the subjects of another question."""
-        scene = question.scene
+    def impostor(self, case: EvaluationCase, other: EvaluationCase, seed: int) -> np.ndarray:
+        """A rendering of the case with the subjects of another case."""
+        scene = case.scene
         for slot, one in enumerate(other.scene.subjects):
             scene = random_scenes.replaced_subject(scene, slot, one.identity)
         return scenes.render(random_scenes.redraw(scene, seed), self.size).image
 
-    def _question(self, case: evaluation_sets.Case) -> Question:
+    def _case(self, case: evaluation_sets.Case) -> EvaluationCase:
         what = evaluation_sets.SETTINGS[case.setting]
         subjects = case.scene.subjects
-        return Question(
+        return EvaluationCase(
             setting=case.setting,
             split=what.split,
             views=len(subjects[0].references),
@@ -127,31 +126,33 @@ class Drawn:
         return random_scenes.portrait_facts(facing).caption.replace("@1", f"@{slot + 1}")
 
 
-class Photographed:
-    """DreamBench's subjects: `identities_{V}v` asks every prompt with the first V photographs."""
+class DreamBenchWorld:
+    """DreamBench: in `identities_{V}v`, the first V photographs of a subject are its references."""
 
     name = DREAMBENCH
 
     def __init__(self, path: str, size: int):
         self.size, self.bench = size, DreamBench(path, image_size=size)
 
-    def questions(self, setting: str, asked: Asked) -> list[Question]:
-        """The questions of a setting. Validation has the last subjects, of 2 views."""
+    def cases(self, setting: str, config: SettingConfig) -> list[EvaluationCase]:
+        """The cases of a setting. Validation takes the last subjects, with 2 views."""
         known = {"identities_1v": 1, "identities_2v": 2, "identities_3v": 3, "validation": 2}
         if setting not in known:
-            raise UvitError(f"DreamBench has the settings {', '.join(known)}, not {setting!r}")
+            raise UvitError(f"DreamBench has no setting {setting!r}{nearest(setting, known)}")
         subjects = list(self.bench.subjects.values())
-        if asked.subjects > len(subjects):
-            raise UvitError(f"{self.bench.path} has {len(subjects)} subjects, not {asked.subjects}")
+        if config.subjects > len(subjects):
+            raise UvitError(
+                f"{self.bench.path} has {len(subjects)} subjects, not {config.subjects}"
+            )
         last = setting == "validation"
-        chosen = subjects[-asked.subjects :] if last else subjects[: asked.subjects]
+        chosen = subjects[-config.subjects :] if last else subjects[: config.subjects]
         found = []
         for group, subject in enumerate(chosen):
             images = subject.images()
             views = min(known[setting], len(images))
-            for number, prompt in enumerate(subject.prompts("@1")[: asked.prompts]):
+            for number, prompt in enumerate(subject.prompts("@1")[: config.prompts]):
                 found.append(
-                    Question(
+                    EvaluationCase(
                         setting=setting,
                         split="validation" if last else "test",
                         views=known[setting],
@@ -171,39 +172,41 @@ class Photographed:
         """DreamBooth's class prompt."""
         return [f"a {kind}"] * count
 
-    def oracle(self, question: Question, seed: int) -> np.ndarray:
-        """Another photograph of the subject, whatever the prompt asks."""
-        rest = question.real[0][len(question.references[0]) :]
-        rest = rest if len(rest) else question.real[0]
+    def oracle(self, case: EvaluationCase, seed: int) -> np.ndarray:
+        """Another photograph of the subject, whatever the prompt."""
+        rest = case.real[0][len(case.references[0]) :]
+        rest = rest if len(rest) else case.real[0]
         return rest[seed % len(rest)]
 
-    def impostor(self, question: Question, other: Question, seed: int) -> np.ndarray:
+    def impostor(self, case: EvaluationCase, other: EvaluationCase, seed: int) -> np.ndarray:
         """A photograph of another subject."""
         return self.oracle(other, seed)
 
 
-World = Drawn | Photographed
+StudyWorld = ProceduralWorld | DreamBenchWorld
 
 
-def open_world(config: CompareConfig, size: int) -> World:
-    """The world of a comparison; UvitError if DreamBench's folder is none."""
-    return Photographed(config.path, size) if config.path else Drawn(config.world, size)
+def open_world(config: CompareConfig, size: int) -> StudyWorld:
+    """The world of a comparison; UvitError if `config.path` is not a DreamBench folder."""
+    return (
+        DreamBenchWorld(config.path, size) if config.path else ProceduralWorld(config.world, size)
+    )
 
 
-def groups(questions: Sequence[Question]) -> list[list[Question]]:
-    """Questions by group, in their order."""
-    found: dict[int, list[Question]] = {}
-    for question in questions:
-        found.setdefault(question.group, []).append(question)
+def grouped(cases: Sequence[EvaluationCase]) -> list[list[EvaluationCase]]:
+    """The cases of each group, in order of first appearance."""
+    found: dict[int, list[EvaluationCase]] = {}
+    for case in cases:
+        found.setdefault(case.group, []).append(case)
     return list(found.values())
 
 
-def nobody(asked: Sequence[Question], word: str) -> list[Question]:
-    """The same questions about nobody in particular, for what the class has become."""
-    return [dataclasses.replace(q, prompt=q.prompt.replace("@1", word)) for q in asked]
+def class_cases(cases: Sequence[EvaluationCase], word: str) -> list[EvaluationCase]:
+    """The same cases with the class word in place of the subject, to measure forgetting."""
+    return [dataclasses.replace(q, prompt=q.prompt.replace("@1", word)) for q in cases]
 
 
-def next_group(questions: Sequence[Question], index: int) -> Question:
-    """The question in the same place of the next group of subjects."""
-    each = sum(q.group == questions[0].group for q in questions)
-    return questions[(index + each) % len(questions)]
+def next_group(cases: Sequence[EvaluationCase], index: int) -> EvaluationCase:
+    """The case at the same index of the next group of subjects."""
+    each = sum(q.group == cases[0].group for q in cases)
+    return cases[(index + each) % len(cases)]

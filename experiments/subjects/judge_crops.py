@@ -1,4 +1,4 @@
-"""Cut-outs of single totems for training and calibrating judges: any side, place and camera."""
+"""Crops of single totems for training and calibrating judges: random pose, position and camera."""
 
 import numpy as np
 
@@ -8,36 +8,36 @@ from uvit_jax.data.sources.worlds import backgrounds, factors, totems
 from uvit_jax.data.sources.worlds.camera import Camera, grid
 
 RESOLUTIONS = (13, 16, 20, 24, 32)
-"""Pixels across a cut-out before it is resized: three subjects in 32² have 13, one has up to 32."""
+"""Sides of crops before resizing: in 32², one of three subjects has 13 pixels, one alone 32."""
 PLAIN = len(backgrounds.NAMES)
 
 
-def cutouts(
+def totem_crops(
     rng: np.random.Generator,
     identity_BF: np.ndarray,
     yaw_B: np.ndarray,
     *,
     resolutions: tuple[int, ...] = RESOLUTIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Totems somewhere in a place, cut out about where they are.
+    """Crops of totems at random positions before random backgrounds.
 
     Args:
       identity_BF: int (B, 8). yaw_B: radians.
-      resolutions: one of them is drawn for every eight cut-outs.
+      resolutions: one is sampled for every eight crops.
 
     Returns:
-      float32 (B, 32, 32, 3) in [-1, 1], and the backgrounds' numbers int32 (B,) in
+      float32 (B, 32, 32, 3) in [-1, 1], and the indices of the backgrounds, int32 (B,), in
       `backgrounds.NAMES`, or `PLAIN`.
     """
     parts = []
     for first in range(0, len(identity_BF), 8):
         some = slice(first, first + 8)
         side = int(rng.choice(resolutions))
-        parts.append(_cutouts(rng, identity_BF[some], yaw_B[some], side))
+        parts.append(_crops_at(rng, identity_BF[some], yaw_B[some], side))
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def _cutouts(rng, identity_BF, yaw_B, side: int) -> tuple[np.ndarray, np.ndarray]:
+def _crops_at(rng, identity_BF, yaw_B, side: int) -> tuple[np.ndarray, np.ndarray]:
     B = len(identity_BF)
     fine_x, fine_y = grid(2 * side)
     half_B = crops.MARGIN * rng.uniform(0.94, 1.08, B)
@@ -54,21 +54,21 @@ def _cutouts(rng, identity_BF, yaw_B, side: int) -> tuple[np.ndarray, np.ndarray
     colour = _halve(colour.reshape(B, 2 * side, 2 * side, 3))
     open_ = 1 - _halve(cover.reshape(B, 2 * side, 2 * side, 1).astype(np.float32))
     ground_B = rng.integers(0, PLAIN + 1, B)
-    # A subject of 13 pixels in a picture of 32 fills 13 / 32 of it, and so does its background.
+    # A subject of 13 pixels in an image of 32 fills 13 / 32 of it, and so does its background.
     x_B, y_B, zoom = rng.uniform(-0.5, 0.5, B), rng.uniform(-0.4, 0.1, B), SIZE / side
     around = [
         Camera(x=float(x), y=float(y), zoom=zoom, roll=float(roll))
         for x, y, roll in zip(x_B, y_B, roll_B, strict=True)
     ]
-    pictures = colour + open_ * empty(rng, ground_B, around, side)
+    images = colour + open_ * empty(rng, ground_B, around, side)
     middle = np.zeros((B, 2))
-    return crops.crop(pictures * 2 - 1, middle, np.ones(B), SIZE), ground_B
+    return crops.crop(images * 2 - 1, middle, np.ones(B), SIZE), ground_B
 
 
 def empty(
     rng: np.random.Generator, ground_B: np.ndarray, cameras: list[Camera], side: int
 ) -> np.ndarray:
-    """Backgrounds with nobody there, float32 (B, side, side, 3) in [0, 1]."""
+    """Backgrounds without a subject, float32 (B, side, side, 3) in [0, 1]."""
     x, y = grid(side)
     names = (*backgrounds.NAMES, backgrounds.PLAIN)
     return np.stack(
@@ -79,17 +79,17 @@ def empty(
     )
 
 
-def empty_cutouts(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Cut-outs of places where nobody is, float32 (B, 32, 32, 3) in [-1, 1]."""
+def empty_crops(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Random crops without a subject, float32 (B, 32, 32, 3) in [-1, 1]."""
     ground_B = rng.integers(0, PLAIN + 1, count)
-    pictures = empty(rng, ground_B, [Camera()] * count, SIZE)
+    images = empty(rng, ground_B, [Camera()] * count, SIZE)
     half_B = rng.uniform(0.35, 0.8, count)
     centre_B2 = rng.uniform(-1, 1, (count, 2)) * (1 - half_B)[:, None]
-    return crops.crop(pictures * 2 - 1, centre_B2, half_B, SIZE)
+    return crops.crop(images * 2 - 1, centre_B2, half_B, SIZE)
 
 
 def yaws(rng: np.random.Generator, factor: str, count: int) -> np.ndarray:
-    """Random yaws from which a factor is visible; two fifths of them are those of references."""
+    """Random yaws from which a factor is visible; 40 % of them are the yaws of references."""
     column = factors.NAMES.index(factor)
     found = np.empty(0)
     while len(found) < count:

@@ -1,10 +1,10 @@
-"""How an arm answers: with the references in its sequence, or fine-tuned to them.
+"""The compared methods: references in the sequence, or fine-tuning on them.
 
-    arm = InContext(network, config)
-    answers = arm(questions)                 # (Q, samples, H, W, C), the questions of one setting
+    method = InContext(network, config)
+    images = method(cases)                 # (Q, samples, H, W, C), Q cases of one setting
 
-Every arm starts a picture from the same noise, which follows from the question's seed and the
-sample's number alone.
+All methods start an image from the same noise, which depends on the case's seed and the index of
+the sample alone.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.subjects.evaluation_cases import EvaluationCase, StudyWorld, grouped
 from experiments.subjects.fusion import fuse, input_moments
-from experiments.subjects.networks import Batched, Network
-from experiments.subjects.questions import Question, World, groups
-from experiments.subjects.study_config import ArmConfig, CompareConfig
+from experiments.subjects.networks import BatchedSampler, TrainedNetwork
+from experiments.subjects.study_config import CompareConfig, MethodConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.cost import forward_cost
@@ -27,89 +27,100 @@ from uvit_jax.training.examples import Examples, Stacked, class_examples, concat
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner, Tuned, tree_index
 
 SAMPLE_STRIDE = 1_000_003
-"""Between the seeds of two samples of a question."""
+"""The difference between the seeds of two samples of a case."""
 
 
-def seeds_of(questions: Sequence[Question], samples: int) -> np.ndarray:
+def seeds_of(cases: Sequence[EvaluationCase], samples: int) -> np.ndarray:
     """Seeds uint32 (Q, samples)."""
-    first = np.array([q.seed for q in questions], np.uint64)[:, None]
+    first = np.array([q.seed for q in cases], np.uint64)[:, None]
     return (first + np.arange(samples, dtype=np.uint64) * SAMPLE_STRIDE).astype(np.uint32)
 
 
 class InContext:
-    """Answers from the references in the sequence, or, with other `references`, what is left
-    without them (`none`) or with those of other subjects (`others`)."""
+    """Samples with the references in the sequence.
 
-    def __init__(self, network: Network, config: CompareConfig, references: str = "own"):
+    Args:
+      references: `own`; or, to measure what they contribute, `none` or those of `others`.
+
+    Raises:
+      UvitError: if the network takes no references.
+    """
+
+    def __init__(self, network: TrainedNetwork, config: CompareConfig, references: str = "own"):
         if not network.in_context:
-            raise UvitError(f"network {network.name} takes no references, and its arm is `context`")
+            raise UvitError(
+                f"network {network.name} takes no references, which method 'context' needs"
+            )
         self.network, self.config, self.references = network, config, references
-        self._drawers: dict[tuple, Batched] = {}
+        self._samplers: dict[tuple, BatchedSampler] = {}
 
-    def __call__(self, questions: Sequence[Question]) -> np.ndarray:
+    def __call__(self, cases: Sequence[EvaluationCase]) -> np.ndarray:
         config, network = self.config, self.network
-        seeds = seeds_of(questions, config.samples).reshape(-1)
-        asked = network.asked(questions, self.references)
-        rows = {k: np.repeat(v, config.samples, axis=0) for k, v in asked.items()}
-        draw = self.drawer(len(questions[0].references), questions[0].views)
-        found = draw(network.params, seeds, rows)
-        return found.reshape(len(questions), config.samples, *found.shape[1:])
+        seeds = seeds_of(cases, config.samples).reshape(-1)
+        conditions = network.case_conditions(cases, self.references)
+        rows = {k: np.repeat(v, config.samples, axis=0) for k, v in conditions.items()}
+        sample = self.sampler(len(cases[0].references), cases[0].views)
+        found = sample(network.params, seeds, rows)
+        return found.reshape(len(cases), config.samples, *found.shape[1:])
 
-    def drawer(self, subjects: int, views: int, cache: str = "when_exact") -> Batched:
-        """Draws pictures of so many references."""
+    def sampler(self, subjects: int, views: int, cache: str = "when_exact") -> BatchedSampler:
+        """The compiled sampler for cases with so many references."""
         bare = self.references == "none"
         key = (0, 0, cache) if bare else (subjects, views, cache)
-        if key not in self._drawers:
+        if key not in self._samplers:
             model = self.network.model_for(*key[:2]) if not bare else self.network.model
             sample = dataclasses.replace(self.network.run.sample, cache_references=cache)
             if bare:
                 model = model.without_references()
                 sample = dataclasses.replace(sample, reference_guidance_scale=0.0)
-            one = jax.vmap(self.network.drawer(model, sample), in_axes=(None, 0, 0))
-            self._drawers[key] = Batched(one, self.config.batch_size)
-        return self._drawers[key]
+            one = jax.vmap(self.network.sampler(model, sample), in_axes=(None, 0, 0))
+            self._samplers[key] = BatchedSampler(one, self.config.batch_size)
+        return self._samplers[key]
 
 
 class Finetuned:
-    """Answers from adapters (or whole networks) of its own for every subject.
+    """Samples with an adapter, or a fully fine-tuned network, of its own for every subject.
 
     Args:
-      recipe: how to fine-tune, its steps the ones that count.
+      recipe: of the fine-tuning; samples are generated after `recipe.steps`.
+
+    Raises:
+      UvitError: if the network takes references.
     """
 
     def __init__(
         self,
-        network: Network,
-        arm: ArmConfig,
+        network: TrainedNetwork,
+        method: MethodConfig,
         config: CompareConfig,
-        world: World,
+        world: StudyWorld,
         recipe: FinetuneConfig,
     ):
         if network.in_context:
             raise UvitError(
-                f"network {network.name} takes references, and its arm fine-tunes; name one "
-                "without them"
+                f"network {network.name} takes references, which method "
+                f"{method.method!r} does not support; name a network without references"
             )
-        self.network, self.arm, self.config, self.world = network, arm, config, world
+        self.network, self.method, self.config, self.world = network, method, config, world
         self.recipe = recipe
         self.seconds: list[float] = []
         self._tuners: dict[int, Finetuner] = {}
-        self._drawers: dict[tuple, Batched] = {}
+        self._samplers: dict[tuple, BatchedSampler] = {}
         self._adapters: dict[tuple, list[Any]] = {}
         self._priors: dict[str, Examples] = {}
 
-    def __call__(self, questions: Sequence[Question], compose: str = "") -> np.ndarray:
-        """The answers (Q, samples, H, W, C); several subjects are composed as asked."""
-        trained = self.trained(questions, compose)[self.recipe.steps]
-        return self.draw(trained, groups(questions))
+    def __call__(self, cases: Sequence[EvaluationCase], compose: str = "") -> np.ndarray:
+        """Images (Q, samples, H, W, C). compose: as `MethodConfig.compose`; "" takes the first."""
+        trained = self.trained(cases, compose)[self.recipe.steps]
+        return self.sample(trained, grouped(cases))
 
     def trained(
-        self, questions: Sequence[Question], compose: str = "", *, steps: Sequence[int] = ()
+        self, cases: Sequence[EvaluationCase], compose: str = "", *, steps: Sequence[int] = ()
     ) -> dict[int, Any]:
-        """What is trained for each group, leaves (G, …): by step, the recipe's and further ones."""
-        compose = compose or self.arm.compose[0]
-        by_group = groups(questions)
-        count = len(questions[0].names)
+        """Trained parameters of each group, leaves (G, …), by step: `recipe.steps` and `steps`."""
+        compose = compose or self.method.compose[0]
+        by_group = grouped(cases)
+        count = len(cases[0].names)
         if count == 1 or compose == "joint":
             return self._trained(
                 {
@@ -121,49 +132,51 @@ class Finetuned:
             )
         return {self.recipe.steps: self._composed(by_group, compose)}
 
-    def examples(self, question: Question, slot: int) -> Examples:
+    def examples(self, case: EvaluationCase, slot: int) -> Examples:
         """One subject's references as training examples."""
-        conditions = self.network.conditions(question.captions[slot])
-        return {"image": np.stack(question.references[slot]), **conditions}
+        conditions = self.network.conditions(case.captions[slot])
+        return {"image": np.stack(case.references[slot]), **conditions}
 
-    def draw(self, trained: Any, by_group: Sequence[Sequence[Question]]) -> np.ndarray:
-        """The answers of each group by what was trained for it, leaves (G, …)."""
-        questions = [q for part in by_group for q in part]
+    def sample(self, trained: Any, by_group: Sequence[Sequence[EvaluationCase]]) -> np.ndarray:
+        """Images (Q, samples, H, W, C) of each group with its trained parameters, leaves (G, …)."""
+        cases = [q for part in by_group for q in part]
         samples = self.config.samples
-        seeds = seeds_of(questions, samples).reshape(len(by_group), -1)
-        conditions = self.network.conditions([q.prompt for q in questions])
+        seeds = seeds_of(cases, samples).reshape(len(by_group), -1)
+        conditions = self.network.conditions([q.prompt for q in cases])
         rows = {
             k: np.repeat(v, samples, axis=0).reshape(*seeds.shape, *v.shape[1:])
             for k, v in conditions.items()
         }
-        found = self.drawer(trained, seeds.shape[1])(self.network.params, trained, seeds, rows)
-        return found.reshape(len(questions), samples, *found.shape[2:])
+        found = self.sampler(trained, seeds.shape[1])(self.network.params, trained, seeds, rows)
+        return found.reshape(len(cases), samples, *found.shape[2:])
 
-    def drawer(self, trained: Any, each: int) -> Batched:
-        """Draws `each` pictures of some subjects."""
+    def sampler(self, trained: Any, each: int) -> BatchedSampler:
+        """The compiled sampler of `each` images for each of several groups."""
         shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(trained))
         key = (shapes, each)
-        if key not in self._drawers:
-            one = self.network.drawer(self.network.model)
+        if key not in self._samplers:
+            one = self.network.sampler(self.network.model)
             attached = self.tuner(self.recipe.steps).attached
 
             def of_subject(params, tree, seeds, conditions):
-                whole = attached(params, tree)
-                return jax.vmap(one, in_axes=(None, 0, 0))(whole, seeds, conditions)
+                adapted = attached(params, tree)
+                return jax.vmap(one, in_axes=(None, 0, 0))(adapted, seeds, conditions)
 
             size = max(1, self.config.batch_size // each)
-            self._drawers[key] = Batched(jax.vmap(of_subject, in_axes=(None, 0, 0, 0)), size)
-        return self._drawers[key]
+            self._samplers[key] = BatchedSampler(
+                jax.vmap(of_subject, in_axes=(None, 0, 0, 0)), size
+            )
+        return self._samplers[key]
 
     def tuner(self, steps: int) -> Finetuner:
-        """Fine-tunes for so many steps by the recipe."""
+        """The recipe's fine-tuner, for so many steps."""
         if steps not in self._tuners:
             recipe = dataclasses.replace(self.recipe, steps=steps)
             self._tuners[steps] = Finetuner(self.network.model, self.network.run.diffusion, recipe)
         return self._tuners[steps]
 
     def prior(self, kinds: Sequence[str]) -> tuple[Stacked, list[int]]:
-        """Pictures of the subjects' classes, which the network itself draws, and whose is whose."""
+        """Sampled class images for prior preservation, and the index of each subject's class."""
         names = list(dict.fromkeys(kinds))
         for kind in names:
             if kind not in self._priors:
@@ -184,7 +197,7 @@ class Finetuned:
 
     @property
     def subject_bytes(self) -> int:
-        """What is kept of a subject, float32."""
+        """Bytes stored for each subject, in float32."""
         start = self.tuner(self.recipe.steps).method.start
         one = jax.eval_shape(
             lambda params: start(jax.random.key(0), params, self.recipe.lora), self.network.params
@@ -193,14 +206,14 @@ class Finetuned:
 
     @property
     def finetune_flops(self) -> float:
-        """Of one subject: its pictures and as many of its class, forward and backward."""
+        """FLOPs for one subject: its images and as many of its class, forward and backward."""
         cost = forward_cost(self.network.run.model).total
         return 6.0 * cost * 2 * self.recipe.batch_size * self.recipe.steps
 
     def _trained(
         self, subjects: dict[str, Examples], kinds: Sequence[str], steps: Sequence[int]
     ) -> dict[int, Any]:
-        """By step what is trained of all subjects, leaves (G, …)."""
+        """The trained parameters of all subjects by step, leaves (G, …)."""
         last = max([self.recipe.steps, *steps])
         tuner, names = self.tuner(last), list(subjects)
         at_once = min(self.config.at_once, len(names))
@@ -226,8 +239,8 @@ class Finetuned:
             for step in {self.recipe.steps, *steps}
         }
 
-    def _composed(self, by_group: Sequence[Sequence[Question]], compose: str) -> Any:
-        """Every group's subjects' adapters as one."""
+    def _composed(self, by_group: Sequence[Sequence[EvaluationCase]], compose: str) -> Any:
+        """The adapters of each group's subjects composed into one."""
         units = {
             f"{i}/{s}": self.examples(part[0], s)
             for i, part in enumerate(by_group)
@@ -235,20 +248,20 @@ class Finetuned:
         }
         kinds = [kind for part in by_group for kind in part[0].kinds]
         key = (by_group[0][0].setting, len(by_group))
-        if key not in self._adapters:  # the sum and the fusion are of the same adapters
+        if key not in self._adapters:  # sum and fusion compose the same adapters
             trained = self._trained(units, kinds, ())[self.recipe.steps]
             self._adapters[key] = [tree_index(trained, i) for i in range(len(units))]
         adapters = self._adapters[key]
-        whole = []
+        composed = []
         each = len(by_group[0][0].names)
         for first in range(0, len(adapters), each):
             own = adapters[first : first + each]
             if compose == "sum":
-                joined = lora.combined(own, [1.0] * each)  # `attached` scales the whole
+                joined = lora.combined(own, [1.0] * each)  # `attached` applies the scale
             else:
                 joined = self._fused(own, list(units.values())[first : first + each])
-            whole.append(joined)
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *whole)
+            composed.append(joined)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *composed)
 
     def _fused(self, adapters: list[Any], examples: list[Examples]) -> Any:
         network = self.network

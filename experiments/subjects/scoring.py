@@ -1,0 +1,326 @@
+"""Scores images of evaluation cases: identity, prompt, and mix-ups between subjects.
+
+scorer = make_scorer(config, world)
+scorer.metrics                 # MetricInfo by name
+scorer(cases, images)          # scores (Q,) by name, NaN where a metric does not apply
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.subjects import crops, multi_subject, totem_judge
+from experiments.subjects.evaluation_cases import EvaluationCase, ProceduralWorld, StudyWorld
+from experiments.subjects.results import MetricInfo
+from experiments.subjects.study_config import CompareConfig
+from uvit_jax.data.sources.worlds import backgrounds, factors, scenes
+from uvit_jax.encoders.image_encoder import encoder
+
+Scores = dict[str, np.ndarray]
+
+
+class TotemScorer:
+    """Scores by both judges of totems, on crops around the positions given by the caption."""
+
+    def __init__(self, world: ProceduralWorld, which: Sequence[int] = (0, 1)):
+        self._judges = {chr(ord("a") + i): totem_judge.load(i) for i in which}
+        splits = factors.identities()
+        gallery = np.concatenate([splits["test"], splits["test_pairs"]])
+        self._gallery = [tuple(map(int, one)) for one in gallery]
+        real = np.concatenate([world.real(one) for one in self._gallery])
+        own = crops.MARGIN * scenes.portrait_place(world.world)["scale"]
+        self._place = (0.0, scenes.portrait_place(world.world)["y"]), own
+        self._own: dict[tuple[str, str], np.ndarray] = {}
+        self._known = {
+            key: self._portraits(judge, real).reshape(len(gallery), -1, totem_judge.EMBEDDING)
+            for key, judge in self._judges.items()
+        }
+        self.metrics = _totem_metrics(self._judges, len(gallery))
+
+    def __call__(self, cases: Sequence[EvaluationCase], images: np.ndarray) -> Scores:
+        """Scores of images (Q, H, W, 3), one per case."""
+        scores: Scores = {name: np.full(len(cases), np.nan) for name in self.metrics}
+        places = [_places(q) for q in cases]
+        owner = np.repeat(np.arange(len(cases)), [len(p) for p in places])
+        cut = crops.crop(
+            images[owner],
+            np.array([centre for p in places for centre, _, _ in p]),
+            np.array([crops.MARGIN * scale for p in places for _, scale, _ in p]),
+            totem_judge.SIZE,
+        )
+        resized = images
+        if images.shape[1] != totem_judge.SIZE:
+            middle = np.zeros((len(images), 2))
+            resized = crops.crop(images, middle, np.ones(len(images)), totem_judge.SIZE)
+        for key, judge in self._judges.items():
+            seen, ground = judge(cut), judge(resized)["background"].argmax(axis=1)
+            for i, case in enumerate(cases):
+                rows = np.flatnonzero(owner == i)
+                slots = np.array([slot for _, _, slot in places[i]])
+                here = {name: value[rows] for name, value in seen.items()}
+                taken = here["present"].argmax(axis=1) == 1
+                right_ground = ground[i] == _ground(case)
+                scores[f"prompt_{key}"][i] = (right_ground + (taken == (slots >= 0)).mean()) / 2
+                own = {name: value[slots >= 0] for name, value in here.items()}
+                self._identity(scores, key, i, case, slots[slots >= 0], own)
+                if key == "a" and len(case.names) > 1:
+                    self._several(scores, i, case, slots, own, taken[slots >= 0])
+        for i, case in enumerate(cases):
+            scores["copy_rate"][i] = _is_copy(case, images[i])
+        return scores
+
+    def _identity(self, scores: Scores, key: str, i: int, case: EvaluationCase, slots, own) -> None:
+        """Compares the crop of each subject with its own portraits and those of all identities."""
+        values = []
+        known = self._known[key].mean(axis=1)  # mean cosine to a set is the cosine to its mean
+        identities = np.array(self._gallery)
+        for row, slot in enumerate(slots):
+            subject = case.scene.subjects[slot]
+            real = self._real(key, case, slot).mean(axis=0)
+            cosine = float(own["embedding"][row] @ real)
+            others = (identities != np.array(subject.identity)).any(axis=1)
+            rivals = known[others] @ own["embedding"][row]
+            measured = case.scene.judged()[slot] | ~case.scene.judged()[slot].any()
+            right = [
+                own[name][row].argmax() == subject.identity[factors.NAMES.index(name)]
+                for name in totem_judge.MEASURED
+                if measured[factors.NAMES.index(name)]
+            ]
+            share = (rivals < cosine).mean()
+            values.append((cosine, rivals.max() < cosine, share, np.mean(right or [np.nan])))
+        for name, value in zip(
+            ("identity", "top1", "verify", "factors"), np.mean(values, axis=0), strict=True
+        ):
+            scores[f"{name}_{key}"][i] = value
+
+    def _several(self, scores: Scores, i: int, case: EvaluationCase, slots, own, taken) -> None:
+        """Mix-ups between the subjects of one image."""
+        real = [self._real("a", case, slot) for slot in range(len(case.names))]
+        place = slots[slots >= 0]
+        boxes_KD, where = own["embedding"][taken], place[taken]
+        similarity = np.stack([boxes_KD @ one.mean(axis=0) for one in real], axis=1)
+        mixed = multi_subject.identities(similarity.reshape(-1, len(real)), where)
+        scores["swapped"][i], scores["missing"][i] = mixed["swapped"], mixed["missing"]
+        names = totem_judge.MEASURED
+        predicted = {name: own[name][taken].argmax(axis=1) for name in names}
+        labels = {
+            name: np.array([s.identity[factors.NAMES.index(name)] for s in case.scene.subjects])
+            for name in names
+        }
+        if len(where):
+            scores["leaked"][i] = multi_subject.leak_rate(predicted, labels, where)
+        scores["detect_and_compare"][i] = multi_subject.detect_and_compare(boxes_KD, real, where)
+
+    def _real(self, key: str, case: EvaluationCase, slot: int) -> np.ndarray:
+        """Embeddings (R, D) of a subject's ground-truth images, cached across cases."""
+        known = (key, case.names[slot])
+        if known not in self._own:
+            self._own[known] = self._portraits(self._judges[key], case.real[slot])
+        return self._own[known]
+
+    def _portraits(self, judge: totem_judge.TotemJudge, images: np.ndarray) -> np.ndarray:
+        """Embeddings of references, (R, D)."""
+        centre, half = self._place
+        count = len(images)
+        cut = crops.crop(
+            images, np.tile(centre, (count, 1)), np.full(count, half), totem_judge.SIZE
+        )
+        return judge(cut)["embedding"]
+
+
+def _totem_metrics(
+    judges: dict[str, totem_judge.TotemJudge], gallery_size: int
+) -> dict[str, MetricInfo]:
+    metrics: dict[str, MetricInfo] = {}
+    for key, judge in judges.items():
+        name, version = key.upper(), judge.name
+        metrics |= {
+            f"identity_{key}": MetricInfo(
+                title=f"Identity ({name})",
+                role="identity",
+                encoder=version,
+                note="cosine to four portraits of the subject, cropped where the caption puts "
+                "it; mean over subjects",
+            ),
+            f"prompt_{key}": MetricInfo(
+                title=f"Prompt ({name})",
+                role="text",
+                encoder=version,
+                note="mean of background accuracy and the share of places that are taken or "
+                "empty as in the caption",
+            ),
+            f"top1_{key}": MetricInfo(
+                title=f"Top-1 ({name})",
+                encoder=version,
+                note=f"nearest of {gallery_size} test identities is the subject's own",
+            ),
+            f"verify_{key}": MetricInfo(
+                title=f"Verification AUC ({name})",
+                encoder=version,
+                note="share of other test identities that are less alike",
+            ),
+            f"factors_{key}": MetricInfo(
+                title=f"Factors ({name})",
+                encoder=version,
+                note=f"accuracy of {', '.join(totem_judge.MEASURED)}, where both the prompted "
+                "pose and a reference show them",
+            ),
+        }
+    metrics |= {
+        "swapped": MetricInfo(
+            title="Swapped", higher_is_better=False, note="of several subjects, judge A"
+        ),
+        "missing": MetricInfo(
+            title="Missing", higher_is_better=False, note="of several subjects, judge A"
+        ),
+        "leaked": MetricInfo(
+            title="Leaked",
+            higher_is_better=False,
+            note="factor values of another subject of the image, judge A",
+        ),
+        "detect_and_compare": MetricInfo(
+            title="Detect and compare", note="MuDI's, 0 if a subject is missing; judge A"
+        ),
+        "copy_rate": _COPIES,
+    }
+    return metrics
+
+
+class EncoderScorer:
+    """Scores by image encoders, on crops of emoji scenes or on whole photographs."""
+
+    def __init__(self, config: CompareConfig, world: StudyWorld):
+        self._world, self._procedural = world, isinstance(world, ProceduralWorld)
+        self._encoders = {name: encoder(name, config.weights.get(name)) for name in config.encoders}
+        self.metrics: dict[str, MetricInfo] = {}
+        crop = "cropped where the caption puts it" if self._procedural else "whole images"
+        for name, encode in self._encoders.items():
+            self.metrics |= {
+                f"identity_{name}": MetricInfo(
+                    title=f"Identity ({encode.title})",
+                    role="identity",
+                    encoder=encode.version,
+                    note=f"cosine, all real × generated pairs, {crop}",
+                ),
+                f"top1_{name}": MetricInfo(
+                    title=f"Top-1 ({encode.title})",
+                    encoder=encode.version,
+                    note="nearest of all subjects of the setting is its own",
+                ),
+            }
+        if self._procedural:
+            self.metrics["prompt"] = MetricInfo(
+                title="Background", role="text", note="nearest of all backgrounds, at the rim"
+            )
+        self.metrics["copy_rate"] = _COPIES
+
+    def __call__(self, cases: Sequence[EvaluationCase], images: np.ndarray) -> Scores:
+        """Scores of images (Q, H, W, 3), one per case."""
+        scores: Scores = {name: np.full(len(cases), np.nan) for name in self.metrics}
+        owner, cut = self._cut(cases, images)
+        real_images = {n: r for q in cases for n, r in zip(q.names, q.real, strict=True)}
+        names = list(real_images)
+        for key, encode in self._encoders.items():
+            seen = _unit(encode.of_images(list(cut)))
+            real = np.stack(
+                [_unit(encode.of_images(list(real_images[name]))).mean(axis=0) for name in names]
+            )
+            cosine = seen @ real.T
+            for i, case in enumerate(cases):
+                rows = np.flatnonzero(owner == i)
+                own = np.array([names.index(name) for name in case.names])
+                here = cosine[rows]
+                scores[f"identity_{key}"][i] = here[np.arange(len(rows)), own].mean()
+                scores[f"top1_{key}"][i] = (here.argmax(axis=1) == own).mean()
+        for i, case in enumerate(cases):
+            scores["copy_rate"][i] = _is_copy(case, images[i])
+            if self._procedural:
+                scores["prompt"][i] = _nearest_ground(images[i]) == case.scene.facts.background
+        return scores
+
+    def _cut(self, cases, images) -> tuple[np.ndarray, np.ndarray]:
+        if not self._procedural:
+            return np.arange(len(images)), images
+        slots = [(i, q, s) for i, q in enumerate(cases) for s in range(len(q.names))]
+        at = [(i, *scenes.spot(q.scene, s)) for i, q, s in slots]
+        owner = np.array([i for i, _, _ in at])
+        centre = np.array([c for _, c, _ in at])
+        half = crops.MARGIN * np.array([h for _, _, h in at])
+        return owner, np.clip(crops.crop(images[owner], centre, half, self._world.size), -1, 1)
+
+
+_COPIES = MetricInfo(
+    title="Copied", higher_is_better=False, note="the whole image equals a reference, by pixels"
+)
+Scorer = TotemScorer | EncoderScorer
+
+
+def make_scorer(config: CompareConfig, world: StudyWorld) -> Scorer:
+    """The scorer of a world; UvitError if its weights are missing."""
+    if config.world == "totems":
+        return TotemScorer(world)
+    return EncoderScorer(config, world)
+
+
+def score_images(scorer: Scorer, cases: Sequence[EvaluationCase], images: np.ndarray) -> Scores:
+    """Scores (Q · samples,) of images (Q, samples, H, W, C); those of a case are consecutive."""
+    repeated = [case for case in cases for _ in range(images.shape[1])]
+    return scorer(repeated, images.reshape(-1, *images.shape[2:]))
+
+
+def tuning_objective(scorer: Scorer, scores: Scores) -> np.ndarray:
+    """The objective of tuning: the mean of identity and prompt-following, (Q,)."""
+    by_role: dict[str, list[np.ndarray]] = {}
+    for name, about in scorer.metrics.items():
+        if about.role != "other":
+            by_role.setdefault(about.role, []).append(scores[name])
+    return np.mean([np.mean(values, axis=0) for values in by_role.values()], axis=0)
+
+
+def _places(case: EvaluationCase) -> list[tuple[tuple[float, float], float, int]]:
+    """The places of a scene: centre, scale, and the slot of the subject there, or -1 if empty."""
+    scene = case.scene
+    places = [(*scenes.spot(scene, slot), slot) for slot in range(len(scene.subjects))]
+    if len(scene.subjects) == 1:
+        (centre, scale, _), mine = places[0], scene.facts.places[0]
+        for place in scenes.PLACES[1]:
+            if place != mine:
+                x = scenes.abscissa(1, place)
+                places.append(((x, centre[1]), scale, -1))
+        # Places overlap their neighbours; only one clear of the subject can be empty.
+        places = [p for p in places if p[2] >= 0 or abs(p[0][0] - centre[0]) > scale]
+    return places
+
+
+def _ground(case: EvaluationCase) -> int:
+    return backgrounds.NAMES.index(case.scene.facts.background)
+
+
+def _is_copy(case: EvaluationCase, image: np.ndarray, tolerance: float = 0.1) -> bool:
+    """Whether the RMS difference to a reference is at most `tolerance`, of pixels in [-1, 1]."""
+    references = np.stack([r for views in case.references for r in views])
+    squares = ((np.asarray(image, np.float32) - references) ** 2).mean(axis=(1, 2, 3))
+    return bool(np.sqrt(squares.min()) <= tolerance)
+
+
+def _nearest_ground(image: np.ndarray) -> str:
+    """The background whose best phase fits the top and side borders best."""
+    from uvit_jax.data.sources.worlds.camera import grid
+
+    side = len(image)
+    rim = np.zeros((side, side), bool)
+    depth = max(1, side // 10)
+    rim[:depth] = rim[:, :depth] = rim[:, -depth:] = True
+    x, y = grid(side)
+    errors = {
+        name: min(
+            np.abs(backgrounds.paint(name, x, y, phase)[rim] * 2 - 1 - image[rim]).mean()
+            for phase in np.arange(8) / 8
+        )
+        for name in backgrounds.NAMES
+    }
+    return min(errors, key=errors.get)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)

@@ -64,7 +64,7 @@ def run(plan: AblationPlan, workdir: Path) -> dict[str, Any] | None:
             continue
         began = time.perf_counter()
         try:
-            if train(job.run, job.raw, path).stopped:
+            if train(job.run, path).stopped:
                 if main:
                     print(f"{line}: stopped and saved; rerun the command to resume")
                 return None

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.diffusion import objective
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.linear import Tapped
 from uvit_jax.models.lora import Adapter, Adapters
 from uvit_jax.models.model import Model, Params
+from uvit_jax.training.loss import corrupt, network_inputs
 
 Moments = Mapping[str, np.ndarray]
 """XᵀX (…, I, I) of a layer's inputs by its path, with the layer axis of its kernel."""
@@ -85,22 +85,11 @@ def input_moments(
 @functools.lru_cache(maxsize=8)
 def _round(model: Model, diffusion: ObjectiveConfig, paths: tuple[str, ...]) -> Callable[..., Any]:
     """The moments of one pass over noised examples, compiled once for all subjects."""
-    layout = model.layout
-    noisy = [s.name for s in layout.noisy]
-    learned = [s.name for s in layout.noisy if s.learned_range]
 
     @jax.jit
     def once(params, examples, key):
-        clean = {name: examples[name] for name in noisy}
-        corrupted = objective.corrupt(
-            key,
-            clean,
-            diffusion,
-            time_keys={s.name: s.time_key for s in layout.noisy},
-            learned_range=learned,
-        )
-        times = {name: corrupted.network_times[name] for name in layout.time_keys}
-        return moments_of(model, params, paths, {**examples, **corrupted.noisy}, times)
+        conditions, corrupted = corrupt(key, model, examples, diffusion)
+        return moments_of(model, params, paths, *network_inputs(model, conditions, corrupted))
 
     return once
 

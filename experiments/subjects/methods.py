@@ -21,8 +21,7 @@ from experiments.subjects.study_config import CompareConfig, MethodConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.cost import forward_cost
-from uvit_jax.sampling.conditions import nulls_of
-from uvit_jax.sampling.sampler import filled
+from uvit_jax.sampling.sampler import padded_rows
 from uvit_jax.training.examples import Examples, Stacked, class_examples, concatenated, stacked
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner, Tuned, tree_index
 
@@ -187,9 +186,10 @@ class Finetuned:
                     self.network.run.diffusion,
                     self.network.run.sample,
                     self.network.conditions(captions),
+                    count=len(captions),
                     batch_size=self.config.batch_size,
                     seed=self.config.seed,
-                    nulls=nulls_of(self.network.model.layout, self.network.vocabulary),
+                    vocabulary=self.network.vocabulary,
                 )
         return stacked({kind: self._priors[kind] for kind in names}), [
             names.index(kind) for kind in kinds
@@ -219,7 +219,7 @@ class Finetuned:
         at_once = min(self.config.at_once, len(names))
         size = max(len(next(iter(examples.values()))) for examples in subjects.values())
         parts: list[Tuned] = []
-        for rows in filled(len(names), at_once):
+        for rows in padded_rows(len(names), at_once):
             chosen = [names[i] for i in rows]
             prior, prior_of = self.prior([kinds[names.index(name)] for name in chosen])
             found = tuner(

@@ -21,8 +21,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.presets.unified import with_references
-from uvit_jax.sampling.conditions import nulls_of
-from uvit_jax.sampling.sampler import SampleConfig, filled, make_sampler
+from uvit_jax.sampling.sampler import SampleConfig, make_sampler, padded_rows
 from uvit_jax.tokens.reference_inputs import reference_inputs
 from uvit_jax.training.run_config import RunConfig, parse_run
 from uvit_jax.training.workdir import Workdir
@@ -62,11 +61,11 @@ class TrainedNetwork:
 
     def conditions(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """Token ids of the prompts by text segment, leaves (Q, …)."""
-        texts = [s for s in self.model.layout.inputs if s.modality == "text"]
+        texts = [s for s in self.model.layout.conditions if s.kind == "text"]
         others = [
             s.name
-            for s in self.model.layout.inputs
-            if s.role == "condition" and s.modality != "text"
+            for s in self.model.layout.conditions
+            if s.role == "condition" and s.kind != "text"
         ]
         if others or not texts:
             raise UvitError(
@@ -101,13 +100,14 @@ class TrainedNetwork:
         The noise depends on the seed alone, not on the rest of the batch.
         """
         sample = self.run.sample if sample is None else sample
-        nulls = nulls_of(model.layout, self.vocabulary)
-        whole = make_sampler(model, self.run.diffusion, sample, nulls)
-        name = next(s.name for s in model.layout.noisy if s.modality == "image")
+        sample_batch = make_sampler(
+            model, self.run.diffusion, sample, batch_size=1, vocabulary=self.vocabulary
+        )
+        name = model.layout.noisy_images[0].name
 
         def one(params: Params, seed: jax.Array, conditions: Conditions) -> jax.Array:
             batch = {key: jnp.asarray(value)[None] for key, value in conditions.items()}
-            return whole(params, jax.random.key(seed), batch)[name][0]
+            return sample_batch(params, jax.random.key(seed), batch)[name][0]
 
         return one
 
@@ -153,7 +153,7 @@ class BatchedSampler:
         """The outputs for all rows, (Q, …). The leaves of `rows` are (Q, …)."""
         count = len(jax.tree.leaves(rows)[0])
         parts = []
-        for chosen in filled(count, self.size):
+        for chosen in padded_rows(count, self.size):
             batch = jax.tree.map(lambda a, c=chosen: np.asarray(a)[c], rows)
             if self._compiled is None:
                 self._compile(params, batch)

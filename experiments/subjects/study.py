@@ -21,7 +21,6 @@ from experiments.subjects.scoring import score_images, tuning_objective
 from experiments.subjects.study_config import CompareConfig, SettingConfig
 from experiments.subjects.tuning import best_setting, tune
 from experiments.subjects.workspace import Workspace
-from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.training.examples import stacked
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner
@@ -74,7 +73,7 @@ class Comparison:
         run = self.space.runs[name]
         if run is None or self.space.ready(name):
             return True
-        if train(run, to_dict(run), self.space.folder(name)).stopped:
+        if train(run, self.space.folder(name)).stopped:
             print(f"network {name}: stopped and saved; rerun the command to resume")
             return False
         jax.clear_caches()

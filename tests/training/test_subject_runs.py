@@ -43,7 +43,7 @@ def run(**data):
 def trained(tmp_path_factory):
     """The workdir of such a run, and its summary."""
     config, workdir = run(max_subjects=2, max_views=2), tmp_path_factory.mktemp("run") / "run"
-    return workdir, train(config, json.loads(json.dumps(to_dict(config))), workdir)
+    return workdir, train(config, workdir)
 
 
 def test_a_world_is_trained_and_drawn(trained):

@@ -35,10 +35,17 @@ def corrupt(
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
 
 
+def network_inputs(
+    model: Model, conditions: Batch, corrupted: Corrupted
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The inputs and times of `Model.apply`."""
+    times = {s.time_key: corrupted.network_times[s.name] for s in model.layout.noisy}
+    return {**conditions, **corrupted.noisy}, times
+
+
 def diffusion_loss(
     model: Model, params: Params, conditions: Batch, corrupted: Corrupted
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Each example's loss, (B,) float32, and the metrics of `objective.example_losses`."""
-    times = {s.time_key: corrupted.network_times[s.name] for s in model.layout.noisy}
-    outputs = model.apply(params, {**conditions, **corrupted.noisy}, times)
+    outputs = model.apply(params, *network_inputs(model, conditions, corrupted))
     return objective.example_losses(outputs, corrupted)

@@ -122,7 +122,7 @@ def test_bad_statistics_are_named(tmp_path):
         np.savez(path, **arrays)
         with pytest.raises(UvitError, match=message):
             read_statistics(path)
-    with pytest.raises(UvitError, match="at least 2 pictures"):
+    with pytest.raises(UvitError, match="at least 2 images"):
         statistics(features(1))
     with pytest.raises(UvitError, match="not finite"):
         Moments.of(np.array([[1.0, np.inf]]))

@@ -1,5 +1,4 @@
-"""The ways to merge a long skip are special cases of the published one, and rotary positions are
-relative."""
+"""The ways to merge a long skip are special cases of the published one."""
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +7,15 @@ import pytest
 
 from uvit_jax import build
 from uvit_jax.errors import UvitError
-from uvit_jax.models.layers import rotary_angles, rotate
 from uvit_jax.models.presets import uvit
 
 WIDTH = 32
 
 
-def model(positions: str = "learned", **options):
+def model(position: str = "learned", **options):
     options = dict(width=WIDTH, depth=4, num_heads=4) | options
     config = uvit.preset("S", (8, 8, 3), patch_size=2, **options)
-    config["segments"]["image"]["positions"] = positions
+    config["segments"]["image"]["position"] = position
     return build(config)
 
 
@@ -57,32 +55,11 @@ def test_no_long_skips_leave_the_number_of_blocks():
     assert model().num_params - model(skip="none").num_params == merging
 
 
-def test_rotary_attention_depends_on_differences_of_places_only():
-    rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.normal(size=(1, 5, 2, 8)), jnp.float32) for _ in range(2))
-    places = rng.integers(0, 9, (5, 2)).astype(np.float32)
-
-    def logits(shift):
-        angles = rotary_angles(places + shift, 8)
-        return jnp.einsum("bnhk,bmhk->bhnm", rotate(q, angles), rotate(k, angles))
-
-    here = logits(np.zeros(2, np.float32))
-    np.testing.assert_allclose(here, logits(np.float32([3, -2])), atol=1e-5)
-    plain = jnp.einsum("bnhk,bmhk->bhnm", q, k)
-    np.testing.assert_allclose(
-        jnp.diagonal(here, axis1=2, axis2=3), jnp.diagonal(plain, axis1=2, axis2=3), atol=1e-5
-    )
-    # Rows and columns turn different pairs, so a transposed place is another place.
-    other = rotary_angles(places[:, ::-1], 8)
-    swapped = jnp.einsum("bnhk,bmhk->bhnm", rotate(q, other), rotate(k, other))
-    assert not np.allclose(here, swapped, atol=1e-2)
-
-
-def test_rotary_positions_tell_patches_apart():
+def test_positions_tell_patches_apart():
     """Without positions a transformer commutes with moving whole patches; with them it does not."""
 
-    def moved(positions):
-        net = model(positions, skip="none", final_conv="none")
+    def moved(position):
+        net = model(position, skip="none", final_conv="none")
         # Large matrices, so that attention is far from uniform.
         params = jax.tree.map(lambda a: 10 * a, net.init(jax.random.key(0)))
         x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 8, 3)), jnp.float32)
@@ -92,9 +69,9 @@ def test_rotary_positions_tell_patches_apart():
 
         return float(jnp.abs(jnp.roll(run(x), 2, axis=2) - run(jnp.roll(x, 2, axis=2))).max())
 
-    assert moved("none") < 1e-3 < 1e-1 < moved("rotary")
+    assert moved("none") < 1e-3 < 1e-1 < moved("rope")
 
 
-def test_a_head_size_that_rotary_positions_cannot_halve_twice():
-    with pytest.raises(UvitError, match=r"head size.*divisible by 4, not 2"):
-        model("rotary", num_heads=16)
+def test_a_head_size_too_small_for_the_axes():
+    with pytest.raises(UvitError, match=r"position='rope'.*head size.*at least 4, not 2"):
+        model("rope", num_heads=16)

@@ -119,7 +119,7 @@ def check(plan: AblationPlan, workdir: Path) -> None:
     for job in plan.jobs:
         path = workdir / job.folder
         try:
-            Workdir(path).check(job.raw)
+            Workdir(path).check(to_dict(job.run))
         except UvitError as error:
             raise UvitError(f"{job.title}: {error}") from None
 

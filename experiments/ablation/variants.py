@@ -89,14 +89,13 @@ class AblationRun:
     Attributes:
       name: of the variant, the same for all seeds; `base` for the base config.
       seed: also in `run`.
-      run, raw: its config, parsed and as plain JSON.
+      run: its config.
       variants: all (group, variant) pairs that have this config.
     """
 
     name: str
     seed: int
     run: RunConfig
-    raw: dict[str, Any]
     variants: tuple[tuple[str, str], ...]
 
     @property
@@ -185,7 +184,6 @@ def make_plan(
     for seed in range(base_run.seed, base_run.seed + ablation.seeds):
         for name, run in runs.items():
             seeded = dataclasses.replace(run, seed=seed)
-            raw = to_dict(seeded)
             variants = tuple(key for key, value in names.items() if value == name)
-            jobs.append(AblationRun(name, seed, seeded, raw, variants))
+            jobs.append(AblationRun(name, seed, seeded, variants))
     return AblationPlan(ablation, to_dict(base_run), tuple(jobs), params, names)

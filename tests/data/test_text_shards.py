@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+import uvit_jax
 from tests.helpers.latent_folders import COUNT, INDEX, NumberedImages, write
 from uvit_jax.data import text_shards
 from uvit_jax.data.batches import batches
@@ -16,7 +17,7 @@ from uvit_jax.data.latent_shards import encode_images
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.sampling.conditions import conditions_like, null, nulls_of
+from uvit_jax.sampling.conditions import conditions_like
 
 SHAPE = (3, 5)
 
@@ -113,9 +114,17 @@ def test_hosts_that_round_differently_share_the_work(tmp_path):
 
 
 def test_conditions_are_read_lazily_and_follow_the_data(data):
-    segment = types.SimpleNamespace(name="text", modality="features", role="condition", shape=SHAPE)
-    layout = types.SimpleNamespace(inputs=[segment], by_name={"text": segment})
-    model = types.SimpleNamespace(layout=layout)
+    image = dict(kind="patches", role="noisy", shape=(2, 2, 4))
+    segments = dict(
+        text=dict(kind="features", shape=SHAPE), time=dict(kind="time", time="image"), image=image
+    )
+    model = uvit_jax.build(
+        dict(
+            sequence=("text", "time", "image"),
+            segments=dict(text=text, time=time, image=image),
+            backbone=dict(width=16, depth=2, num_heads=2),
+        )
+    )
     vocabulary = Vocabulary.from_json(Vocabulary(features=data.features).to_json())
     found = conditions_like(model, data, vocabulary, 2 * COUNT, seed=0)["text"]
     rows, texts = found[np.arange(2 * COUNT)], found.captions()
@@ -123,10 +132,10 @@ def test_conditions_are_read_lazily_and_follow_the_data(data):
     assert sorted(t.split(" ")[0] for t in texts if t) == sorted(
         2 * [str(i) for i in range(COUNT) if i % 3]
     )
-    nulls = nulls_of(layout, vocabulary)
-    assert np.array_equal(null(layout, "text", 2, nulls), np.stack(2 * [encode([""])[0]]))
-    with pytest.raises(UvitError, match="cannot be dropped or guided; train on latents"):
-        null(layout, "text", 2, nulls_of(layout, Vocabulary()))
+    null = model.layout.null("text", 2, vocabulary.null_features)
+    assert np.array_equal(null, np.stack(2 * [encode([""])[0]]))
+    with pytest.raises(UvitError, match=r"'text'.*null.*latents"):
+        model.layout.null("text", 2, Vocabulary().null_features)
     with pytest.raises(UvitError, match=r"config\.data\.features=True"):
         conditions_like(model, types.SimpleNamespace(features=None), vocabulary, 4, seed=0)
 

@@ -9,7 +9,7 @@ from uvit_jax.models.model_config import parse_model
 from uvit_jax.models.presets import dit, uvit
 
 # Bao et al. 2023, table 1 and appendix, 10^9 multiply-accumulates.
-PIXELS = dict(num_classes=1000, null=False, patch_size=4)
+PIXELS = dict(num_classes=1000, null_class=False, patch_size=4)
 UVIT = {
     "CIFAR-10 S/2": (("S", (32, 32, 3)), dict(patch_size=2), 12.2),
     "CelebA-64 S/4": (("S", (64, 64, 3)), dict(patch_size=4), 12.2),

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import uvit_jax
 from uvit_jax.errors import UvitError
-from uvit_jax.models.layers import Attention, CrossAttention
+from uvit_jax.models.layers import Attention, BlockInputs, CrossAttention
 from uvit_jax.models.model_config import BackboneConfig
 from uvit_jax.models.presets.dit import preset as dit
 from uvit_jax.models.presets.uvit import preset as uvit
@@ -29,7 +29,7 @@ def attend(kind, norm, scale, dtype=jnp.float32):
     if kind is Attention:
         kernel = module.qkv.kernel[...]
         module.qkv.kernel[...] = kernel.at[:, :2].multiply(scale)
-        other = None
+        other = BlockInputs()
     else:
         module.q.kernel[...] *= scale
         module.kv.kernel[...] = module.kv.kernel[...].at[:, 0].multiply(scale)

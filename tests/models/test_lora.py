@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import uvit_jax
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
+from uvit_jax.models.linear import product
 from uvit_jax.models.lora import Adapter, LoraConfig
 from uvit_jax.models.presets import dit, uvit
 from uvit_jax.parallel.mesh import AXES
@@ -79,7 +80,7 @@ def test_an_attached_kernel_is_the_formula():
     adapters = {"backbone/attention/qkv": pair}
     merged = lora.merge(params, adapters, 0.5)["backbone"]["attention"]["qkv"]["kernel"]
     attached = lora.attach(params, adapters, 0.5)["backbone"]["attention"]["qkv"]["kernel"]
-    got = attached.dot_general(jnp.asarray(x, jnp.float32), (((1,), (0,)), ((), ())))
+    got = product(jnp.asarray(x, jnp.float32), attached, 1)
     for part in range(3):
         expected = x @ w[:, part].reshape(6, 8) + 0.5 * (x @ a[part]) @ b[part]
         np.testing.assert_allclose(got[:, part].reshape(5, 8), expected, atol=1e-5)

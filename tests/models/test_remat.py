@@ -1,12 +1,14 @@
 """What the backward pass keeps decides its memory, and nothing else."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import uvit_jax
-from uvit_jax.models.model_config import REMATS
+from uvit_jax.models.model_config import Remat
 from uvit_jax.models.presets.uvit import preset
 
 
@@ -14,7 +16,7 @@ from uvit_jax.models.presets.uvit import preset
 def gradients():
     """By policy: temporary bytes of a compiled gradient, and the gradient."""
     found = {}
-    for remat in REMATS:
+    for remat in get_args(Remat):
         config = preset("S", (16, 16, 3), patch_size=2, width=64, depth=6, num_heads=4, remat=remat)
         model = uvit_jax.build(config)
         x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))

@@ -20,9 +20,11 @@ SHAPE = (8, 8, 3)
 
 
 @functools.cache
-def build(style="uvit", subjects=2, views=2, **options):
-    defaults = dict(patch_size=4, max_subjects=3, max_views=3, text_length=6, vocab_size=9)
+def build(style="uvit", subjects=2, views=2, text_enter="", **options):
+    defaults = dict(patch_size=4, max_subjects=3, max_views=3, text=dict(shape=(6,), vocab_size=9))
     defaults |= dict(width=16, depth=2, num_heads=2)
+    if text_enter:
+        defaults["text"]["enter"] = text_enter
     return uvit_jax.build(
         unified.preset(style, SHAPE, subjects=subjects, views=views, **(defaults | options))
     )
@@ -66,7 +68,7 @@ def close(a, b, atol=1e-5):
     np.testing.assert_allclose(a, b, atol=atol * max(1.0, np.abs(a).max()))
 
 
-ROTARY = dict(positions="rotary", offset="diagonal", axes=("segment", "row", "column"), num_heads=1)
+ROTARY = dict(position="rope", offset="diagonal", axes=("segment", "row", "column"), num_heads=1)
 ROTARY |= dict(width=12)
 CASES = {
     "uvit full": dict(style="uvit", visibility="full"),
@@ -135,8 +137,8 @@ def test_what_cannot_be_cached_is_told():
     fails("'text', which enters by 'cross'", style="dit", text_enter="cross")
     fails("no references", subjects=0)
     config = unified.preset("dit", SHAPE, patch_size=4, subjects=1, width=16, depth=2, num_heads=2)
-    config["segments"]["ref_1_1"]["modulated_at"] = "target"
-    with pytest.raises(UvitError, match="'ref_1_1' is modulated by the target's time"):
+    config["segments"]["ref_1_1"]["modulation"] = "time"
+    with pytest.raises(UvitError, match=r"'ref_1_1'.*modulation='clean'"):
         uvit_jax.build(config).cache({}, {})
     model = build()
     inputs, times = example(model)
@@ -217,7 +219,7 @@ def test_a_reference_at_time_zero_does_not_know_the_time():
     """
     zero = build(style="dit", visibility="ref_joint")
     segments = {
-        name: dataclasses.replace(segment, modulated_at="target")
+        name: dataclasses.replace(segment, modulation="time")
         for name, segment in zero.config.segments.items()
     }
     target = uvit_jax.build(dataclasses.replace(zero.config, segments=segments))
@@ -257,8 +259,8 @@ def test_a_layout_of_more_references_is_the_presets(visibility, start):
     def config(subjects, views):
         return unified.preset(
             "uvit", SHAPE, patch_size=4, subjects=subjects, views=views, max_subjects=3,
-            max_views=3, visibility=visibility, text_length=4, vocab_size=9, width=16, depth=2,
-            num_heads=2,
+            max_views=3, visibility=visibility, text=dict(shape=(4,), vocab_size=9), width=16,
+            depth=2, num_heads=2,
         )  # fmt: skip
 
     if start == (1, 1) and visibility == "ref_isolated":

@@ -13,11 +13,11 @@ PUBLISHED = {
     "CIFAR-10 S/2": (preset("S", (32, 32, 3), patch_size=2), 44.26),
     "CelebA-64 S/4": (preset("S", (64, 64, 3), patch_size=4), 44.29),
     "ImageNet-64 M/4": (
-        preset("M", (64, 64, 3), patch_size=4, num_classes=1000, null=False),
+        preset("M", (64, 64, 3), patch_size=4, num_classes=1000, null_class=False),
         130.94,
     ),
     "ImageNet-64 L/4": (
-        preset("L", (64, 64, 3), patch_size=4, num_classes=1000, null=False),
+        preset("L", (64, 64, 3), patch_size=4, num_classes=1000, null_class=False),
         286.83,
     ),
     "ImageNet-256 L/2": (preset("L", (32, 32, 4), patch_size=2, num_classes=1000), 286.76),

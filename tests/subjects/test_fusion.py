@@ -10,7 +10,8 @@ from tests.models.test_lora import close, noise, setup
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
-from uvit_jax.models.linear import Tapped, dot_general
+from uvit_jax.models.linear import Tapped
+from uvit_jax.models.linear import product as matmul
 from uvit_jax.models.lora import Adapter, LoraConfig
 
 LAYER = "backbone/mid_block/mlp/fc1"
@@ -60,11 +61,10 @@ def test_the_gradient_of_a_tap_is_the_moment_of_what_went_in():
     """In a scan over layers, against the inputs written out; the outputs stay as they are."""
     w_LII = jnp.asarray(rng.normal(size=(3, 4, 4)), jnp.float32)
     x_BNI = jnp.asarray(rng.normal(size=(2, 5, 4)), jnp.float32)
-    contract = (((2,), (0,)), ((), ()))
 
     def network(kernels):
         def body(x, kernel):
-            return jnp.tanh(dot_general(x, kernel, contract)), None
+            return jnp.tanh(matmul(x, kernel, 1)), None
 
         return jax.lax.scan(body, x_BNI, kernels)[0]
 

@@ -2,19 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from uvit_jax.config import Config, parse, plain
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.upgrade import upgraded_segment
-from uvit_jax.parallel.attention import implementations
+from uvit_jax.parallel.attention.implementations import Implementation
 from uvit_jax.tokens import modalities  # noqa: F401  # registers the kinds
 from uvit_jax.tokens.layout import Layout
 from uvit_jax.tokens.segment import KINDS, Segment
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "attention", "full"]
-DTYPES, REMATS = get_args(Dtype), get_args(Remat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class BackboneConfig(Config):
         uniform, which is larger for narrow models (DiT).
       modulation: by the segments that enter by `adaln`: `none`, `adaln` (shift and scale) or
         `adaln_zero` (and gates, all initialised to 0).
-      attention: a name in `parallel.attention.implementations.IMPLEMENTATIONS`.
+      attention: see `parallel.attention.implementations.attention`.
       products: how the blocks' matrix products are written: `plain`, over the axes as they are, as
         sharding needs; or `flat`, over all tokens of a batch as rows of one matrix, which is faster
         on XLA's CPU backend (see linear.py).
@@ -72,7 +71,7 @@ class BackboneConfig(Config):
     qk_norm: Literal["none", "rms", "layer"] = "none"
     init: Literal["normal", "xavier"] = "normal"
     modulation: Literal["none", "adaln", "adaln_zero"] = "none"
-    attention: str = "xla"
+    attention: Implementation = "xla"
     products: Literal["plain", "flat"] = "plain"
     scan: bool = True
     unroll: int = 1
@@ -82,7 +81,6 @@ class BackboneConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        implementations.check(self.attention)
         if min(self.width, self.depth, self.num_heads, self.unroll) < 1:
             raise UvitError("width, depth, num_heads and unroll must be at least 1")
         if self.mlp_ratio * self.width < 1 or self.norm_eps <= 0:

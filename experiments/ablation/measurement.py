@@ -120,13 +120,14 @@ class RunMeasurer:
             metrics.samples,
             metrics.seed,
         )
-        sample = dataclasses.replace(job.run.sample, count=metrics.samples, labels=(), prompts=())
+        sample = dataclasses.replace(job.run.sample, labels=(), prompts=())
         samples = image_sets.of_model(
             model,
             params,
             job.run.diffusion,
             sample,
             conditions,
+            count=metrics.samples,
             batch_size=metrics.batch_size,
             seed=metrics.seed,
             mesh=self._mesh,

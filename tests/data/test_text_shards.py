@@ -115,9 +115,7 @@ def test_hosts_that_round_differently_share_the_work(tmp_path):
 
 def test_conditions_are_read_lazily_and_follow_the_data(data):
     image = dict(kind="patches", role="noisy", shape=(2, 2, 4))
-    segments = dict(
-        text=dict(kind="features", shape=SHAPE), time=dict(kind="time", time="image"), image=image
-    )
+    text, time = dict(kind="features", shape=SHAPE), dict(kind="time", time="image")
     model = uvit_jax.build(
         dict(
             sequence=("text", "time", "image"),

@@ -48,6 +48,7 @@ def test_an_unconditional_model_generates_every_sample_once(mesh):
         ObjectiveConfig(),
         config,
         conditions,
+        count=10,
         batch_size=4,
         seed=0,
         mesh=mesh,

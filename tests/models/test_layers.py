@@ -96,5 +96,5 @@ def test_a_model_with_cross_attention_and_its_name():
     model = uvit_jax.build(config)
     assert {"q", "k"} == set(model.abstract_params["backbone"]["blocks"]["cross"]["qk_norm"])
     config["backbone"]["qk_norm"] = "rsm"
-    with pytest.raises(UvitError, match=r"model\.backbone: unknown qk_norm 'rsm'.*'rms'"):
+    with pytest.raises(UvitError, match=r"model\.backbone\.qk_norm='rsm'.*'rms'"):
         uvit_jax.build(config)

@@ -1,7 +1,7 @@
 """docs/changing.md, executed: its blocks are appended to the files that they name, in order.
 
-Then its claims are tested: the new segment kind has gradients, is trained and changes the output; the
-new guidance is the weighted sum of its branches; the new solver has order 2; the new metric is right.
+Then its claims are tested: the new segment kind has gradients, is trained and changes the output;
+the new guidance is the weighted sum of its branches; the new solver has order 2.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def test_the_segment_kind_changes_the_output_and_has_gradients(followed):
     gradients = jax.grad(lambda p: jnp.sum(outputs(p, red) ** 2))(params)
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(gradients["embed"]["segments"]))
     page_config, error = followed["config"], followed["uvit_jax"].UvitError
-    with pytest.raises(error, match="colour.*channels"):
+    with pytest.raises(error, match=r"colour.*channels"):
         colour = dict(kind="colour", channels=4)
         segments = {**page_config["segments"], "colour": colour}
         followed["uvit_jax"].build({**page_config, "segments": segments})

@@ -22,7 +22,7 @@ COLOURS = {
     "label": "#d1495b",
     "text": "#7b9e5f",
     "features": "#7b9e5f",
-    "image": "#4a7fb5",
+    "patches": "#4a7fb5",
 }
 MOST = 6  # squares of a segment
 
@@ -30,15 +30,15 @@ MOST = 6  # squares of a segment
 def configs() -> dict[str, dict[str, Any]]:
     """Model configs by title: presets, and two that are written out."""
     backbone = dict(width=512, depth=12, num_heads=8)
-    patches = dict(modality="image", shape=LATENTS, patch_size=2, final_conv="none")
+    patches = dict(kind="patches", shape=LATENTS, patch_size=2, final_conv="none")
     noisy = dict(role="noisy")
     unidiffuser = dict(
         sequence=("t_image", "t_text", "text", "clip_image", "image"),
         segments=dict(
-            t_image=dict(modality="time", of="image"),
-            t_text=dict(modality="time", of="text"),
-            text=dict(modality="features", shape=(77, 64), **noisy),
-            clip_image=dict(modality="features", shape=(1, 512), time="image", **noisy),
+            t_image=dict(kind="time", time="image"),
+            t_text=dict(kind="time", time="text"),
+            text=dict(kind="features", shape=(77, 64), **noisy),
+            clip_image=dict(kind="features", shape=(1, 512), time="image", **noisy),
             image=patches | noisy,
         ),
         backbone=backbone,
@@ -47,15 +47,16 @@ def configs() -> dict[str, dict[str, Any]]:
     video = dict(
         sequence=("text", "time", "frame_1", *frames),
         segments=dict(
-            text=dict(modality="features", shape=(77, 768)),
-            time=dict(modality="time", of="video"),
+            text=dict(kind="features", shape=(77, 768)),
+            time=dict(kind="time", time="video"),
             frame_1=patches | dict(role="clean"),
             **frames,
         ),
         backbone=backbone,
     )
     options = dict(patch_size=2)
-    references = dict(subjects=2, views=2, text_length=24, vocab_size=2048, **options)
+    text = dict(shape=(24,), vocab_size=2048)
+    references = dict(subjects=2, views=2, text=text, **options)
     return {
         "U-ViT: everything is a token": uvit.preset("L", LATENTS, num_classes=1000, **options),
         "DiT: time and label modulate the blocks": dit.preset("XL", LATENTS, **options),
@@ -71,8 +72,8 @@ def layouts() -> dict[str, Layout]:
 
 
 def squares(layout: Layout, segment: Segment) -> int:
-    """As how many squares a segment is drawn."""
-    return min(layout.count(segment), MOST if len(layout.tokens) < 5 else MOST // 2)
+    """The number of squares that stand for a segment."""
+    return min(segment.num_tokens, MOST if len(layout.tokens) < 5 else MOST // 2)
 
 
 def groups(layout: Layout) -> Mapping[str, list[str]]:
@@ -130,7 +131,7 @@ def row(axis: Any, title: str, layout: Layout) -> None:
         axis.text((start + x) / 2 + 0.6, -1.25, "enter='adaln'", fontsize=7, ha="center")
         x += 3
     for segment in layout.tokens:
-        start, count, shown = x, layout.count(segment), squares(layout, segment)
+        start, count, shown = x, segment.num_tokens, squares(layout, segment)
         for i in range(shown):
             if shown < count and i == shown - 1:
                 axis.text(x + 0.1, 0.3, "…", fontsize=10)
@@ -155,7 +156,7 @@ def square(axis: Any, x: float, segment: Segment) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
-    colour = to_rgb(COLOURS[segment.modality])
+    colour = to_rgb(COLOURS[segment.kind])
     pale = tuple(0.45 * c + 0.55 for c in colour)
     face = colour if segment.role == "clean" else pale
     hatch = "/////" if segment.role == "noisy" else None

@@ -1,9 +1,10 @@
-"""docs/changing.md, followed to the letter: its blocks pasted where it says, run in their order.
+"""docs/changing.md, executed: its blocks are appended to the files that they name, in order.
 
-What it promises is then looked at: the new condition has gradients, is trained, and changes what
-the network says; the new sampler is of order 2; the new metric is computed.
+Then its claims are tested: the new segment kind has gradients, is trained and changes the output;
+the new guidance is the weighted sum of its branches; the new solver has order 2.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,9 @@ import pytest
 from experiments import train
 from tests.helpers import pages, running_pages
 from tests.helpers.running import ROOT
+from tests.helpers.weights import random_params
+from uvit_jax.diffusion.solvers.solve import SamplerConfig
+from uvit_jax.sampling.sampler import make_sampler
 
 PAGE = "docs/changing.md"
 SMALL = (
@@ -38,7 +42,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """What the page's names stand for at its end; the current folder is where it was followed."""
+    """The page's namespace after its last block; the current folder is the one it ran in."""
     blocks = pages.blocks(PAGE)
     namespace = {"__name__": "page"}
     with pytest.MonkeyPatch.context() as patch, running_pages.pasted(blocks):
@@ -52,14 +56,24 @@ def followed(tmp_path_factory):
         yield namespace
 
 
-def test_the_condition_is_trained(followed):
+def test_a_segment_kind_and_a_metric_are_one_file_and_guidance_is_none():
+    files = {"A segment kind": 0, "Guidance": 0, "A metric": 0}
+    lines = pages.read(PAGE).splitlines()
+    for block in pages.blocks(PAGE):
+        titles = [line[3:] for line in lines[: block.line] if line.startswith("## ")]
+        if titles[-1] in files:
+            files[titles[-1]] += bool(block.file)
+    assert files == {"A segment kind": 1, "Guidance": 0, "A metric": 1}
+
+
+def test_the_segment_kind_is_trained(followed):
     model, params = followed["model"], followed["params"]
-    assert [s.modality for s in model.layout.tokens] == ["colour", "time", "image"]
+    assert [s.kind for s in model.layout.tokens] == ["colour", "time", "patches"]
     run = followed["run"]
     assert run.train.steps == 2 and dict(run.train.drop) == {"colour": 0.1}
     rows = Path("workdirs/discs/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2]
-    # The raw parameters, which two steps have moved; the kernel of the new segment among them.
+    # Two steps have changed the raw parameters, the new segment's among them.
     raw = followed["uvit_jax"].load("workdirs/discs", ema=False)[1]
     start = model.init(jax.random.split(jax.random.key(run.seed))[0])
     moved = jax.tree.map(
@@ -71,7 +85,7 @@ def test_the_condition_is_trained(followed):
     assert jax.tree.structure(raw) == jax.tree.structure(params)
 
 
-def test_the_condition_changes_what_the_network_says_and_has_gradients(followed):
+def test_the_segment_kind_changes_the_output_and_has_gradients(followed):
     model, params = followed["model"], followed["params"]
     image = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     times = {"image": jnp.full(2, 0.5)}
@@ -84,36 +98,40 @@ def test_the_condition_changes_what_the_network_says_and_has_gradients(followed)
     assert jnp.abs(outputs(params, red) - outputs(params, blue)).max() > 1e-4
     gradients = jax.grad(lambda p: jnp.sum(outputs(p, red) ** 2))(params)
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(gradients["embed"]["segments"]))
-    with pytest.raises(
-        followed["uvit_jax"].UvitError, match=r"a colour segment needs shape=\(3,\)"
-    ):
-        followed["uvit_jax"].build(
-            followed["config"]
-            | dict(
-                segments={
-                    **followed["config"]["segments"],
-                    "colour": dict(modality="colour", shape=(4,)),
-                }
-            )
-        )
+    page_config, error = followed["config"], followed["uvit_jax"].UvitError
+    with pytest.raises(error, match=r"colour.*channels"):
+        colour = dict(kind="colour", channels=4)
+        segments = {**page_config["segments"], "colour": colour}
+        followed["uvit_jax"].build({**page_config, "segments": segments})
 
 
-def test_the_backbone_mixes_tokens(followed):
-    mixer, inputs = followed["mixer"], followed["inputs"]
-    params = mixer.init(jax.random.key(0))
-    apply = jax.jit(lambda x: mixer.apply(params, inputs | {"image": x}, {"image": jnp.ones(2)}))
-    x = inputs["image"]
-    changed = apply(x.at[:, 0, 0].add(1.0))["image"] - apply(x)["image"]
-    assert jnp.abs(changed[:, -4:, -4:]).max() > 1e-6  # the patch that is furthest away
+def test_guidance_is_the_weighted_sum_of_its_branches(followed):
+    """One Euler step to x0 is linear in the prediction, so samples are weighted as predictions."""
+    run, model = followed["run"], followed["model"]
+    params = random_params(model)
+    sampler = SamplerConfig(name="euler", steps=1)
+    config = dataclasses.replace(run.sample, sampler=sampler, guidance_scale=0.0, clip=0.0)
+
+    def sample(colours, branches=None):
+        options = dict(batch_size=len(colours), branches=branches)
+        sampler = jax.jit(make_sampler(model, run.diffusion, config, **options))
+        return sampler(params, jax.random.key(0), {"colour": colours})["image"]
+
+    colours = followed["colours"]
+    found = sample(colours, followed["away_from"]([1.0, 1.0, 1.0], scale=2.0))
+    expected = 3.0 * sample(colours) - 2.0 * sample(np.ones_like(colours))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - sample(colours)).max() > 1e-2
+    assert followed["guided"].shape == followed["discs"].shape == (3, 16, 16, 3)
 
 
-def test_the_sampler_is_of_order_two(followed):
+def test_the_solver_has_order_two(followed):
     assert followed["error"](16) / followed["error"](32) == pytest.approx(4, rel=0.15)
 
 
-def test_the_metric_is_the_share_that_is_covered(followed):
+def test_the_metric_is_the_share_of_the_reference_near_a_sample(followed):
     assert followed["metrics"]["pixels_coverage"] == 1
-    coverage = followed["report"].coverage
+    coverage = followed["image_metrics"].coverage
     a = np.random.default_rng(0).normal(size=(40, 3))
     assert coverage(a + 1e3, a) == {"coverage": 0.0}
     both = np.concatenate([a, a + 1e3])

@@ -71,7 +71,7 @@ def test_what_is_drawn_is_what_models_are():
     assert [layout.num_tokens for layout in found.values()] == [258, 256, 336, 1305, 1102]
     for layout in found.values():
         shown = [draw_layouts.squares(layout, s) for s in layout.tokens]
-        assert all(1 <= n <= layout.count(s) for n, s in zip(shown, layout.tokens, strict=True))
+        assert all(1 <= n <= s.num_tokens for n, s in zip(shown, layout.tokens, strict=True))
     assert draw_layouts.OUT == ROOT / "docs/images/layouts.png"
 
 

@@ -1,4 +1,4 @@
-"""Runs a page as a reader would: blocks in order, those with a file's name into that file."""
+"""Runs the code of a page: blocks in order, each appended to the file that it names, if any."""
 
 import importlib
 import sys
@@ -10,11 +10,12 @@ from typing import Any
 
 from tests.helpers.pages import Block
 from tests.helpers.running import ROOT
+from uvit_jax.tokens.segment import KINDS
 
 
 def run(block: Block, namespace: dict[str, Any], page: str) -> None:
     """Runs a block in the namespace of its page, or of the module whose file it goes to."""
-    # As many empty lines before it as it has on its page, so that tracebacks tell the line.
+    # As many empty lines before it as on its page, so that tracebacks have the right line.
     code = compile("\n" * (block.line - 1) + block.text, page, "exec", dont_inherit=True)
     if block.not_run:
         return
@@ -34,10 +35,11 @@ def run(block: Block, namespace: dict[str, Any], page: str) -> None:
 
 @contextmanager
 def pasted(blocks: list[Block]) -> Iterator[None]:
-    """Gives the modules that blocks go to back as they were."""
+    """Restores the modules that blocks were appended to, and the table of segment kinds."""
     names = {b.file.removesuffix(".py").replace("/", ".") for b in blocks if b.file}
     names = {name for name in names if name.startswith("uvit_jax.")}
     there = {n: importlib.import_module(n) for n in names if (ROOT / _file(n)).exists()}
+    kinds = dict(KINDS)
     before = {name: dict(vars(module)) for name, module in there.items()}
     tables = {
         (name, key): value.copy()
@@ -55,6 +57,8 @@ def pasted(blocks: list[Block]) -> Iterator[None]:
             table = before[name][key]
             table.clear()
             table.update(value) if isinstance(table, dict) else table.extend(value)
+        KINDS.clear()
+        KINDS.update(kinds)
         for name in names - there.keys():
             sys.modules.pop(name, None)
 

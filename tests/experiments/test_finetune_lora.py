@@ -14,7 +14,7 @@ from uvit_jax.interop import adapters
 
 TEXT = (
     "--config.model.sequence=('time', 'text', 'image')",
-    "--config.model.segments.text={'modality': 'text', 'shape': (16,), 'vocab_size': 2048}",
+    "--config.model.segments.text={'kind': 'text', 'shape': (16,), 'vocab_size': 2048}",
     "--config.data.labels=",
     "--config.data.text=True",
     "--config.data.text_length=16",
@@ -119,7 +119,7 @@ def test_all_parameters_are_a_model_again(workdir, photos, tmp_path):
         (("--images=PHOTOS/red_toy", "--label=cat"), "no label segment"),
         (("--images=PHOTOS/red_toy", "--target=nothing"), "the target 'nothing' is found in no"),
         (("--images=PHOTOS/red_toy", "--method=lara"), "did you mean 'lora'"),
-        (("--images=BROKEN",), r"a picture cannot be opened: .*x\.png"),
+        (("--images=BROKEN",), r"cannot be opened: .*x\.png"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(workdir, photos, tmp_path, args, message):

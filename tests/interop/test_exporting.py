@@ -27,7 +27,7 @@ def small_dit(**kwargs):
 MODELS = {
     "label": small_uvit(),
     "unconditional": small_uvit(num_classes=0),
-    "no null class": small_uvit(null=False),
+    "no null class": small_uvit(null_class=False),
     "time MLP, no convolution": small_uvit(time_mlp=True, final_conv="none"),
     "text": small_uvit(num_classes=0, text_shape=(77, 8)),
     "short text": small_uvit(num_classes=0, text_shape=(5, 8)),
@@ -92,9 +92,9 @@ def changed(config, **segments):
     "config, form, message",
     [
         (
-            changed(small_uvit(num_heads=4), image={"positions": "rotary"}),
+            changed(small_uvit(num_heads=4), image={"position": "rope"}),
             "official",
-            r"no U-ViT.*segments\.image\.positions \('rotary', not 'learned'\)",
+            r"no U-ViT.*segments\.image\.position \('rope', not 'learned'\)",
         ),
         (small_uvit(skip="add"), "official", r"backbone\.skip \('add', not 'concat'\)"),
         (small_uvit(final_conv="before"), "official", r"final_conv \('before', not 'after'\)"),

@@ -42,7 +42,7 @@ def test_published_uvits(name):
     assert found.config.layout().num_tokens == shapes["pos_embed"][1]
     label = found.config.segments.get("label")
     rows = options.get("rows", 0)
-    assert (label.num_classes, label.null) == (1000, rows == 1001) if rows else label is None
+    assert (label.num_classes, label.null_class) == (1000, rows == 1001) if rows else label is None
     assert found.config.segments["image"].shape == (image[0], image[0], image[2])
 
 

@@ -203,6 +203,11 @@ def test_permuted_slots_mean_the_same_to_permuted_parameters():
     assert np.abs(ours - run(params, found, times)["image"]).max() > 1e-3
 
 
+def test_a_misspelt_key_of_the_preset_is_named():
+    with pytest.raises(UvitError, match=r"config\.model\.backbone\.text_length"):
+        build(text_length=4)
+
+
 def test_more_subjects_and_views_than_in_training_fit_the_same_parameters():
     small, large = build(subjects=2, views=1), build(subjects=3, views=3)
     assert jax.tree.map(jnp.shape, small.abstract_params) == jax.tree.map(

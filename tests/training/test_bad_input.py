@@ -36,7 +36,7 @@ CASES = {
     "sequence": (["--config.model.sequence=('label', 'image')"], r"no time segment"),
     "mesh": (["--config.mesh.fsdp=3"], r"config\.mesh .*does not fit 1 devices"),
     "accumulate": (["--config.train.accumulate=5"], r"batch_size=16 is not divisible"),
-    "picture size": (["--config.data.image_size=32"], r"segment 'image' wants"),
+    "picture size": (["--config.data.image_size=32"], r"segment 'image'.*config\.data\.image_size"),
     "classes": (["--config.model.segments.label.num_classes=3"], r"num_classes=3, the data have"),
     "no labels": (["--config.data.labels=''"], r"set config\.data\.labels"),
     "missing set": (

@@ -27,8 +27,7 @@ MODEL = preset(
     patch_size=4,
     subjects=2,
     max_subjects=3,
-    text_length=4,
-    vocab_size=300,
+    text=dict(shape=(4,), vocab_size=300),
     width=16,
     depth=1,
     num_heads=2,
@@ -45,7 +44,9 @@ def run_of(model=MODEL, **overrides):
 
 def test_references_are_lost_alone_and_together():
     present = jnp.ones((4000, 2, 2), bool).at[:, 1, 1].set(False)
-    kept = np.asarray(dropping.keep(jax.random.key(0), present, share=0.25, share_each=0.2))
+    kept = np.asarray(
+        dropping.drop_references(jax.random.key(0), present, share=0.25, share_each=0.2)
+    )
     assert not kept[:, 1, 1].any()  # what was absent stays absent
     kept = kept.reshape(-1, 4)[:, :3]
     assert abs(kept.mean() - 0.75 * 0.8) < 0.02
@@ -87,12 +88,12 @@ def test_places_keep_whose_they_are():
 
 def test_captions_are_renamed_where_there_are_no_references():
     plain = preset(
-        "uvit", (8, 8, 3), patch_size=4, subjects=0, max_subjects=3, text_length=4, vocab_size=40,
-        width=16, depth=2, num_heads=2,
+        "uvit", (8, 8, 3), patch_size=4, subjects=0, max_subjects=3, 
+        text=dict(shape=(4,), vocab_size=40), width=16, depth=2, num_heads=2,
     )  # fmt: skip
     layout = uvit_jax.build(plain).layout
     given = {"text": jnp.tile(jnp.array([10, 7, 20, 0]), (300, 1))}
-    found = dropping.renamed(jax.random.key(0), layout, given, {"text": (10, 20, 30)})
+    found = dropping.rename(jax.random.key(0), layout, given, {"text": (10, 20, 30)})
     text = np.asarray(found["text"])
     assert (text[:, 0] != text[:, 2]).all() and (text[:, [1, 3]] == [7, 0]).all()
     assert set(text[:, 0].tolist()) == {10, 20, 30}
@@ -126,7 +127,7 @@ def test_the_step_drops_references():
     loss = jax.jit(lambda state, batch: step(state, batch)[1]["loss"])
     assert loss(state, batch) == loss(state, other)
     train = dataclasses.replace(run.train, drop_references=0.0, permute_slots=False)
-    kept = dropping.in_training(jax.random.key(0), model.layout, batch, train, {})
+    kept = dropping.drop_conditions(jax.random.key(0), model.layout, batch, train, None, {})
     assert kept.keys() == batch.keys() and kept["refs_present"].all()
     # What the model then makes of them is in tests/models/test_unified.py.
 
@@ -137,5 +138,7 @@ def test_dropping_what_cannot_be_dropped_is_told():
     with pytest.raises(UvitError, match="references are dropped by config"):
         run_of(**{"train.drop.ref_1_1": 0.1})
     plain = preset("uvit", (8, 8, 3), patch_size=4, subjects=0, width=16, depth=2, num_heads=2)
-    with pytest.raises(UvitError, match="need a model with references that are optional"):
+    with pytest.raises(
+        UvitError, match="drop_each_reference need .* optional references"
+    ):
         run_of(plain, **{"train.drop_each_reference": 0.1})

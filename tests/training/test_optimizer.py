@@ -29,8 +29,8 @@ def small(**backbone):
     return build(
         dict(
             segments=dict(
-                time=dict(modality="time", of="image"),
-                image=dict(modality="image", role="noisy", shape=(8, 8, 3), patch_size=4),
+                time=dict(kind="time", time="image"),
+                image=dict(kind="patches", role="noisy", shape=(8, 8, 3), patch_size=4),
             ),
             sequence=("time", "image"),
             backbone=dict(width=32, depth=2, num_heads=2) | backbone,
@@ -109,7 +109,7 @@ def test_the_updates_singular_values_are_alike(params):
 
 
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(UvitError, match=r"unknown optimizer 'moun'.*'muon'"):
+    with pytest.raises(UvitError, match=r"name='moun'.*'muon'"):
         OptimizerConfig(name="moun")
 
 

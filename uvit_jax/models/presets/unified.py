@@ -73,10 +73,11 @@ def preset(
                 f"training, or use fewer {key}"
             )
     if style == "uvit":
-        model = uvit.preset("S", image_shape, patch_size=patch_size, **backbone)
+        model = uvit.preset("S", image_shape, patch_size=patch_size)
     else:
-        model = dit.preset("S", image_shape, patch_size=patch_size, learned_range=False, **backbone)
+        model = dit.preset("S", image_shape, patch_size=patch_size, learned_range=False)
         del model["segments"]["label"]
+    model["backbone"] |= backbone
     time, image = (model["segments"][name] for name in ("time", "image"))
     if position:
         image["position"] = position

@@ -89,7 +89,7 @@ def parser(description: str) -> cli.Parser:
     parser.add_argument("--threads", type=int, default=2, help="for ours and PyTorch")
     parser.add_argument("--pairs", type=int, default=7, help="number of measurements")
     parser.add_argument("--attention", default="blocked", help="ours, see parallel/attention/")
-    parser.add_argument("--products", default="flat", help="ours, see models/kernels.py")
+    parser.add_argument("--products", default="flat", help="ours, see models/linear.py")
     parser.add_argument("--unroll", type=int, default=6, help="ours, blocks per scan iteration")
     return parser
 

@@ -39,8 +39,7 @@ def setup(args) -> tuple[uvit_jax.Model, dict, dict[str, jax.Array]]:
             subjects=args.subjects,
             views=args.views,
             visibility=args.visibility,
-            text_length=16,
-            vocab_size=512,
+            text=dict(shape=(16,), vocab_size=512),
             width=args.width,
             depth=args.depth,
             num_heads=args.width // 32,
@@ -51,13 +50,13 @@ def setup(args) -> tuple[uvit_jax.Model, dict, dict[str, jax.Array]]:
         lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.05, p.dtype), model.abstract_params
     )
     conditions = {}
-    for name, shape in model.layout.input_shapes.items():
+    for name, shape in model.layout.condition_shapes.items():
         size = (args.batch_size, *shape)
         if name == "text":
             conditions[name] = jnp.asarray(rng.integers(1, 512, size), jnp.int32)
         elif name == "refs_present":
             conditions[name] = jnp.ones(size, bool)
-        elif name != "image":
+        else:
             conditions[name] = jnp.asarray(rng.uniform(-1, 1, size), jnp.float32)
     return model, params, conditions
 
@@ -91,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     samplers = {}
     for option in ("never", "always"):
         config = dataclasses.replace(sample, cache_references=option)
-        samplers[option] = jax.jit(make_sampler(model, DIFFUSION, config))
+        samplers[option] = jax.jit(
+            make_sampler(model, DIFFUSION, config, batch_size=args.batch_size)
+        )
 
     def sample_images(option: str) -> tuple[np.ndarray, float]:
         began = time.perf_counter()

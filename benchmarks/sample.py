@@ -29,10 +29,10 @@ def ours(shape: pairs.Shape, params, steps: int, **backbone) -> Callable[[], np.
 
     diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="vp_linear"), prediction="eps")
     config = SampleConfig(sampler=SamplerConfig(name="ddim", steps=steps))
-    sampler = jax.jit(make_sampler(build(shape.ours(**backbone)), diffusion, config))
-    params = jax.tree.map(jnp.asarray, params)
-    key, counted = jax.random.key(pairs.SEED), {"count": jnp.zeros(shape.batch_size)}
-    return lambda: np.asarray(sampler(params, key, counted)["image"])
+    model = build(shape.ours(**backbone))
+    sampler = jax.jit(make_sampler(model, diffusion, config, batch_size=shape.batch_size))
+    params, key = jax.tree.map(jnp.asarray, params), jax.random.key(pairs.SEED)
+    return lambda: np.asarray(sampler(params, key, {})["image"])
 
 
 def theirs(shape: pairs.Shape, module, steps: int) -> Callable[[], np.ndarray]:

@@ -1,23 +1,21 @@
-"""Writes docs/api.md, the public names and what their docstrings say.
+"""Writes docs/api.md: the public names with their signatures and docstrings.
 
-    python tools/api_page.py            # writes the page
-    python tools/api_page.py --check    # only says whether it is up to date; exit status 1 if not
+    python tools/api_page.py
 
-The sources are read, not imported, so that the page is the same on every machine. A name that lacks
-a docstring, or a function with arguments of its own that it does not explain, is an error.
+The page is not committed. The sources are parsed, not imported; a public name without a docstring
+is an error.
 """
 
 import ast
 import inspect
 import re
-import sys
 import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/api.md"
 
-# By heading: what a user calls, a file and its names. Methods are those without an underscore.
+# By heading: files and their public names. Methods are public without a leading underscore.
 PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "The package": (
         ("training/load.py", ("load",)),
@@ -49,9 +47,9 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("sampling/sampler.py", ("SampleConfig", "make_sampler")),
         (
             "sampling/conditions.py",
-            ("conditions_for", "conditions_like", "uniform_labels", "nulls_of"),
+            ("conditions_for", "conditions_like", "uniform_labels"),
         ),
-        ("sampling/decoding.py", ("decoder", "pictures")),
+        ("sampling/decoding.py", ("decoder", "decoded")),
         ("io.py", ("grid", "save_png", "to_uint8")),
     ),
     "Data": (
@@ -98,15 +96,15 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
 }
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
-HEAD = """# The API
+HEAD = """# API
 
-Made from docstrings by `python tools/api_page.py`; do not edit. One capital letter stands for a
-dimension: B batch, N tokens, D width, H heads (or height), K head size, C channels, L layers.
+Generated from docstrings by `python tools/api_page.py`; do not edit. One capital letter stands for
+a dimension: B batch, N tokens, D width, H heads (or height), K head size, C channels, L layers.
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """The page, as Markdown."""
     parts = [HEAD]
     anchors = [f"[{heading}](#{heading.lower().replace(' ', '-')})" for heading in PUBLIC]
     parts.append(" · ".join(anchors) + "\n")
@@ -114,13 +112,13 @@ def page() -> str:
         parts.append(f"## {heading}\n")
         for file, names in files:
             tree = ast.parse((ROOT / "uvit_jax" / file).read_text())
-            there = {node.name: node for node in tree.body if hasattr(node, "name")}
-            parts += [entry(file, there[name]) for name in names]
+            nodes = {node.name: node for node in tree.body if hasattr(node, "name")}
+            parts += [entry(file, nodes[name]) for name in names]
     return "\n".join(parts)
 
 
 def entry(file: str, node: ast.AST) -> str:
-    """A function's or a class's part of the page."""
+    """The entry of a function or class."""
     module = "uvit_jax." + file.removesuffix(".py").replace("/", ".")
     lines = [f"### {title(node, module)}\n", f"`{module}.{node.name}`\n"]
     if isinstance(node, ast.FunctionDef):
@@ -132,8 +130,8 @@ def entry(file: str, node: ast.AST) -> str:
     if init is not None:
         lines.append(f"```python\n{signature(init, node.name)}\n```\n")
     elif fields := [n for n in node.body if isinstance(n, ast.AnnAssign)]:
-        shown = "\n".join(f"    {ast.unparse(n)}" for n in fields)
-        lines.append(f"```python\nclass {node.name}:\n{shown}\n```\n")
+        body = "\n".join(f"    {ast.unparse(n)}" for n in fields)
+        lines.append(f"```python\nclass {node.name}:\n{body}\n```\n")
     lines.append(prose(node, file))
     for method in methods:
         if not method.name.startswith("_") or (method.name == "__call__" and _doc(method)):
@@ -146,15 +144,15 @@ def entry(file: str, node: ast.AST) -> str:
 
 
 def title(node: ast.AST, module: str) -> str:
-    """A heading that no other entry has: presets and the like go by their module's name."""
+    """A unique heading: names that several modules have are qualified with the module's."""
     short = {"preset", "make", "load", "save", "init", "attach", "merge", "spec"}
-    short |= {"loss", "corrupt", "sample", "encode", "metrics", "grid", "pictures", "train"}
+    short |= {"loss", "corrupt", "sample", "encode", "metrics", "grid", "train"}
     last = module.rpartition(".")[2]
     return f"{last}.{node.name}" if node.name in short and node.name != last else node.name
 
 
 def signature(node: ast.FunctionDef, name: str = "") -> str:
-    """`def name(arguments) -> result`, an argument a line where they do not fit one."""
+    """`def name(arguments) -> result`, with one argument per line if it is long."""
     arguments = node.args
     if arguments.args and arguments.args[0].arg in ("self", "cls"):
         arguments.args = arguments.args[1:]
@@ -174,28 +172,28 @@ def _on_one_line(node: ast.FunctionDef) -> str:
 
 
 def _split(arguments: ast.arguments) -> list[str]:
-    """Arguments one by one, with the star where those by keyword begin."""
+    """The source of each argument, with the star before keyword-only ones."""
     empty = dict(posonlyargs=[], kw_defaults=[], defaults=[], kwonlyargs=[])
-    found = []
+    parts = []
     missing = len(arguments.args) - len(arguments.defaults)
     for i, a in enumerate(arguments.args):
         default = arguments.defaults[i - missing : i - missing + 1] if i >= missing else []
-        found.append(ast.arguments(**empty | dict(args=[a], defaults=default)))
+        parts.append(ast.arguments(**empty | dict(args=[a], defaults=default)))
     if arguments.kwonlyargs and not arguments.vararg:
-        found.append(ast.Name("*"))
+        parts.append(ast.Name("*"))
     elif arguments.vararg:
-        found.append(ast.arguments(**empty | dict(args=[], vararg=arguments.vararg)))
+        parts.append(ast.arguments(**empty | dict(args=[], vararg=arguments.vararg)))
     for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         defaults = [default] if default is not None else []
-        found.append(ast.arguments(**empty | dict(args=[a], defaults=defaults)))
+        parts.append(ast.arguments(**empty | dict(args=[a], defaults=defaults)))
     if arguments.kwarg:
-        found.append(ast.arguments(**empty | dict(args=[], kwarg=arguments.kwarg)))
-    texts = [ast.unparse(one) for one in found]
+        parts.append(ast.arguments(**empty | dict(args=[], kwarg=arguments.kwarg)))
+    texts = [ast.unparse(one) for one in parts]
     return [re.sub(r"^(\w+: [^=]+)=", r"\1 = ", text) for text in texts]
 
 
 def prose(node: ast.AST, file: str) -> str:
-    """A docstring as Markdown: its sections become lists.
+    """A docstring as Markdown, with its sections as lists.
 
     Raises:
       SystemExit: if there is none.
@@ -224,40 +222,29 @@ def _items(kind: str, section: str) -> str:
         return " ".join(body.split())
     # A name on a line of its own, or after another's sentence.
     entries = re.split(r"\n(?=\S)|(?<=[.;]) (?=[a-z_\d]+(?:, [a-z_\d]+)*: )", body)
-    found = []
+    items = []
     for text in entries:
         names, colon, meaning = " ".join(text.split()).partition(": ")
         named = ", ".join(f"`{name}`" for name in names.split(", "))
-        found.append(f"- {named}: {meaning}" if colon else f"- {names}")
-    return "\n".join(found)
+        items.append(f"- {named}: {meaning}" if colon else f"- {names}")
+    return "\n".join(items)
 
 
 def _paragraphs(text: str) -> str:
-    """Paragraphs on lines of their own; what is indented stays as it is, as code."""
-    found = []
+    """One line per paragraph; indented text becomes a code block."""
+    paragraphs = []
     for part in text.strip("\n").split("\n\n"):
         if part.startswith(" ") or re.search(r"^    ", part, flags=re.MULTILINE):
-            found.append(f"```\n{inspect.cleandoc(part)}\n```")
+            paragraphs.append(f"```\n{inspect.cleandoc(part)}\n```")
         else:
-            found.append(" ".join(part.split()))
-    return "\n\n".join(part for part in found if part) + "\n"
+            paragraphs.append(" ".join(part.split()))
+    return "\n\n".join(part for part in paragraphs if part) + "\n"
 
 
 def _doc(node: ast.AST) -> str:
     return ast.get_docstring(node) or ""
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command and returns its exit status."""
-    text = page()
-    if "--check" in argv:
-        current = PAGE.exists() and PAGE.read_text() == text
-        print("up to date" if current else "docs/api.md is out of date: python tools/api_page.py")
-        return 0 if current else 1
-    PAGE.write_text(text)
-    print(PAGE)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    PAGE.write_text(page())
+    print(PAGE)

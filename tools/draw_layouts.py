@@ -1,9 +1,8 @@
-"""Draws docs/images/layouts.png: the token sequences of five kinds of model, from real layouts.
+"""Draws docs/images/layouts.png: the token sequences of five models, from their `Layout`s.
 
     python tools/draw_layouts.py
 
-Every square is a token (long segments are cut short and say how many there are). What is drawn is
-read off the `Layout` that a model config makes: order, counts, ways in, roles, who sees whom.
+Every square is a token; long segments are abbreviated and labelled with their number of tokens.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ COLOURS = {
     "features": "#7b9e5f",
     "patches": "#4a7fb5",
 }
-MOST = 6  # squares of a segment
+MAX_SQUARES = 6  # of a segment
 
 
 def configs() -> dict[str, dict[str, Any]]:
@@ -55,8 +54,8 @@ def configs() -> dict[str, dict[str, Any]]:
         backbone=backbone,
     )
     options = dict(patch_size=2)
-    text = dict(shape=(24,), vocab_size=2048)
-    references = dict(subjects=2, views=2, text=text, **options)
+    caption = dict(shape=(24,), vocab_size=2048)
+    references = dict(subjects=2, views=2, text=caption, **options)
     return {
         "U-ViT: everything is a token": uvit.preset("L", LATENTS, num_classes=1000, **options),
         "DiT: time and label modulate the blocks": dit.preset("XL", LATENTS, **options),
@@ -67,34 +66,34 @@ def configs() -> dict[str, dict[str, Any]]:
 
 
 def layouts() -> dict[str, Layout]:
-    """What `configs` make."""
+    """The layouts of `configs`, by title."""
     return {title: parse_model(config).layout() for title, config in configs().items()}
 
 
 def squares(layout: Layout, segment: Segment) -> int:
-    """The number of squares that stand for a segment."""
-    return min(segment.num_tokens, MOST if len(layout.tokens) < 5 else MOST // 2)
+    """How many squares a segment has in the figure."""
+    return min(segment.num_tokens, MAX_SQUARES if len(layout.tokens) < 5 else MAX_SQUARES // 2)
 
 
 def groups(layout: Layout) -> Mapping[str, list[str]]:
-    """The token segments of restricted sight, by whom they see."""
-    found: dict[str, list[str]] = {}
+    """The segments that attend to some segments only, grouped by those."""
+    by_sees: dict[str, list[str]] = {}
     for segment in layout.tokens:
         if segment.sees:
-            found.setdefault(", ".join(segment.sees), []).append(segment.name)
-    return found
+            by_sees.setdefault(", ".join(segment.sees), []).append(segment.name)
+    return by_sees
 
 
 def draw() -> None:
-    """Draws all layouts into one picture."""
+    """Draws all layouts into one figure."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    found = layouts()
-    figure, axes = plt.subplots(len(found), 1, figsize=(9, 6.6))
-    for axis, (title, layout) in zip(axes, found.items(), strict=True):
+    by_title = layouts()
+    figure, axes = plt.subplots(len(by_title), 1, figsize=(9, 6.6))
+    for axis, (title, layout) in zip(axes, by_title.items(), strict=True):
         row(axis, title, layout)
     figure.text(
         0.02,
@@ -131,9 +130,9 @@ def row(axis: Any, title: str, layout: Layout) -> None:
         axis.text((start + x) / 2 + 0.6, -1.25, "enter='adaln'", fontsize=7, ha="center")
         x += 3
     for segment in layout.tokens:
-        start, count, shown = x, segment.num_tokens, squares(layout, segment)
-        for i in range(shown):
-            if shown < count and i == shown - 1:
+        start, count, drawn = x, segment.num_tokens, squares(layout, segment)
+        for i in range(drawn):
+            if drawn < count and i == drawn - 1:
                 axis.text(x + 0.1, 0.3, "…", fontsize=10)
                 x += 0.75
             square(axis, x, segment)

@@ -1,10 +1,10 @@
-"""Runs notebooks of colab/ at their own size and keeps what they print and draw.
+"""Runs the notebooks of colab/ at full size and stores their outputs.
 
     python tools/store_notebooks.py                            # all of them, one after another
-    python tools/store_notebooks.py quickstart --timeout=3600  # seconds a cell
+    python tools/store_notebooks.py quickstart --timeout=3600  # seconds per cell
 
-Each runs in a temporary folder, on whatever devices there are. Of progress bars only the last state
-is kept. A notebook that fails stays as it was.
+Each runs in a temporary folder, on the available devices. Of a progress bar only the last state is
+stored. A notebook that fails is not changed.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import nbclient
 import nbformat
 
 ROOT = Path(__file__).parents[1]
-MOST = 1_500_000  # bytes
-NOISE = re.compile(  # of compilers, kernels and libtpu without a TPU, on stderr
+MAX_BYTES = 1_500_000
+NOISE = re.compile(  # log lines on stderr of compilers, kernels and libtpu without a TPU
     r"[WEI]\d{4} |\[IPKernelApp\]|\s*$|WARNING: Logging before|=== Source Location|\S+\.cc:\d+$"
     r"|Failed to find host bounds"
 )
@@ -35,33 +35,33 @@ def run(name: str, timeout: float) -> nbformat.NotebookNode:
         resources = {"metadata": {"path": folder}}
         nbclient.NotebookClient(notebook, timeout=timeout, resources=resources).execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # when it ran, which differs every time
+        cell.metadata.pop("execution", None)  # timestamps, which differ in every run
         if cell.cell_type == "code":
             cell.outputs = tidy(cell.outputs)
     return notebook
 
 
 def tidy(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Outputs without what carriage returns have overwritten, and with pictures once each."""
-    found: list[nbformat.NotebookNode] = []
+    """Outputs without text that carriage returns overwrote, and with each image once, as PNG."""
+    tidied: list[nbformat.NotebookNode] = []
     for output in outputs:
-        before = found[-1] if found else None
+        before = tidied[-1] if tidied else None
         if output.output_type != "stream":
             if "image/png" in output.get("data", {}):
                 output.data.pop("image/jpeg", None)
-            found.append(output)
+            tidied.append(output)
         elif before and before.output_type == "stream" and before.name == output.name:
-            before.text += output.text  # a bar's states come one by one
+            before.text += output.text  # a progress bar's states are separate outputs
         else:
-            found.append(output)
-    for output in found:
+            tidied.append(output)
+    for output in tidied:
         if output.output_type == "stream":
-            # Lines end in \n alone here: a bar's states are parts of one line.
+            # Only \n ends a line: a progress bar's states are parts of one line.
             lines = [line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n")]
             if output.name == "stderr":
                 lines = [line for line in lines if not NOISE.match(line)]
             output.text = "\n".join(lines).strip("\n") + "\n"
-    return [o for o in found if o.output_type != "stream" or o.text.strip()]
+    return [o for o in tidied if o.output_type != "stream" or o.text.strip()]
 
 
 def main() -> int:
@@ -70,14 +70,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = sorted(path.stem for path in (ROOT / "colab").glob("*.ipynb"))
-    parser.add_argument("names", nargs="*", default=known, help="default all")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds a cell")
+    parser.add_argument("names", nargs="*", default=known, help="default: all")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds per cell")
     args = parser.parse_args()
     for name in args.names:
         began = time.perf_counter()
         text = nbformat.writes(run(name, args.timeout)) + "\n"
-        if len(text.encode()) > MOST:
-            print(f"{name}: {len(text.encode())} bytes are more than {MOST}; nothing was changed")
+        if len(text.encode()) > MAX_BYTES:
+            print(f"{name}: {len(text.encode())} bytes are more than {MAX_BYTES}; not stored")
             return 1
         (ROOT / "colab" / f"{name}.ipynb").write_text(text)
         print(f"{name}: {len(text.encode())} bytes, {time.perf_counter() - began:.0f} s")

@@ -1,4 +1,4 @@
-"""The notebooks, run from top to bottom at their small size, as a reader on a laptop would."""
+"""The notebooks run from top to bottom at their small size."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def test_it_runs(name, tmp_path, monkeypatch):
         for output in cell.get("outputs", ())
         if output.output_type == "stream"
     )
-    assert "jax " in printed  # the devices were told
+    assert "jax " in printed  # the devices and the version
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -46,7 +46,7 @@ def test_it_can_be_opened_and_read(name):
     assert f"colab.research.google.com/github/uvit-jax/uvit_jax/blob/main/colab/{name}" in first
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert "visualize_array_sharding" in code and 'get("UVIT_JAX_NOTEBOOK") == "small"' in code
-    # What a reader wants to see is stored, by tools/store_notebooks.py, and no error with it.
+    # Outputs are stored by tools/store_notebooks.py.
     stored = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert stored and all(output.output_type != "error" for output in stored)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")

@@ -1,4 +1,4 @@
-"""README.md and docs/*.md: code runs, commands parse, links lead somewhere, pictures are there."""
+"""README.md and docs/*.md: code runs, commands parse, links and images exist."""
 
 import json
 import re
@@ -14,7 +14,6 @@ from tests.helpers.running import ROOT
 
 RUN = [p for p in pages.PAGES if any(b.kind == "python" for b in pages.blocks(p))]
 RUN.remove("docs/changing.md")  # test_changing.py runs that
-RUN.remove("docs/api.md")  # signatures, made from the code
 
 
 @pytest.mark.parametrize("page", RUN)
@@ -42,7 +41,7 @@ def test_links_lead_somewhere(page):
             continue
         file, _, anchor = link.partition("#")
         target = (ROOT / page).parent / file if file else ROOT / page
-        assert target.exists(), f"{page} links to {link}, which is not there"
+        assert target.exists(), f"{page} links to {link}, which does not exist"
         if anchor:
             assert anchor in pages.anchors(target), f"{page} links to {link}: no such heading"
         if target.suffix == ".png":
@@ -51,37 +50,37 @@ def test_links_lead_somewhere(page):
 
 def test_the_index_has_every_page_and_every_notebook():
     linked = {(ROOT / "docs" / link).resolve() for link in pages.links("docs/README.md")}
-    there = {p for p in (ROOT / "docs").glob("*.md") if p.name != "README.md"}
-    assert {*there, *(ROOT / "colab").glob("*.ipynb")} <= linked
+    existing = {ROOT / "docs" / Path(page).name for page in pages.PAGES} - {ROOT / "docs/README.md"}
+    assert {*existing, *(ROOT / "colab").glob("*.ipynb")} <= linked
 
 
-def test_other_files_that_pages_name_are_there():
-    """Names in backticks such as `uvit_jax/models/presets/uvit.py`, from the root."""
+def test_other_files_that_pages_name_exist():
+    """Paths in backticks such as `uvit_jax/models/presets/uvit.py`, relative to the root."""
     for page in pages.PAGES:
         text = re.sub(r"```.*?```", "", pages.read(page), flags=re.DOTALL)
         for name in re.findall(r"`((?:uvit_jax|configs|experiments|tests|tools)/[\w/.]*)`", text):
-            assert Path(ROOT / name).exists(), f"{page} names {name}, which is not there"
+            assert Path(ROOT / name).exists(), f"{page} names {name}, which does not exist"
 
 
-def test_what_is_drawn_is_what_models_are():
+def test_the_figure_of_layouts_shows_every_segment():
     from tools import draw_layouts
 
-    found = draw_layouts.layouts()
-    assert found.keys() == draw_layouts.configs().keys() and len(found) == 5
-    assert [layout.num_tokens for layout in found.values()] == [258, 256, 336, 1305, 1102]
-    for layout in found.values():
-        shown = [draw_layouts.squares(layout, s) for s in layout.tokens]
-        assert all(1 <= n <= s.num_tokens for n, s in zip(shown, layout.tokens, strict=True))
-    assert draw_layouts.OUT == ROOT / "docs/images/layouts.png"
+    layouts = draw_layouts.layouts()
+    assert [layout.num_tokens for layout in layouts.values()] == [258, 256, 336, 1305, 1102]
+    for layout in layouts.values():
+        for segment in layout.tokens:
+            assert 1 <= draw_layouts.squares(layout, segment) <= segment.num_tokens
 
 
-def test_the_api_page_is_up_to_date():
+def test_the_api_page_has_every_public_name():
+    """`page` raises SystemExit for a name without a docstring, KeyError for one that is gone."""
     from tools import api_page
 
-    current = api_page.page() == pages.read("docs/api.md")
-    assert current, "run python tools/api_page.py"
+    headings = re.findall(r"^### (?:\w+\.)?(\w+)$", api_page.page(), flags=re.MULTILINE)
+    public = [name for files in api_page.PUBLIC.values() for _, names in files for name in names]
+    assert headings == public
 
 
-def test_results_that_pages_keep_are_readable():
+def test_results_files_are_readable():
     lines = (ROOT / "docs/scaling/capacity.jsonl").read_text().splitlines()
     assert lines and all(json.loads(line) for line in lines)

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from tests.helpers.running import ROOT
 
-PAGES = sorted(["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+GENERATED = "api.md"  # by tools/api_page.py; not committed
+PAGES = sorted(
+    ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md") if p.name != GENERATED)]
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A piece of code on a page.
+    """A code block of a page.
 
     Attributes:
-      line: of the page, from 1. text: the code.
-      kind: `python`, `shell` (indented, or fenced as such), or the fence's word.
-      file: the file that it goes to the end of, by its first line; "" for none.
+      line: its line number on the page, from 1. text: the code.
+      kind: `python`, `shell` (indented, or fenced as such), or the fence's language.
+      file: the file that it is appended to, from its first line; "" for none.
       not_run: why it is not run, from a comment `<!-- not run: … -->` before it; "" if it is.
     """
 
@@ -64,8 +67,8 @@ def _block(line: int, lines: list[str], kind: str, reason: str) -> Block:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands `python -m experiments.…` in a text, split into words, with what is behind `|`,
-    `&&` and `#` left out; also what a launch script would run."""
+    """The commands `python -m experiments.…` in a text, split into words, up to `|`, `&&` or `#`;
+    also the commands that launch scripts run."""
     joined = re.sub(r"\\\s*\n\s*", " ", text)
     found = []
     for line in joined.splitlines():
@@ -81,7 +84,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def links(page: str) -> list[str]:
-    """The targets of a page's links and pictures, code left out."""
+    """The targets of a page's links and images, outside code."""
     text = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
     return re.findall(r"\]\(([^)\s]+)\)", text)
 

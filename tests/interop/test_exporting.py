@@ -72,7 +72,7 @@ def test_segments_may_have_other_names(tmp_path):
     config = small_uvit()
     names = {"time": "when", "image": "x", "label": "kind"}
     segments = {names[k]: dict(s) for k, s in config["segments"].items()}
-    segments["when"]["of"] = "x"
+    segments["when"]["time"] = "x"
     renamed = {**config, "segments": segments, "sequence": ("kind", "when", "x")}
     model = uvit_jax.build(renamed)
     params = random_params(model)

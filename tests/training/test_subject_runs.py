@@ -124,6 +124,8 @@ def test_samples_of_the_datas_references_are_measured(trained, tmp_path):
 
 def test_slots_that_the_data_do_not_fill_are_told(tmp_path):
     config = run(max_subjects=2, max_views=3)
-    with pytest.raises(UvitError, match=r"2 subjects × 2 views.*2 × 3; set config\\.data\\.max_subjects"):
+    with pytest.raises(
+        UvitError, match=r"2 subjects × 2 views.*2 × 3; set config\\.data\\.max_subjects"
+    ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -138,5 +138,5 @@ def test_dropping_what_cannot_be_dropped_is_told():
     with pytest.raises(UvitError, match="references are dropped by config"):
         run_of(**{"train.drop.ref_1_1": 0.1})
     plain = preset("uvit", (8, 8, 3), patch_size=4, subjects=0, width=16, depth=2, num_heads=2)
-    with pytest.raises(UvitError, match="drop_each_reference need .* optional references"):
+    with pytest.raises(UvitError, match=r"drop_each_reference need .* optional references"):
         run_of(plain, **{"train.drop_each_reference": 0.1})

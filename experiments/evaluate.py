@@ -204,7 +204,7 @@ def _reference(
             raise UvitError(
                 f"{path} has statistics of the encoder {statistics.encoder}, not {encode.version}"
             )
-        return image_metrics.Features(statistics), {**source, "sha256": sha256(path)}
+        return image_metrics.ImageFeatures(statistics), {**source, "sha256": sha256(path)}
     else:
         found = image_sets.of_file(path, args.batch_size, mesh, image_size=args.image_size)
         if path.is_file():

@@ -81,7 +81,7 @@ PUBLIC: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "Evaluation": (
         ("encoders/image_encoder.py", ("encoder", "Encoder")),
         ("evaluation/image_sets.py", ("ImageSet", "of_file", "of_array", "of_dataset")),
-        ("evaluation/image_metrics.py", ("encode", "metrics", "Features")),
+        ("evaluation/image_metrics.py", ("encode", "metrics", "ImageFeatures")),
         ("evaluation/frechet.py", ("frechet_distance", "Statistics", "read_statistics")),
         ("evaluation/precision_recall.py", ("precision_recall",)),
         ("evaluation/scores.py", ("inception_score", "kernel_distance")),

@@ -150,7 +150,7 @@ class RunMeasurer:
             np.savez_compressed(path / SAMPLES, image=image.astype(np.float32))
         return values
 
-    def _reference_features(self) -> image_metrics.Features:
+    def _reference_features(self) -> image_metrics.ImageFeatures:
         """The reference statistics: from a given file, an earlier start, or computed and stored."""
         if self._reference is None:
             encode, metrics = self._encoder, self._metrics
@@ -170,7 +170,7 @@ class RunMeasurer:
                 statistics = image_metrics.encode(encode, images, keep=0).statistics
                 if jax.process_index() == 0:
                     frechet.write_statistics(stored, statistics)
-            self._reference = image_metrics.Features(statistics)
+            self._reference = image_metrics.ImageFeatures(statistics)
         return self._reference
 
 

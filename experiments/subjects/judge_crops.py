@@ -5,7 +5,7 @@ import numpy as np
 from experiments.subjects import crops
 from experiments.subjects.totem_judge import SIZE
 from uvit_jax.data.sources.worlds import backgrounds, factors, totems
-from uvit_jax.data.sources.worlds.camera import Camera, grid
+from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 
 RESOLUTIONS = (13, 16, 20, 24, 32)
 """Sides of crops before resizing: in 32², one of three subjects has 13 pixels, one alone 32."""

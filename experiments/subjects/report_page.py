@@ -12,7 +12,7 @@ from experiments.subjects import report_plots as plots
 from experiments.subjects import report_summary as summary
 from experiments.subjects import report_tables as tables
 from experiments.subjects.results import Manifest, Score
-from experiments.subjects.sample_grids import SampleGrid, grid_html
+from experiments.subjects.sample_grids import ReportGrid, grid_html
 from uvit_jax.errors import UvitError
 
 CSS = """
@@ -79,7 +79,7 @@ pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); 
 """The style sheet: light or dark like the reader's system, from 320 pixels of width."""
 
 
-def page(rows: Sequence[Score], manifest: Manifest, grids: Sequence[SampleGrid] = ()) -> str:
+def page(rows: Sequence[Score], manifest: Manifest, grids: Sequence[ReportGrid] = ()) -> str:
     """Renders the report.
 
     Args:
@@ -123,7 +123,7 @@ def page(rows: Sequence[Score], manifest: Manifest, grids: Sequence[SampleGrid] 
     )
 
 
-def _check(rows: Sequence[Score], manifest: Manifest, grids: Sequence[SampleGrid]) -> None:
+def _check(rows: Sequence[Score], manifest: Manifest, grids: Sequence[ReportGrid]) -> None:
     if not rows:
         raise UvitError("there are no results to report; run the comparison first")
     methods = {row.method for row in rows}

@@ -32,7 +32,7 @@ class SampleRow:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class SampleGrid:
+class ReportGrid:
     """Rows of samples under one title, with a sentence about them."""
 
     title: str
@@ -45,7 +45,7 @@ def grids(
     images: Mapping[tuple[str, str], np.ndarray],
     order: Iterable[str],
     subjects: int = 8,
-) -> list[SampleGrid]:
+) -> list[ReportGrid]:
     """References beside the samples of every method, for the first subjects of each setting."""
     found, order = [], list(order)
     for setting, cases in settings.items():
@@ -67,11 +67,11 @@ def grids(
         if rows:
             note = "The first subjects of the setting and their first case, not selected."
             title = setting.replace("_", " ").capitalize()
-            found.append(SampleGrid(title=title, rows=rows, note=note))
+            found.append(ReportGrid(title=title, rows=rows, note=note))
     return found
 
 
-def grid_html(manifest: Manifest, grid: SampleGrid) -> str:
+def grid_html(manifest: Manifest, grid: ReportGrid) -> str:
     """A table of references and samples, one column per method."""
     methods = [m for m in manifest.ordered() if any(m in row.generations for row in grid.rows)]
     heads = "".join(f"<th>{escape(manifest.methods[m].title)}</th>" for m in methods)

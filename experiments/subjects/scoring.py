@@ -305,7 +305,7 @@ def _is_copy(case: EvaluationCase, image: np.ndarray, tolerance: float = 0.1) ->
 
 def _nearest_ground(image: np.ndarray) -> str:
     """The background whose best phase fits the top and side borders best."""
-    from uvit_jax.data.sources.worlds.camera import grid
+    from uvit_jax.data.sources.worlds.scene_camera import grid
 
     side = len(image)
     rim = np.zeros((side, side), bool)

@@ -164,7 +164,7 @@ def test_background_and_grey(data_dir):
 
 def test_two_processes_prepare_at_once(tmp_path):
     code = (
-        "import sys; from uvit_jax.data.sources.emoji.preparation import builder; "
+        "import sys; from uvit_jax.data.sources.emoji.prepared import builder; "
         "print(len(builder(sys.argv[1]).as_data_source(split='train')))"
     )
     runs = [
@@ -181,21 +181,21 @@ def test_two_processes_prepare_at_once(tmp_path):
 
 
 def test_a_failed_preparation_leaves_no_files(tmp_path, monkeypatch):
-    from uvit_jax.data.sources.emoji import preparation
+    from uvit_jax.data.sources.emoji import prepared
 
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UvitError, match=r"cannot prepare .* set data_dir to"):
-        preparation.builder(str(file))
+        prepared.builder(str(file))
     with pytest.raises(UvitError, match=r"data_dir='gs://bucket/data' .*local disk"):
-        preparation.builder("gs://bucket/data")
+        prepared.builder("gs://bucket/data")
     # As if the machine had stopped while someone copied the set here by hand.
     (tmp_path / "emoji" / "1.0.0").mkdir(parents=True)
     (tmp_path / "emoji" / "1.0.0" / "part").write_text("")
     few = [record for split in ("train", "test") for record in _some(split, 20)]
     monkeypatch.setattr(emoji, "index", lambda: few)
     with pytest.raises(UvitError, match=r"cannot prepare .* delete that folder"):
-        preparation.builder(str(tmp_path))
+        prepared.builder(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["emoji", "file"]
 
 

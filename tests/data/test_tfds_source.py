@@ -12,7 +12,7 @@ from PIL import Image
 
 from uvit_jax.data.batches import batches
 from uvit_jax.data.pipeline import DataConfig, dataset
-from uvit_jax.data.sources.emoji import preparation
+from uvit_jax.data.sources.emoji import prepared
 from uvit_jax.errors import UvitError
 
 
@@ -71,7 +71,7 @@ def holidays(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def emoji_dir(data_dir) -> str:
-    preparation.builder(data_dir)
+    prepared.builder(data_dir)
     return data_dir
 
 

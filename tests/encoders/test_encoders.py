@@ -20,7 +20,7 @@ from uvit_jax.encoders.preparation import Preparation
 from uvit_jax.encoders.vit import ViT, ViTConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import Moments
-from uvit_jax.evaluation.image_metrics import Features, metrics
+from uvit_jax.evaluation.image_metrics import ImageFeatures, metrics
 from uvit_jax.interop import mapping
 
 
@@ -84,7 +84,7 @@ def test_antialiased_shrinking_sees_every_pixel():
 
 def test_only_the_official_inception_makes_an_fid(pixels):
     x = np.random.default_rng(0).normal(size=(20, 4))
-    features = Features(Moments.of(x).statistics(), x, x)
+    features = ImageFeatures(Moments.of(x).statistics(), x, x)
 
     class Named:
         def __init__(self, name, official):

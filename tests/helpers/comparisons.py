@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.subjects.results import Manifest, MethodInfo, MetricInfo, Score
-from experiments.subjects.sample_grids import SampleGrid, SampleRow
+from experiments.subjects.sample_grids import ReportGrid, SampleRow
 
 LEVELS = {  # identity, prompt-following
     "unified": (0.71, 0.31),
@@ -123,7 +123,7 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Score]:
     return found
 
 
-def grids(size: int = 32) -> list[SampleGrid]:
+def grids(size: int = 32) -> list[ReportGrid]:
     rng = np.random.default_rng(0)
 
     def image(hue):
@@ -145,5 +145,5 @@ def grids(size: int = 32) -> list[SampleGrid]:
             )
         )
     return [
-        SampleGrid(title="Held-out identities", rows=rows, note="The first three, not selected.")
+        ReportGrid(title="Held-out identities", rows=rows, note="The first three, not selected.")
     ]

@@ -12,8 +12,8 @@ from tests.helpers.weights import random_params
 from tests.models.test_lora import noise
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import adapters, mapping
-from uvit_jax.interop import dit as dit_family
-from uvit_jax.interop import uvit as uvit_family
+from uvit_jax.interop import dit_weights as dit_family
+from uvit_jax.interop import uvit_weights as uvit_family
 from uvit_jax.interop.adapters import PREFIX, AdapterRecord
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig

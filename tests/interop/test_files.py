@@ -9,7 +9,7 @@ import safetensors.numpy
 import uvit_jax
 from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import files, mapping, uvit
+from uvit_jax.interop import files, mapping, uvit_weights
 from uvit_jax.interop.files import save_safetensors
 from uvit_jax.models.presets.uvit import preset
 
@@ -21,7 +21,7 @@ def make(**kwargs):
 
 
 def official(path, model, params):
-    tensors = mapping.exported(uvit.entries(model.config), params)
+    tensors = mapping.exported(uvit_weights.entries(model.config), params)
     safetensors.numpy.save_file(tensors, path)
     return tensors
 
@@ -40,7 +40,7 @@ def test_as_many_tensors_as_the_official_files_hold(size, entries):
     labels = {} if size == "S" else {"num_classes": 1000}
     conv = "none" if size == "H" else "after"
     config = preset(size, (32, 32, 4), patch_size=2, final_conv=conv, **labels)
-    keys = {e.key for e in uvit.entries(uvit_jax.build(config).config)}
+    keys = {e.key for e in uvit_weights.entries(uvit_jax.build(config).config)}
     assert len(keys) == entries
 
 
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(UvitError, match=r"tensors: weights$"):
         load({"weights": np.zeros(3, np.float32)})
     with pytest.raises(UvitError, match=r"6 rows.*num_classes=3"):
-        uvit.describe(tensors, "here", num_heads=3, num_classes=3)
+        uvit_weights.describe(tensors, "here", num_heads=3, num_classes=3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -95,7 +95,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_key(value, tmp_path)
 
 def test_positions_beyond_those_of_the_tokens_are_refused():
     model, params = make()
-    entries = list(uvit.entries(model.config))
+    entries = list(uvit_weights.entries(model.config))
     tensors = mapping.exported(entries, params)
     tensors["pos_embed"] = np.concatenate([tensors["pos_embed"]] * 2, axis=1)
     with pytest.raises(UvitError, match=r"pos_embed has shape \(1, 36, 48\)"):

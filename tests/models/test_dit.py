@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import uvit_jax
-from uvit_jax.interop import dit
+from uvit_jax.interop import dit_weights
 from uvit_jax.models.presets.dit import CONDITIONINGS, preset
 
 # Peebles & Xie 2023, table 4, and the official checkpoint: millions of parameters at patch size 2,
@@ -23,7 +23,7 @@ def test_parameter_count_is_the_published_one(size):
 
 def test_the_official_checkpoint_has_292_tensors_with_its_positions():
     model = uvit_jax.build(preset("XL", (32, 32, 4), patch_size=2))
-    assert len(list(dit.entries(model.config))) + 1 == 292
+    assert len(list(dit_weights.entries(model.config))) + 1 == 292
 
 
 def small(**kwargs):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.subjects import crops
-from uvit_jax.data.sources.worlds.camera import grid
+from uvit_jax.data.sources.worlds.scene_camera import grid
 
 
 def test_the_whole_picture_is_itself():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from uvit_jax.models.layers import apply_rope
-from uvit_jax.tokens.modalities.camera import Camera
+from uvit_jax.tokens.modalities.camera import CameraPoses
 from uvit_jax.tokens.modalities.features import Features
 from uvit_jax.tokens.modalities.patches import Patches
 from uvit_jax.tokens.modalities.time import sinusoid
@@ -34,7 +34,7 @@ def test_sinusoids_tell_times_apart():
     assert (similarity - np.eye(1000)).max() < 1 - 1e-6
 
 
-@pytest.mark.parametrize("segment", [image(), video(), Camera(name="c", shape=(7, 2))])
+@pytest.mark.parametrize("segment", [image(), video(), CameraPoses(name="c", shape=(7, 2))])
 @pytest.mark.parametrize("width", [24, 26])
 def test_sincos_tells_all_tokens_apart(segment, width):
     table = sincos(segment, width)
@@ -51,7 +51,7 @@ def test_grids_give_the_axes():
     tokens = Features(name="f", shape=(5, 3), position="rope")
     assert tokens.grid_axes == (2,) and image().grid_axes == (1, 2)
     assert video().grid_axes == (0, 1, 2) and video().grid == (2, 3, 4)
-    assert Camera(name="c", shape=(7, 2)).grid_axes == (0,)
+    assert CameraPoses(name="c", shape=(7, 2)).grid_axes == (0,)
     assert position_ids(tokens, ("column",))[:, 0].tolist() == [1, 2, 3, 4, 5]
 
 

@@ -22,7 +22,7 @@ _AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Features:
+class ImageFeatures:
     """The features of a set of images.
 
     Attributes:
@@ -36,7 +36,7 @@ class Features:
     logits: np.ndarray | None = None
 
 
-def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> Features:
+def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> ImageFeatures:
     """Streams images through an encoder.
 
     Args:
@@ -77,7 +77,7 @@ def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> F
             bar.update(valid)
             if done == count:
                 break
-    return Features(
+    return ImageFeatures(
         moments.statistics(encoder.version),
         # Shuffled, since data sets are often sorted by class: any prefix is a random subset.
         rng.permutation(np.concatenate(pools)),
@@ -85,7 +85,7 @@ def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> F
     )
 
 
-def metrics(encoder: Encoder, samples: Features, reference: Features) -> dict[str, float]:
+def metrics(encoder: Encoder, samples: ImageFeatures, reference: ImageFeatures) -> dict[str, float]:
     """All metrics that two sets of features determine, by name.
 
     With the official Inception: `fid`, `kid`, `inception_score`, the last two also with `_std`,
@@ -135,7 +135,7 @@ OFFICIAL_NAMES = {
 """Names of the metrics with Inception's official weights."""
 
 
-def compared(samples: Features, reference: Features) -> int:
+def compared(samples: ImageFeatures, reference: ImageFeatures) -> int:
     """The number of features of each set in precision, recall and kernel distance."""
     return 0 if reference.pool is None else min(len(samples.pool), len(reference.pool))
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import dit, exporting, files, mapping
+from uvit_jax.interop import dit_weights, exporting, files, mapping
 from uvit_jax.interop.recognise import FAMILIES
 from uvit_jax.io import write_text
 from uvit_jax.models import lora
@@ -175,7 +175,7 @@ def _peft_layers(model: Model, paths: Mapping[str, Any], form: str) -> Iterator[
     if form not in FORMS:
         raise UvitError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
     if form != "own":
-        families = FAMILIES if form == "official" else (dit,)
+        families = FAMILIES if form == "official" else (dit_weights,)
         family = exporting.family_for(model.config, families)
         for entry in family.entries(model.config, form):
             path, _, name = entry.path.rpartition("/")

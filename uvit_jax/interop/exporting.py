@@ -16,7 +16,7 @@ from typing import Any
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.interop import compare_models, dit, files, mapping
+from uvit_jax.interop import compare_models, dit_weights, files, mapping
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import FAMILIES, family_differences
 from uvit_jax.interop.weight_files import WEIGHTS
@@ -70,9 +70,9 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         files.save_safetensors(out, model, params, metadata)
         return "our own form"
-    family = family_for(model.config, FAMILIES if form == "official" else (dit,))
+    family = family_for(model.config, FAMILIES if form == "official" else (dit_weights,))
     if form == "diffusers":
-        settings = dit.diffusers_config(model.config)
+        settings = dit_weights.diffusers_config(model.config)
     entries = family.entries(model.config, form)
     tensors = mapping.exported(entries, params) | family.constants(model.config, form)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def export(
 
 
 def family_for(config: ModelConfig, families: tuple[ModuleType, ...]) -> ModuleType:
-    """The family (the module uvit or dit) that a model belongs to.
+    """The family (the module uvit_weights or dit_weights) that a model belongs to.
 
     Raises:
       UvitError: if it belongs to none, with its differences from the most similar one.

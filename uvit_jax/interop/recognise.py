@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import compare_models, dit, files, mapping, uvit
+from uvit_jax.interop import compare_models, dit_weights, files, mapping, uvit_weights
 from uvit_jax.interop.weight_files import WeightFile
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
 
-FAMILIES = (uvit, dit)
+FAMILIES = (uvit_weights, dit_weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Recognised:
     """The model of a weight file.
 
     Attributes:
-      config: the model's config. family: the module (uvit or dit) of the tensors' names, None for
+      config: the model's config.
+      family: `uvit_weights` or `dit_weights`, the module of the tensors' names; None for
         our own names. style: of the names, `official`, `diffusers` or `own`.
     """
 

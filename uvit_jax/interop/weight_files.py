@@ -9,7 +9,7 @@ from typing import Any
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files
-from uvit_jax.interop.dit import DIFFUSERS
+from uvit_jax.interop.dit_weights import DIFFUSERS
 from uvit_jax.interop.mapping import Tensors
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' file name

@@ -68,7 +68,7 @@ def upgraded_segment(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         return new
     fields = {field.name for field in dataclasses.fields(KINDS[new["kind"]])}
     for key in [key for key in new if key not in fields and key in _DEFAULTS]:
-        value = new.pop(key)
-        if value != _DEFAULTS[key] and list(value or ()) != list(_DEFAULTS[key] or ()):
+        value, default = new.pop(key), _DEFAULTS[key]
+        if value != default and not (default == () and value in ([], None)):
             raise UvitError(f"{where}.{key}={value!r} is not a key of the kind {new['kind']!r}")
     return new

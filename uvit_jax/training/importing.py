@@ -21,7 +21,7 @@ from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import compare_models, dit
+from uvit_jax.interop import compare_models, dit_weights
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import (
     Recognised,
@@ -119,7 +119,7 @@ def import_checkpoint(
     else:
         found, name = _only_one(source, configs, given)
         run, dtype = configs[name], dtype or "float32"
-        if (found.family, found.style) == (dit, "official"):
+        if (found.family, found.style) == (dit_weights, "official"):
             caution = "these tensors are taken for a DiT's; a SiT has the same names and cannot be"
             caution += " imported"
     if dtype is not None:
@@ -199,7 +199,7 @@ def _only_one(
     if len(fitting) == 1:
         ((name, found),) = fitting.items()
         flow = configs[name].diffusion.schedule.name == "rectified_flow"
-        if flow and family_differences(found.config, dit) == {}:
+        if flow and family_differences(found.config, dit_weights) == {}:
             # With the wrong times and prediction it would sample noise.
             raise UvitError(
                 f"{source.path} may be a SiT, of {name}, or a DiT without a learned range, of no "

@@ -9,10 +9,10 @@ import pytest
 from uvit_jax.data.sources import emoji
 from uvit_jax.data.sources.worlds import (
     backgrounds,
-    camera,
     evaluation_sets,
     factors,
     random_scenes,
+    scene_camera,
     scenes,
     sprites,
 )
@@ -95,7 +95,7 @@ def test_spots_are_where_the_masks_are(world):
     for index in range(12):
         scene = draw(world, index)
         example = scenes.render(scene, 32)
-        x, y = camera.grid(32)
+        x, y = scene_camera.grid(32)
         for slot, mask in enumerate(example.masks):
             (cx, cy), scale = scenes.spot(scene, slot, exact=True)
             reach = 1.02 if world == "totems" else 1.42  # of a square turned by 45°
@@ -146,7 +146,7 @@ def test_sprites_split_by_concept_and_vendor():
 
 def test_sprites_turn_and_mirror():
     number = next(n for n, r in enumerate(emoji.index()) if r["key"] == "noto/1f697")  # a car
-    x, y = (c.reshape(1, -1) for c in camera.grid(32))
+    x, y = (c.reshape(1, -1) for c in scene_camera.grid(32))
     pixel = np.array([1 / 16])
 
     def show(angle, mirrored):
@@ -197,10 +197,10 @@ def test_an_oracle_keeps_the_facts_and_nothing_else():
         assert (one.subjects[0].pose, one.phase) != (scene.subjects[0].pose, scene.phase)
 
 
-@pytest.mark.parametrize("motion", camera.MOTIONS)
+@pytest.mark.parametrize("motion", scene_camera.MOTIONS)
 def test_a_video_moves_as_exactly_as_its_camera(motion):
-    scene = dataclasses.replace(draw("totems", 2), camera=camera.Camera())
-    cameras = camera.moved(scene.camera, motion, "L", 3)
+    scene = dataclasses.replace(draw("totems", 2), camera=scene_camera.Camera())
+    cameras = scene_camera.moved(scene.camera, motion, "L", 3)
     frames = scenes.video(scene, 16, cameras)
     assert (frames[1] == scenes.render(scene, 16).image).all()
     assert (frames[0] == frames[2]).all() == (motion == "static")
@@ -217,4 +217,4 @@ def test_errors_name_the_value():
     with pytest.raises(UvitError, match=r"2 subjects.* 1"):
         scenes.render(dataclasses.replace(scene, subjects=scene.subjects[:1] * 2), 16, subjects=1)
     with pytest.raises(UvitError, match=r"'pann' .*did you mean 'pan'"):
-        camera.moved(camera.Camera(), "pann", "S", 2)
+        scene_camera.moved(scene_camera.Camera(), "pann", "S", 2)

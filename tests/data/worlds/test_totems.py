@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from uvit_jax.data.sources.worlds import camera, factors, totems
+from uvit_jax.data.sources.worlds import factors, scene_camera, totems
 
 SIZE = 48
 NAMES = list(factors.NAMES)
@@ -13,7 +13,7 @@ NAMES = list(factors.NAMES)
 
 def view(identity, yaw):
     """One totem: colours (P, 3) and cover (P,)."""
-    x, y = (c.reshape(1, -1) for c in camera.grid(SIZE))
+    x, y = (c.reshape(1, -1) for c in scene_camera.grid(SIZE))
     colour, cover = totems.layer(np.array([identity]), np.array([yaw]), x, y)
     return colour[0], cover[0]
 
@@ -79,7 +79,7 @@ def test_arms_on_either_side_from_front_and_back(some):
 
 
 def test_together_or_alone(some):
-    x, y = (np.repeat(c.reshape(1, -1), 6, axis=0) for c in camera.grid(SIZE))
+    x, y = (np.repeat(c.reshape(1, -1), 6, axis=0) for c in scene_camera.grid(SIZE))
     yaw = np.linspace(0, 3, 6)
     colour, cover = totems.layer(some, yaw, x, y)
     for n in range(6):
@@ -89,7 +89,7 @@ def test_together_or_alone(some):
 
 def test_fast_enough_to_feed_training(some):
     """Over 1000 a second on a quiet core at 32²; here it only must not be ten times slower."""
-    x, y = (np.repeat(c.reshape(1, -1), 6, axis=0) for c in camera.grid(64))
+    x, y = (np.repeat(c.reshape(1, -1), 6, axis=0) for c in scene_camera.grid(64))
     totems.layer(some, np.zeros(6), x, y)
     began = time.process_time()
     for _ in range(5):

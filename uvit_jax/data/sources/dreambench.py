@@ -34,7 +34,7 @@ _WHITE = (255, 255, 255)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class DreamBenchSubject:
     """A subject of the benchmark.
 
     Attributes:
@@ -77,7 +77,7 @@ class DreamBench:
 
     Args:
       path: of the folder.
-      image_size: see `Subject`.
+      image_size: see `DreamBenchSubject`.
       names: of the subjects to read; empty for all.
 
     Raises:
@@ -99,10 +99,10 @@ class DreamBench:
             raise UvitError(f"{root} has no subject {unknown[0]!r}; it has {', '.join(folders)}")
         classes, templates = _texts(root)
         self.path = root
-        self.subjects: dict[str, Subject] = {}
+        self.subjects: dict[str, DreamBenchSubject] = {}
         for name in names or folders:
             kind = classes(name)
-            self.subjects[name] = Subject(
+            self.subjects[name] = DreamBenchSubject(
                 name=name,
                 kind=kind,
                 files=tuple(folders[name]),

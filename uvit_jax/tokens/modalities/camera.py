@@ -11,7 +11,7 @@ from uvit_jax.tokens.segment import Grid, Segment, normal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Camera(Segment):
+class CameraPoses(Segment):
     """F numbers for each of T frames, float (B, T, F): shift, zoom, roll, or a flattened pose.
     Zeros, a camera at rest, are the null value.
 
@@ -49,7 +49,7 @@ class Camera(Segment):
 class CameraEmbedding(nnx.Module):
     """(B, T, F) → (B, T, D) by Linear, SiLU, Linear."""
 
-    def __init__(self, segment: Camera, width: int, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, segment: CameraPoses, width: int, *, dtype: Any, rngs: nnx.Rngs):
         options = dict(dtype=dtype, kernel_init=normal, rngs=rngs)
         self.fc1 = nnx.Linear(segment.shape[-1], width, **options)
         self.fc2 = nnx.Linear(width, width, **options)

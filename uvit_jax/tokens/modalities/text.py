@@ -66,7 +66,7 @@ class TextEmbedding(nnx.Module):
         )
         self.pooled = segment.pooled
         encode = segment.encoder_depth > 0
-        self.encoder = TextEncoder(segment, width, dtype=dtype, rngs=rngs) if encode else None
+        self.encoder = TextTransformer(segment, width, dtype=dtype, rngs=rngs) if encode else None
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         vectors_BTD = self.table(ids_BT)
@@ -79,7 +79,7 @@ class TextEmbedding(nnx.Module):
         return total_B1D / jnp.maximum(words_BT1.sum(axis=1, keepdims=True), 1)
 
 
-class TextEncoder(nnx.Module):
+class TextTransformer(nnx.Module):
     """A small pre-norm transformer over a caption, (B, T, D) → (B, T, D).
 
     It takes the place of the published text-to-image models' CLIP text tower: position embeddings

@@ -4,7 +4,7 @@
     index.json                   one record per image, in the order of the zip
     emoji_source.py              the data source
     emoji_dataset_builder.py     the TFDS builder over the zip and the index
-    preparation.py               prepares it on first use, also when many processes start at once
+    prepared.py                  prepares it on first use, also when many processes start at once
     ATTRIBUTION.md               sources, licences and notices
 
 `tools/build_emoji.py` writes the zip and the index from pinned packages.

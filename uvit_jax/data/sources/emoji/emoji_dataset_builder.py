@@ -1,4 +1,4 @@
-"""The TFDS builder of the embedded emoji; open it with `preparation.builder`.
+"""The TFDS builder of the embedded emoji; open it with `prepared.builder`.
 
 It needs no download and no TensorFlow. Images are re-encoded as PNG, which keeps the alpha channel
 of fully opaque images and which every TFDS reader can decode.

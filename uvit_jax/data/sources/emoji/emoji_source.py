@@ -26,7 +26,7 @@ class EmojiSource(Source):
     native_shape = (64, 64)
 
     def __init__(self, config: DataConfig):
-        from uvit_jax.data.sources.emoji import preparation
+        from uvit_jax.data.sources.emoji import prepared
 
         index = emoji.index()
         self.captions = [record["caption"] for record in index]
@@ -36,7 +36,7 @@ class EmojiSource(Source):
             order = {"vendor": emoji.VENDORS, "group": emoji.GROUPS}
             order = order.get(config.labels, sorted(present))
             self.class_names = tuple(name for name in order if name in present)
-        builder = preparation.builder(config.data_dir)
+        builder = prepared.builder(config.data_dir)
         self._records = []
         for key, image in _stored_images(str(builder.data_path), config.split):
             if key not in passing:

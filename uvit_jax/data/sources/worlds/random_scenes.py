@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from uvit_jax.data.sources.worlds import backgrounds, factors
-from uvit_jax.data.sources.worlds.camera import Camera
+from uvit_jax.data.sources.worlds.scene_camera import Camera
 from uvit_jax.data.sources.worlds.scenes import (
     PLACES,
     SIZES,

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from uvit_jax.data.sources.worlds import backgrounds, factors
-from uvit_jax.data.sources.worlds.camera import Camera, grid
+from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 from uvit_jax.data.sources.worlds.worlds import Pose, World, world
 from uvit_jax.errors import UvitError
 

@@ -19,6 +19,10 @@ FLAGS = {
     "autoencoder": "autoencoder",
 }
 """The fields of a `SampleConfig` by the flags that override them."""
+RECORDED_ELSEWHERE = (
+    "count", "labels", "prompts", "autoencoder", "latent_scale", "text_encoder"
+)  # fmt: skip
+"""The fields of a `SampleConfig` that results record in other forms."""
 
 
 def add_flags(parser: Any) -> None:
@@ -34,9 +38,14 @@ def add_flags(parser: Any) -> None:
     parser.add_argument(
         "--guidance",
         type=float,
-        help="s in cond + s (cond - uncond), 0 is none; default the run's",
+        help="s in cond + s (cond - uncond), 0 is none (DiT's and diffusers' scale - 1); default "
+        "the run's",
     )
-    parser.add_argument("--guidance_channels", type=int, help="how many are guided; 0 for all")
+    parser.add_argument(
+        "--guidance_channels",
+        type=int,
+        help="the first N channels are guided; 0 for all; default the run's",
+    )
     parser.add_argument(
         "--autoencoder", metavar="FILE", help="for a model of latents, their decoder's weights"
     )
@@ -61,15 +70,9 @@ def sample_config(sample: "SampleConfig", args: argparse.Namespace, **changes) -
 
 def settings(sample: "SampleConfig") -> dict[str, Any]:
     """The settings of sampling that results record, as plain JSON."""
-    return {
-        "sampler": dataclasses.asdict(sample.sampler),
-        "guidance_scale": sample.guidance_scale,
-        "reference_guidance_scale": sample.reference_guidance_scale,
-        "cache_references": sample.cache_references,
-        "guidance_interval": list(sample.guidance_interval),
-        "guidance_channels": sample.guidance_channels,
-        "clip": sample.clip,
-    }
+    from uvit_jax.config import to_dict
+
+    return {key: value for key, value in to_dict(sample).items() if key not in RECORDED_ELSEWHERE}
 
 
 def add_attention_flag(parser: Any) -> None:

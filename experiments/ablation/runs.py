@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from experiments.ablation import plots
 from experiments.ablation.measurement import RunMeasurer
 from experiments.ablation.run_records import RunRecord, RunRecords, read_record, write_results
-from experiments.ablation.variants import AblationPlan, AblationRun
+from experiments.ablation.variants import AblationPlan, AblationRun, MetricsConfig
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
@@ -105,9 +105,13 @@ def check(plan: AblationPlan, workdir: Path) -> None:
         return
     try:
         old = json.loads(file.read_text())
-        changed = changed_keys(filled(old["base"]), plan.base)
+        base = filled(old["base"])
+        changed = changed_keys(base, plan.base)
+        # Keys that did not exist yet had their default values.
+        defaults = {"metrics": to_dict(MetricsConfig()), "sample": base["sample"]}
         for key in ("metrics", "sample"):
-            before, now = old[key], _settings(plan)[key]
+            now = _settings(plan)[key]
+            before = defaults[key] | old[key]
             changed += [f"{key}.{k}" for k in now if before.get(k) != now[k]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UvitError(f"{file} is damaged: {error}") from None

@@ -17,6 +17,7 @@ import numpy as np
 import uvit_jax
 from experiments.subjects.evaluation_cases import EvaluationCase, next_group
 from uvit_jax.config import to_dict
+from uvit_jax.diffusion.solvers.solve import num_evaluations
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, Params, build
@@ -120,13 +121,14 @@ class TrainedNetwork:
     def image_flops(self, model: Model) -> float:
         """FLOPs per image, with guidance and without cached references."""
         sample = self.run.sample
-        steps = sample.sampler.steps
+        steps = num_evaluations(sample.sampler)
+        s, s_r = sample.guidance_scale, sample.reference_guidance_scale
         full = 2.0 * forward_cost(model.config).total
         if not model.layout.references:
-            return steps * full * (2 if sample.guidance_scale else 1)
+            return steps * full * (1 + bool(s))
         bare = 2.0 * forward_cost(self._bare(model)).total
-        levels = 1 + bool(sample.guidance_scale)
-        return steps * (levels * full + bool(sample.reference_guidance_scale) * bare)
+        # The branches of `classifier_free_branches` whose weight is not 0.
+        return steps * ((1 + (s_r != s)) * full + bool(s_r) * bare)
 
     def _bare(self, model: Model) -> Any:
         config = to_dict(model.config)

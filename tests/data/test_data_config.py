@@ -18,7 +18,7 @@ from uvit_jax.errors import UvitError
         ({"channels": 4}, "config.data.channels=4 is not a known value; known: 1, 3"),
         ({"text": True, "text_length": 0}, "text_length must be at least 1"),
         ({"labels": "grup"}, "labels='grup' is unknown for emoji; did you mean 'group'"),
-        ({"name": "cifar10", "keep_groups": ["x"]}, "clear the filter with keep_groups=()"),
+        ({"name": "cifar10", "keep_groups": ["x"]}, "clear them with keep_groups=()"),
         ({"name": "emojis", "keep_groups": ["x"]}, "did you mean 'emoji'"),
         ({"name": "folder", "path": "/x", "labels": "group"}, "must be '' or 'label'"),
         ({"name": "folder", "path": "/x", "split": "test"}, "only the split 'train'"),

@@ -183,3 +183,16 @@ def test_misuse_of_references_is_told(unified):
         draw(cache_references="alway")
     with pytest.raises(UvitError, match=r"reference_guidance_scale.*takes no references"):
         draw(model.without_references(), reference_guidance_scale=1.0)
+
+
+def test_guidance_of_more_channels_than_there_are_is_refused(unified):
+    """Otherwise the variances of a learned range would be guided."""
+    *_, draw = unified
+    with pytest.raises(UvitError, match=rf"guidance_channels={C + 1}.*'image' has {C} channels"):
+        draw(guidance_scale=1.0, guidance_channels=C + 1)
+
+
+@pytest.mark.parametrize("interval", [(0.8, 0.2), (0.5,), (), (-0.1, 1.0), (0.0, 1.5)])
+def test_an_impossible_guidance_interval_is_refused_by_the_config(interval):
+    with pytest.raises(UvitError, match="guidance_interval"):
+        SampleConfig(guidance_interval=interval)

@@ -21,7 +21,7 @@ class DataConfig(Config):
         images of their subjects), any other key of `SOURCES` in `uvit_jax.data.sources.registry`,
         or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without the
         prefix "tfds:".
-      path: the folder, for "folder" and "latents".
+      path: the folder, for "folder", "latents" and further sources of files.
       data_dir: the folder of prepared TFDS data sets; "" is the default of TFDS.
       split: "train", "test", or a TFDS split such as "train[:10%]"; of totems and emoji scenes also
         "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes).
@@ -33,13 +33,13 @@ class DataConfig(Config):
       background: a colour name or "#rrggbb", behind transparent images.
       labels: "" for none; "group", "vendor" or "subgroup" for emoji; "label" for the sub-folders of
         a folder; the name of a ClassLabel feature, mostly "label", for TFDS; "label" for latents,
-        whatever the labels of their images were called.
+        whatever the labels of their images were called; the `label_names` of further sources.
       text: whether to load captions as token ids.
       features: for latents, whether to load captions as the features of a text encoder, which
         `experiments.encode_text` has written.
       text_length: tokens per caption, padding included.
-      vocabulary: a file with a tokenizer's JSON; "" takes the known words from the captions (or
-        class names) of emoji and folders, and from the class names of a TFDS data set.
+      vocabulary: a file with a tokenizer's JSON; "" takes the known words from the captions of
+        the source (of a TFDS data set, the class names).
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
         keeps all. `keep_labels` has concepts, such as "grinning face".
       max_subjects, max_views: of totems and emoji scenes, the most subjects per image (1 to 3), and
@@ -128,11 +128,12 @@ class DataConfig(Config):
             )
 
     def _check_no_emoji_filters(self) -> None:
-        for key in ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels"):
-            if getattr(self, key):
-                hint = nearest(self.name, ("emoji",))
-                hint = hint if "mean" in hint else f"; clear the filter with {key}=()"
-                raise UvitError(f"{key} filters emoji, and name is {self.name!r}{hint}")
+        filters = ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels")
+        if keys := [key for key in filters if getattr(self, key)]:
+            hint = nearest(self.name, ("emoji",))
+            clear = " and ".join(f"{key}=()" for key in keys)
+            hint = hint if "mean" in hint else f"; clear them with {clear}"
+            raise UvitError(f"{', '.join(keys)}: filters of emoji, but name={self.name!r}{hint}")
 
     def _check_world(self) -> None:
         for key, least, most in (("max_subjects", 1, 3), ("max_views", 0, 4), ("portraits", 0, 1)):

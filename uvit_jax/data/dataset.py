@@ -89,7 +89,10 @@ class ImageDataset(Dataset):
     def __init__(self, config: DataConfig, source: Source, tokenizer: Tokenizer | None):
         shape = (config.image_size,) * 2 if config.image_size else source.native_shape
         if shape is None:
-            raise UvitError("the images differ in size: set image_size to a number of pixels")
+            raise UvitError(
+                "the images differ in size, or their source has no native_shape; set image_size to "
+                "a number of pixels"
+            )
         self.image_shape = (*shape, config.channels)
         self._background = parse_colour(config.background)
         super().__init__(config, source, tokenizer)
@@ -104,7 +107,7 @@ class ImageDataset(Dataset):
         Raises:
           UvitError: if the image is broken, naming it.
         """
-        inputs = self._inputs(self._decode_pixels(record), _fields(record))
+        inputs = self._inputs(self._decode_pixels(record), self._fields(record))
         return {**inputs, "image": image_decoding.to_float(inputs["image"])}
 
     def batch(
@@ -135,7 +138,7 @@ class ImageDataset(Dataset):
         if self._cached_fields is not None and self._cached_fields[index] is not None:
             return self._cached_pixels[index], self._cached_fields[index]
         record = self.source[index]
-        pixels, fields = self._decode_pixels(record), _fields(record)
+        pixels, fields = self._decode_pixels(record), self._fields(record)
         if self._cached_fields is not None:
             self._cached_pixels[index] = pixels
             # Written last: it tells other threads that the pixels are there.
@@ -168,6 +171,21 @@ class ImageDataset(Dataset):
             inputs["text"] = self._encode_caption(text)
         return inputs
 
+    def _fields(self, record: dict) -> tuple:
+        """A record's label, captions and further inputs, None where it has none."""
+        label, captions = record.get("label"), record.get("captions")
+        if self.config.labels and (label is None or not 0 <= label < self.num_classes):
+            raise UvitError(
+                f"{record['name']} has label={label}; it must be an index into the source's "
+                f"{self.num_classes} class_names"
+            )
+        if self.tokenizer is not None and (captions is None or isinstance(captions, str)):
+            raise UvitError(
+                f"{record['name']} has captions={captions!r}; they must be a tuple of texts, or "
+                "set config.data.text=False"
+            )
+        return label, captions, record.get("inputs")
+
     def _start(self) -> None:
         super()._start()
         count, size = len(self.source), math.prod(self.image_shape)
@@ -175,8 +193,3 @@ class ImageDataset(Dataset):
         # Pages of `empty` take no memory before they are written.
         self._cached_pixels = np.empty((count, *self.image_shape), np.uint8) if small else None
         self._cached_fields: list | None = [None] * count if small else None
-
-
-def _fields(record: dict) -> tuple:
-    """A record's label, captions and further inputs, None where it has none."""
-    return record.get("label"), record.get("captions"), record.get("inputs")

@@ -9,7 +9,12 @@ from uvit_jax.errors import UvitError
 
 
 def decode(
-    data: bytes, name: str, *, size: int, channels: int, background: tuple[int, int, int]
+    data: bytes | np.ndarray,
+    name: str,
+    *,
+    size: int,
+    channels: int,
+    background: tuple[int, int, int],
 ) -> np.ndarray:
     """Decodes one image.
 
@@ -17,7 +22,7 @@ def decode(
     greyscale. Compositing before resizing keeps the colours of invisible pixels out.
 
     Args:
-      data: a PNG, JPEG, WebP or any other format of Pillow.
+      data: a PNG, JPEG, WebP or any other format of Pillow; or pixels, uint8 (H, W, 3).
       name: the image's name in error messages.
       size: height and width of the result; 0 keeps those of the image.
       channels: 1 or 3.
@@ -30,7 +35,8 @@ def decode(
       UvitError: if the image is broken or of an unsupported kind, naming it.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        pixels = isinstance(data, np.ndarray)
+        image = Image.fromarray(data) if pixels else Image.open(io.BytesIO(data))
         image.load()
         image = ImageOps.exif_transpose(image)
         image = _opaque(image, background)

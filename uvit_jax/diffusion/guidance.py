@@ -51,16 +51,17 @@ def guided(
     """A function `(x, network_time (B,)) → Σ weight · prediction`, as `process.denoiser` takes it.
 
     Args:
-      branches: the first is the conditional one. Those that a Python 0 weighs are not evaluated.
+      branches: the first is the conditional one. Others whose weight is the
+        Python number 0 are not evaluated.
       time_keys: the keys of the generated segments, whose time is the sampler's.
-      interval: the t in which guidance acts; outside, the first branch has weight 1, at the same
-        cost (Kynkäänniemi et al. 2024).
+      interval: the t in which guidance acts; outside, the result is the first branch's prediction,
+        at the same cost (Kynkäänniemi et al. 2024).
       channels: by segment, the number of guided channels; the others are those of the first branch.
-        DiT's original sampler guides 3 of 4.
+        DiT's original sampler guides 3 of 4. Variances of a learned range must stay unguided.
 
     Raises:
-      UvitError: if there is no branch, weights do not sum to 1, the interval or the channels are
-        impossible; when called, if inputs do not fit the batch.
+      UvitError: if there is no branch, weights do not sum to 1 (unchecked for arrays), the interval
+        or the channels are impossible; when called, if inputs do not fit the batch.
     """
     low, high = interval
     if not 0 <= low <= high <= 1:

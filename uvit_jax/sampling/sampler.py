@@ -29,7 +29,7 @@ from uvit_jax.parallel.sharding import constrain_batch
 from uvit_jax.tokens.layout import Layout
 
 Sampler = Callable[[Params, jax.Array, Arrays], dict[str, jax.Array]]
-Branches = Callable[[Params, Arrays], list[Branch]]
+MakeBranches = Callable[[Params, Arrays], list[Branch]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,11 @@ class SampleConfig(Config):
             raise UvitError(f"guidance_channels must be at least 0, got {self.guidance_channels}")
         if self.count < 1:
             raise UvitError(f"count must be at least 1, got {self.count}")
-        if len(self.guidance_interval) != 2:
-            raise UvitError(f"guidance_interval must be two times, got {self.guidance_interval}")
+        low, *rest = self.guidance_interval or (-1,)
+        if len(rest) != 1 or not 0 <= low <= rest[0] <= 1:
+            raise UvitError(
+                f"guidance_interval must be (low, high) in [0, 1], got {self.guidance_interval}"
+            )
         for key, t in self.times.items():
             if not 0 <= t <= 1:
                 raise UvitError(f"times.{key} must lie in [0, 1], got {t}")
@@ -103,7 +106,7 @@ def make_sampler(
     *,
     batch_size: int,
     vocabulary: Vocabulary | None = None,
-    branches: Branches | None = None,
+    branches: MakeBranches | None = None,
 ) -> Sampler:
     """A pure function `sample(params, key, inputs) → {generated segment: samples}`, to be jitted.
 
@@ -114,8 +117,8 @@ def make_sampler(
       diffusion: the objective that the model was trained with: its schedule and prediction.
       vocabulary: of the run; it has the null value of a text encoder's features.
       branches: the weighted sum of predictions that is sampled, from (params, inputs); by default
-        classifier-free guidance with the config's scales (see `classifier_free`). Inputs and times
-        of the segments that are not generated are added to each branch.
+        `classifier_free_branches`. Inputs and times of the segments that are not generated are
+        added to each branch.
 
     A model with a learned range passes its variances, unguided, to samplers that use them.
 
@@ -128,7 +131,7 @@ def make_sampler(
     schedule = make(diffusion.schedule)
     generated, times = _generated(layout, config)
     if branches is None:
-        branches = classifier_free(model, config, vocabulary)
+        branches = classifier_free_branches(model, config, vocabulary)
     learned = config.sampler.variance == "learned"
     for segment in generated:
         if learned and not getattr(segment, "learned_range", False):
@@ -136,9 +139,16 @@ def make_sampler(
                 f"sampler.variance is 'learned', but segment {segment.name!r} has no "
                 "learned_range; use 'small' or 'large'"
             )
-    channels = {
+    # Without a limit, the variances of a learned range would be guided too.
+    guided_channels = {
         s.name: config.guidance_channels or s.shape[-1] for s in generated if s.kind == "patches"
     }
+    for segment in generated:
+        if guided_channels.get(segment.name, 0) > segment.shape[-1]:
+            raise UvitError(
+                f"guidance_channels={config.guidance_channels}, but segment {segment.name!r} has "
+                f"{segment.shape[-1]} channels"
+            )
     time_keys = sorted({s.time_key for s in generated})
 
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
@@ -165,7 +175,7 @@ def make_sampler(
             schedule=schedule,
             time_keys=time_keys,
             interval=tuple(config.guidance_interval),
-            channels=channels,
+            channels=guided_channels,
         )
 
         def predict_generated(x: Arrays, network_time_B: jax.Array) -> Arrays:
@@ -186,9 +196,9 @@ def make_sampler(
     return sample
 
 
-def classifier_free(
+def classifier_free_branches(
     model: Model, config: SampleConfig, vocabulary: Vocabulary | None = None
-) -> Branches:
+) -> MakeBranches:
     """The branches of classifier-free guidance: with everything, without text and label, without
     references as well.
 

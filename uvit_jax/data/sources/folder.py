@@ -25,6 +25,8 @@ class FolderSource(Source):
         sub-folder or the caption that the config asks for.
     """
 
+    label_names = ("label",)
+
     def __init__(self, config: DataConfig):
         self.root = Path(config.path).expanduser()
         if not self.root.is_dir():

@@ -118,6 +118,8 @@ class LatentSource(LatentReader, Source):
         or if it lacks what the config asks for.
     """
 
+    label_names = ("label",)
+
     dataset_class = LatentDataset
 
     def __init__(self, config: DataConfig):

@@ -7,6 +7,7 @@ from uvit_jax.data.sources.latents import LatentSource
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.tfds import TfdsSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
+from uvit_jax.errors import UvitError, nearest
 
 SOURCES: dict[str, type[Source]] = {
     "emoji": EmojiSource,
@@ -24,6 +25,14 @@ def open_source(config: DataConfig) -> Source:
       UvitError: if there is none of that name, it is not prepared or broken, or it lacks what the
         config asks for.
     """
-    if config.name in SOURCES:
-        return SOURCES[config.name](config)
-    return TfdsSource(config, other_names=tuple(SOURCES))
+    if config.name not in SOURCES:
+        return TfdsSource(config, other_names=tuple(SOURCES))
+    source = SOURCES[config.name]
+    labels = None if source.label_names is None else ("", *source.label_names)
+    for key, known in (("labels", labels), ("split", source.splits)):
+        value = getattr(config, key)
+        if known is not None and value not in known:
+            raise UvitError(
+                f"config.data.{key}={value!r} is unknown for {config.name}{nearest(value, known)}"
+            )
+    return source(config)

@@ -17,6 +17,8 @@ class Source(abc.ABC):
     source must be thread-safe and picklable (for `config.workers` and `config.processes`).
 
     Attributes:
+      splits: the values of `config.split`; None if the source checks them itself.
+      label_names: the values of `config.labels` besides ""; None if the source checks them itself.
       class_names: the classes in the order of their labels; empty if `config.labels` is.
       captions: all captions that records can have, from which the tokenizer's words are taken and
         whose lengths are checked at once; None if they are too many to list.
@@ -26,6 +28,8 @@ class Source(abc.ABC):
         images; None for `dataset.ImageDataset`.
     """
 
+    splits: ClassVar[tuple[str, ...] | None] = ("train",)
+    label_names: ClassVar[tuple[str, ...] | None] = ()
     class_names: tuple[str, ...] = ()
     captions: Sequence[str] | None = None
     native_shape: tuple[int, int] | None = None
@@ -47,10 +51,12 @@ class Source(abc.ABC):
     def __getitem__(self, index: int) -> dict:
         """The record of this index, the same at every call, with the keys
 
-        image: bytes, an encoded image (PNG, JPEG, WebP or whatever else Pillow opens).
+        image: bytes, an encoded image (PNG, JPEG, WebP or whatever else Pillow opens), or an array
+          uint8 (H, W, 3).
         name: what to call it in error messages.
         label: int, an index into `class_names`; if `config.labels` is set.
-        captions: tuple of texts, of which training chooses one at random; if `config.text` is set.
+        captions: tuple of texts, of which training chooses one at random, perhaps empty; if
+          `config.text` is set.
         inputs: {segment: array}, inputs of a model's further segments; optional.
 
         Further keys may follow.

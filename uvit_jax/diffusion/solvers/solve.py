@@ -20,15 +20,12 @@ import numpy as np
 from uvit_jax.diffusion.process import Denoised
 from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.diffusion.solvers import dpm_solver, simple
-from uvit_jax.diffusion.solvers.table import SamplerConfig, SolverRow, time_grid
+from uvit_jax.diffusion.solvers.table import EVALUATIONS, SamplerConfig, SolverRow, time_grid
 from uvit_jax.errors import UvitError
 
 __all__ = ["SamplerConfig", "Trajectory", "num_evaluations", "sample"]
 
 Tree = Any
-
-EVALUATIONS = {"heun": 2}
-"""Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
 
 
 class Trajectory(NamedTuple):

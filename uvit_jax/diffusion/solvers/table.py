@@ -21,6 +21,8 @@ from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.errors import UvitError
 
 Sampler = Literal["ddpm", "ddim", "euler_maruyama", "euler", "heun", "dpm_solver", "dpm_solver_pp"]
+EVALUATIONS = {"heun": 2}
+"""Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

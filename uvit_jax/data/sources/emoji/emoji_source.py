@@ -23,6 +23,7 @@ class EmojiSource(Source):
       UvitError: if a filter names something unknown or nothing passes.
     """
 
+    splits = label_names = None
     native_shape = (64, 64)
 
     def __init__(self, config: DataConfig):

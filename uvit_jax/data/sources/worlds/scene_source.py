@@ -95,6 +95,8 @@ class SceneSource(Source):
       UvitError: if the world has no such split; IndexError beyond the end.
     """
 
+    splits = None
+
     native_shape = (32, 32)
     dataset_class = SceneDataset
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
     told("did you mean 'pixels'", run, "--encoder=pixel")
     told("count must be at least 2", run, "--count=1")
     told("batch_size=0 must be a positive", run, "--batch_size=0")
-    told("is no workdir", f"--workdir={tmp_path}")
+    told("not a workdir", f"--workdir={tmp_path}")
     told("did you mean '--guidance'", run, "--guidence=3")
     told(r"'dpn'.*did you mean 'ddpm'", run, "--sampler=dpn", "--count=4")
 

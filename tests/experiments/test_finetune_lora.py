@@ -117,7 +117,7 @@ def test_all_parameters_are_a_model_again(workdir, photos, tmp_path):
         (("--images=nowhere",), "folder nowhere does not exist"),
         (("--subjects=PHOTOS/red_toy",), "holds no folders, one a subject"),
         (("--images=PHOTOS/red_toy", "--label=cat"), "no label segment"),
-        (("--images=PHOTOS/red_toy", "--target=nothing"), "the target 'nothing' is found in no"),
+        (("--images=PHOTOS/red_toy", "--target=nothing"), "'nothing' matches no layer"),
         (("--images=PHOTOS/red_toy", "--method=lara"), "did you mean 'lora'"),
         (("--images=BROKEN",), r"cannot be opened: .*x\.png"),
     ],

@@ -137,7 +137,7 @@ def test_folders_that_hold_nothing_known(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(UvitError, match=r"expected a \.safetensors"):
         uvit_jax.load(tmp_path / "x.bin")
-    with pytest.raises(UvitError, match="no workdir"):
+    with pytest.raises(UvitError, match="not a workdir"):
         uvit_jax.load(tmp_path)
 
 

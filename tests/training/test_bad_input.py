@@ -161,7 +161,7 @@ def test_two_runs_in_one_workdir(tmp_path):
     with pytest.raises(UvitError, match="another process is training"):
         Workdir(tmp_path / "run").create({"model": {}}, Vocabulary(("a",)))
     first.close()
-    with pytest.raises(UvitError, match="classes or texts are not those"):
+    with pytest.raises(UvitError, match="give another --workdir"):
         Workdir(tmp_path / "run").create({"model": {}}, Vocabulary(("b",)))
     with pytest.raises(UvitError, match="another config"):
         run(f"--workdir={tmp_path / 'run'}")

@@ -125,15 +125,15 @@ def test_joint_examples_are_those_of_both():
 
 def test_what_cannot_be_is_a_sentence():
     params, tune = tuner()
-    with pytest.raises(UvitError, match="no subject"):
+    with pytest.raises(UvitError, match="at least one subject"):
         stacked({})
     with pytest.raises(UvitError, match=r"subject 'b' has .* the same number"):
         stacked({"a": examples(0, 2), "b": {"image": np.zeros((2, 8, 8, 3))}})
-    with pytest.raises(UvitError, match="room for 2"):
+    with pytest.raises(UvitError, match="size=2"):
         stacked({"a": examples(0, 3)}, 2)
     with pytest.raises(UvitError, match="the model takes"):
         tune(params, stacked({"a": {"image": np.zeros((1, 8, 8, 3), np.float32)}}))
-    with pytest.raises(UvitError, match="steps to keep"):
+    with pytest.raises(UvitError, match=r"at=\[9\]"):
         tune(params, stacked({"a": examples(0, 1)}), at=(9,))
     bad = {k: v.copy() for k, v in examples(0, 1).items()}
     bad["image"][0, 0] = np.nan

@@ -10,7 +10,7 @@ from experiments import train
 from tests.helpers.running import ROOT, TINY, losses
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
-from uvit_jax.training.clock import PLACES
+from uvit_jax.training.clock import ACTIVITIES
 from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.workdir import Workdir
 
@@ -35,7 +35,7 @@ def test_seconds_add_up_to_wall_time(traced):
     workdir, summary = traced
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert sum(summary["seconds_by_place"].values()) == pytest.approx(summary["seconds"])
-    logged = {place: sum(row[f"seconds/{place}"] for row in rows) for place in PLACES}
+    logged = {name: sum(row[f"seconds/{name}"] for row in rows) for name in ACTIVITIES}
     for place, seconds in logged.items():
         assert 0 <= seconds <= summary["seconds_by_place"][place] + 1e-6
     # What comes after the last row is the last checkpoint and the last grid.

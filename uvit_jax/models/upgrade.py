@@ -1,8 +1,8 @@
-"""Model configs of earlier run directories, in today's keys.
+"""Converts model configs of earlier run directories to the current keys.
 
-Until version 0.1 a segment was one flat set of thirty fields with a `modality`; a run directory's
-config.json has all of them. Fields that a kind does not have are dropped if they are at their
-defaults, and refused otherwise.
+Until version 0.1 a segment was one flat set of thirty fields with a `modality`, all of which are in
+a run directory's config.json. Fields that a kind does not have are dropped if they have their
+defaults, and are an error otherwise.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def upgraded_segment(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A segment's config in today's keys; one that has no `modality` is returned as it is.
+    """A segment's config with the current keys; one without a `modality` is returned unchanged.
 
     Raises:
-      UvitError: if a key has a value that its kind cannot have.
+      UvitError: if a key that the kind does not have is set.
     """
     if "modality" not in given:
         return dict(given)

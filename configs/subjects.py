@@ -178,9 +178,7 @@ def get_config(name: str = "") -> dict[str, Any]:
             prior=16,
             tolerance=0.1,
             at_once=3,
-            notes=(
-                "A smoke test: networks of a minute's training, whose samples are not recognisable.",
-            ),
+            notes=("A smoke test: after a minute of training, samples are not recognisable.",),
         )
     return config
 

@@ -2,7 +2,7 @@
 
 add_flags(parser)
 config = sample_config(run.sample, args, count=16)    # the run's, with the flags' values
-model = with_attention(model, args.attention)         # where the run's own does not run
+model = with_attention(model, args.attention)         # if the run's is not available here
 samples, record = Run(args).samples(mesh)             # with the data's conditions, to be evaluated
 """
 
@@ -22,8 +22,7 @@ FLAGS = {
 
 
 def add_flags(parser: Any) -> None:
-    """Adds the flags of sampling to a parser or one of its groups; the default None is the
-    run's."""
+    """Adds the flags of sampling to a parser or one of its groups; None is the run's value."""
     parser.add_argument("--batch_size", type=int, default=64, help="samples generated at once")
     parser.add_argument(
         "--sampler",
@@ -36,9 +35,11 @@ def add_flags(parser: Any) -> None:
         type=float,
         help="s in cond + s (cond - uncond), 0 is none; default the run's",
     )
-    parser.add_argument("--guidance_channels", type=int, help="how many are guided; 0 for all")
     parser.add_argument(
-        "--autoencoder", metavar="FILE", help="for a model of latents, their decoder's weights"
+        "--guidance_channels", type=int, help="number of guided channels; 0 for all"
+    )
+    parser.add_argument(
+        "--autoencoder", metavar="FILE", help="weights of the autoencoder, if the model has latents"
     )
 
 

@@ -161,7 +161,7 @@ def test_factors_are_sharded_as_their_kernel_is():
     [
         (dict(rank=0), "rank must be at least 1"),
         (dict(alpha=-1.0), "alpha must be positive"),
-        (dict(targets=("(",)), "is no regex"),
+        (dict(targets=("(",)), "is not a regex"),
     ],
 )
 def test_impossible_configs(options, message):

@@ -40,7 +40,8 @@ def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> F
     """Streams images through an encoder.
 
     Args:
-      keep: the number of random images whose features are returned in `pool`. seed: of their choice.
+      keep: the number of images, chosen at random, whose features are returned in `pool`.
+      seed: of this choice.
 
     Raises:
       UvitError: if an image has NaN or infinite values.

@@ -64,8 +64,8 @@ def segments_by_kind(
         segment = config.segments[name]
         if segment.kind not in (*needed, *other):
             raise UvitError(
-                f"this model is not a {family}: segment {name!r} has the kind {segment.kind!r}, and a "
-                f"{family} has only {', '.join((*needed, *other))}"
+                f"this model is not a {family}: segment {name!r} has the kind {segment.kind!r}, "
+                f"but a {family} has only {', '.join((*needed, *other))}"
             )
         if segment.kind in by_kind:
             raise UvitError(

@@ -37,8 +37,8 @@ TARGETS = (
 )
 """Queries, keys, values and output of every attention, and both layers of every MLP."""
 
-# A kernel's last axes by the layer's path; the first regex that matches counts. Inputs I, parts P of
-# a fused kernel, outputs O. An axis before them is that of a scan over layers.
+# A kernel's last axes by a regex of the layer's path, of which the first match counts: inputs I,
+# parts P of a fused kernel, outputs O. An axis before them is that of a scan over layers.
 FORMS: tuple[tuple[str, str], ...] = (
     (r"(attention/qkv|cross/kv)$", "IPOO"),
     (r"cross/q$", "IOO"),

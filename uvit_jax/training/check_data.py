@@ -14,8 +14,9 @@ def check_data(model: Model, dataset: Dataset) -> None:
     available = (places, 1) if places else (dataset.config.max_subjects, dataset.config.max_views)
     if references is not None and references != available:
         raise UvitError(
-            f"the model takes references of {references[0]} subjects × {references[1]} views, but the "
-            f"data have {available[0]} × {available[1]}; set config.data.max_subjects and max_views"
+            f"the model takes references of {references[0]} subjects × {references[1]} views, but "
+            f"the data have {available[0]} × {available[1]}; set config.data.max_subjects and "
+            "max_views"
         )
     for segment in model.layout.inputs:
         if problem := _problem(segment, dataset):
@@ -29,7 +30,7 @@ def check_data(model: Model, dataset: Dataset) -> None:
 
 
 def _problem(segment: Segment, dataset: Dataset) -> str:
-    """Why a data set has not the inputs of a segment, as an error text; "" if it has."""
+    """The error if a data set lacks the inputs of a segment; "" if it has them."""
     if segment.kind == "patches" and segment.shape != tuple(dataset.image_shape):
         return (
             f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "

@@ -1,4 +1,4 @@
-"""DreamBooth fine-tuning (Ruiz et al. 2023) of adapters or all parameters, for many subjects at once.
+"""DreamBooth (Ruiz et al. 2023): fine-tunes adapters or all parameters, for many subjects at once.
 
     tune = Finetuner(model, run.diffusion, FinetuneConfig(method="lora"))
     subjects = stacked({"bear": examples, "clock": examples})        # see examples.py

@@ -102,7 +102,7 @@ class Workdir:
             raise UvitError(f"{self.vocabulary} is missing or damaged: {error}") from None
 
     def create(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        """Creates the folder, or updates the config of an existing one, and locks it. Call `check` first.
+        """Locks the folder and writes config and vocabulary. Call `check` first.
 
         Raises:
           UvitError: if another process trains in it, or the run so far had other classes or texts.

@@ -62,7 +62,7 @@ def test_other_files_that_pages_name_exist():
             assert Path(ROOT / name).exists(), f"{page} names {name}, which does not exist"
 
 
-def test_the_figure_of_layouts_shows_every_segment():
+def test_the_diagram_of_layouts_has_every_segment():
     from tools import draw_layouts
 
     layouts = draw_layouts.layouts()

@@ -36,7 +36,7 @@ def numbers(results):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in results["rows"]]
 
 
-def test_every_run_is_trained_once_and_shown_in_every_group(undisturbed):
+def test_every_run_is_trained_once_and_is_in_every_group(undisturbed):
     workdir, results = undisturbed
     runs = sorted(str(p.parent.relative_to(workdir)) for p in workdir.glob("runs/*/*/config.json"))
     names = ("base", "rate-fast")
@@ -64,7 +64,7 @@ def test_differences_are_paired_by_seed(undisturbed):
     assert published["metrics"]["validation_loss"]["difference"] is None
 
 
-def test_files_for_people(undisturbed):
+def test_tables_and_images(undisturbed):
     workdir, results = undisturbed
     with (workdir / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -79,7 +79,7 @@ def test_files_for_people(undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, monkeypatch):
+def test_a_killed_ablation_resumes_with_the_same_results(undisturbed, tmp_path, monkeypatch):
     workdir = tmp_path / "killed"
     calls = []
 
@@ -108,7 +108,7 @@ def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, 
     assert not trained
 
 
-def test_what_cannot_be_is_told_before_anything_runs(undisturbed, tmp_path, monkeypatch):
+def test_bad_configs_raise_before_anything_runs(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.ablation.runs, "train", None)
 
     def told(message, *args, workdir=tmp_path / "new"):

@@ -152,7 +152,7 @@ def test_a_killed_run_resumes(latents, clip, autoencoder, tmp_path):
         assert np.allclose(one.feature(i), other.feature(i), atol=2e-3)
 
 
-def test_training_draws_decoded_grids_of_the_datas_captions(workdir):
+def test_training_saves_decoded_grids_of_the_datas_captions(workdir):
     assert Image.open(next((workdir / "samples").glob("*.png"))).mode == "RGB"
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]

@@ -75,7 +75,7 @@ def test_a_mesh_gives_the_metrics_of_one_device(workdir, row, tmp_path):
     assert "pixels_frechet_distance" in out
 
 
-def test_statistics_kept_once_are_a_reference(workdir, row, tmp_path):
+def test_written_statistics_are_a_reference(workdir, row, tmp_path):
     kept = tmp_path / "reference.npz"
     base = (f"--workdir={workdir}", *QUICK)
     measure(tmp_path, *base, f"--write_reference={kept}")
@@ -106,7 +106,7 @@ def test_images_from_files_are_measured_alike(workdir, tmp_path):
     assert same["metrics"]["pixels_recall"] == 1
 
 
-def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
+def test_impossible_flags_raise(workdir, tmp_path):
     def told(message, *args):
         with pytest.raises(UvitError, match=message):
             evaluate.main(["--encoder=pixels", *map(str, args)])
@@ -156,7 +156,7 @@ def cats_and_dogs(tmp_path_factory):
     return folder
 
 
-def test_imported_weights_know_numbers_and_need_no_data(workdir, cats_and_dogs, tmp_path):
+def test_imported_weights_need_no_data_for_uniform_labels(workdir, cats_and_dogs, tmp_path):
     gone, few = tmp_path / "gone", ("--encoder=pixels", "--count=4", "--steps=2")
     run = of_other_data(workdir, tmp_path / "run", (), name="latents", path=str(gone))
     base = (run, *few, f"--reference={cats_and_dogs}")
@@ -199,7 +199,7 @@ def test_another_folder_is_reference_and_conditions(workdir, cats_and_dogs, tmp_
         measure(tmp_path, f"--images={less}", f"--reference={less}", f"--data={less}")
 
 
-def test_diverged_parameters_are_told(workdir, tmp_path, monkeypatch):
+def test_diverged_parameters_raise(workdir, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("evaluation.jsonl"))
     real = uvit_jax.load

@@ -90,7 +90,7 @@ def test_it_is_sampled_by_name(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_it(workdir, tmp_path):
+def test_training_resumes_from_it(workdir, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
     before = uvit_jax.load(run)[1]
@@ -104,7 +104,7 @@ def test_training_goes_on_from_it(workdir, tmp_path):
 @pytest.mark.parametrize(
     "form, name", [("own", "x.safetensors"), ("official", "x.safetensors"), ("official", "x.pth")]
 )
-def test_out_and_in_again_is_the_same_run(workdir, form, name, tmp_path):
+def test_exported_and_imported_it_is_the_same_run(workdir, form, name, tmp_path):
     out = take_out(workdir, tmp_path / name, f"--format={form}")
     config = [] if form == "own" else [CONFIG]  # our own form brings the whole config
     bring_in(out, tmp_path / "run", *config)
@@ -125,7 +125,7 @@ def test_steps_and_raw_parameters_of_a_training_folder(workdir, theirs, tmp_path
         bring_in(folder, tmp_path / "other", CONFIG, "--step=8")
 
 
-def test_the_config_is_found_by_its_model(workdir, tmp_path, monkeypatch, capsys):
+def test_the_config_is_chosen_by_its_model(workdir, tmp_path, monkeypatch, capsys):
     out = take_out(workdir, tmp_path / "x.safetensors", "--format=official")
     monkeypatch.chdir(tmp_path)
     configs = tmp_path / "configs"
@@ -181,7 +181,7 @@ def official_of(config, path):
     return path
 
 
-def test_a_config_that_is_found_computes_in_float32(tmp_path, configs, capsys):
+def test_a_config_that_is_chosen_by_its_model_computes_in_float32(tmp_path, configs, capsys):
     (configs / "half.py").write_text(small("uvit", dtype="bfloat16"))
     out = official_of(configs / "half.py", tmp_path / "x.safetensors")
     for name, args, dtype in (
@@ -202,7 +202,7 @@ def test_a_config_that_is_found_computes_in_float32(tmp_path, configs, capsys):
     assert not (tmp_path / "bad").exists()
 
 
-def test_what_lacks_without_the_data_is_told_of_what_there_is(tmp_path, configs, capsys):
+def test_the_note_names_what_a_missing_vocabulary_disables(tmp_path, configs, capsys):
     for name, text, told in (
         ("classes", small("uvit"), "labels are numbers.*latents"),
         ("nothing", small("uvit").replace("num_classes=5, ", ""), "$"),
@@ -215,7 +215,7 @@ def test_what_lacks_without_the_data_is_told_of_what_there_is(tmp_path, configs,
         assert ("labels" in capsys.readouterr().out) == (name == "classes")
 
 
-def test_a_broken_config_stands_in_nobodys_way(configs, caplog):
+def test_a_broken_config_is_skipped_with_a_warning(configs, caplog):
     count = "from pathlib import Path\nwith Path('runs').open('a') as f:\n    f.write('x')\n"
     (configs / "tiny.py").write_text(small("uvit") + count)
     broken = {
@@ -237,7 +237,7 @@ def test_a_broken_config_stands_in_nobodys_way(configs, caplog):
         assert reasons.get(name, "get_config") in line
 
 
-def test_what_a_dit_is_not_told_from(tmp_path, configs, capsys):
+def test_a_dit_with_the_tensors_of_a_sit_is_ambiguous(tmp_path, configs, capsys):
     flow = "diffusion=dict(schedule=dict(name='rectified_flow'), prediction='velocity')"
     (configs / "noise.py").write_text(small("dit", "learned_range=False"))
     (configs / "flow.py").write_text(small("dit", "learned_range=False", flow))

@@ -66,12 +66,12 @@ def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
         (["--sampels=3"], "unknown flag '--sampels'; did you mean '--sampler'"),
     ],
 )
-def test_what_cannot_be_drawn_is_a_sentence(workdir, tmp_path, args, message):
+def test_impossible_flags_raise(workdir, tmp_path, args, message):
     with pytest.raises(UvitError, match=message):
         draw(workdir, tmp_path, *args)
 
 
-def test_a_run_of_an_attention_that_is_of_elsewhere(workdir, tmp_path):
+def test_a_run_whose_attention_is_not_available(workdir, tmp_path):
     elsewhere = shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((elsewhere / "config.json").read_text())
     config["model"]["backbone"]["attention"] = "splash"
@@ -98,7 +98,7 @@ def test_earlier_samples_are_never_overwritten(workdir):
     assert names == ["sample_seed9.png", "sample_seed9_2.png", "sample_seed9_3.png"]
 
 
-def test_a_workdir_at_home_is_found(workdir, tmp_path, monkeypatch):
+def test_a_workdir_may_begin_with_a_tilde(workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(workdir.parent))
     arrays, _ = draw(f"~/{workdir.name}", tmp_path, "--count=1", "--steps=1")
     assert arrays["image"].shape == (1, 16, 16, 3)

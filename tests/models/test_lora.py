@@ -53,7 +53,7 @@ def setup(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_start_as_nothing_and_are_the_same_attached_and_merged(name):
+def test_initial_adapters_change_nothing_and_attached_equals_merged(name):
     _, params, _, _, apply = setup(name)
     untouched = jax.tree.map(np.array, params)
     more = {"uvit": (r"backbone/.*skip$",), "dit": (r"backbone/.*modulation/linear$",)}
@@ -169,7 +169,7 @@ def test_impossible_configs(options, message):
         LoraConfig(**options)
 
 
-def test_what_does_not_fit_is_told():
+def test_mismatched_adapters_raise():
     _, params, *_ = setup("uvit")
     _, others, *_ = setup("dit")
     with pytest.raises(UvitError, match=r"'attn' matches no layer; the layers are .*mid_block"):

@@ -119,7 +119,7 @@ def test_frames_of_one_video_share_embedding_and_head():
     assert model.layout.time_keys == ("first", "video")
 
 
-def test_a_given_first_frame_is_kept_and_seen():
+def test_a_given_first_frame_is_unchanged_and_attended_to():
     """With the first frame given at time 0, only the rest is generated, and it depends on it."""
     model = build("image to video")
     rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ def image(H=6, W=10, **options):
     return Patches(**dict(name="image", shape=(H, W, 3), patch_size=2, position="rope") | options)
 
 
-def test_sinusoids_tell_times_apart():
+def test_sinusoids_distinguish_times():
     t = jnp.arange(1000.0)
     features = np.asarray(sinusoid(t, 64))
     similarity = features @ features.T / 32
@@ -36,7 +36,7 @@ def test_sinusoids_tell_times_apart():
 
 @pytest.mark.parametrize("segment", [image(), video(), Camera(name="c", shape=(7, 2))])
 @pytest.mark.parametrize("width", [24, 26])
-def test_sincos_tells_all_tokens_apart(segment, width):
+def test_sincos_distinguishes_all_tokens(segment, width):
     table = sincos(segment, width)
     assert table.shape == (segment.num_tokens, width)
     assert len(np.unique(table.round(5), axis=0)) == segment.num_tokens

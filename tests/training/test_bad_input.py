@@ -62,7 +62,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence_and_nothing_written(case, tmp_path):
+def test_one_line_error_and_nothing_written(case, tmp_path):
     args, pattern = CASES[case]
     workdir = tmp_path / "run"
     if "missing set" in case:
@@ -113,7 +113,7 @@ def folder_args(path):
     ]
 
 
-def test_a_broken_picture_is_named(tmp_path):
+def test_a_broken_image_raises_with_its_name(tmp_path):
     pictures = tmp_path / "pictures"
     for name in ("a", "b"):
         (pictures / name).mkdir(parents=True)
@@ -174,7 +174,7 @@ def test_a_run_killed_before_its_config_was_written_begins_again(tmp_path):
     assert run(f"--workdir={workdir}", "--config.train.steps=1") == 0
 
 
-def test_damaged_metrics_are_named_and_kept(trained, tmp_path):
+def test_damaged_metrics_raise_and_are_unchanged(trained, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "run")
     metrics = workdir / "metrics.jsonl"
     damaged = metrics.read_text().replace('"step": 1', '"st', 1)

@@ -70,7 +70,7 @@ def test_a_trace_holds_the_chosen_steps_and_no_other(traced):
     assert steps == {3, 4}
 
 
-def test_a_first_moment_in_bfloat16_goes_on_bit_for_bit(traced, tmp_path):
+def test_a_first_moment_in_bfloat16_resumes_bit_for_bit(traced, tmp_path):
     run(tmp_path / "run", BFLOAT16, "--config.train.steps=3")
     # To trace is free to change, and steps that were before are not an error.
     run(tmp_path / "run", BFLOAT16, "--config.train.steps=6", "--config.train.profile_steps=(2, 3)")
@@ -80,7 +80,7 @@ def test_a_first_moment_in_bfloat16_goes_on_bit_for_bit(traced, tmp_path):
         run(tmp_path / "run", "--config.train.steps=7")
 
 
-def test_a_workdir_from_before_a_key_existed_is_still_the_runs_own(traced, tmp_path):
+def test_a_workdir_without_a_newer_key_resumes(traced, tmp_path):
     raw = json.loads((traced[0] / "config.json").read_text())
     old = copy.deepcopy(raw)
     del old["model"]["backbone"]["qk_norm"], old["train"]["profile_steps"]

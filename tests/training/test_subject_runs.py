@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     return workdir, train(config, workdir)
 
 
-def test_a_world_is_trained_and_drawn(trained):
+def test_a_world_is_trained_and_sampled(trained):
     summary = trained[1]
     assert summary.step == 2 and np.isfinite(summary.loss)
     assert Image.open(summary.samples).size[0] >= 32
@@ -60,7 +60,7 @@ def photos(tmp_path):
     return root
 
 
-def test_subjects_of_a_folder_are_drawn(trained, photos, tmp_path):
+def test_subjects_of_a_folder_are_sampled(trained, photos, tmp_path):
     def drawn(folder, *args):
         out, results = tmp_path / "out.png", tmp_path / "results.json"
         files = (f"--out={out}", f"--json={results}", f"--references={folder}")
@@ -85,7 +85,7 @@ def test_subjects_of_a_folder_are_drawn(trained, photos, tmp_path):
     assert not np.array_equal(swapped, both)
 
 
-def test_folders_that_are_no_references_are_told(trained, photos, tmp_path):
+def test_folders_that_are_not_references_raise(trained, photos, tmp_path):
     def told(message, *args):
         with pytest.raises(UvitError, match=message):
             sample.main([f"--workdir={trained[0]}", f"--out={tmp_path / 'out.png'}", *args])
@@ -122,7 +122,7 @@ def test_samples_of_the_datas_references_are_measured(trained, tmp_path):
     assert row["samples"]["conditions"] == "totems/train" and row["samples"]["count"] == 4
 
 
-def test_slots_that_the_data_do_not_fill_are_told(tmp_path):
+def test_slots_that_the_data_do_not_fill_raise(tmp_path):
     config = run(max_subjects=2, max_views=3)
     with pytest.raises(UvitError, match=r"2 subjects × 2 views.*config\.data\.max_subjects"):
         train(config, tmp_path / "run")

@@ -1,5 +1,7 @@
 """README.md and docs/*.md: code runs, commands parse, links and images exist."""
 
+import csv
+import gzip
 import json
 import re
 import shutil
@@ -84,3 +86,6 @@ def test_the_api_page_has_every_public_name():
 def test_results_files_are_readable():
     lines = (ROOT / "docs/scaling/capacity.jsonl").read_text().splitlines()
     assert lines and all(json.loads(line) for line in lines)
+    for file in ("docs/ablations/results.csv.gz", "docs/subjects/results.csv.gz"):
+        with gzip.open(ROOT / file, "rt") as text:
+            assert len(list(csv.DictReader(text))) > 100, file

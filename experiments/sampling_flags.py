@@ -272,4 +272,4 @@ class Run:
             except UvitError:
                 if step == steps[-1]:
                     raise
-        raise UvitError(f"{self.folder.checkpoints} holds no checkpoint yet")
+        raise UvitError(f"{self.folder.checkpoints} has no checkpoint yet")

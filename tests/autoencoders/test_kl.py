@@ -209,7 +209,7 @@ def test_other_bad_input_raises(tmp_path):
     with pytest.raises(UvitError, match=r"AutoencoderTiny; only AutoencoderKL"):
         interop.load_autoencoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"norm_num_groups": "eight"}))
-    with pytest.raises(UvitError, match=r"num_groups must be a whole number, got 'eight'"):
+    with pytest.raises(UvitError, match=r"num_groups must be an integer, got 'eight'"):
         interop.load_autoencoder(tmp_path)
     with pytest.raises(UvitError, match=r"unknown style 'compviz'; did you mean 'compvis'"):
         list(interop.entries(build_autoencoder(SMALL).config, "compviz"))

@@ -111,7 +111,7 @@ def test_a_killed_ablation_resumes_with_the_same_results(undisturbed, tmp_path, 
 def test_bad_configs_raise_before_anything_runs(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.ablation.runs, "train", None)
 
-    def told(message, *args, workdir=tmp_path / "new"):
+    def fails(message, *args, workdir=tmp_path / "new"):
         with pytest.raises(UvitError, match=message):
             run(workdir, *args)
         assert not (tmp_path / "new").exists()
@@ -119,16 +119,16 @@ def test_bad_configs_raise_before_anything_runs(undisturbed, tmp_path, monkeypat
     def variant(changes):
         return f"--config.groups.time={{'token': {{}}, 'x': {changes}}}"
 
-    told("'tim'; did you mean 'time'", "--group=rate,tim")
-    told("group time, variant x: .*skp is not a known key", variant({"model.backbone.skp": 1}))
-    told("variant x: .*'addd'", variant({"model.backbone.skip": "addd"}))
-    told("variant x: config.train.steps ", variant({"train.steps.x": 1}))
-    told("variant x: .*base's data", variant({"data.flip": False}))
-    told("baseline.time must name a variant", "--config.baseline.time=adaln")
-    told("seeds must be at least 1", "--seeds=0")
-    told("is empty|cannot open", "--config.metrics.split=validation")
-    told("unknown encoder 'pixel'.*metrics.samples=0", "--config.metrics.encoder=pixel")
-    told("groups is missing", f"--config={ROOT / 'tests/configs/tiny.py'}")
+    fails("'tim'; did you mean 'time'", "--group=rate,tim")
+    fails("group time, variant x: .*skp is not a known key", variant({"model.backbone.skp": 1}))
+    fails("variant x: .*'addd'", variant({"model.backbone.skip": "addd"}))
+    fails("variant x: config.train.steps ", variant({"train.steps.x": 1}))
+    fails("variant x: .*base's data", variant({"data.flip": False}))
+    fails("baseline.time must name a variant", "--config.baseline.time=adaln")
+    fails("seeds must be at least 1", "--seeds=0")
+    fails("is empty|cannot open", "--config.metrics.split=validation")
+    fails("unknown encoder 'pixel'.*metrics.samples=0", "--config.metrics.encoder=pixel")
+    fails("groups is missing", f"--config={ROOT / 'tests/configs/tiny.py'}")
 
     before = {p: p.stat().st_mtime_ns for p in Path(undisturbed[0]).rglob("*") if p.is_file()}
     depth = "--config.groups.rate={'slow': {}, 'fast': {'model.backbone.depth': 4}}"
@@ -138,9 +138,9 @@ def test_bad_configs_raise_before_anything_runs(undisturbed, tmp_path, monkeypat
         ("differs in sample.clip", "--config.sample.clip=0.0"),
         ("rate/fast seed 0: .*differs in model", depth),
     ):
-        told(message, flag, workdir=undisturbed[0])
+        fails(message, flag, workdir=undisturbed[0])
     (tmp_path / "stray").touch()
-    told("holds no ablation", workdir=tmp_path)
+    fails("holds no ablation", workdir=tmp_path)
     assert before == {
         p: p.stat().st_mtime_ns for p in Path(undisturbed[0]).rglob("*") if p.is_file()
     }

@@ -149,7 +149,7 @@ def describe(tensors: Tensors, where: str, *, num_groups: int = 32) -> Autoencod
     style = style_of(tensors)
     if style is None:
         some = ", ".join(sorted(tensors)[:4])
-        raise UvitError(f"{where} holds no supported KL autoencoder; its tensors: {some}, …")
+        raise UvitError(f"{where} has no supported KL autoencoder; its tensors: {some}, …")
     level, block = ("down", "block") if style == "compvis" else ("down_blocks", "resnets")
     middle = "mid.attn_1" if style == "compvis" else "mid_block.attentions.0"
 

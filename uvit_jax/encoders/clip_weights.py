@@ -163,7 +163,7 @@ def describe(
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != dims:
             raise UvitError(
-                f"{where} holds no CLIP {kind} tower: {name} is missing or has another rank"
+                f"{where} has no CLIP {kind} tower: {name} is missing or has another rank"
             )
         return tensors[name].shape
 

@@ -105,7 +105,7 @@ def canonical(tensors: Tensors, where: str) -> tuple[dict[str, np.ndarray], bool
         else:
             renamed[f"{stem}{dot}{kind}"] = array
     if "positions" not in renamed or "patches.weight" not in renamed:
-        raise UvitError(f"{where} holds no DINO or DINOv2: no positions, or no patch embedding")
+        raise UvitError(f"{where} has no DINO or DINOv2: no positions, or no patch embedding")
     if unknown:
         gated = " (the gated MLP of DINOv2 ViT-g is not supported)" if "mlp." in unknown else ""
         raise UvitError(f"{where} holds {unknown}, which no supported DINO has{gated}")
@@ -121,7 +121,7 @@ def describe(
         tensors.get(name) for name in ("blocks.0.fc1.weight", "patches.weight", "positions")
     )
     if fc1 is None or fc1.ndim != 2 or patch.ndim != 4 or positions.ndim != 3:
-        raise UvitError(f"{where} holds no DINO or DINOv2: its tensors have other shapes")
+        raise UvitError(f"{where} has no DINO or DINOv2: its tensors have other shapes")
     width, patch_size = int(patch.shape[0]), int(patch.shape[-1])
     registers = int(tensors["registers"].shape[-2]) if "registers" in tensors else 0
     return ViTConfig(

@@ -62,7 +62,7 @@ class Workdir:
             own.add("config.json.partial")
             if self.path.exists() and any(p.name not in own for p in self.path.iterdir()):
                 raise UvitError(
-                    f"workdir {self.path} is not empty and holds no run (no config.json); "
+                    f"workdir {self.path} is not empty and has no run (no config.json); "
                     "give a new folder with --workdir"
                 )
             return

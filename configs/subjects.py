@@ -34,7 +34,7 @@ QUICK_STEPS = {"uvit_context": 60, "dit_context": 62, "uvit_text": 91, "dit_text
 
 
 def model(name: str) -> dict[str, Any]:
-    """A network's model: a backbone, with references in its sequence or without."""
+    """A network's model: a backbone, with or without references in its sequence."""
     style, kind = name.split("_")
     context = kind == "context"
     return unified.preset(
@@ -178,7 +178,7 @@ def get_config(name: str = "") -> dict[str, Any]:
             prior=16,
             tolerance=0.1,
             at_once=3,
-            notes=("A smoke test: networks of a minute's training, whose pictures are mush.",),
+            notes=("A smoke test: after a minute of training, samples are not recognisable.",),
         )
     return config
 

@@ -21,7 +21,7 @@ The names are DATASET-SIZE/PATCH. Each is one run:
     python -m experiments.train --config=configs/uvit.py:coco-S/2 --workdir=/data/coco
 
 Expected and cost: the published FIDs (50k samples; COCO 30k captions of the validation set), the
-parameters, GMAC of a forward pass, and FLOPs of the whole training.
+parameters, GMAC of a forward pass, and FLOPs of the full training.
 
                        FID  parameters   GMAC    FLOPs
     cifar10-S/2       3.11      44.26M   12.2   4.7e18
@@ -95,7 +95,7 @@ RECIPES = {
 }
 NAMES = (*RECIPES,)
 
-# The data set's config, the shape of what is denoised, and how the model is conditioned.
+# The data set's config, the shape of the noisy image or latents, and the conditions of the model.
 LATENTS = dict(name="latents", labels="label", flip=True)
 CLASSES = dict(num_classes=1000)
 DATA = {

@@ -4,10 +4,10 @@
     python -m experiments.compare --config=configs/subjects.py --quick
     python -m experiments.compare --config=configs/subjects.py --arms=unified,dit_lora
 
-It trains, samples and scores, and writes results.csv.gz (every score), manifest.json (how they were
-made), tables.md and report.html (tables, paired differences with intervals, plots, costs, samples)
-to the workdir. Rerunning the command resumes a stopped run; SIGTERM and Ctrl-C save first. --report
-only scores and reports existing samples; in a folder with nothing but results.csv.gz and
+It trains, samples and scores, and writes results.csv.gz (every score), manifest.json (their
+provenance), tables.md and report.html (tables, paired differences with intervals, plots, costs,
+samples) to the workdir. Rerunning the command resumes a stopped run; SIGTERM and Ctrl-C save first.
+--report only scores and reports existing samples; in a folder with only results.csv.gz and
 manifest.json, it writes report.html from these.
 """
 

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         changes = nearest_fit(run, report.chips, fits, what=args.what, tries=args.suggest)
         if changes is None:
-            print(f"none of {len(tried)} config changes makes it fit; use more chips")
+            print(f"does not fit with any of {len(tried)} config changes; use more chips")
         else:
             flags = " ".join(f"--config.{key}={value}" for key, value in changes.items())
             print(f"it fits ({gib(tried[-1].memory_bytes)} per chip) with {flags}")

@@ -5,7 +5,7 @@
     python -m experiments.train --config=configs/uvit_l.py
 
 The autoencoder is Stable Diffusion's, with the tensor names of diffusers or CompVis, alone or in a
-full checkpoint. The stored moments are those from which training draws a new sample at every step.
+full checkpoint. Training samples new latents from the stored moments at every step.
 
 Rerunning the command resumes a stopped run. Several hosts share the work if each has its own
 --part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.

@@ -13,6 +13,7 @@ Rerunning the command resumes a stopped run. Several hosts share the work if eac
 --part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.
 """
 
+import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -25,28 +26,7 @@ from uvit_jax.errors import UvitError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = cli.Parser(__doc__, config=False)
-    parser.add_argument(
-        "--latents",
-        metavar="DIR",
-        type=Path,
-        required=True,
-        help="written by experiments.encode_latents",
-    )
-    parser.add_argument("--encoder", metavar="DIR", required=True, help="folder of a CLIP")
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
-    )
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the computation"
-    )
-    parser.add_argument("--shard_size", type=int, default=512, help="examples per shard")
-    parser.add_argument("--batch_size", type=int, default=64, help="captions per batch and host")
-    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
-    parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
-    )
-    args = parser.parse(argv)
+    args = _parse(argv)
     part = part_of(args.part) if args.part else None
 
     from uvit_jax.data import text_shards
@@ -57,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
-    # Fails at once if the latents are incomplete or damaged, as training does.
+    # Raises at once if the latents are incomplete or damaged.
     latents = dataset(DataConfig(name="latents", path=str(args.latents)))
     if not latents.index.captions:
         raise UvitError(
@@ -99,6 +79,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest = "" if finished else "; other parts are missing"
     print(f"{folder}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__, config=False)
+    parser.add_argument(
+        "--latents",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="written by experiments.encode_latents",
+    )
+    parser.add_argument("--encoder", metavar="DIR", required=True, help="folder of a CLIP")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the computation"
+    )
+    parser.add_argument("--shard_size", type=int, default=512, help="examples per shard")
+    parser.add_argument("--batch_size", type=int, default=64, help="captions per batch and host")
+    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
+    parser.add_argument(
+        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
+    )
+    return parser.parse(argv)
 
 
 if __name__ == "__main__":

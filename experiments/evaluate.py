@@ -9,7 +9,7 @@
 
 Samples have the labels or captions of the run's data, and the run's sampler, steps and guidance,
 unless flags override them. Metrics are named after their encoder: only Inception with the official
-weights makes an FID. Published FIDs are of 50000 samples with uniform labels, or for COCO of 30000
+weights yields an FID. Published FIDs are of 50000 samples with uniform labels, or for COCO of 30000
 captions of the validation set. The metrics, with all settings they depend on, are appended to the
 workdir's evaluation.jsonl.
 """
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = make_mesh(MeshConfig(fsdp=args.fsdp))
     check_batch_size(mesh, args.batch_size)
     run = sampling_flags.Run(args) if args.workdir else None
-    # The reference comes before hours of sampling, so that errors in it show at once.
+    # The reference precedes hours of sampling, so that errors in it appear at once.
     encode = encoder(args.encoder, args.weights, mesh)
     samples, samples_from = run.samples(mesh) if run and not args.images else _images(args, mesh)
     reference, reference_from = _reference(args, run, encode, mesh)
@@ -85,7 +85,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--workdir", metavar="DIR", help="of experiments.train")
     what.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     what.add_argument(
-        "--raw", action="store_true", default=None, help="use the raw parameters, not their average"
+        "--raw", action="store_true", default=None, help="use the raw parameters, not their EMA"
     )
     what.add_argument(
         "--images", metavar="PATH", help="a folder or npz of images to measure instead of samples"
@@ -121,7 +121,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     sampling.add_argument(
         "--labels",
         choices=("data", "uniform"),
-        help="those of the data (the default), or uniform over classes, which needs no data",
+        help="labels of the data (the default), or uniform over classes, which needs no data",
     )
     sampling_flags.add_flags(sampling)
     sampling_flags.add_attention_flag(sampling)
@@ -164,14 +164,14 @@ def _images(args: argparse.Namespace, mesh: Any) -> tuple[Any, dict[str, Any]]:
     """The images of `--images`, and their source."""
     from uvit_jax.evaluation.image_sets import of_file
 
-    found = of_file(
+    images = of_file(
         Path(args.images).expanduser(),
         args.batch_size,
         mesh,
         image_size=args.image_size,
         count=args.count,
     )
-    return found, {"source": args.images, "image_size": args.image_size}
+    return images, {"source": args.images, "image_size": args.image_size}
 
 
 def _reference(
@@ -188,11 +188,11 @@ def _reference(
     if args.reference == "data":
         if run.data.name == "latents":
             raise UvitError(
-                f"the run's data are latents ({run.data.path}), which encoders do not take; pass "
+                f"the run's data are latents ({run.data.path}), which encoders cannot take; pass "
                 "their images, or statistics of these, with --reference=PATH"
             )
         source["source"] = run.data_name
-        found = image_sets.of_dataset(run.dataset(), args.batch_size, mesh, run.data_name)
+        images = image_sets.of_dataset(run.dataset(), args.batch_size, mesh, run.data_name)
     elif path.suffix == ".npz" and {"mu", "sigma"} <= npz_names(path):
         statistics = read_statistics(path)
         if statistics.mean.size != encode.size:
@@ -206,10 +206,10 @@ def _reference(
             )
         return image_metrics.ImageFeatures(statistics), {**source, "sha256": sha256(path)}
     else:
-        found = image_sets.of_file(path, args.batch_size, mesh, image_size=args.image_size)
+        images = image_sets.of_file(path, args.batch_size, mesh, image_size=args.image_size)
         if path.is_file():
             source["sha256"] = sha256(path)
-    return image_metrics.encode(encode, found, keep=args.features, seed=args.seed), source
+    return image_metrics.encode(encode, images, keep=args.features, seed=args.seed), source
 
 
 if __name__ == "__main__":

@@ -24,15 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument("--checkpoint", metavar="PATH", help="a file or folder of weights")
     parser.add_argument("--out", metavar="PATH", required=True, help="must not exist yet")
     parser.add_argument("--format", default="own", help="own (default), official or diffusers")
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     parser.add_argument(
         "--raw", action="store_true", help="the raw parameters instead of their EMA"
     )
     parser.add_argument("--num_heads", type=int, help="of a --checkpoint, if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
-    parser.add_argument(
-        "--image_size", type=int, help="side of what is denoised: pixels or latents"
-    )
+    parser.add_argument("--image_size", type=int, help="side of the image in pixels or latents")
     args = parser.parse(argv)
 
     import uvit_jax

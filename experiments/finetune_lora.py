@@ -1,4 +1,4 @@
-"""Fine-tunes a trained run to a subject, from one to five pictures of it, with prior preservation.
+"""Fine-tunes a trained run to a subject, from one to five images of it, with prior preservation.
 
     python -m experiments.finetune_lora --workdir=workdirs/emoji_text --images=photos/bear \\
         --prompt="@1 bear" --out=bear.safetensors
@@ -7,11 +7,11 @@
     python -m experiments.sample --workdir=workdirs/emoji_text --adapter=bear.safetensors \\
         --prompt="@1 bear, twemoji"
 
-With --subjects every folder of the folder is a subject, and they are trained together; an adapter
-for each appears in --out, those that are there already are kept, and the same command goes on with
-the others. In a prompt, {name} is the name of the subject's folder. --out=NAME without
-.safetensors is a folder as PEFT writes it. --method=full trains all parameters instead, and writes
-a model that `experiments.import_checkpoint` makes a workdir of.
+With --subjects each sub-folder is a subject, and subjects are trained together. --out is then a
+folder with one adapter per subject; rerunning the command trains the missing ones. In a prompt,
+{name} is the name of the subject's folder. --out=NAME without .safetensors is a folder in PEFT's
+format. --method=full trains all parameters and writes a model, which
+`experiments.import_checkpoint` imports into a workdir.
 """
 
 import dataclasses
@@ -25,29 +25,39 @@ from experiments import cli, sampling_flags
 def add_flags(parser: cli.Parser) -> None:
     """Adds the flags."""
     parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
-    parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
-    parser.add_argument("--images", metavar="FOLDER", help="the pictures of one subject")
-    parser.add_argument("--subjects", metavar="FOLDER", help="a folder of folders, one a subject")
-    parser.add_argument("--prompt", help='what the pictures show, such as "@1 bear"')
-    parser.add_argument("--class_prompt", help="of the class; default the prompt without its @1")
-    parser.add_argument("--label", help="of a model of classes, the class that is fine-tuned")
-    parser.add_argument("--out", metavar="FILE", required=True, help="where nothing stands yet")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
+    parser.add_argument("--raw", action="store_true", help="use the raw parameters, not their EMA")
+    parser.add_argument("--images", metavar="FOLDER", help="the images of one subject")
+    parser.add_argument(
+        "--subjects", metavar="FOLDER", help="a folder with one sub-folder per subject"
+    )
+    parser.add_argument("--prompt", help='caption of the images, such as "@1 bear"')
+    parser.add_argument("--class_prompt", help="of the class; default the prompt without @1")
+    parser.add_argument("--label", help="the class, if the model has labels")
+    parser.add_argument("--out", metavar="FILE", required=True, help="must not exist yet")
     parser.add_argument("--method", default="lora", help="lora or full")
     parser.add_argument("--steps", type=int, default=400, help="of the optimizer")
-    parser.add_argument("--rank", type=int, default=8, help="of an adapter's two factors")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     parser.add_argument("--alpha", type=float, default=0.0, help="default the rank")
-    parser.add_argument("--target", action="append", help="a regex of layers; may be repeated")
-    parser.add_argument("--rate", type=float, default=0.0, help="default 2e-4, or 5e-6 for full")
-    parser.add_argument("--batch_size", type=int, default=4, help="of a subject, a step")
-    parser.add_argument("--prior", type=int, default=200, help="class pictures; 0 for none")
     parser.add_argument(
-        "--prior_weight", type=float, default=1.0, help="of the class pictures' loss"
+        "--target", action="append", help="a regex of layers to adapt; may be repeated"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="learning rate; default 2e-4, or 5e-6 for full"
+    )
+    parser.add_argument("--batch_size", type=int, default=4, help="images of a subject per step")
+    parser.add_argument(
+        "--prior", type=int, default=200, help="number of class images to sample; 0 for none"
+    )
+    parser.add_argument(
+        "--prior_weight", type=float, default=1.0, help="weight of the loss on class images"
     )
     parser.add_argument("--at_once", type=int, default=16, help="subjects trained together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--autoencoder", metavar="FILE", help="of a model of latents")
-    parser.add_argument("--text_encoder", metavar="DIR", help="of a model of CLIP's features")
+    parser.add_argument(
+        "--autoencoder", metavar="FILE", help="of the latents, if the model has latents"
+    )
+    parser.add_argument("--text_encoder", metavar="DIR", help="CLIP, if the model has its features")
     sampling_flags.add_attention_flag(parser)
 
 
@@ -63,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.training.finetune import FinetuneConfig
 
     if bool(args.images) == bool(args.subjects):
-        raise UvitError("give the pictures of one subject with --images, or many with --subjects")
+        raise UvitError("give the images of one subject with --images, or many with --subjects")
     if args.prior < 0 or args.at_once < 1:
         raise UvitError("--prior must be at least 0 and --at_once at least 1")
     config = FinetuneConfig(
@@ -77,19 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     folders = _folders(args)
     cpu.keep_freed_memory()
-    command = _Command(args, config)
+    command = SubjectTuning(args, config)
     todo = {name: out for name, out in _outputs(args, folders).items() if command.is_new(out, name)}
     seconds = 0.0
     names = list(todo)
     for start in range(0, len(names), args.at_once):
         part = {name: folders[name] for name in names[start : start + args.at_once]}
-        found = command.tune(part)
-        seconds += found.seconds + found.first_step
+        tuned = command.tune(part)
+        seconds += tuned.seconds + tuned.first_step
         for i, name in enumerate(part):
-            command.save(todo[name], name, found, i)
-            print(f"{todo[name]}  (loss of its pictures {found.losses[-20:, i].mean():.4f})")
+            command.save(todo[name], name, tuned, i)
+            print(f"{todo[name]}: loss {tuned.losses[-20:, i].mean():.4f}")
     if len(folders) > len(names):
-        print(f"{len(folders) - len(names)} were there already")
+        print(f"{len(folders) - len(names)} exist already")
     cli.write_json(
         args.json,
         {
@@ -102,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Command:
-    """The base, opened once, and what is done with it."""
+class SubjectTuning:
+    """Fine-tunes the base model of a run to folders of images, and saves the results."""
 
     def __init__(self, args: Any, config: Any):
         import jax
@@ -122,12 +132,12 @@ class _Command:
         folder = Workdir(args.workdir)
         self.run = parse_run(folder.read_config())
         model, self.params = load(folder.path, step=args.step, ema=not args.raw)
-        # What cannot be is told before minutes go by.
+        # Check the flags before minutes of sampling.
         if config.method == "lora":
             targeted(model.abstract_params, config.lora.targets)
         kinds = {s.kind for s in model.layout.inputs}
         if args.prompt is None and kinds & {"text", "features"}:
-            raise UvitError('the model takes text: say what the pictures show, --prompt="@1 bear"')
+            raise UvitError('the model takes text; caption the images, with --prompt="@1 bear"')
         self.model = sampling_flags.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
@@ -141,7 +151,7 @@ class _Command:
         self._decoder = decoding.decoder(self.model.layout, self.sample)
 
     def tune(self, folders: dict[str, Path]) -> Any:
-        """Fine-tunes to the pictures in some folders, by name."""
+        """Fine-tunes to the images in folders, by the names of the subjects."""
         from tqdm import tqdm
 
         from uvit_jax.training.examples import stacked
@@ -149,7 +159,7 @@ class _Command:
         subjects = {name: self._examples(name, folder) for name, folder in folders.items()}
         prior = prior_of = None
         if self.args.prior:
-            print(f"drawing {self.args.prior} pictures of the class", flush=True)
+            print(f"sampling {self.args.prior} images of each class", flush=True)
             prompts = [self._prompts(name)[1] for name in folders]
             classes = {prompt: self._class_examples(prompt) for prompt in prompts}
             prior = stacked(classes)
@@ -164,7 +174,7 @@ class _Command:
             )
 
     def is_new(self, out: Path, name: str) -> bool:
-        """Whether there is something to do; UvitError if something else stands there."""
+        """Whether `out` does not exist; UvitError if it is not this subject's adapter."""
         from uvit_jax.errors import UvitError
         from uvit_jax.interop import adapters
 
@@ -174,18 +184,16 @@ class _Command:
             _, record = adapters.load(out, self.model, any_base=True)
             if record == self._record(name):
                 return False
-            raise UvitError(
-                f"{out} was made from another base or with other flags; give a new --out"
-            )
+            raise UvitError(f"{out} is of another base model or other flags; give a new --out")
         raise UvitError(f"{out} exists already; give a new name")
 
-    def save(self, out: Path, name: str, found: Any, index: int) -> None:
-        """Writes one subject's result."""
+    def save(self, out: Path, name: str, tuned: Any, index: int) -> None:
+        """Writes the adapter or model of the subject `name`, which is number `index` of `tuned`."""
         from uvit_jax.interop import adapters
         from uvit_jax.interop.exporting import export
         from uvit_jax.training.finetune import tree_index
 
-        trained = tree_index(found.trained[self.config.steps], index)
+        trained = tree_index(tuned.trained[self.config.steps], index)
         if self.config.method == "lora":
             adapters.save(out, self.model, trained, self._record(name))
         else:
@@ -195,7 +203,7 @@ class _Command:
         from uvit_jax.interop.adapters import AdapterRecord
 
         args, (prompt, class_prompt) = self.args, self._prompts(name)
-        told = {
+        training = {
             "steps": self.config.steps,
             "learning_rate": self.config.rate,
             "batch_size": self.config.batch_size,
@@ -206,18 +214,18 @@ class _Command:
             "class_prompt": class_prompt,
             "label": args.label,
         }
-        return AdapterRecord(lora=self.config.lora, base=self.base, training=told)
+        return AdapterRecord(lora=self.config.lora, base=self.base, training=training)
 
     def _prompts(self, name: str) -> tuple[str, str]:
-        """(the subject's prompt, its class's)."""
+        """The prompts of the subject and of its class."""
         args = self.args
         prompt = (args.prompt or "").replace("{name}", name)
         if args.class_prompt is None:
             return prompt, " ".join(prompt.replace("@1", " ").split())
         return prompt, args.class_prompt.replace("{name}", name)
 
-    def _given(self, prompt: str, count: int) -> dict[str, Any]:
-        """The conditions of `count` pictures with one prompt."""
+    def _conditions_for(self, prompt: str, count: int) -> dict[str, Any]:
+        """The conditions of `count` images with one prompt."""
         labels = () if self.args.label is None else (self.args.label,)
         prompts = (prompt,) if self.args.prompt else ()
         return self._conditions(
@@ -225,7 +233,7 @@ class _Command:
         )
 
     def _examples(self, name: str, folder: Path) -> dict[str, Any]:
-        """A subject's pictures as the model takes them, and their conditions."""
+        """A subject's images, or their latents, and their conditions, by segment."""
         import numpy as np
 
         from uvit_jax.data.data_config import DataConfig
@@ -234,7 +242,7 @@ class _Command:
         from uvit_jax.evaluation.image_sets import image_segment
 
         segment = self.model.layout.by_name[image_segment(self.model, self._decoder)]
-        side, channels = segment.shape[0], segment.shape[-1]
+        side, channels = segment.shape[-3], segment.shape[-1]
         if self._decoder is not None:
             autoencoder = self._decoder.autoencoder.config
             side, channels = side * autoencoder.factor, autoencoder.image_channels
@@ -242,14 +250,14 @@ class _Command:
             DataConfig(name="folder", path=str(folder), image_size=side, channels=channels)
         )
         if not 1 <= len(data) <= 100:
-            raise UvitError(
-                f"{folder} holds {len(data)} pictures; a subject has a few, at most 100"
-            )
+            raise UvitError(f"{folder} has {len(data)} images; a subject needs 1 to 100")
         images = np.stack([data.decode(data.source[i])["image"] for i in range(len(data))])
         if self._decoder is not None:
             images = self._decoder.encode(images)
-        given = self._given(self._prompts(name)[0], len(images))
-        return {s.name: images if s is segment else given[s.name] for s in self.model.layout.inputs}
+        conditions = self._conditions_for(self._prompts(name)[0], len(images))
+        return {
+            s.name: images if s is segment else conditions[s.name] for s in self.model.layout.inputs
+        }
 
     def _class_examples(self, prompt: str) -> dict[str, Any]:
         from uvit_jax.training.examples import class_examples
@@ -260,7 +268,7 @@ class _Command:
                 self.params,
                 self.run.diffusion,
                 self.sample,
-                self._given(prompt, self.args.prior),
+                self._conditions_for(prompt, self.args.prior),
                 count=self.args.prior,
                 batch_size=64,
                 seed=self.config.seed,
@@ -277,14 +285,14 @@ def _folders(args: Any) -> dict[str, Path]:
         path = Path(args.images).expanduser()
         return {path.resolve().name.replace("_", " "): path}
     root = Path(args.subjects).expanduser()
-    found = sorted(p for p in root.glob("*") if p.is_dir() and not p.name.startswith("."))
-    if not found:
-        raise UvitError(f"{root} holds no folders, one a subject; of one subject, give --images")
-    return {p.name.replace("_", " "): p for p in found}
+    folders = sorted(p for p in root.glob("*") if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise UvitError(f"{root} has no sub-folders, one per subject; for one subject use --images")
+    return {p.name.replace("_", " "): p for p in folders}
 
 
 def _outputs(args: Any, folders: dict[str, Path]) -> dict[str, Path]:
-    """Where each subject's result is to stand."""
+    """The output path of each subject."""
     out = Path(args.out).expanduser()
     if args.images:
         return dict.fromkeys(folders, out)

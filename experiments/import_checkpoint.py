@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--num_heads", type=int, help="if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
-    parser.add_argument(
-        "--image_size", type=int, help="side of what is denoised: pixels or latents"
-    )
+    parser.add_argument("--image_size", type=int, help="side of the image in pixels or latents")
     args = parser.parse(argv)
 
     from uvit_jax.errors import UvitError
@@ -97,7 +95,7 @@ def known_configs(folder: Path = Path("configs")) -> "dict[str, RunConfig]":
             get_config, names = cli.load_config_file(str(path))
             for arguments in [(name,) for name in names] or [()]:
                 config = get_config(*arguments)
-                # An ablation and a comparison are many runs.
+                # Ablations and comparisons describe many runs.
                 if "groups" not in config and "networks" not in config:
                     run = parse_run(config)
                     if run not in configs.values():

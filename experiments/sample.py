@@ -10,11 +10,12 @@
         --references=photos
 
 Sampler, steps, guidance, autoencoder and text encoder are those of the run's config unless flags
-override them. References are a folder for each subject, @1, @2, … in the order of the folders'
-names, or the images of one subject. The npz has each image segment by its name, in about [-1, 1],
-and, of latent models, the latents as NAME_latents.
+override them. --references is a folder with a sub-folder per subject, @1, @2, … in the order of
+their names, or with the images of one subject. The npz has the image segments by name, roughly in
+[-1, 1], and, for latent models, the latents as NAME_latents.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,27 +27,29 @@ from experiments import cli, sampling_flags
 def add_flags(parser: cli.Parser) -> None:
     """Adds the flags."""
     parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
-    parser.add_argument("--raw", action="store_true", help="the raw parameters, not their average")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
+    parser.add_argument("--raw", action="store_true", help="use the raw parameters, not their EMA")
     parser.add_argument(
         "--label", action="append", default=[], help="a class, by name or number; may be repeated"
     )
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be repeated")
     parser.add_argument(
-        "--references", metavar="FOLDER", help="of a folder for each subject, or of one's images"
+        "--references",
+        metavar="FOLDER",
+        help="a folder with a sub-folder per subject, or with one subject's images",
     )
     parser.add_argument(
-        "--count", type=int, help="how many samples; default one a label or prompt, or the run's"
+        "--count", type=int, help="number of samples; default one per label or prompt, or the run's"
     )
     parser.add_argument(
         "--image_size",
         type=int,
-        help="side of what is denoised, pixels or latents, if not the trained one (interpolated "
-        "positions)",
+        help="side of the image in pixels or latents; positions are interpolated from the trained "
+        "size",
     )
     sampling_flags.add_flags(parser)
     parser.add_argument(
-        "--text_encoder", metavar="DIR", help="for a model of a text encoder's features, its CLIP"
+        "--text_encoder", metavar="DIR", help="CLIP, if the model has its text features"
     )
     sampling_flags.add_adapter_flags(parser)
     sampling_flags.add_attention_flag(parser)
@@ -58,45 +61,20 @@ def add_flags(parser: cli.Parser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = cli.Parser(__doc__, config=False)
-    add_flags(parser)
-    args = parser.parse(argv)
+    args = _parse(argv)
 
-    import jax
-
-    from uvit_jax import load
-    from uvit_jax.errors import UvitError
     from uvit_jax.parallel import cpu
-    from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-    from uvit_jax.parallel.sharding import jit_replicated, shardings
     from uvit_jax.sampling import decoding
     from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
     from uvit_jax.sampling.reference_folder import from_folder
-    from uvit_jax.sampling.sampler import make_sampler, sample_all
     from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
-    if not 0 <= args.seed < 2**32:
-        raise UvitError(f"--seed must lie in [0, 2**32), got {args.seed}")
-    if args.out and not args.out.endswith(".png"):
-        raise UvitError(f"--out={args.out} must end in .png; the arrays get the same name in .npz")
-    if args.batch_size < 1:
-        raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
     folder = Workdir(args.workdir)
-    run = parse_run(folder.read_config())
-    vocabulary = folder.read_vocabulary()
+    run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
     config = sampling_flags.sample_config(run.sample, args, **_changes(args))
     cpu.keep_freed_memory()
-    model, params = load(folder.path, step=args.step, ema=not args.raw)
-    model = sampling_flags.with_attention(model, args.attention)
-    if args.image_size is not None:
-        model = model.resized(
-            {
-                s.name: (*s.shape[:-3], args.image_size, args.image_size, s.shape[-1])
-                for s in model.layout.noisy_images
-            }
-        )
-    params = sampling_flags.adapted(model, params, args)
+    model, params = _load(folder.path, args)
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
@@ -106,16 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if encode_text is None:
         _warn_of_unknown_words(vocabulary, config.prompts)
-    mesh = make_mesh(MeshConfig())
-    size = min(args.batch_size, config.count)
-    sampler = jit_replicated(
-        make_sampler(model, run.diffusion, config, batch_size=size, vocabulary=vocabulary), mesh
-    )
-    params = jax.device_put(params, shardings(params, mesh))
-    with jax.set_mesh(mesh):
-        samples = sample_all(
-            lambda *batch: sampler(params, batch), conditions, config.count, size, args.seed
-        )
+    samples = _sample(args, model, params, run.diffusion, config, vocabulary, conditions)
     samples = decoding.decoded(model.layout, samples, decode)
 
     step = "" if args.step is None else f"_step{args.step}"
@@ -124,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = _write(out, model, samples, conditions, captions)
     if not images:
         print(
-            "these are latents; to decode them, name their autoencoder with --autoencoder=FILE, or "
+            "these are latents; to decode them, pass their autoencoder with --autoencoder=FILE, or "
             "use uvit_jax.autoencoders.kl.decode_in_batches(…, "
             f"scale={config.latent_scale}) on the npz"
         )
@@ -136,7 +105,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _changes(args: Any) -> dict[str, Any]:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from uvit_jax.errors import UvitError
+
+    parser = cli.Parser(__doc__, config=False)
+    add_flags(parser)
+    args = parser.parse(argv)
+    if not 0 <= args.seed < 2**32:
+        raise UvitError(f"--seed must lie in [0, 2**32), got {args.seed}")
+    if args.out and not args.out.endswith(".png"):
+        raise UvitError(f"--out={args.out} must end in .png; the arrays get the same name in .npz")
+    if args.batch_size < 1:
+        raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
+    return args
+
+
+def _load(workdir: Path, args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its parameters, with the flags' attention, image size and adapters."""
+    from uvit_jax import load
+
+    model, params = load(workdir, step=args.step, ema=not args.raw)
+    model = sampling_flags.with_attention(model, args.attention)
+    if args.image_size is not None:
+        model = model.resized(
+            {
+                s.name: (*s.shape[:-3], args.image_size, args.image_size, s.shape[-1])
+                for s in model.layout.noisy_images
+            }
+        )
+    return model, sampling_flags.adapted(model, params, args)
+
+
+def _sample(
+    args: argparse.Namespace,
+    model: Any,
+    params: Any,
+    diffusion: Any,
+    config: Any,
+    vocabulary: Any,
+    conditions: dict[str, Any],
+) -> dict[str, Any]:
+    """The samples by segment, generated on all local devices."""
+    import jax
+
+    from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+    from uvit_jax.parallel.sharding import jit_replicated, shardings
+    from uvit_jax.sampling.sampler import make_sampler, sample_all
+
+    mesh = make_mesh(MeshConfig())
+    size = min(args.batch_size, config.count)
+    sampler = jit_replicated(
+        make_sampler(model, diffusion, config, batch_size=size, vocabulary=vocabulary), mesh
+    )
+    params = jax.device_put(params, shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        return sample_all(
+            lambda *batch: sampler(params, batch), conditions, config.count, size, args.seed
+        )
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the run's `SampleConfig` that flags of this command override."""
     changes: dict[str, Any] = {}
     if args.label or args.prompt:

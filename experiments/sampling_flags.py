@@ -2,7 +2,7 @@
 
 add_flags(parser)
 config = sample_config(run.sample, args, count=16)    # the run's, with the flags' values
-model = with_attention(model, args.attention)         # where the run's own does not run
+model = with_attention(model, args.attention)         # if the run's is not available here
 samples, record = Run(args).samples(mesh)             # with the data's conditions, to be evaluated
 """
 
@@ -26,8 +26,7 @@ RECORDED_ELSEWHERE = (
 
 
 def add_flags(parser: Any) -> None:
-    """Adds the flags of sampling to a parser or one of its groups; the default None is the
-    run's."""
+    """Adds the flags of sampling to a parser or one of its groups; None is the run's value."""
     parser.add_argument("--batch_size", type=int, default=64, help="samples generated at once")
     parser.add_argument(
         "--sampler",
@@ -47,7 +46,10 @@ def add_flags(parser: Any) -> None:
         help="the first N channels are guided; 0 for all; default the run's",
     )
     parser.add_argument(
-        "--autoencoder", metavar="FILE", help="for a model of latents, their decoder's weights"
+        "--guidance_channels", type=int, help="number of guided channels; 0 for all"
+    )
+    parser.add_argument(
+        "--autoencoder", metavar="FILE", help="weights of the autoencoder, if the model has latents"
     )
 
 
@@ -274,4 +276,4 @@ class Run:
             except UvitError:
                 if step == steps[-1]:
                     raise
-        raise UvitError(f"{self.folder.checkpoints} holds no checkpoint yet")
+        raise UvitError(f"{self.folder.checkpoints} has no checkpoint yet")

@@ -7,14 +7,57 @@ Running the command again resumes from the newest checkpoint; SIGTERM and Ctrl-C
 `--plan` prints how the run's state would be sharded over the mesh, without needing its devices.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from experiments import cli
+
+if TYPE_CHECKING:
+    from uvit_jax.training.run_config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status is 0, or 143 if a signal stopped it before the end."""
+    args = _parse(argv)
+    run = _run_config(args)
+    if args.plan is not None:
+        from uvit_jax.aot.sharding_plan import plan_run
+
+        plan = plan_run(run, args.plan)
+        print(plan)
+        cli.write_json(args.json, plan.as_json())
+        return 0
+
+    from uvit_jax.parallel import distributed
+
+    distributed.initialize(args.distributed, args.distributed_timeout)
+
+    import jax
+
+    from uvit_jax.training.clock import shares
+    from uvit_jax.training.loop import train
+
+    workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
+    main_process = jax.process_index() == 0
+    if main_process:
+        print(f"{workdir}: checkpoints, metrics, and images in samples/", flush=True)
+    summary = train(run, workdir)
+    if main_process:
+        cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})
+        if summary.stopped:
+            print(f"stopped and saved at step {summary.step}; the same command resumes it")
+        else:
+            print(
+                f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s "
+                f"({shares(summary.seconds_by_place)})"
+            )
+            print(f"samples: {summary.samples}")
+    return 143 if summary.stopped else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument(
         "--workdir", metavar="DIR", help="the run directory; default workdirs/<name of the config>"
@@ -41,10 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="print each parameter's sharding and bytes on so many devices, and exit; default: as "
         "many as config.mesh multiplies to, or this machine's",
     )
-    args = parser.parse(argv)
+    return parser.parse(argv)
 
+
+def _run_config(args: argparse.Namespace) -> "RunConfig":
+    """The run of `--config`; UvitError for the config of an ablation or a comparison."""
     from uvit_jax.errors import UvitError
-    from uvit_jax.parallel import distributed
     from uvit_jax.training.run_config import parse_run
 
     config = cli.read_config(args.config, args.overrides)
@@ -54,37 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{args.config} describes several runs; use "
                 f"python -m experiments.{command} --config={args.config}"
             )
-    run = parse_run(config)
-    if args.plan is not None:
-        from uvit_jax.aot.sharding_plan import plan_run
-
-        plan = plan_run(run, args.plan)
-        print(plan)
-        cli.write_json(args.json, plan.as_json())
-        return 0
-    distributed.initialize(args.distributed, args.distributed_timeout)
-
-    import jax
-
-    from uvit_jax.training.clock import shares
-    from uvit_jax.training.loop import train
-
-    workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
-    main_process = jax.process_index() == 0
-    if main_process:
-        print(f"{workdir}: checkpoints, metrics, and images in samples/", flush=True)
-    summary = train(run, workdir)
-    if main_process:
-        cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})
-        if summary.stopped:
-            print(f"stopped and saved at step {summary.step}; the same command resumes it")
-        else:
-            print(
-                f"{summary.step} steps, loss {summary.loss:.4f}, {summary.seconds:.0f} s "
-                f"({shares(summary.seconds_by_place)})"
-            )
-            print(f"samples: {summary.samples}")
-    return 143 if summary.stopped else 0
+    return parse_run(config)
 
 
 if __name__ == "__main__":

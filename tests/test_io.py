@@ -5,12 +5,12 @@ import numpy as np
 from uvit_jax.io import _wrapped, grid, save_png, to_uint8
 
 
-def test_the_range_is_kept_and_nothing_overflows():
+def test_values_are_clipped_to_the_range():
     values = np.array([-2, -1, 0, 1, 2, np.nan, np.inf])
     assert to_uint8(values).tolist() == [0, 0, 128, 255, 255, 0, 255]
 
 
-def test_every_picture_is_in_the_grid_where_it_belongs(tmp_path):
+def test_every_image_is_at_its_place_in_the_grid(tmp_path):
     colours = np.linspace(-1, 1, 7)
     images = np.broadcast_to(colours[:, None, None, None], (7, 8, 8, 3))
     sheet = grid(images, columns=3, cell=8)
@@ -30,7 +30,7 @@ def test_long_captions_are_wrapped_between_words_and_what_is_cut_shows_it():
     assert _wrapped("b" * 99, 96)[0].endswith("b…") and _wrapped("", 96) == []
 
 
-def test_captions_take_a_line_and_grey_is_shown_as_grey():
+def test_captions_take_a_line_and_grey_images_stay_grey():
     images = np.zeros((2, 8, 8, 1))
     plain, captioned = (grid(images, captions=c, cell=8) for c in (None, ["a", "b" * 99]))
     assert captioned.height > plain.height and captioned.width == plain.width

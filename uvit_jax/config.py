@@ -83,7 +83,7 @@ def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     try:
         return cls(**values)
     except UvitError as error:
-        # A class checks its own values and does not know where in the config it stands.
+        # A class checks its own values and does not know its path in the config.
         message = str(error)
         raise UvitError(message if where in message else f"{where}: {message}") from None
 
@@ -92,11 +92,11 @@ def plain(config: Any, where: str = "config") -> dict[str, Any]:
     """Nested dicts for a mapping that may be, or hold, `ml_collections.ConfigDict`s.
 
     Raises:
-      UvitError: if it is no mapping at all.
+      UvitError: if it is not a mapping.
     """
 
     def convert(value: Any) -> Any:
-        # A ConfigDict is no Mapping.
+        # A ConfigDict is not a Mapping.
         value = value.to_dict() if hasattr(value, "to_dict") else value
         return {k: convert(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
@@ -122,7 +122,7 @@ def replaced(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     """A copy of a config's nested dicts with the values at some dotted keys replaced.
 
     Raises:
-      UvitError: if a key goes through what is no group of keys.
+      UvitError: if a parent of a key is not a group of keys.
     """
     config = plain(config)
     for key, value in changes.items():
@@ -131,7 +131,7 @@ def replaced(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         for depth, group in enumerate(groups):
             target = target.setdefault(group, {})
             if not isinstance(target, dict):
-                raise UvitError(f"config.{'.'.join(groups[: depth + 1])} is no group of keys")
+                raise UvitError(f"config.{'.'.join(groups[: depth + 1])} is not a group of keys")
         target[last] = value
     return config
 
@@ -174,4 +174,4 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
 
 
 _UNIONS = (typing.Union, types.UnionType)
-_ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+_ARTICLE = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}

@@ -57,7 +57,7 @@ class Workspace:
         for name in self.runs:
             if self.ready(name):
                 layout = self.network(name).model.layout
-                sizes.add(layout.noisy_images[0].shape[0])
+                sizes.add(layout.noisy_images[0].shape[-3])
         if not sizes:
             raise UvitError(f"no network in {self.workdir} has finished training yet")
         if len(sizes) != 1:

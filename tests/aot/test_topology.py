@@ -9,7 +9,7 @@ from uvit_jax.errors import UvitError
 
 
 @pytest.mark.parametrize("name", ["v5e-8", "v9:2x2", "v5e:", "v5e", "v5e:4by4", "h100x8"])
-def test_an_unknown_topology_is_named_with_a_known_one(name):
+def test_an_unknown_topology_raises_with_a_known_one(name):
     with pytest.raises(UvitError, match=rf"{name!r}.*such as v5e:4x4"):
         devices_of(name)
 

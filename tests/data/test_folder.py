@@ -71,7 +71,7 @@ def test_missing_and_empty_folders(tmp_path):
         dataset(config(tmp_path))
 
 
-def test_broken_files_are_named_when_the_folder_is_opened(tmp_path):
+def test_broken_files_raise_when_the_folder_is_opened(tmp_path):
     write_image(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"not an image")
     (tmp_path / "c.webp").write_bytes(b"")
@@ -86,7 +86,7 @@ def test_broken_files_are_named_when_the_folder_is_opened(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_breaks_later_is_named_in_training(tmp_path, workers):
+def test_an_image_that_breaks_later_raises_in_training(tmp_path, workers):
     write_image(tmp_path / "a.jpg", size=(64, 64))
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])  # the header is intact
@@ -95,7 +95,7 @@ def test_an_image_that_breaks_later_is_named_in_training(tmp_path, workers):
         next(iterator)
 
 
-def test_an_image_that_disappears_is_named(tmp_path):
+def test_an_image_that_disappears_raises(tmp_path):
     write_image(tmp_path / "a.png")
     data = dataset(config(tmp_path))
     (tmp_path / "a.png").unlink()

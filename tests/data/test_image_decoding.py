@@ -140,7 +140,7 @@ def test_to_float_reaches_both_ends_and_comes_back():
     assert (np.round((values + 1) * 127.5).astype(np.uint8) == pixels).all()
 
 
-def test_broken_images_are_named():
+def test_broken_images_raise_with_their_name():
     whole = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
     for data in (whole[: len(whole) // 2], whole[:10], b"", b"not an image"):
         with pytest.raises(UvitError, match=r"image\.x cannot be decoded .* replace or remove"):

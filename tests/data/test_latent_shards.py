@@ -133,7 +133,7 @@ def shorter(file):
     ],
     ids=["cut", "empty", "shorter", "gone"],
 )
-def test_damaged_shards_are_named(tmp_path, change, says):
+def test_damaged_shards_raise(tmp_path, change, says):
     name = damage(tmp_path, change)
     with pytest.raises(UvitError, match=says) as caught:
         rows = batches(DataConfig(name="latents", path=str(tmp_path)), batch_size=COUNT, seed=0)

@@ -91,7 +91,7 @@ def test_slices_of_splits(emoji_dir):
     assert len(data) == 40 and data.class_names == () and data.num_classes == 0
 
 
-def test_training_draws_one_of_several_captions_and_one_pass_takes_the_first(holidays):
+def test_training_samples_one_of_several_captions_and_one_pass_takes_the_first(holidays):
     data = dataset(
         DataConfig(name="holidays", data_dir=holidays, image_size=4, text=True, text_length=8)
     )

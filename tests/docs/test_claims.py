@@ -10,7 +10,7 @@ PAGE = "docs/claims.md"
 NAME = re.compile(r"`?(tests/[\w/]+\.py)::(\w+)`?")
 
 
-def test_every_test_that_it_names_exists():
+def test_every_named_test_exists():
     names = NAME.findall(pages.read(PAGE))
     assert len(names) > 40
     for file, name in names:

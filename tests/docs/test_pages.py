@@ -1,5 +1,7 @@
 """README.md and docs/*.md: code runs, commands parse, links and images exist."""
 
+import csv
+import gzip
 import json
 import re
 import shutil
@@ -62,7 +64,7 @@ def test_other_files_that_pages_name_exist():
             assert Path(ROOT / name).exists(), f"{page} names {name}, which does not exist"
 
 
-def test_the_figure_of_layouts_shows_every_segment():
+def test_the_diagram_of_layouts_has_every_segment():
     from tools import draw_layouts
 
     layouts = draw_layouts.layouts()
@@ -84,3 +86,6 @@ def test_the_api_page_has_every_public_name():
 def test_results_files_are_readable():
     lines = (ROOT / "docs/scaling/capacity.jsonl").read_text().splitlines()
     assert lines and all(json.loads(line) for line in lines)
+    for file in ("docs/ablations/results.csv.gz", "docs/subjects/results.csv.gz"):
+        with gzip.open(ROOT / file, "rt") as text:
+            assert len(list(csv.DictReader(text))) > 100, file

@@ -87,7 +87,7 @@ def test_texts(reference, folder, ids):
     assert np.abs(other - ours["hidden"])[:, :6].max() < 1e-5 < np.abs(other - ours["hidden"]).max()
 
 
-def test_pictures(reference, folder):
+def test_images(reference, folder):
     import torch
 
     tower, params = interop.load_vision(folder)
@@ -156,7 +156,7 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (61, 28), (28, 28), (19, 50)])
-def test_pictures_are_prepared_as_by_transformers(shape):
+def test_images_are_prepared_as_by_transformers(shape):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from PIL import Image
@@ -173,7 +173,7 @@ def test_pictures_are_prepared_as_by_transformers(shape):
     assert np.abs(ours - theirs.transpose(1, 2, 0)).max() < 1.1 / 255 / 0.26
 
 
-def test_what_cannot_be_is_a_sentence(tmp_path, ids):
+def test_bad_files_and_inputs_raise(tmp_path, ids):
     tower = Clip(TEXT)
     params = tower.init(jax.random.key(0))
     with pytest.raises(UvitError, match=r"ids \(B, T\), T up to 11, got \(4, 12\)"):

@@ -29,7 +29,7 @@ def pixels():
     return encoder("pixels")
 
 
-def test_bytes_and_floats_are_one_picture(pixels):
+def test_bytes_and_floats_have_the_same_features(pixels):
     images = pictures(3, 20)
     floats = images.astype(np.float32) / 127.5 - 1
     expected = np.asarray(pixels.features(images)["pool"])
@@ -42,13 +42,13 @@ def test_bytes_and_floats_are_one_picture(pixels):
     )
 
 
-def test_one_colour_stands_for_three(pixels):
+def test_grey_images_equal_their_rgb_copies(pixels):
     grey = pictures(2, 20)[..., :1]
     expected = pixels.features(np.repeat(grey, 3, axis=-1))["pool"]
     assert np.array_equal(pixels.features(grey)["pool"], expected)
 
 
-def test_pictures_of_another_kind_are_refused(pixels):
+def test_images_of_another_shape_or_dtype_raise(pixels):
     for bad, message in (
         (np.zeros((2, 8, 8, 4), np.uint8), r"\(B, H, W, 1 or 3\)"),
         (np.zeros((8, 8, 3), np.uint8), r"\(B, H, W, 1 or 3\)"),
@@ -82,7 +82,7 @@ def test_antialiased_shrinking_sees_every_pixel():
     assert np.allclose(shrunk, expected, atol=1e-6)
 
 
-def test_only_the_official_inception_makes_an_fid(pixels):
+def test_only_the_official_inception_yields_an_fid(pixels):
     x = np.random.default_rng(0).normal(size=(20, 4))
     features = ImageFeatures(Moments.of(x).statistics(), x, x)
 
@@ -121,7 +121,7 @@ def test_a_mesh_changes_nothing(pixels):
     np.testing.assert_allclose(json.loads(found.stdout), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_dinos_features_are_its_class_token_of_prepared_pictures(tmp_path):
+def test_a_dinos_features_are_its_class_token_of_prepared_images(tmp_path):
     config = ViTConfig(
         width=64, depth=1, num_heads=1, mlp_width=32, image_size=16, patch_size=8, eps=1e-6
     )
@@ -157,7 +157,7 @@ def test_a_dinos_features_are_its_class_token_of_prepared_pictures(tmp_path):
             encoder(name, path)
 
 
-def test_a_clips_features_are_its_embeddings_of_prepared_pictures(tmp_path):
+def test_a_clips_features_are_its_embeddings_of_prepared_images(tmp_path):
     config = VisionConfig(
         width=16, depth=2, num_heads=1, mlp_width=24, projection=8, image_size=14, patch_size=7
     )

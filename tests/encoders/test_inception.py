@@ -63,7 +63,7 @@ def test_features_and_logits_are_those_of_torch_fidelity(tensors, tmp_path):
 
 
 @pytest.mark.parametrize("before", [32, 299, 400])
-def test_pictures_are_prepared_as_pytorch_fid_does(before):
+def test_images_are_prepared_as_pytorch_fid_does(before):
     torch = pytest.importorskip("torch", reason="PyTorch is the extra `interop`")
     images = pictures(2, before)
     x = torch.tensor(images.transpose(0, 3, 1, 2)).float() / 255
@@ -96,7 +96,7 @@ def test_weights_come_from_other_kinds_of_files_too(params, tensors, tmp_path):
     assert found[0].version != found[1].version and not found[0].official
 
 
-def test_weights_that_do_not_fit_are_named(tensors, tmp_path):
+def test_mismatched_weights_raise(tensors, tmp_path):
     path = tmp_path / "weights.npz"
 
     def load(changed):

@@ -110,7 +110,7 @@ def test_files_round_trip_bit_for_bit_and_official_ones_are_read(tmp_path):
     assert official.mean.dtype == np.float64 and official.count is None and not official.encoder
 
 
-def test_bad_statistics_are_named(tmp_path):
+def test_bad_statistics_raise(tmp_path):
     path = tmp_path / "bad.npz"
     x = statistics(features(50))
     for arrays, message in (

@@ -70,7 +70,7 @@ def test_an_unconditional_model_generates_every_sample_once(mesh):
     np.testing.assert_allclose(found.statistics.covariance, expected.covariance, atol=1e-5)
 
 
-def test_what_is_kept_of_sorted_pictures_is_a_random_choice_in_random_order(mesh):
+def test_the_pool_of_sorted_images_is_a_random_subset_in_random_order(mesh):
     brightness = np.arange(200, dtype=np.uint8)
     images = np.broadcast_to(brightness[:, None, None, None], (200, 8, 8, 3))
     pixels = encoder("pixels", mesh=mesh)
@@ -83,7 +83,7 @@ def test_what_is_kept_of_sorted_pictures_is_a_random_choice_in_random_order(mesh
     assert 0.3 < rises < 0.7
 
 
-def test_folders_and_arrays_of_the_same_pictures_are_the_same(mesh, tmp_path):
+def test_folders_and_arrays_of_the_same_images_are_equal(mesh, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, size=(7, 8, 8, 3)).astype(np.uint8)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")

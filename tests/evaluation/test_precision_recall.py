@@ -56,7 +56,7 @@ def test_nothing_changes_far_from_the_origin():
     assert precision_recall(x + far, y + far) == pytest.approx(precision_recall(x, y), abs=0.03)
 
 
-def test_too_few_are_named():
+def test_too_few_features_raise():
     x = clusters(3, (0,), 7)
     with pytest.raises(UvitError, match="k=3 need more than 3 samples, got 3"):
         precision_recall(x, clusters(9, (0,), 8))

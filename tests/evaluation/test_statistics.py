@@ -11,7 +11,7 @@ from uvit_jax.evaluation.statistics import mean_interval, paired_interval
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_an_interval_holds_the_mean_as_often_as_it_says(count, confidence):
+def test_intervals_cover_the_mean_at_their_confidence(count, confidence):
     rng = np.random.default_rng(count)
     draws = rng.normal(3.0, 0.7, size=(4000, count))
     found = [mean_interval(values, confidence=confidence) for values in draws]
@@ -52,7 +52,7 @@ def test_pairing_removes_what_a_seed_does_to_both():
     assert paired_interval(a, {9: 1.0}) is None
 
 
-def test_what_is_no_sample_is_told():
+def test_invalid_samples_raise():
     with pytest.raises(UvitError, match="one or more finite values"):
         mean_interval([])
     with pytest.raises(UvitError, match="finite"):

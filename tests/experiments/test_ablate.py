@@ -36,7 +36,7 @@ def numbers(results):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in results["rows"]]
 
 
-def test_every_run_is_trained_once_and_shown_in_every_group(undisturbed):
+def test_every_run_is_trained_once_and_is_in_every_group(undisturbed):
     workdir, results = undisturbed
     runs = sorted(str(p.parent.relative_to(workdir)) for p in workdir.glob("runs/*/*/config.json"))
     names = ("base", "rate-fast")
@@ -64,7 +64,7 @@ def test_differences_are_paired_by_seed(undisturbed):
     assert published["metrics"]["validation_loss"]["difference"] is None
 
 
-def test_files_for_people(undisturbed):
+def test_tables_and_images(undisturbed):
     workdir, results = undisturbed
     with (workdir / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -79,7 +79,7 @@ def test_files_for_people(undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, monkeypatch):
+def test_a_killed_ablation_resumes_with_the_same_results(undisturbed, tmp_path, monkeypatch):
     workdir = tmp_path / "killed"
     calls = []
 
@@ -108,10 +108,10 @@ def test_killed_and_begun_again_the_numbers_are_the_same(undisturbed, tmp_path, 
     assert not trained
 
 
-def test_what_cannot_be_is_told_before_anything_runs(undisturbed, tmp_path, monkeypatch):
+def test_bad_configs_raise_before_anything_runs(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.ablation.runs, "train", None)
 
-    def told(message, *args, workdir=tmp_path / "new"):
+    def fails(message, *args, workdir=tmp_path / "new"):
         with pytest.raises(UvitError, match=message):
             run(workdir, *args)
         assert not (tmp_path / "new").exists()
@@ -119,16 +119,16 @@ def test_what_cannot_be_is_told_before_anything_runs(undisturbed, tmp_path, monk
     def variant(changes):
         return f"--config.groups.time={{'token': {{}}, 'x': {changes}}}"
 
-    told("'tim'; did you mean 'time'", "--group=rate,tim")
-    told("group time, variant x: .*skp is not a known key", variant({"model.backbone.skp": 1}))
-    told("variant x: .*'addd'", variant({"model.backbone.skip": "addd"}))
-    told("variant x: config.train.steps ", variant({"train.steps.x": 1}))
-    told("variant x: .*base's data", variant({"data.flip": False}))
-    told("baseline.time must name a variant", "--config.baseline.time=adaln")
-    told("seeds must be at least 1", "--seeds=0")
-    told("is empty|cannot open", "--config.metrics.split=validation")
-    told("unknown encoder 'pixel'.*metrics.samples=0", "--config.metrics.encoder=pixel")
-    told("groups is missing", f"--config={ROOT / 'tests/configs/tiny.py'}")
+    fails("'tim'; did you mean 'time'", "--group=rate,tim")
+    fails("group time, variant x: .*skp is not a known key", variant({"model.backbone.skp": 1}))
+    fails("variant x: .*'addd'", variant({"model.backbone.skip": "addd"}))
+    fails("variant x: config.train.steps ", variant({"train.steps.x": 1}))
+    fails("variant x: .*base's data", variant({"data.flip": False}))
+    fails("baseline.time must name a variant", "--config.baseline.time=adaln")
+    fails("seeds must be at least 1", "--seeds=0")
+    fails("is empty|cannot open", "--config.metrics.split=validation")
+    fails("unknown encoder 'pixel'.*metrics.samples=0", "--config.metrics.encoder=pixel")
+    fails("groups is missing", f"--config={ROOT / 'tests/configs/tiny.py'}")
 
     before = {p: p.stat().st_mtime_ns for p in Path(undisturbed[0]).rglob("*") if p.is_file()}
     depth = "--config.groups.rate={'slow': {}, 'fast': {'model.backbone.depth': 4}}"
@@ -138,9 +138,9 @@ def test_what_cannot_be_is_told_before_anything_runs(undisturbed, tmp_path, monk
         ("differs in sample.clip", "--config.sample.clip=0.0"),
         ("rate/fast seed 0: .*differs in model", depth),
     ):
-        told(message, flag, workdir=undisturbed[0])
+        fails(message, flag, workdir=undisturbed[0])
     (tmp_path / "stray").touch()
-    told("holds no ablation", workdir=tmp_path)
+    fails("holds no ablation", workdir=tmp_path)
     assert before == {
         p: p.stat().st_mtime_ns for p in Path(undisturbed[0]).rglob("*") if p.is_file()
     }

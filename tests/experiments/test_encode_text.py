@@ -152,7 +152,7 @@ def test_a_killed_run_resumes(latents, clip, autoencoder, tmp_path):
         assert np.allclose(one.feature(i), other.feature(i), atol=2e-3)
 
 
-def test_training_draws_decoded_grids_of_the_datas_captions(workdir):
+def test_training_saves_decoded_grids_of_the_datas_captions(workdir):
     assert Image.open(next((workdir / "samples").glob("*.png"))).mode == "RGB"
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
@@ -162,25 +162,25 @@ def test_training_draws_decoded_grids_of_the_datas_captions(workdir):
 def test_prompts_and_guidance_are_heeded_and_latents_decoded(
     workdir, clip, autoencoder, latents, tmp_path, capsys
 ):
-    def draw(*flags):
+    def sample_grid(*flags):
         out = tmp_path / "out.png"
         args = ["--seed=3", f"--text_encoder={clip}", f"--out={out}", *flags]
         sample.main([f"--workdir={workdir}", *args])
         return np.load(out.with_suffix(".npz"))
 
-    cat = draw("--prompt=cat")
+    cat = sample_grid("--prompt=cat")
     assert Image.open(tmp_path / "out.png").mode == "RGB"
     assert cat["image"].shape == (1, 8, 8, 3) and cat["image_latents"].shape == (1, 4, 4, 4)
     _, net, params = autoencoder
     decoded = decode_in_batches(net, params, cat["image_latents"], scale=0.25)
     assert np.allclose(cat["image"], decoded, atol=1e-5)
     for flags in (["--prompt=dog"], ["--prompt=cat", "--guidance=5"]):
-        assert np.abs(draw(*flags)["image_latents"] - cat["image_latents"]).max() > 1e-4
+        assert np.abs(sample_grid(*flags)["image_latents"] - cat["image_latents"]).max() > 1e-4
     # Guided by the condition that it is guided away from, guidance does nothing.
-    nothing = [draw("--prompt=", f"--guidance={s}")["image_latents"] for s in (1, 5)]
+    nothing = [sample_grid("--prompt=", f"--guidance={s}")["image_latents"] for s in (1, 5)]
     assert np.allclose(*nothing, atol=1e-2)
     capsys.readouterr()
-    plain = draw("--prompt=cat", "--autoencoder=")
+    plain = sample_grid("--prompt=cat", "--autoencoder=")
     assert "--autoencoder=FILE" in capsys.readouterr().out
     assert "image" not in plain and np.array_equal(plain["image_latents"], cat["image_latents"])
     for flags, message in (
@@ -188,7 +188,7 @@ def test_prompts_and_guidance_are_heeded_and_latents_decoded(
         ([f"--text_encoder={write_clip(tmp_path / 'other', seed=1)}"], "is not the one"),
     ):
         with pytest.raises(UvitError, match=message):
-            draw(*flags)
+            sample_grid(*flags)
 
 
 def test_decoded_samples_are_measured(workdir, tmp_path):

@@ -44,10 +44,10 @@ def test_metrics_are_recorded_with_all_settings(workdir, row):
     assert {f"pixels_{name}" for name in names} <= set(row["metrics"])
     assert all(np.isfinite(value) for value in row["metrics"].values())
     assert row["metrics"]["pixels_frechet_distance"] > 0
-    told = row["samples"]
-    assert (told["count"], told["step"], told["ema"], told["seed"]) == (20, 6, True, 0)
-    assert told["sampler"]["name"] == "dpm_solver" and told["sampler"]["steps"] == 2
-    assert told["guidance_scale"] == 1 and len(told["params_sha256"]) == 64
+    record = row["samples"]
+    assert record["count"] == 20 and record["step"] == 6 and record["ema"] and record["seed"] == 0
+    assert record["sampler"]["name"] == "dpm_solver" and record["sampler"]["steps"] == 2
+    assert record["guidance_scale"] == 1 and len(record["params_sha256"]) == 64
     assert row["encoder"]["name"] == "pixels" and not row["encoder"]["official"]
     assert row["reference"]["source"] == "emoji/train" and row["reference"]["count"] > 100
     lines = (workdir / "evaluation.jsonl").read_text().splitlines()
@@ -75,7 +75,7 @@ def test_a_mesh_gives_the_metrics_of_one_device(workdir, row, tmp_path):
     assert "pixels_frechet_distance" in out
 
 
-def test_statistics_kept_once_are_a_reference(workdir, row, tmp_path):
+def test_written_statistics_are_a_reference(workdir, row, tmp_path):
     kept = tmp_path / "reference.npz"
     base = (f"--workdir={workdir}", *QUICK)
     measure(tmp_path, *base, f"--write_reference={kept}")
@@ -87,27 +87,27 @@ def test_statistics_kept_once_are_a_reference(workdir, row, tmp_path):
 
 
 def test_images_from_files_are_measured_alike(workdir, tmp_path):
-    out = tmp_path / "drawn.png"
+    out = tmp_path / "samples.png"
     sample.main([f"--workdir={workdir}", "--count=12", f"--out={out}"])
-    drawn = out.with_suffix(".npz")
+    samples_npz = out.with_suffix(".npz")
     folder = tmp_path / "folder"
     folder.mkdir()
-    floats = np.load(drawn)["image"]
+    floats = np.load(samples_npz)["image"]
     for i, pixels in enumerate(np.clip(np.round((floats + 1) * 127.5), 0, 255).astype(np.uint8)):
         Image.fromarray(pixels).save(folder / f"{i:03d}.png")
     base = ("--encoder=pixels", "--batch_size=8", f"--workdir={workdir}")
-    arrays = measure(tmp_path, *base, f"--images={drawn}")
+    arrays = measure(tmp_path, *base, f"--images={samples_npz}")
     files = measure(tmp_path, *base, f"--images={folder}")
     assert arrays["metrics"] == pytest.approx(files["metrics"], rel=1e-6)
     assert arrays["samples"]["count"] == files["samples"]["count"] == 12
     # No run is needed for two sets of pictures; the same set twice is no distance apart.
-    same = measure(tmp_path, "--encoder=pixels", f"--images={drawn}", f"--reference={folder}")
+    same = measure(tmp_path, "--encoder=pixels", f"--images={samples_npz}", f"--reference={folder}")
     assert same["metrics"]["pixels_frechet_distance"] < 1e-9
     assert same["metrics"]["pixels_recall"] == 1
 
 
-def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
-    def told(message, *args):
+def test_impossible_flags_raise(workdir, tmp_path):
+    def fails(message, *args):
         with pytest.raises(UvitError, match=message):
             evaluate.main(["--encoder=pixels", *map(str, args)])
 
@@ -118,21 +118,21 @@ def test_what_cannot_be_is_told_in_a_sentence(workdir, tmp_path):
     np.savez(unit, arr_0=np.random.default_rng(0).uniform(size=(9, 8, 8, 3)))
     broken = tmp_path / "broken.npz"
     np.savez(broken, arr_0=np.full((9, 8, 8, 3), np.nan, np.float32))
-    told("--workdir=DIR", "--count=9")
-    told("needs a --reference", f"--images={unit}")
-    told("--steps is a sampling flag", f"--images={unit}", run, "--steps=3")
-    told(r"in \[-1, 1\]", f"--images={unit}", run)
-    told("image 0 of .*broken.npz has NaN", f"--images={broken}", run)
-    told("5 features, and pixels has 64", run, f"--reference={small}", "--count=4")
-    told("does not exist", run, "--reference=nowhere.npz", "--count=4")
-    told("expected a folder of images", run, "--reference=nowhere", "--count=4")
-    told("has no checkpoint 3", run, "--step=3", "--count=4")
-    told("did you mean 'pixels'", run, "--encoder=pixel")
-    told("count must be at least 2", run, "--count=1")
-    told("batch_size=0 must be a positive", run, "--batch_size=0")
-    told("is no workdir", f"--workdir={tmp_path}")
-    told("did you mean '--guidance'", run, "--guidence=3")
-    told(r"'dpn'.*did you mean 'ddpm'", run, "--sampler=dpn", "--count=4")
+    fails("--workdir=DIR", "--count=9")
+    fails("needs a --reference", f"--images={unit}")
+    fails("--steps is a sampling flag", f"--images={unit}", run, "--steps=3")
+    fails(r"in \[-1, 1\]", f"--images={unit}", run)
+    fails("image 0 of .*broken.npz has NaN", f"--images={broken}", run)
+    fails("5 features, and pixels has 64", run, f"--reference={small}", "--count=4")
+    fails("does not exist", run, "--reference=nowhere.npz", "--count=4")
+    fails("expected a folder of images", run, "--reference=nowhere", "--count=4")
+    fails("has no checkpoint 3", run, "--step=3", "--count=4")
+    fails("did you mean 'pixels'", run, "--encoder=pixel")
+    fails("count must be at least 2", run, "--count=1")
+    fails("batch_size=0 must be a positive", run, "--batch_size=0")
+    fails("not a workdir", f"--workdir={tmp_path}")
+    fails("did you mean '--guidance'", run, "--guidence=3")
+    fails(r"'dpn'.*did you mean 'ddpm'", run, "--sampler=dpn", "--count=4")
 
 
 def of_other_data(workdir, copy, classes, **data):
@@ -156,7 +156,7 @@ def cats_and_dogs(tmp_path_factory):
     return folder
 
 
-def test_imported_weights_know_numbers_and_need_no_data(workdir, cats_and_dogs, tmp_path):
+def test_imported_weights_need_no_data_for_uniform_labels(workdir, cats_and_dogs, tmp_path):
     gone, few = tmp_path / "gone", ("--encoder=pixels", "--count=4", "--steps=2")
     run = of_other_data(workdir, tmp_path / "run", (), name="latents", path=str(gone))
     base = (run, *few, f"--reference={cats_and_dogs}")
@@ -199,7 +199,7 @@ def test_another_folder_is_reference_and_conditions(workdir, cats_and_dogs, tmp_
         measure(tmp_path, f"--images={less}", f"--reference={less}", f"--data={less}")
 
 
-def test_diverged_parameters_are_told(workdir, tmp_path, monkeypatch):
+def test_diverged_parameters_raise(workdir, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("evaluation.jsonl"))
     real = uvit_jax.load

@@ -33,7 +33,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Folders `red_toy` with two pictures and `blue_toy` with three, of other sizes."""
+    """Folders `red_toy` with two images and `blue_toy` with three, of other sizes."""
     root = tmp_path_factory.mktemp("photos")
     for name, colour, count in (("red_toy", "red", 2), ("blue_toy", "blue", 3)):
         (root / name).mkdir()
@@ -46,13 +46,13 @@ def tune(workdir, *args):
     return finetune_lora.main([f"--workdir={workdir}", *FEW, *map(str, args)])
 
 
-def drawn(workdir, tmp_path, *args):
+def sampled(workdir, tmp_path, *args):
     few = ("--count=2", "--steps=2", "--prompt=@1 toy", f"--out={tmp_path / 'out.png'}")
     sample.main([f"--workdir={workdir}", *few, *args])
     return np.load(tmp_path / "out.npz")["image"]
 
 
-def test_from_pictures_to_an_adapter_to_pictures(workdir, photos, tmp_path, capsys):
+def test_an_adapter_changes_samples(workdir, photos, tmp_path, capsys):
     out, results = tmp_path / "toy.safetensors", tmp_path / "results.json"
     flags = (f"--images={photos / 'red_toy'}", "--prompt=@1 toy", f"--out={out}")
     assert tune(workdir, *flags, f"--json={results}") == 0
@@ -63,18 +63,18 @@ def test_from_pictures_to_an_adapter_to_pictures(workdir, photos, tmp_path, caps
     assert record.training["class_prompt"] == "toy" and record.training["prompt"] == "@1 toy"
     assert all(np.abs(pair.b).max() > 0 for pair in found.values())
 
-    base = drawn(workdir, tmp_path)
-    adapted = drawn(workdir, tmp_path, f"--adapter={out}")
+    base = sampled(workdir, tmp_path)
+    adapted = sampled(workdir, tmp_path, f"--adapter={out}")
     assert np.abs(adapted - base).max() > 1e-3
-    assert np.array_equal(drawn(workdir, tmp_path, f"--adapter={out}:0"), base)
-    halves = drawn(workdir, tmp_path, f"--adapter={out}:0.5", f"--adapter={out}:0.5")
+    assert np.array_equal(sampled(workdir, tmp_path, f"--adapter={out}:0"), base)
+    halves = sampled(workdir, tmp_path, f"--adapter={out}:0.5", f"--adapter={out}:0.5")
     np.testing.assert_allclose(halves, adapted, atol=1e-3)
 
     with pytest.raises(UvitError, match=r"toy\.safetensors exists already"):
         tune(workdir, *flags)
     with pytest.raises(UvitError, match="was trained for parameters"):
-        drawn(workdir, tmp_path, f"--adapter={out}", "--raw")
-    drawn(workdir, tmp_path, f"--adapter={out}", "--raw", "--any_base")
+        sampled(workdir, tmp_path, f"--adapter={out}", "--raw")
+    sampled(workdir, tmp_path, f"--adapter={out}", "--raw", "--any_base")
 
 
 def test_many_subjects_at_once_and_the_rest_later(workdir, photos, tmp_path, capsys):
@@ -86,17 +86,17 @@ def test_many_subjects_at_once_and_the_rest_later(workdir, photos, tmp_path, cap
     model = uvit_jax.load(workdir)[0]
     first, record = adapters.load(out / "red_toy.safetensors", model)
     assert record.training["prompt"] == "@1 red toy"
-    # Taken away, one is made again, alone, and is what it was beside the other.
+    # A deleted adapter is trained again alone, with the same result.
     (out / "red_toy.safetensors").unlink()
     kept = (out / "blue_toy.safetensors").stat().st_mtime_ns
     capsys.readouterr()
     tune(workdir, *flags)
-    assert "1 were there already" in capsys.readouterr().out
+    assert "1 exist already" in capsys.readouterr().out
     assert (out / "blue_toy.safetensors").stat().st_mtime_ns == kept
     again, _ = adapters.load(out / "red_toy.safetensors", model)
     for path, pair in first.items():
         np.testing.assert_allclose(pair.a @ pair.b, again[path].a @ again[path].b, atol=1e-4)
-    with pytest.raises(UvitError, match="with other flags; give a new --out"):
+    with pytest.raises(UvitError, match="give a new --out"):
         tune(workdir, *flags, "--seed=1")
 
 
@@ -113,19 +113,19 @@ def test_all_parameters_are_a_model_again(workdir, photos, tmp_path):
 @pytest.mark.parametrize(
     "args, message",
     [
-        ((), "give the pictures of one subject with --images, or many"),
+        ((), "--images, or many with --subjects"),
         (("--images=nowhere",), "folder nowhere does not exist"),
-        (("--subjects=PHOTOS/red_toy",), "holds no folders, one a subject"),
+        (("--subjects=PHOTOS/red_toy",), "--images"),
         (("--images=PHOTOS/red_toy", "--label=cat"), "no label segment"),
-        (("--images=PHOTOS/red_toy", "--target=nothing"), "the target 'nothing' is found in no"),
+        (("--images=PHOTOS/red_toy", "--target=nothing"), "'nothing' matches no layer"),
         (("--images=PHOTOS/red_toy", "--method=lara"), "did you mean 'lora'"),
         (("--images=BROKEN",), r"cannot be opened: .*x\.png"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(workdir, photos, tmp_path, args, message):
+def test_impossible_flags_raise(workdir, photos, tmp_path, args, message):
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "x.png").write_bytes(b"no picture")
+    (broken / "x.png").write_bytes(b"not an image")
     args = [a.replace("PHOTOS", str(photos)).replace("BROKEN", str(broken)) for a in args]
     with pytest.raises(UvitError, match=message):
         tune(workdir, "--prompt=@1 toy", f"--out={tmp_path / 'x.safetensors'}", *args)

@@ -21,7 +21,7 @@ def workdir(tmp_path_factory):
     return path
 
 
-def draw(workdir, tmp_path, *args):
+def generate(workdir, tmp_path, *args):
     out = tmp_path / "out.png"
     sample.main([f"--workdir={workdir}", f"--out={out}", *map(str, args)])
     return np.load(out.with_suffix(".npz")), Image.open(out)
@@ -29,18 +29,18 @@ def draw(workdir, tmp_path, *args):
 
 def test_a_grid_and_its_arrays(workdir, tmp_path):
     results = tmp_path / "results.json"
-    arrays, grid = draw(workdir, tmp_path, "--count=5", "--steps=2", f"--json={results}")
+    arrays, grid = generate(workdir, tmp_path, "--count=5", "--steps=2", f"--json={results}")
     assert arrays["image"].shape == (5, 16, 16, 3) and np.isfinite(arrays["image"]).all()
     assert grid.width > 3 * 96 and grid.mode == "RGB"
-    told = json.loads(results.read_text())
-    assert told["count"] == 5 and told["sampler"]["steps"] == 2 and len(told["captions"]) == 5
-    assert told["guidance_scale"] == 1 and told["guidance_channels"] == 0 and told["clip"] == 1
+    row = json.loads(results.read_text())
+    assert row["count"] == 5 and row["sampler"]["steps"] == 2 and len(row["captions"]) == 5
+    assert row["guidance_scale"] == 1 and row["guidance_channels"] == 0 and row["clip"] == 1
 
 
 def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
     def images(*args):
         few = ("--count=4", "--sampler=ddim", "--steps=3")
-        return draw(workdir, tmp_path, *few, *args)[0]["image"]
+        return generate(workdir, tmp_path, *few, *args)[0]["image"]
 
     base = images()
     assert np.array_equal(base, images())
@@ -66,28 +66,28 @@ def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
         (["--sampels=3"], "unknown flag '--sampels'; did you mean '--sampler'"),
     ],
 )
-def test_what_cannot_be_drawn_is_a_sentence(workdir, tmp_path, args, message):
+def test_impossible_flags_raise(workdir, tmp_path, args, message):
     with pytest.raises(UvitError, match=message):
-        draw(workdir, tmp_path, *args)
+        generate(workdir, tmp_path, *args)
 
 
-def test_a_run_of_an_attention_that_is_of_elsewhere(workdir, tmp_path):
+def test_a_run_whose_attention_is_not_available(workdir, tmp_path):
     elsewhere = shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((elsewhere / "config.json").read_text())
     config["model"]["backbone"]["attention"] = "splash"
     (elsewhere / "config.json").write_text(json.dumps(config))
-    told, of = "'splash' runs on TPUs, not on cpu; .*--attention=xla", f"--workdir={elsewhere}"
+    message, of = "'splash' runs on TPUs, not on cpu; .*--attention=xla", f"--workdir={elsewhere}"
     few = ("--count=2", "--steps=2")
-    with pytest.raises(UvitError, match=told):
-        draw(elsewhere, tmp_path, *few)
-    with pytest.raises(UvitError, match=told):
+    with pytest.raises(UvitError, match=message):
+        generate(elsewhere, tmp_path, *few)
+    with pytest.raises(UvitError, match=message):
         evaluate.main([of, "--encoder=pixels", "--count=2"])
-    with pytest.raises(UvitError, match=told):
+    with pytest.raises(UvitError, match=message):
         finetune_lora.main([of, f"--images={tmp_path}", f"--out={tmp_path / 'x.safetensors'}"])
     with pytest.raises(UvitError, match=r"attention='xlb'.*did you mean 'xla'"):
-        draw(elsewhere, tmp_path, *few, "--attention=xlb")
-    own = draw(workdir, tmp_path, *few)[0]["image"]
-    other = draw(elsewhere, tmp_path, *few, "--attention=blocked")[0]["image"]
+        generate(elsewhere, tmp_path, *few, "--attention=xlb")
+    own = generate(workdir, tmp_path, *few)[0]["image"]
+    other = generate(elsewhere, tmp_path, *few, "--attention=blocked")[0]["image"]
     np.testing.assert_allclose(other, own, atol=1e-4)
 
 
@@ -98,9 +98,9 @@ def test_earlier_samples_are_never_overwritten(workdir):
     assert names == ["sample_seed9.png", "sample_seed9_2.png", "sample_seed9_3.png"]
 
 
-def test_a_workdir_at_home_is_found(workdir, tmp_path, monkeypatch):
+def test_a_workdir_may_begin_with_a_tilde(workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(workdir.parent))
-    arrays, _ = draw(f"~/{workdir.name}", tmp_path, "--count=1", "--steps=1")
+    arrays, _ = generate(f"~/{workdir.name}", tmp_path, "--count=1", "--steps=1")
     assert arrays["image"].shape == (1, 16, 16, 3)
     assert Workdir("~/run").path == workdir
     assert uvit_jax.load("~/run")[0].num_params == uvit_jax.load(workdir)[0].num_params

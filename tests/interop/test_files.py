@@ -44,7 +44,7 @@ def test_as_many_tensors_as_the_official_files_hold(size, entries):
     assert len(keys) == entries
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_mismatched_tensors_raise(tmp_path):
     model, params = make()
     path = tmp_path / "uvit.safetensors"
     tensors = official(path, model, params)
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_are_refused_with_their_key(value, tmp_path):
+def test_values_that_are_not_finite_raise_with_their_key(value, tmp_path):
     model, params = make()
     path = tmp_path / "uvit.safetensors"
     tensors = official(path, model, params)
@@ -137,7 +137,7 @@ def test_folders_that_hold_nothing_known(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"")
     with pytest.raises(UvitError, match=r"expected a \.safetensors"):
         uvit_jax.load(tmp_path / "x.bin")
-    with pytest.raises(UvitError, match="no workdir"):
+    with pytest.raises(UvitError, match="not a workdir"):
         uvit_jax.load(tmp_path)
 
 

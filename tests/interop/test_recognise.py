@@ -94,7 +94,7 @@ def test_what_shapes_do_not_imply_is_an_argument():
         recognise(WeightFile("here", official_dit(1152, 28, 2, 32)), num_classes=10)
 
 
-def test_models_of_other_families_are_named_by_their_tensors():
+def test_models_of_other_families_raise_with_their_tensors():
     unidiffuser = {"in_blocks.0.x": (), "out_blocks.0.x": (), "clip_img_embed.weight": ()}
     with pytest.raises(UvitError, match=r"clip_img_embed"):
         recognise(WeightFile("here", virtual(unidiffuser)))

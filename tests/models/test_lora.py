@@ -53,7 +53,7 @@ def setup(name):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_start_as_nothing_and_are_the_same_attached_and_merged(name):
+def test_initial_adapters_change_nothing_and_attached_equals_merged(name):
     _, params, _, _, apply = setup(name)
     untouched = jax.tree.map(np.array, params)
     more = {"uvit": (r"backbone/.*skip$",), "dit": (r"backbone/.*modulation/linear$",)}
@@ -161,7 +161,7 @@ def test_factors_are_sharded_as_their_kernel_is():
     [
         (dict(rank=0), "rank must be at least 1"),
         (dict(alpha=-1.0), "alpha must be positive"),
-        (dict(targets=("(",)), "is no regex"),
+        (dict(targets=("(",)), "is not a regex"),
     ],
 )
 def test_impossible_configs(options, message):
@@ -169,18 +169,18 @@ def test_impossible_configs(options, message):
         LoraConfig(**options)
 
 
-def test_what_does_not_fit_is_told():
+def test_mismatched_adapters_raise():
     _, params, *_ = setup("uvit")
     _, others, *_ = setup("dit")
-    with pytest.raises(UvitError, match=r"'attn' is found in no layer; the layers are .*mid_block"):
+    with pytest.raises(UvitError, match=r"'attn' matches no layer; the layers are .*mid_block"):
         lora.init(jax.random.key(0), params, LoraConfig(targets=("attn",)))
-    with pytest.raises(UvitError, match="is no matrix"):
+    with pytest.raises(UvitError, match="remove it from the targets"):
         lora.init(jax.random.key(0), params, LoraConfig(targets=(r"heads.*conv",)))
-    with pytest.raises(UvitError, match=r"an adapter is of backbone/blocks/.* has none"):
+    with pytest.raises(UvitError, match=r"backbone/blocks/.*, which the model lacks"):
         lora.merge(params, lora.init(jax.random.key(0), others, LoraConfig()))
     embedding = lora.init(jax.random.key(0), params, LoraConfig(targets=("embed/.*proj",)))
     lora.merge(params, embedding)
-    with pytest.raises(UvitError, match="can be merged, but not attached"):
+    with pytest.raises(UvitError, match="use merge"):
         lora.attach(params, embedding)
     wide = noise(lora.init(jax.random.key(0), params, LoraConfig()), 0)
     wide = {path: Adapter(a=pair.a[..., 1:, :], b=pair.b) for path, pair in wide.items()}

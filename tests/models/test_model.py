@@ -62,7 +62,7 @@ def test_examples_do_not_mix(config):
     assert jnp.abs(whole[0] - whole[1]).max() > 1e-4
 
 
-def test_adaln_zero_starts_as_nothing_and_each_condition_counts_after():
+def test_adaln_zero_starts_as_the_identity_and_each_condition_counts_after():
     model = uvit_jax.build(dit())
     params = model.init(jax.random.key(0))
     inputs, times = example()
@@ -76,7 +76,7 @@ def test_adaln_zero_starts_as_nothing_and_each_condition_counts_after():
     assert jnp.any(out != other_label) and jnp.any(out != other_time)
 
 
-def test_without_positions_the_network_does_not_know_where_patches_are():
+def test_without_positions_the_network_is_equivariant_to_permuted_patches():
     """Self-attention is equivariant to permutations; only positions break it."""
     config = {**SMALL, "sequence": ("time", "image")}
     segments = {**SMALL["segments"], "image": {**SMALL["segments"]["image"], "final_conv": "none"}}
@@ -141,12 +141,12 @@ def test_compile_size_does_not_grow_with_depth():
         ),
     ],
 )
-def test_an_impossible_model_is_a_sentence(change, message):
+def test_an_impossible_model_raises(change, message):
     with pytest.raises(UvitError, match=message):
         uvit_jax.build({**SMALL, **change})
 
 
-def test_a_label_that_is_no_integer_is_a_sentence():
+def test_a_label_that_is_not_an_integer_raises():
     inputs, times = example()
     model = uvit_jax.build(SMALL)
     wrong = {**inputs, "label": jnp.ones(3)}

@@ -39,7 +39,7 @@ DESIGNS = {
         t_first=dict(kind="time", time="first"),
         t_video=TIME,
         first=VIDEO | dict(shape=(2, 8, 8, 3), share="video"),
-        video=VIDEO | dict(start=1),
+        video=VIDEO | dict(start=2),
     ),
     "camera": dict(
         time=TIME, camera=dict(kind="camera", shape=(4, 3), position="rope"), video=VIDEO
@@ -119,7 +119,7 @@ def test_frames_of_one_video_share_embedding_and_head():
     assert model.layout.time_keys == ("first", "video")
 
 
-def test_a_given_first_frame_is_kept_and_seen():
+def test_a_given_first_frame_is_unchanged_and_attended_to():
     """With the first frame given at time 0, only the rest is generated, and it depends on it."""
     model = build("image to video")
     rng = np.random.default_rng(0)
@@ -144,16 +144,12 @@ def test_modes_of_unidiffuser_are_branches():
     params = jax.tree.map(
         lambda a: jnp.asarray(0.2 * rng.normal(size=a.shape), jnp.float32), model.abstract_params
     )
-    text, noise = (jnp.asarray(rng.normal(size=(2, 5, 6)), jnp.float32) for _ in range(2))
+    text = jnp.asarray(rng.normal(size=(2, 5, 6)), jnp.float32)
     data_type = jnp.ones(2, jnp.int32)
 
     def branches(params, inputs):
         network = predictor(model, params)
-        rest = {"data_type": inputs["data_type"]}
-        return [
-            Branch(3.0, network, rest | {"text": inputs["text"]}, {"text": 0.0}),
-            Branch(-2.0, network, rest | {"text": noise}, {"text": 1.0}),
-        ]
+        return [Branch(3.0, network, inputs), Branch(-2.0, network, inputs, {"text": 1.0})]
 
     config = SampleConfig(
         sampler=SamplerConfig(name="euler", steps=1, t_start=1.0, t_end=0.0),
@@ -165,8 +161,8 @@ def test_modes_of_unidiffuser_are_branches():
     x = {
         s.name: jax.random.normal(jax.random.fold_in(noise_key, i), (2, *s.shape))
         for i, s in enumerate(model.layout.noisy)
-        if s.name != "text"
     }
+    noise = x.pop("text")
 
     def predicted(text, t_text):
         times = {"image": jnp.full(2, 1000.0), "text": jnp.full(2, 1000.0 * t_text)}
@@ -176,6 +172,56 @@ def test_modes_of_unidiffuser_are_branches():
     for name in x:
         expected = 3 * conditional[name] - 2 * unconditional[name]
         np.testing.assert_allclose(ours[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_data_are_noised_to_the_time_that_is_asked_for():
+    model = build("image to video")
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(0.2 * rng.normal(size=a.shape), jnp.float32), model.abstract_params
+    )
+    first = jnp.asarray(rng.normal(size=(2, 2, 8, 8, 3)), jnp.float32)
+
+    def sample(inputs, **times):
+        solver = SamplerConfig(name="euler", steps=1)
+        config = SampleConfig(sampler=solver, generate=("video",), times=times)
+        sampler = jax.jit(make_sampler(model, FLOW, config, batch_size=2))
+        return sampler(params, jax.random.key(0), inputs)["video"]
+
+    # At time 1 the data make no difference; near 0 they are nearly all.
+    assert np.array_equal(sample({"first": first}, first=1.0), sample({}))
+    near, half = (sample({"first": first}, first=t) for t in (1e-4, 0.5))
+    given = sample({"first": first})
+    assert np.abs(near - given).max() < 0.05 * np.abs(half - given).max()
+    with pytest.raises(UvitError, match=r"'first'.*no data.*times=\{'first': 1\.0\}"):
+        sample({}, first=0.0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"frist": jnp.zeros((2, 2, 8, 8, 3))}, "'frist'.*did you mean 'first'"),
+        ({"video": jnp.zeros((2, 4, 8, 8, 3))}, "'video', which is generated"),
+        ({"first": jnp.zeros((3, 2, 8, 8, 3))}, "batch_size is 2"),
+    ],
+)
+def test_wrong_inputs_of_a_sampler_are_refused(inputs, message):
+    model = build("image to video")
+    config = SampleConfig(generate=("video",))
+    with pytest.raises(UvitError, match=message):
+        make_sampler(model, FLOW, config, batch_size=2)(
+            model.abstract_params, jax.random.key(0), inputs
+        )
+
+
+def test_data_for_part_of_a_time_key_are_refused():
+    model = build("unidiffuser")
+    config = SampleConfig(generate=("text",))
+    inputs = {"image": jnp.zeros((1, 8, 8, 4)), "data_type": jnp.zeros(1, int)}
+    with pytest.raises(UvitError, match=r"'clip_image' is at time image=0\.0 and has no data"):
+        make_sampler(model, FLOW, config, batch_size=1)(
+            model.abstract_params, jax.random.key(0), inputs
+        )
 
 
 def test_another_resolution_and_length_by_the_same_parameters():

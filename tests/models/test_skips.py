@@ -55,7 +55,7 @@ def test_no_long_skips_leave_the_number_of_blocks():
     assert model().num_params - model(skip="none").num_params == merging
 
 
-def test_positions_tell_patches_apart():
+def test_positions_distinguish_patches():
     """Without positions a transformer commutes with moving whole patches; with them it does not."""
 
     def moved(position):

@@ -97,7 +97,7 @@ def test_an_absent_reference_is_one_that_is_not_in_the_sequence(case):
     assert np.abs(ours - seen).max() > 1e-2
 
 
-def test_no_references_is_the_model_without_them():
+def test_absent_references_equal_the_model_without_them():
     model = build(**CASES["uvit full"])
     params = randomised(model)
     inputs, times = example(model, np.zeros((B, 2, 2)))
@@ -108,7 +108,7 @@ def test_no_references_is_the_model_without_them():
 
 
 @pytest.mark.parametrize("case", CACHED)
-def test_cached_is_uncached(case):
+def test_cached_equals_uncached(case):
     """At every time, with some references absent and in slots of their own."""
     model = build(**CASES[case])
     params = randomised(model)
@@ -127,7 +127,7 @@ def test_cached_is_uncached(case):
     assert np.abs(whole - changed).max() > 1e-2
 
 
-def test_what_cannot_be_cached_is_told():
+def test_models_without_a_cache_raise():
     def fails(message, **options):
         model = build(**options)
         with pytest.raises(UvitError, match=message):
@@ -164,7 +164,7 @@ def test_the_order_of_references_is_nothing_but_their_slots():
     close(ours, output(model, params, swapped | slots, times))
 
 
-def test_two_places_hold_two_views_of_one_subject():
+def test_two_slots_can_hold_two_views_of_one_subject():
     """A sequence of two subjects is that of one with two views, if their slots say so."""
     one, places = build(subjects=1, views=2), build(subjects=2, views=1)
     params = randomised(one)
@@ -203,7 +203,7 @@ def test_permuted_slots_mean_the_same_to_permuted_parameters():
     assert np.abs(ours - run(params, found, times)["image"]).max() > 1e-3
 
 
-def test_a_misspelt_key_of_the_preset_is_named():
+def test_a_misspelt_key_of_the_preset_raises_with_its_name():
     with pytest.raises(UvitError, match=r"config\.model\.backbone\.text_length"):
         build(text_length=4)
 
@@ -218,7 +218,7 @@ def test_more_subjects_and_views_than_in_training_fit_the_same_parameters():
         build(subjects=4)
 
 
-def test_a_reference_at_time_zero_does_not_know_the_time():
+def test_a_reference_at_time_zero_does_not_depend_on_the_time():
     """Modulated at zero, references are at every time what they are at t = 0 modulated as the
     target, and there the two models are one (with the null text, which adds nothing to the time).
     """
@@ -239,7 +239,7 @@ def test_a_reference_at_time_zero_does_not_know_the_time():
     assert np.abs(outputs[1][0] - outputs[1][1]).max() > 1e-3
 
 
-def test_wrong_references_are_told():
+def test_wrong_references_raise():
     model = build()
     inputs, times = example(model)
     for change, message in (
@@ -279,7 +279,7 @@ def test_a_layout_of_more_references_is_the_presets(visibility, start):
         unified.with_references(parsed, 4, 1)
 
 
-def test_a_batch_is_asked_for_all_that_a_layout_takes():
+def test_a_batch_needs_all_inputs_of_the_layout():
     """Slots that the data bring are inputs too; what no segment takes is none."""
     layout = build(subjects=1, views=1).layout
     batch = dict.fromkeys(("image", "text", "ref_1_1", "refs_present", "view_slots", "index"))

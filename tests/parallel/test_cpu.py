@@ -46,14 +46,14 @@ def faults(before: str, call: str = MAIN_THREAD) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
-def test_freed_memory_is_kept():
+def test_freed_memory_is_not_returned_to_the_system():
     pages = 2**26 // resource.getpagesize()
     assert faults("assert cpu.keep_freed_memory()") < pages / 100
     assert faults("") > pages / 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
-def test_on_one_core_memory_of_all_threads_is_kept():
+def test_on_one_core_no_thread_returns_freed_memory():
     pages = 2**26 // resource.getpagesize()
     assert faults(f"{ONE_CORE}; assert cpu.keep_freed_memory()", OTHER_THREAD) < pages / 100
     assert faults(ONE_CORE, OTHER_THREAD) > pages / 2

@@ -107,7 +107,7 @@ def unified_model():
     return uvit_jax.build(unified.preset("uvit", (8, 8, 3), subjects=1, **sizes))
 
 
-def test_what_a_sample_is_shown_and_told_is_of_one_example(unified_model):
+def test_all_conditions_of_a_sample_are_of_one_example(unified_model):
     found = conditions_like(unified_model, Shown(), Vocabulary(), 20, seed=0)
     assert found.keys() == {"ref_1_1", "refs_present", "text"}
     parts = [np.array([3, 1]), np.arange(4, 20)]  # in whatever parts they are asked for
@@ -118,7 +118,7 @@ def test_what_a_sample_is_shown_and_told_is_of_one_example(unified_model):
     assert sorted(everyone[:10]) == list(range(10)) and everyone[:10].tolist() != list(range(10))
 
 
-def test_conditions_that_data_do_not_have_are_named(unified_model):
+def test_conditions_that_the_data_lack_raise(unified_model):
     plain = Shown()
     plain.batch = lambda indices: {"image": np.zeros((len(indices), 8, 8, 3), np.float32)}
     with pytest.raises(UvitError, match=r"segment 'ref_1_1'.*--images"):

@@ -83,7 +83,7 @@ def test_learned_variances_are_never_guided(learned):
     assert np.abs(small - plain).max() > 1e-2 * np.abs(plain).max()
 
 
-def test_misuse_is_told():
+def test_misuse_raises():
     model, _ = network(learned_range=False)
     with pytest.raises(UvitError, match="'image' has no learned_range; use 'small'"):
         draw(model, {}, sampler=dict(name="ddpm", variance="learned"))
@@ -143,7 +143,7 @@ def test_references_are_cached_and_guided_beside_text(unified):
     np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_spread_tokens_have_no_cache(unified):
+def test_context_parallel_models_have_no_cache(unified):
     """What `when_exact` leaves out, `always` refuses."""
     model, params, conditions, draw = unified
     segments = {k: dataclasses.replace(s, optional=False) for k, s in model.config.segments.items()}
@@ -171,7 +171,7 @@ def test_batches_are_of_one_shape_and_hold_every_row():
         assert np.array_equal(np.concatenate([b[name] for _, b in found])[:5], value)
 
 
-def test_misuse_of_references_is_told(unified):
+def test_misuse_of_references_raises(unified):
     model, *_, draw = unified
     seeing = dataclasses.replace(
         model.config,

@@ -37,7 +37,7 @@ def coverage(trials, subjects, images, between, within, *, resamples=800):
 
 
 @pytest.mark.parametrize("subjects,between,within", [(8, 0.1, 0.1), (20, 0.1, 0.02), (20, 0, 0.1)])
-def test_an_interval_holds_the_mean_as_often_as_it_says(subjects, between, within):
+def test_intervals_cover_the_mean_at_their_confidence(subjects, between, within):
     assert 0.92 <= coverage(800, subjects, 4, between, within) <= 0.97
 
 
@@ -152,7 +152,7 @@ def test_break_even():
         break_even([1], [1], [])
 
 
-def test_what_is_no_sample_is_told():
+def test_invalid_samples_raise():
     with pytest.raises(UvitError, match="finite"):
         clustered_interval([1, math.nan], [0, 1])
     with pytest.raises(UvitError, match="2 values have 1 clusters"):

@@ -6,7 +6,7 @@ from experiments.subjects import crops
 from uvit_jax.data.sources.worlds.scene_camera import grid
 
 
-def test_the_whole_picture_is_itself():
+def test_a_crop_of_the_full_image_is_the_image():
     pictures = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     same = crops.crop(pictures, np.zeros((2, 2)), np.ones(2), 16)
     assert np.allclose(same, pictures, atol=1e-5)

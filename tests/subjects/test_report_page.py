@@ -73,7 +73,7 @@ def test_summaries_find_what_was_put_in(rows):
     assert [place for place, _ in steps["dit_lora"]] == [50, 100, 200, 400] and line == sorted(line)
 
 
-def test_p_is_adjusted_within_its_family_and_the_same_pictures_count_once(rows):
+def test_p_is_adjusted_within_its_family_and_the_same_images_count_once(rows):
     manifest = comparisons.manifest()
     main = [r for r in rows if (r.setting, r.split) == ("single", "test")]
     alone = {(d.method, d.metric): d for d in summary.differences(main, manifest)}

@@ -16,7 +16,7 @@ def table():
     return judge_calibration.calibrate([totem_judge.load(0), totem_judge.load(1)], pairs=PAIRS)
 
 
-def test_near_misses_and_strangers_are_told_apart(table):
+def test_near_misses_and_strangers_are_distinguished(table):
     for found in table.values():
         assert found["auc_random"] > 0.95 and found["top1"]["3"] > found["top1"]["1"] > 0.7
         auc = found["auc_one_factor"]

@@ -42,7 +42,7 @@ from uvit_jax.training.run_config import parse_run
         ),
     ],
 )
-def test_complaints(changes, message):
+def test_bad_configs_raise(changes, message):
     with pytest.raises(UvitError, match=message):
         parse_compare(replaced(subjects.get_config("quick"), changes))
 
@@ -100,12 +100,12 @@ def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
         Comparison(config, tmp_path)
 
 
-def test_whole_networks_of_several_subjects_can_be_trained_together():
+def test_full_fine_tuning_of_several_subjects_at_once():
     changes = {"arms.dit_full.settings": (), "arms.dit_full.compose": ("joint",)}
     parse_compare(replaced(subjects.get_config("quick"), changes))
 
 
-def test_pictures_are_kept_whole_or_told_of(tmp_path):
+def test_damaged_samples_raise(tmp_path):
     store = SampleStore(tmp_path)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 3, 4, 4, 3)).astype(np.float32)
     store.write("unified", "pairs", images)
@@ -125,14 +125,14 @@ def test_a_last_batch_is_filled_up_and_cut_again():
     assert len(double.seconds) == 3 and double.compile_seconds > 0
 
 
-def test_every_picture_has_noise_of_its_own():
+def test_every_image_has_its_own_noise():
     cases = ProceduralWorld("totems", 16).cases("identities_1v", SettingConfig(subjects=8))
     seeds = seeds_of(cases, 3)
     assert seeds.shape == (16, 3) and len(np.unique(seeds)) == 48
     assert seeds[0, 1] == (cases[0].seed + SAMPLE_STRIDE) % 2**32
 
 
-def test_a_report_on_nothing_is_refused_and_makes_nothing(tmp_path):
+def test_a_report_without_results_raises_and_writes_nothing(tmp_path):
     flags = ["--config=configs/subjects.py", f"--workdir={tmp_path / 'none'}", "--report"]
     with pytest.raises(
         UvitError, match=r"no results to report: neither compare\.json nor results\.csv\.gz"
@@ -141,14 +141,14 @@ def test_a_report_on_nothing_is_refused_and_makes_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_report_before_any_network_is_trained_says_so(tmp_path):
+def test_a_report_before_training_raises(tmp_path):
     Comparison(parse_compare(subjects.get_config()), tmp_path)
     flags = ["--config=configs/subjects.py", f"--workdir={tmp_path}", "--report"]
     with pytest.raises(UvitError, match=r"no network .* has finished training"):
         compare.main(flags)
 
 
-def test_a_report_is_made_from_the_results_alone(tmp_path):
+def test_a_report_needs_only_the_results(tmp_path):
     pytest.importorskip("matplotlib")
     write_scores(tmp_path / "results.csv.gz", comparisons.rows(subjects=3, seeds=1))
     comparisons.manifest().write(tmp_path / "manifest.json")

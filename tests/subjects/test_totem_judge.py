@@ -39,7 +39,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         assert np.allclose(found[head].sum(axis=1), 1, atol=1e-5)
 
 
-def test_complaints(tmp_path):
+def test_bad_arguments_raise(tmp_path):
     module = totem_judge.TotemJudgeNetwork(rngs=nnx.Rngs(0))
     totem_judge.save(tmp_path / "judge.safetensors", module)
     with pytest.raises(UvitError, match="there is no judge"):

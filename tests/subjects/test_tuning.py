@@ -48,7 +48,7 @@ def test_tables_that_do_not_compare(rows, message):
         best_setting(rows)
 
 
-def test_a_grid_is_run_once_and_kept(tmp_path):
+def test_a_grid_is_run_once_and_cached(tmp_path):
     params, made = tuner()
     subjects = stacked(dict(list(SUBJECTS.items())[:2]))
     grid, calls = TuningGrid(ranks=(2,), rates=(1e-4, 1e-2), steps=(1, 3)), []

@@ -41,7 +41,7 @@ def test_a_final_convolution_that_does_nothing_changes_nothing(where, channels):
     np.testing.assert_allclose(convolved(tokens), plain(tokens), atol=1e-6)
 
 
-def test_where_the_final_convolution_stands():
+def test_the_position_of_the_final_convolution():
     """After the projection it mixes neighbouring pixels, before it neighbouring patches."""
     tokens = jax.random.normal(jax.random.key(0), (1, 16, D))
     changed = tokens.at[0, 5].add(1.0)  # row 1, column 1 of a 4×4 grid

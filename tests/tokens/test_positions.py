@@ -24,7 +24,7 @@ def image(H=6, W=10, **options):
     return Patches(**dict(name="image", shape=(H, W, 3), patch_size=2, position="rope") | options)
 
 
-def test_sinusoids_tell_times_apart():
+def test_sinusoids_distinguish_times():
     t = jnp.arange(1000.0)
     features = np.asarray(sinusoid(t, 64))
     similarity = features @ features.T / 32
@@ -36,7 +36,7 @@ def test_sinusoids_tell_times_apart():
 
 @pytest.mark.parametrize("segment", [image(), video(), CameraPoses(name="c", shape=(7, 2))])
 @pytest.mark.parametrize("width", [24, 26])
-def test_sincos_tells_all_tokens_apart(segment, width):
+def test_sincos_distinguishes_all_tokens(segment, width):
     table = sincos(segment, width)
     assert table.shape == (segment.num_tokens, width)
     assert len(np.unique(table.round(5), axis=0)) == segment.num_tokens
@@ -57,7 +57,7 @@ def test_grids_give_the_axes():
 
 def test_position_ids_of_a_video():
     ids = position_ids(video(), AXES).reshape(2, 3, 4, 3)
-    assert ids[0, 0, 0].tolist() == [0, 1, 1] and ids[1, 2, 3].tolist() == [1, 3, 4]
+    assert ids[0, 0, 0].tolist() == [0, 1, 1] and ids[1, 2, 3].tolist() == [2, 3, 4]
     # An image and the first frame of a video have the same ids.
     still = position_ids(image(6, 8), AXES).reshape(3, 4, 3)
     assert np.array_equal(still, ids[0])
@@ -98,4 +98,4 @@ def test_positions_of_another_grid_are_interpolated():
     assert resized(table, small.grid, small.grid) is table
     # In time as well.
     longer = video(T=8, trained_shape=(4, 6, 8, 3))
-    np.testing.assert_allclose(coordinates(longer)[:: 3 * 4, 0], [-0.25, 0.25, 0.75, 1.25])
+    np.testing.assert_allclose(coordinates(longer)[:: 3 * 4, 0], [-0.5, 0.5, 1.5, 2.5])

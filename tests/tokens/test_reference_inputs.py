@@ -34,14 +34,14 @@ def test_images_go_to_their_slots():
         ([[[0], [0, 1]]], r"view 2 of subject 2 has shape \(4, 8, 3\), expected \(8, 8, 3\)"),
     ],
 )
-def test_wrong_images_are_named(examples, message):
+def test_wrong_images_raise(examples, message):
     images = [np.zeros((8, 8, 3)), np.zeros((4, 8, 3))]
     given = [[[images[i] for i in views] for views in subjects] for subjects in examples]
     with pytest.raises(UvitError, match=message):
         reference_inputs(LAYOUT, given)
 
 
-def test_impossible_references_are_sentences():
+def test_impossible_references_raise():
     def fails(message, change=None, **top):
         config = preset("uvit", (8, 8, 3), subjects=2, **SIZE) | top
         config["segments"]["ref_2_1"] |= change or {}

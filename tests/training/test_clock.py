@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from uvit_jax.training.clock import PLACES, Clock, shares
+from uvit_jax.training.clock import ACTIVITIES, Clock, shares
 
 
 def ticking():
@@ -25,7 +25,7 @@ def test_activities_sum_to_wall_time_and_laps_to_the_total():
             pass
         laps.append(clock.lap())
     total = clock.total()
-    assert tuple(total) == PLACES and sum(total.values()) == next(readings) - 1
+    assert tuple(total) == ACTIVITIES and sum(total.values()) == next(readings) - 1
     laps.append(clock.lap())
     for place, seconds in clock.total().items():
         rest = 0 if place != "step" else 1  # the reading by total()
@@ -44,7 +44,7 @@ def test_time_is_counted_when_an_exception_is_raised():
 
 
 def test_shares_name_the_larger_parts_first():
-    seconds = dict.fromkeys(PLACES, 0.0) | {"step": 1.0, "compile": 3.0, "input": 0.001}
+    seconds = dict.fromkeys(ACTIVITIES, 0.0) | {"step": 1.0, "compile": 3.0, "input": 0.001}
     assert shares(seconds) == "compile 75%, step 25%"
-    assert shares(dict.fromkeys(PLACES, 0.0)) == ""
+    assert shares(dict.fromkeys(ACTIVITIES, 0.0)) == ""
     assert math.isclose(sum(seconds.values()), 4.001)

@@ -67,7 +67,7 @@ def test_captions_follow_their_subjects_into_all_slots():
     assert (np.bincount(slots[:, 0] * 3 + slots[:, 1], minlength=9)[[1, 2, 3, 5, 6, 7]] > 70).all()
 
 
-def test_places_keep_whose_they_are():
+def test_reference_slots_keep_their_subjects():
     """Slots that the data bring are of the subject's new slot, and views of one stay different."""
     layout = uvit_jax.build(MODEL | {"max_views": 3}).layout
     B = 200
@@ -99,7 +99,7 @@ def test_captions_are_renamed_where_there_are_no_references():
     assert set(text[:, 0].tolist()) == {10, 20, 30}
 
 
-def test_slot_words_are_found_or_missed():
+def test_slot_words_are_required():
     layout = uvit_jax.build(MODEL).layout
     whole = Tokenizer(("@1", "cat", "@3", "@2"))
     ids = dropping.slot_words(layout, whole)["text"]
@@ -132,7 +132,7 @@ def test_the_step_drops_references():
     # What the model then makes of them is in tests/models/test_unified.py.
 
 
-def test_dropping_what_cannot_be_dropped_is_told():
+def test_dropping_an_unsupported_condition_raises():
     with pytest.raises(UvitError, match=r"drop_references must lie in \[0, 1\], got 2"):
         run_of(**{"train.drop_references": 2.0})
     with pytest.raises(UvitError, match="references are dropped by config"):

@@ -10,7 +10,7 @@ from experiments import train
 from tests.helpers.running import ROOT, TINY, losses
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
-from uvit_jax.training.clock import PLACES
+from uvit_jax.training.clock import ACTIVITIES
 from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.workdir import Workdir
 
@@ -35,7 +35,7 @@ def test_seconds_add_up_to_wall_time(traced):
     workdir, summary = traced
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert sum(summary["seconds_by_place"].values()) == pytest.approx(summary["seconds"])
-    logged = {place: sum(row[f"seconds/{place}"] for row in rows) for place in PLACES}
+    logged = {name: sum(row[f"seconds/{name}"] for row in rows) for name in ACTIVITIES}
     for place, seconds in logged.items():
         assert 0 <= seconds <= summary["seconds_by_place"][place] + 1e-6
     # What comes after the last row is the last checkpoint and the last grid.
@@ -70,7 +70,7 @@ def test_a_trace_holds_the_chosen_steps_and_no_other(traced):
     assert steps == {3, 4}
 
 
-def test_a_first_moment_in_bfloat16_goes_on_bit_for_bit(traced, tmp_path):
+def test_a_first_moment_in_bfloat16_resumes_bit_for_bit(traced, tmp_path):
     run(tmp_path / "run", BFLOAT16, "--config.train.steps=3")
     # To trace is free to change, and steps that were before are not an error.
     run(tmp_path / "run", BFLOAT16, "--config.train.steps=6", "--config.train.profile_steps=(2, 3)")
@@ -80,7 +80,7 @@ def test_a_first_moment_in_bfloat16_goes_on_bit_for_bit(traced, tmp_path):
         run(tmp_path / "run", "--config.train.steps=7")
 
 
-def test_a_workdir_from_before_a_key_existed_is_still_the_runs_own(traced, tmp_path):
+def test_a_workdir_without_a_newer_key_resumes(traced, tmp_path):
     raw = json.loads((traced[0] / "config.json").read_text())
     old = copy.deepcopy(raw)
     del old["model"]["backbone"]["qk_norm"], old["train"]["profile_steps"]

@@ -108,7 +108,7 @@ def test_the_updates_singular_values_are_alike(params):
     np.testing.assert_allclose(table, table[0, 0], rtol=1e-4)
 
 
-def test_an_unknown_optimizer_is_named():
+def test_an_unknown_optimizer_raises():
     with pytest.raises(UvitError, match=r"name='moun'.*'muon'"):
         OptimizerConfig(name="moun")
 

@@ -27,7 +27,7 @@ def test_killed_three_times_the_losses_are_the_same_bit_for_bit(undisturbed, tmp
     assert train(workdir) == undisturbed[1]
 
 
-def test_sigterm_saves_and_the_run_goes_on(undisturbed, tmp_path):
+def test_sigterm_saves_and_the_run_resumes(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     args = (f"--config={TINY}", f"--workdir={workdir}", "--config.train.checkpoint_every=1000")
     process = start("experiments.train", *args)
@@ -83,7 +83,7 @@ def test_a_finished_run_does_nothing_more(undisturbed):
     assert train(undisturbed[0]) == undisturbed[1]
 
 
-def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(tmp_path):
+def test_a_run_with_muon_resumes_bit_for_bit(tmp_path):
     """Its state has other leaves than AdamW's."""
     muon = "--config.optimizer.name=muon"
     whole = train(tmp_path / "whole", muon)

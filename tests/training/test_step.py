@@ -54,7 +54,7 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-def test_microbatches_give_the_whole_batchs_step():
+def test_microbatches_equal_the_full_batch():
     *_, state, batch, whole = setup()
     *_, parts = setup(**{"train.accumulate": 4})
     state = dataclasses.replace(state, step=jnp.int32(9))  # past the warm-up: something is learned

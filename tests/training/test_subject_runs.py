@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     return workdir, train(config, workdir)
 
 
-def test_a_world_is_trained_and_drawn(trained):
+def test_a_world_is_trained_and_sampled(trained):
     summary = trained[1]
     assert summary.step == 2 and np.isfinite(summary.loss)
     assert Image.open(summary.samples).size[0] >= 32
@@ -60,8 +60,8 @@ def photos(tmp_path):
     return root
 
 
-def test_subjects_of_a_folder_are_drawn(trained, photos, tmp_path):
-    def drawn(folder, *args):
+def test_subjects_of_a_folder_are_sampled(trained, photos, tmp_path):
+    def sampled(folder, *args):
         out, results = tmp_path / "out.png", tmp_path / "results.json"
         files = (f"--out={out}", f"--json={results}", f"--references={folder}")
         base = (f"--workdir={trained[0]}", "--prompt=@1 left of @2", "--count=3", "--batch_size=2")
@@ -70,43 +70,43 @@ def test_subjects_of_a_folder_are_drawn(trained, photos, tmp_path):
             "image"
         ]
 
-    names, both = drawn(photos)
+    names, both = sampled(photos)
     assert names == ["bear", "clock"] and both.shape == (3, 16, 16, 3)
-    names, alone = drawn(photos / "bear")
+    names, alone = sampled(photos / "bear")
     assert names == ["bear"] and not np.array_equal(alone, both)
     # Pictures of one subject are a folder with one folder.
     (photos / "clock").rename(tmp_path / "aardvark")
-    names, same = drawn(photos)
+    names, same = sampled(photos)
     assert names == ["bear"] and np.array_equal(same, alone)
     # Subjects are in the order of their names.
     (tmp_path / "aardvark").rename(photos / "aardvark")
-    names, swapped = drawn(photos)
+    names, swapped = sampled(photos)
     assert names == ["aardvark", "bear"]
     assert not np.array_equal(swapped, both)
 
 
-def test_folders_that_are_no_references_are_told(trained, photos, tmp_path):
-    def told(message, *args):
+def test_folders_that_are_not_references_raise(trained, photos, tmp_path):
+    def fails(message, *args):
         with pytest.raises(UvitError, match=message):
             sample.main([f"--workdir={trained[0]}", f"--out={tmp_path / 'out.png'}", *args])
         assert not (tmp_path / "out.png").exists()
 
     given = f"--references={photos}"
-    told("--references=FOLDER", "--prompt=@1")
-    told("does not exist", f"--references={photos / 'nowhere'}")
+    fails("--references=FOLDER", "--prompt=@1")
+    fails("does not exist", f"--references={photos / 'nowhere'}")
     (photos / "empty").mkdir()
-    told("empty holds no image", given)
+    fails("empty holds no image", given)
     shutil.copy(photos / "clock" / "it.png", photos / "empty" / "it.png")
-    told(r"3 subjects \(bear, clock, empty\), and the model takes at most 2", given)
+    fails(r"3 subjects \(bear, clock, empty\), and the model takes at most 2", given)
     shutil.rmtree(photos / "empty")
     shutil.copy(photos / "clock" / "it.png", photos / "bear" / "side.png")
-    told("bear holds 3 images, and the model takes at most 2", given)
+    fails("bear holds 3 images, and the model takes at most 2", given)
     (photos / "bear" / "side.png").rename(photos / "side.png")
-    told("holds images and folders", given)
+    fails("holds images and folders", given)
     (photos / "side.png").unlink()
     broken = photos / "bear" / "front.png"
     broken.write_bytes(broken.read_bytes()[:50])
-    told(r"cannot be opened.*front\.png", given)
+    fails(r"cannot be opened.*front\.png", given)
     with pytest.raises(UvitError, match="takes no references"):
         from_folder(uvit_jax.build(run().model).without_references().layout, photos)
 
@@ -122,7 +122,7 @@ def test_samples_of_the_datas_references_are_measured(trained, tmp_path):
     assert row["samples"]["conditions"] == "totems/train" and row["samples"]["count"] == 4
 
 
-def test_slots_that_the_data_do_not_fill_are_told(tmp_path):
+def test_slots_that_the_data_do_not_fill_raise(tmp_path):
     config = run(max_subjects=2, max_views=3)
     with pytest.raises(UvitError, match=r"2 subjects × 2 views.*config\.data\.max_subjects"):
         train(config, tmp_path / "run")

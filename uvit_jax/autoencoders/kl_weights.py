@@ -149,7 +149,7 @@ def describe(tensors: Tensors, where: str, *, num_groups: int = 32) -> Autoencod
     style = style_of(tensors)
     if style is None:
         some = ", ".join(sorted(tensors)[:4])
-        raise UvitError(f"{where} holds no supported KL autoencoder; its tensors: {some}, …")
+        raise UvitError(f"{where} has no supported KL autoencoder; its tensors: {some}, …")
     level, block = ("down", "block") if style == "compvis" else ("down_blocks", "resnets")
     middle = "mid.attn_1" if style == "compvis" else "mid_block.attentions.0"
 
@@ -159,10 +159,10 @@ def describe(tensors: Tensors, where: str, *, num_groups: int = 32) -> Autoencod
         return tensors[name].shape
 
     def count(pattern: str) -> int:
-        found = 0
-        while any(name.startswith(f"{pattern}.{found}.") for name in tensors):
-            found += 1
-        return found
+        number = 0
+        while any(name.startswith(f"{pattern}.{number}.") for name in tensors):
+            number += 1
+        return number
 
     levels = count(f"encoder.{level}")
     widths = [shape(f"encoder.{level}.{i}.{block}.0.conv1.weight")[0] for i in range(levels)]
@@ -254,7 +254,7 @@ def _read(file: Path) -> Mapping[str, np.ndarray]:
         raise UvitError(f"reading {file} needs PyTorch: pip install 'uvit-jax[interop]'") from None
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for damaged files
+    except Exception as error:  # torch raises many types for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UvitError(f"{file} cannot be read with weights_only=True: {reason}") from None
     stored = stored.get("state_dict", stored) if isinstance(stored, Mapping) else {}

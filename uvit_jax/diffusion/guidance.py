@@ -10,6 +10,7 @@ conditional model, as in U-ViT and UniDiffuser; the scales that DiT, Imagen and 
 publish are 1 + s.
 """
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Branch(NamedTuple):
       predict: the network. Branches with the same `predict` are evaluated as one batch.
       inputs: all inputs but the generated segments, leaves (B, …) or (1, …).
       times: t in [0, 1] of the keys that are not generated: 0 for given data, 1 for pure noise.
+        `guided` takes the inputs to be at these times; `make_sampler` noises data to them.
     """
 
     weight: float | jax.Array
@@ -72,12 +74,14 @@ def guided(
         raise UvitError("guidance needs at least one branch")
     used = [branches[0], *(b for b in branches[1:] if not _is_zero(b.weight))]
     weights = [b.weight for b in used]
-    if all(isinstance(w, int | float) for w in weights) and abs(sum(weights) - 1) > 1e-6:
+    if all(isinstance(w, numbers.Real) for w in weights) and abs(sum(weights) - 1) > 1e-6:
         raise UvitError(f"the weights of branches must sum to 1, got {weights}")
 
     def predict(x: Arrays, network_time_B: jax.Array) -> Arrays:
         times = [_network_times(b, time_keys, network_time_B, schedule) for b in used]
         first, *others = _evaluate(used, x, times)
+        if unknown := (channels or {}).keys() - first.keys():
+            raise UvitError(f"channels: {min(unknown)!r} is not generated")
         active_B = 1.0
         if (low, high) != (0.0, 1.0):
             start, end = (float(schedule.network_time(t)) for t in (low, high))
@@ -140,6 +144,11 @@ def _evaluate(
             rows = [jnp.broadcast_to(a, (B, *a.shape[1:])) for a in arrays]
             return jnp.stack(rows, axis=1).reshape(B * K, *rows[0].shape[1:])
 
+        if len({frozenset(times[i]) for i in group}) != 1:
+            raise UvitError(
+                "branches of one network need the same time keys, got "
+                f"{[sorted(times[i]) for i in group]}"
+            )
         inputs = {n: interleaved([branches[i].inputs[n] for i in group]) for n in names.pop()}
         inputs |= {name: jnp.repeat(value, K, axis=0) for name, value in x.items()}
         both = {key: interleaved([times[i][key] for i in group]) for key in times[group[0]]}

@@ -154,10 +154,10 @@ class Tower(nnx.Module):
         return jax.lax.scan(body, x_BND, params_L)[0]
 
     def outputs(self, hidden_BND: jax.Array, pooled_BD: jax.Array) -> dict[str, jax.Array]:
-        found = {"hidden": hidden_BND, "pooled": pooled_BD}
+        outputs_by_name = {"hidden": hidden_BND, "pooled": pooled_BD}
         if self.project is not None:
-            found["embeds"] = self.project(pooled_BD)
-        return {name: value.astype(jnp.float32) for name, value in found.items()}
+            outputs_by_name["embeds"] = self.project(pooled_BD)
+        return {name: value.astype(jnp.float32) for name, value in outputs_by_name.items()}
 
 
 class TextNetwork(Tower):

@@ -122,14 +122,14 @@ def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
         return path, {}
     if kind == "text" and (path / "text_encoder").is_dir():  # a Stable Diffusion folder
         path = path / "text_encoder"
-    found = [path / name for name in WEIGHTS if (path / name).is_file()]
-    if not found:
+    existing = [path / name for name in WEIGHTS if (path / name).is_file()]
+    if not existing:
         raise UvitError(f"the folder {path} has no {' or '.join(WEIGHTS)}; pass a folder of CLIP")
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return found[0], dict(settings.get(f"{kind}_config", settings))
+        return existing[0], dict(settings.get(f"{kind}_config", settings))
     except FileNotFoundError:
-        return found[0], {}
+        return existing[0], {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
 
@@ -163,7 +163,7 @@ def describe(
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in tensors or tensors[name].ndim != dims:
             raise UvitError(
-                f"{where} holds no CLIP {kind} tower: {name} is missing or has another rank"
+                f"{where} has no CLIP {kind} tower: {name} is missing or has another rank"
             )
         return tensors[name].shape
 
@@ -259,7 +259,7 @@ def _tokenizer(path: Path) -> Any:
         ) from None
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for damaged files
+    except Exception as error:  # transformers raises many types for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UvitError(f"cannot read the tokenizer in {folder}: {reason}") from None
 

@@ -77,7 +77,7 @@ def entries(
         "mean": "running_mean",
         "var": "running_var",
     }
-    found = [
+    mapped = [
         Entry(f"{classifier}.weight", "fc/kernel", LINEAR),
         Entry(f"{classifier}.bias", "fc/bias"),
     ]
@@ -87,10 +87,10 @@ def entries(
             continue
         conv, norm = theirs(layer)
         if leaf == "kernel":
-            found.append(Entry(f"{conv}.weight", path, CONV))
+            mapped.append(Entry(f"{conv}.weight", path, CONV))
         else:
-            found.append(Entry(f"{norm}.{names[leaf]}", path))
-    return found
+            mapped.append(Entry(f"{norm}.{names[leaf]}", path))
+    return mapped
 
 
 def dense(params: Mapping[str, jax.Array], x_BD: jax.Array, *, bias: bool) -> jax.Array:
@@ -119,14 +119,14 @@ def resize(x_BHWC: jax.Array, size: int, method: str) -> jax.Array:
 
 
 def max_pool(x_BHWC: jax.Array, *, stride: int, padding: str) -> jax.Array:
-    """The largest of 3 x 3."""
+    """Max pooling over 3×3."""
     return jax.lax.reduce_window(
         x_BHWC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding
     )
 
 
 def average_pool(x_BHWC: jax.Array) -> jax.Array:
-    """The mean of 3 x 3 without padding: at the border, of fewer pixels."""
+    """Average pooling over 3×3; the mean at the border excludes padding."""
     window = dict(window_dimensions=(1, 3, 3, 1), window_strides=(1, 1, 1, 1), padding="SAME")
     total = jax.lax.reduce_window(x_BHWC, 0.0, jax.lax.add, **window)
     ones = jnp.ones((1, *x_BHWC.shape[1:3], 1), x_BHWC.dtype)
@@ -182,8 +182,8 @@ def _nested(flat: Mapping[str, Any]) -> Params:
 
 
 def _flat(tree: Params, prefix: str = "") -> dict[str, Any]:
-    found = {}
+    flat = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        found |= _flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return found
+        flat |= _flat(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return flat

@@ -28,7 +28,7 @@ class EncoderSpec:
     """An image encoder: how its weights are loaded and its input is preprocessed.
 
     Attributes:
-      title: shown in tables. size: number of features D.
+      title: for tables. size: number of features D.
       load: a file of weights (or None, for the default) → the network.
       prepare: float32 pixels (B, H, W, 3) in [0, 255] → the input of the network.
       preparation: an identifier that changes whenever `prepare` does, part of the version.

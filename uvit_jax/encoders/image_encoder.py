@@ -34,7 +34,7 @@ class Encoder:
     """Images to features, jitted, with batches sharded over the mesh. Built by `encoder`.
 
     Attributes:
-      name: in `ENCODERS`. title: shown in tables. size: number of features D.
+      name: in `ENCODERS`. title: for tables. size: number of features D.
       weights_sha256: of the file of weights.
       version: identifies name, preprocessing and weights; features of equal versions are
         comparable.
@@ -102,7 +102,7 @@ class Encoder:
             self._check(image)
             prepared.append(np.asarray(self._prepare(image)[0]))
             by_shape.setdefault(prepared[-1].shape, []).append(i)
-        found: list[Any] = [None] * len(prepared)
+        features: list[Any] = [None] * len(prepared)
         for rows in by_shape.values():
             size = min(batch_size, len(rows))
             for start in range(0, len(rows), size):
@@ -110,8 +110,8 @@ class Encoder:
                 chosen = [rows[k % len(rows)] for k in range(start, start + size)]
                 pool = self._apply(self._params, np.stack([prepared[i] for i in chosen]))["pool"]
                 for i, row in zip(rows[start : start + size], np.asarray(pool), strict=False):
-                    found[i] = row
-        return np.stack(found)
+                    features[i] = row
+        return np.stack(features)
 
     def _check(self, images: Any) -> None:
         if np.ndim(images) != 4 or images.shape[-1] not in (1, 3):

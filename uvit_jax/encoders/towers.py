@@ -56,9 +56,9 @@ def dino_spec(
     def load(path: Path | None) -> LoadedEncoder:
         path = _given(path, name, "it")
         tower, params = vit_weights.load_vit(path)
-        found = {key: getattr(tower.config, key) for key in wanted}
-        if found != wanted:
-            differs = [f"{key}={found[key]}" for key in wanted if found[key] != wanted[key]]
+        actual = {key: getattr(tower.config, key) for key in wanted}
+        if actual != wanted:
+            differs = [f"{key}={actual[key]}" for key in wanted if actual[key] != wanted[key]]
             raise UvitError(f"{path} is not {name}: its network has {', '.join(differs)}")
 
         def apply(params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:

@@ -25,7 +25,7 @@ HEAD_SIZE = 64
 OFFICIAL_OFFSET = 0.1
 """`ViTConfig.position_offset` of the authors' code, for networks without registers."""
 
-# From either naming to the names of `entries`; the first match counts.
+# From each of the namings to the names of `entries`; the first match counts.
 _BLOCK = r"(?:encoder\.layer|layers|layer|blocks)\.(\d+)\."
 _NAMES = [
     (re.compile(pattern), name)
@@ -83,7 +83,7 @@ def canonical(tensors: Tensors, where: str) -> tuple[dict[str, np.ndarray], bool
     Raises:
       UvitError: on names of another network.
     """
-    found: dict[str, np.ndarray] = {}
+    renamed: dict[str, np.ndarray] = {}
     official, unknown = False, ""
     for name, array in tensors.items():
         bare = _OPTIONAL_PREFIX.sub("", name)
@@ -101,15 +101,15 @@ def canonical(tensors: Tensors, where: str) -> tuple[dict[str, np.ndarray], bool
             unknown = unknown or name
         if stem.endswith(".qkv"):
             for part, letter in zip(np.split(array, 3), "qkv", strict=True):
-                found[f"{stem[:-3]}{letter}{dot}{kind}"] = part
+                renamed[f"{stem[:-3]}{letter}{dot}{kind}"] = part
         else:
-            found[f"{stem}{dot}{kind}"] = array
-    if "positions" not in found or "patches.weight" not in found:
-        raise UvitError(f"{where} holds no DINO or DINOv2: no positions, or no patch embedding")
+            renamed[f"{stem}{dot}{kind}"] = array
+    if "positions" not in renamed or "patches.weight" not in renamed:
+        raise UvitError(f"{where} has no DINO or DINOv2: no positions, or no patch embedding")
     if unknown:
         gated = " (the gated MLP of DINOv2 ViT-g is not supported)" if "mlp." in unknown else ""
         raise UvitError(f"{where} holds {unknown}, which no supported DINO has{gated}")
-    return found, official
+    return renamed, official
 
 
 def describe(
@@ -121,7 +121,7 @@ def describe(
         tensors.get(name) for name in ("blocks.0.fc1.weight", "patches.weight", "positions")
     )
     if fc1 is None or fc1.ndim != 2 or patch.ndim != 4 or positions.ndim != 3:
-        raise UvitError(f"{where} holds no DINO or DINOv2: its tensors have other shapes")
+        raise UvitError(f"{where} has no DINO or DINOv2: its tensors have other shapes")
     width, patch_size = int(patch.shape[0]), int(patch.shape[-1])
     registers = int(tensors["registers"].shape[-2]) if "registers" in tensors else 0
     return ViTConfig(

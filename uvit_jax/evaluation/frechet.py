@@ -146,5 +146,5 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     """R (D, rank) with R Rᵀ = covariance up to the rounding of float64."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     noise = np.finfo(np.float64).eps * values.size * max(values[-1], 0.0)
-    kept = values > noise
-    return vectors[:, kept] * np.sqrt(values[kept])
+    significant = values > noise
+    return vectors[:, significant] * np.sqrt(values[significant])

@@ -40,7 +40,8 @@ def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> I
     """Streams images through an encoder.
 
     Args:
-      keep: the number of images whose features are kept in `pool`. seed: of their choice.
+      keep: the number of images, chosen at random, whose features are returned in `pool`.
+      seed: of this choice.
 
     Raises:
       UvitError: if an image has NaN or infinite values.
@@ -60,8 +61,8 @@ def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> I
     ) as bar:
         for batch in images.batches():
             valid = min(len(batch), count - done)
-            found = encoder.features(batch)
-            pool = np.asarray(found["pool"])[:valid]
+            outputs = encoder.features(batch)
+            pool = np.asarray(outputs["pool"])[:valid]
             if not np.isfinite(pool).all():
                 bad = done + int(np.flatnonzero(~np.isfinite(pool).all(axis=1))[0])
                 raise UvitError(f"image {bad} of {images.name} has NaN or infinite values")
@@ -71,8 +72,8 @@ def encode(encoder: Encoder, images: ImageSet, *, keep: int, seed: int = 0) -> I
                 moments = part if moments is None else moments.merge(part)
                 pending = []
             pools.append(pool[chosen[done : done + valid]])
-            if "logits" in found:
-                logits.append(np.asarray(found["logits"])[:valid])
+            if "logits" in outputs:
+                logits.append(np.asarray(outputs["logits"])[:valid])
             done += valid
             bar.update(valid)
             if done == count:
@@ -98,17 +99,17 @@ def metrics(encoder: Encoder, samples: ImageFeatures, reference: ImageFeatures) 
         prefix, known = "inception", OFFICIAL_NAMES
     elif prefix.startswith("inception"):
         prefix = f"unofficial_{prefix}"
-    found = {"frechet_distance": frechet_distance(samples.statistics, reference.statistics)}
+    values = {"frechet_distance": frechet_distance(samples.statistics, reference.statistics)}
     if samples.logits is not None:
         splits = min(10, len(samples.logits))
         mean, std = inception_score(samples.logits, splits=splits)
-        found |= {"class_score": mean, "class_score_std": std}
+        values |= {"class_score": mean, "class_score_std": std}
     if reference.pool is not None:
         count = compared(samples, reference)
         pools = samples.pool[:count], reference.pool[:count]
         for compare in COMPARISONS:
-            found |= compare(*pools)
-    return {known.get(name, f"{prefix}_{name}"): value for name, value in found.items()}
+            values |= compare(*pools)
+    return {known.get(name, f"{prefix}_{name}"): value for name, value in values.items()}
 
 
 def _manifolds(samples: np.ndarray, reference: np.ndarray) -> dict[str, float]:

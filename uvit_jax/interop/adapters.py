@@ -28,7 +28,7 @@ from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix
 from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig
 
-KEY = "uvit_jax.adapter"  # in the safetensors' metadata: a AdapterRecord as JSON
+KEY = "uvit_jax.adapter"  # in the safetensors' metadata: an AdapterRecord as JSON
 PREFIX = "base_model.model."
 FORMS = ("own", "official", "diffusers")
 TENSORS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -212,7 +212,7 @@ def _adapters(
     rank: int,
 ) -> Adapters:
     """Our adapters from PEFT's tensors."""
-    found: dict[str, dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]] = {}
+    by_path: dict[str, dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]] = {}
     for layer in peft_layers:
         keys = [f"{PREFIX}{layer.name}.lora_{letter}.weight" for letter in "AB"]
         if missing := [key for key in keys if key not in tensors]:
@@ -233,9 +233,9 @@ def _adapters(
             if own:
                 pair = A[p * rank : (p + 1) * rank].T, blocks[p, :, p].T
             part = p if layer.part is None else layer.part
-            found.setdefault(layer.path, {})[layer.stack_index or 0, part] = pair
+            by_path.setdefault(layer.path, {})[layer.stack_index or 0, part] = pair
     adapters = {}
-    for path, pairs in found.items():
+    for path, pairs in by_path.items():
         lead, parts, *_ = matrices[path]
         wanted = [(i, p) for i in range(lead[0] if lead else 1) for p in range(parts)]
         shapes = {(a.shape, b.shape) for a, b in pairs.values()}

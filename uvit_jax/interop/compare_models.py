@@ -26,9 +26,9 @@ def differences(ours: ModelConfig, theirs: ModelConfig) -> dict[str, tuple[Any, 
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
-def as_text(found: Mapping[str, tuple[Any, Any]]) -> str:
+def as_text(changes: Mapping[str, tuple[Any, Any]]) -> str:
     """The result of `differences` as text: `backbone.depth (12, not 16), …`."""
-    return ", ".join(f"{key} ({a!r}, not {b!r})" for key, (a, b) in found.items())
+    return ", ".join(f"{key} ({a!r}, not {b!r})" for key, (a, b) in changes.items())
 
 
 def _flat(config: ModelConfig) -> dict[str, Any]:
@@ -59,27 +59,29 @@ def segments_by_kind(
     Raises:
       UvitError: if a kind is missing, not supported or there twice, or the image is not square.
     """
-    found: dict[str, Segment] = {}
+    by_kind: dict[str, Segment] = {}
     for name in config.sequence:
         segment = config.segments[name]
         if segment.kind not in (*needed, *other):
             raise UvitError(
-                f"this model is no {family}: segment {name!r} has the kind {segment.kind!r}, and a "
-                f"{family} has only {', '.join((*needed, *other))}"
+                f"this model is not a {family}: segment {name!r} has the kind {segment.kind!r}, "
+                f"but a {family} has only {', '.join((*needed, *other))}"
             )
-        if segment.kind in found:
+        if segment.kind in by_kind:
             raise UvitError(
-                f"this model is no {family}: {name!r} and {found[segment.kind].name!r} are "
+                f"this model is not a {family}: {name!r} and {by_kind[segment.kind].name!r} are "
                 f"both of kind {segment.kind!r}"
             )
-        found[segment.kind] = segment
+        by_kind[segment.kind] = segment
     for kind in needed:
-        if kind not in found:
-            raise UvitError(f"this model is no {family}: it has no segment of kind {kind!r}")
-    height, width = found["patches"].shape[-3:-1]
+        if kind not in by_kind:
+            raise UvitError(f"this model is not a {family}: it has no segment of kind {kind!r}")
+    height, width = by_kind["patches"].shape[-3:-1]
     if height != width:
-        raise UvitError(f"this model is no {family}: its images, {height}×{width}, are not square")
-    return found
+        raise UvitError(
+            f"this model is not a {family}: its images, {height}×{width}, are not square"
+        )
+    return by_kind
 
 
 def sizes(backbone: BackboneConfig) -> dict[str, Any]:

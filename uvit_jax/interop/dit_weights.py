@@ -189,18 +189,18 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
     Raises:
       UvitError: if the model has segments of kinds that a DiT lacks, or lacks one itself.
     """
-    found = compare_models.segments_by_kind(
+    by_kind = compare_models.segments_by_kind(
         config, NAME, needed=("time", "label", "patches"), other=()
     )
     model = preset(
         "S",
-        found["patches"].shape,
-        patch_size=found["patches"].patch_size,
-        num_classes=found["label"].num_classes,
-        learned_range=found["patches"].learned_range,
+        by_kind["patches"].shape,
+        patch_size=by_kind["patches"].patch_size,
+        num_classes=by_kind["label"].num_classes,
+        learned_range=by_kind["patches"].learned_range,
         **compare_models.sizes(config.backbone),
     )
-    return compare_models.with_segment_names(model, found)
+    return compare_models.with_segment_names(model, by_kind)
 
 
 def diffusers_config(config: ModelConfig) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def family_for(config: ModelConfig, families: tuple[ModuleType, ...]) -> ModuleT
         raise UvitError("; ".join(dict.fromkeys(by_family.values())))
     family = min(similar, key=lambda f: len(similar[f]))
     raise UvitError(
-        f"this model is no {family.NAME}, so it has no such form: "
-        f"{compare_models.as_text(similar[family])}; --format=own supports any model"
+        f"this model is not a {family.NAME}: {compare_models.as_text(similar[family])}; "
+        "--format=own supports any model"
     )
 
 

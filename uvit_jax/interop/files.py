@@ -79,14 +79,14 @@ def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
 
 def _reason(error: Exception) -> str:
     """The reason for torch's error in one clause, without torch's advice to trust the file."""
-    if found := re.search(r"\bGLOBAL\s+([\w.]+)", str(error)):
-        return f"it holds {found[1]}, which is not a tensor"
+    if match := re.search(r"\bGLOBAL\s+([\w.]+)", str(error)):
+        return f"it holds {match[1]}, which is not a tensor"
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
     # The advice precedes the reason.
     text = text.rpartition("WeightsUnpickler error:")[2].strip()
     text = text.removeprefix("Weights only load failed.").strip()
-    if found := re.match(r"Unsupported operand (\d+)", text):
-        return f"it is not a PyTorch file of tensors (unknown operation {found[1]})"
+    if match := re.match(r"Unsupported operand (\d+)", text):
+        return f"it is not a PyTorch file of tensors (unknown operation {match[1]})"
     return re.split(r"[.:]?\s*\n|\.\s|\.$", text)[0] or type(error).__name__
 
 

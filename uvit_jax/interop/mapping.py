@@ -97,7 +97,7 @@ class Entry:
     rows: slice | None = None
     part: int | None = None
 
-    def place(self, array: np.ndarray) -> np.ndarray:
+    def view(self, array: np.ndarray) -> np.ndarray:
         """The view of our array at `path` that corresponds to this entry."""
         array = array if self.layer is None else array[self.layer]
         return array if self.part is None else array[..., self.part, :, :]
@@ -132,7 +132,7 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
     for entry in entries:
         if entry.key not in tensors:
             continue
-        target = entry.place(arrays[entry.path])
+        target = entry.view(arrays[entry.path])
         value = theirs = np.asarray(tensors[entry.key], np.float32)
         fits = entry.rows is None or theirs.shape[1:2] == (ends[entry.key],)
         try:
@@ -151,14 +151,14 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
         if first != entry.key and not np.array_equal(target, value):
             copies.append((entry.key, first))
         target[...] = value
-    complaints = [
+    problems = [
         f"missing: {some(sorted(known - set(tensors)))}" if known - set(tensors) else "",
         f"unexpected: {some(sorted(set(tensors) - known))}" if set(tensors) - known else "",
         some(list(misshapen.values())),
     ]
-    if any(complaints):
-        found = "; ".join(filter(None, complaints))
-        raise UvitError(f"{where} does not have this model's tensors; {found}")
+    if any(problems):
+        text = "; ".join(filter(None, problems))
+        raise UvitError(f"{where} does not have this model's tensors; {text}")
     if broken := sorted(k for k in known if not np.isfinite(tensors[k]).all()):
         raise UvitError(f"{where} has values that are not finite (NaN or infinity): {some(broken)}")
     if copies:
@@ -179,7 +179,7 @@ def exported(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:
     flat = {path_string(p): np.asarray(a) for p, a in jax.tree_util.tree_leaves_with_path(params)}
     parts: dict[str, list[np.ndarray]] = {}
     for entry in entries:
-        value = entry.transform.theirs(entry.place(flat[entry.path]))
+        value = entry.transform.theirs(entry.view(flat[entry.path]))
         parts.setdefault(entry.key, []).append(value)
     # Tensors that are several of ours list their parts in order along axis 1.
     return {

@@ -69,34 +69,38 @@ def family_of(source: WeightFile) -> tuple[ModuleType, str]:
     raise UvitError(f"{source.path} has no supported model; its tensors: {names}")
 
 
-def read(source: WeightFile, found: Recognised) -> tuple[Model, Params]:
+def read(source: WeightFile, recognised: Recognised) -> tuple[Model, Params]:
     """The recognised model and its parameters, float32 numpy arrays.
 
     Raises:
       UvitError: naming the tensors that are missing, unexpected, of another shape, not finite, or
         constants with other values.
     """
-    model = build(found.config)
+    model = build(recognised.config)
     abstract, tensors = model.abstract_params, dict(source.tensors)
-    if found.family is None:
+    if recognised.family is None:
         paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(abstract)]
         entries = [mapping.Entry(path, path) for path in paths]
         return model, mapping.imported(entries, tensors, abstract, source.path)
     # A file may lack the constants, but not have other ones.
-    for key, value in family_constants(found).items():
+    for key, value in family_constants(recognised).items():
         stored = tensors.pop(key, value)
         if stored.shape != value.shape or not np.allclose(stored, value, atol=1e-5):
             raise UvitError(
                 f"{source.path}: {key} {stored.shape} differs from the constant {value.shape} of "
-                f"every {found.family.NAME}"
+                f"every {recognised.family.NAME}"
             )
-    entries = found.family.entries(found.config, found.style)
+    entries = recognised.family.entries(recognised.config, recognised.style)
     return model, mapping.imported(entries, tensors, abstract, source.path)
 
 
-def family_constants(found: Recognised) -> Mapping[str, np.ndarray]:
+def family_constants(recognised: Recognised) -> Mapping[str, np.ndarray]:
     """A file's tensors that are not parameters."""
-    return found.family.constants(found.config, found.style) if found.family else {}
+    return (
+        recognised.family.constants(recognised.config, recognised.style)
+        if recognised.family
+        else {}
+    )
 
 
 def hints_of(config: ModelConfig) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def hints_of(config: ModelConfig) -> dict[str, Any]:
         if segment.kind == "label":
             hints["num_classes"] = segment.num_classes
         elif segment.kind == "patches" and segment.role == "noisy":
-            hints["image_size"] = segment.shape[0]
+            hints["image_size"] = segment.shape[-3]
     return hints
 
 

@@ -177,10 +177,10 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
     Raises:
       UvitError: if the model has segments of kinds that a U-ViT lacks, or lacks one itself.
     """
-    found = compare_models.segments_by_kind(
+    by_kind = compare_models.segments_by_kind(
         config, NAME, needed=("time", "patches"), other=("label", "features")
     )
-    image, label, text = found["patches"], found.get("label"), found.get("features")
+    image, label, text = by_kind["patches"], by_kind.get("label"), by_kind.get("features")
     model = preset(
         "S",
         image.shape,
@@ -189,8 +189,8 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
         null_class=label is None or label.null_class,
         text_shape=text.shape if text else None,
         final_conv="none" if image.final_conv == "none" else "after",
-        time_mlp=found["time"].mlp_ratio > 0,
+        time_mlp=by_kind["time"].mlp_ratio > 0,
         **compare_models.sizes(config.backbone),
         qkv_bias=config.backbone.qkv_bias,
     )
-    return compare_models.with_segment_names(model, found)
+    return compare_models.with_segment_names(model, by_kind)

@@ -65,9 +65,9 @@ def open_weights(
         path = steps[max(steps) if step is None else step]
     networks, wanted = _networks(path), "nnet.pth" if raw else "nnet_ema.pth"
     if wanted not in networks:
-        found = ", ".join(sorted(networks)) or "no network"
+        existing = ", ".join(sorted(networks)) or "no network"
         raise UvitError(
-            f"the folder {path} has no {wanted} (it has {found}) and is not a diffusers folder; "
+            f"the folder {path} has no {wanted} (it has {existing}) and is not a diffusers folder; "
             "give a file, a diffusers folder, or a U-ViT training folder"
         )
     return WeightFile(str(path / wanted), files.read_tensors(path / wanted))
@@ -106,7 +106,7 @@ def _open_diffusers(folder: Path) -> WeightFile:
     )
     hints = {ours: settings[theirs] for ours, theirs in names.items() if theirs in settings}
     if wrong := [names[k] for k, v in hints.items() if type(v) is not int or v < 1]:
-        raise UvitError(f"{file}: {wrong[0]} must be a positive whole number")
+        raise UvitError(f"{file}: {wrong[0]} must be a positive integer")
     weights = folder / f"{WEIGHTS}.safetensors"
     if weights.is_file():
         return WeightFile(str(weights), files.read_tensors(weights), hints)

@@ -1,16 +1,16 @@
-"""What a forward pass costs, in multiply-accumulates (MACs) an example.
+"""The cost of a forward pass, in multiply-accumulates (MACs) per example.
 
     forward_cost(config.model).gmacs
 
-The count is taken from the program itself: the model is traced on abstract arrays, and its matrix
-products and convolutions are added up. So it holds for whatever a config can say, and nothing is
-computed. Everything else (norms, activations, softmax, tables looked up) counts nothing, as is
-usual; a multiply and an add are two FLOPs, and a training step takes about three forward passes.
+The model is traced on abstract arrays, and the matrix products and convolutions of the program are
+counted, so the count holds for any config, and nothing is computed. All other operations (norms,
+activations, softmax, table lookups) count as zero, as is usual. A MAC is two FLOPs, and a training
+step takes about three forward passes.
 
-Both published tables, U-ViT's and DiT's, count attention's own two products (queries by keys,
-attention weights by values) as well as those with parameters: U-ViT-S/2 on CIFAR-10 has 12.2 GMAC
-with them, 11.3 without. Tools that know only layers leave them out; `parameters` is their figure.
-Both papers write "GFLOPs" for what are GMACs.
+The published tables of U-ViT and DiT count attention's two products (queries by keys, attention
+weights by values) in addition to those with parameters: U-ViT-S/2 on CIFAR-10 has 12.2 GMAC with
+them, 11.3 without. Tools that count layers omit them; `Cost.parameters` is comparable to those.
+Both papers write "GFLOPs" for GMACs.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class Cost:
     """Multiply-accumulates of one forward pass on one example.
 
     Attributes:
-      parameters: in products of activations with parameters, convolutions among them.
-      attention: in products of activations with activations.
+      parameters: of products of activations with parameters, including convolutions.
+      attention: of products of activations with activations.
     """
 
     parameters: int
@@ -39,7 +39,7 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """All of them: the convention of both published tables."""
+        """The sum, as in both published tables."""
         return self.parameters + self.attention
 
     @property
@@ -49,11 +49,11 @@ class Cost:
 
 
 def forward_cost(config: ModelConfig) -> Cost:
-    """The cost of a model's forward pass on one example, all conditions given and no guidance.
+    """The cost of a model's forward pass on one example, with all conditions and without guidance.
 
-    Guidance doubles it. Attention is counted in full, whatever its implementation may skip.
+    Guidance doubles it. Attention is counted in full, even if its implementation skips blocks.
     """
-    # One implementation, whose products stand in the program and not in a kernel of its own.
+    # The products of `xla` are in the program, those of other implementations in custom kernels.
     backbone = dataclasses.replace(config.backbone, attention="xla", remat="none")
     model = Model(dataclasses.replace(config, backbone=backbone))
     inputs = model.abstract_inputs(1)
@@ -63,9 +63,9 @@ def forward_cost(config: ModelConfig) -> Cost:
 
 
 def count(jaxpr: Jaxpr) -> Cost:
-    """The multiply-accumulates of a traced program, loops counted, recomputation included.
+    """The multiply-accumulates of a traced program, with all iterations and recomputation.
 
-    Of a program that was differentiated, only the total means something.
+    In a differentiated program only the total is meaningful.
     """
     parameters = attention = 0
     for equation in jaxpr.eqns:
@@ -74,7 +74,7 @@ def count(jaxpr: Jaxpr) -> Cost:
         if name == "dot_general":
             (contracted, _), (batched, _) = equation.params["dimension_numbers"]
             macs = out * math.prod(shapes[0][i] for i in contracted)
-            # A matrix of parameters has no axis in common with the examples and the heads.
+            # Products with parameters have no batch axes (examples, heads).
             if batched:
                 attention += macs
             else:

@@ -1,17 +1,17 @@
-"""LoRA (Hu et al. 2021): adapters as a pytree beside the parameters, which stay as they are.
+"""LoRA (Hu et al. 2021): adapters as a pytree beside the parameters, which do not change.
 
     adapters = init(key, params, LoraConfig(rank=8))       # {path: Adapter(a, b)}
     outputs = model.apply(attach(params, adapters), …)     # x W + (x a) b
     outputs = model.apply(merge(params, adapters), …)      # x (W + a b): the same function
 
-Any kernel that a path regex finds, read as a matrix of inputs by outputs, becomes W + scale · a b.
-Attached, the product with W is the base's own: under `vmap` over many adapters it is one product of
-all their tokens with one matrix, and no gradient of W is ever computed. Merged, nothing is left of
-the adapters but numbers: that is for sampling, export and whatever else takes plain parameters.
+Any kernel whose path matches a regex, reshaped to a matrix (inputs, outputs), becomes
+W + scale · a b. With attached adapters, the product with W is the base model's: under `vmap` over
+adapters all their tokens share one product, and no gradient of W is computed. Merged parameters are
+plain arrays, for sampling, export and all code without support for adapters.
 
-Queries, keys and values stand side by side in one kernel, and each is a matrix with an adapter of
-the full rank for itself. With PEFT this is `to_q`, `to_k`, `to_v` each of rank R, or a fused `qkv`
-of rank 3R whose B is block-diagonal.
+A fused kernel of queries, keys and values is three matrices, each with an adapter of the full rank.
+In PEFT this is `to_q`, `to_k`, `to_v` of rank R each, or a fused `qkv` of rank 3R whose B is
+block-diagonal.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ TARGETS = (
 )
 """Queries, keys, values and output of every attention, and both layers of every MLP."""
 
-# What a kernel's last axes are, by the layer's path, the first rule that is found in it: inputs I,
-# parts P that stand side by side, outputs O. An axis before them is that of a scan over layers.
+# A kernel's last axes by a regex of the layer's path, of which the first match counts: inputs I,
+# parts P of a fused kernel, outputs O. An axis before them is that of a scan over layers.
 FORMS: tuple[tuple[str, str], ...] = (
     (r"(attention/qkv|cross/kv)$", "IPOO"),
     (r"cross/q$", "IOO"),
@@ -48,10 +48,10 @@ FORMS: tuple[tuple[str, str], ...] = (
 
 
 class Adapter(NamedTuple):
-    """The two factors of one kernel's change, or of L kernels' that a scan runs through.
+    """The two low-rank factors of a kernel's update, or of the kernels of L scanned layers.
 
     a: (…, P, I, R), b: (…, P, R, O), for P parts of I inputs and O outputs each; `…` is L, if the
-    kernel has a layer axis, and before it S, where the adapters of S subjects are stacked.
+    kernel has a layer axis, and before it S, if the adapters of S subjects are stacked.
     """
 
     a: jax.Array
@@ -64,17 +64,17 @@ class Adapter(NamedTuple):
 
 
 Adapters = dict[str, Adapter]
-"""By the path of a layer, `backbone/in_blocks/attention/qkv`, whose kernel they change."""
+"""Adapters by the path of their layer, such as `backbone/in_blocks/attention/qkv`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """What adapters there are.
+    """The rank, scale and layers of adapters.
 
     Attributes:
       rank: R, of every matrix.
-      alpha: the change is alpha / rank · a b; 0 stands for the rank, which makes that factor 1.
-      targets: regexes of layers' paths; a layer that one of them is found in has an adapter.
+      alpha: the update is alpha / rank · a b; 0 sets alpha to the rank, and so the factor to 1.
+      targets: regexes; a layer has an adapter if one of them matches (`re.search`) in its path.
     """
 
     rank: int = 8
@@ -90,7 +90,7 @@ class LoraConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UvitError(f"targets: {pattern!r} is no regex: {error}") from None
+                raise UvitError(f"targets: {pattern!r} is not a regex: {error}") from None
 
     @property
     def scale(self) -> float:
@@ -99,7 +99,7 @@ class LoraConfig:
 
 
 class Matrix(NamedTuple):
-    """How a kernel is read as `parts` matrices (inputs, outputs), `lead` axes before them."""
+    """A kernel as `parts` matrices (inputs, outputs), after the axes `lead`."""
 
     lead: tuple[int, ...]
     parts: int
@@ -108,16 +108,16 @@ class Matrix(NamedTuple):
 
 
 def matrix(path: str, shape: tuple[int, ...]) -> Matrix:
-    """How the kernel of the layer at `path` is read.
+    """The sizes of the kernel of the layer at `path` as matrices.
 
     Raises:
-      UvitError: if it is no matrix: a convolution, say.
+      UvitError: if it cannot be reshaped to matrices, like that of a convolution.
     """
     form = next(form for pattern, form in FORMS if re.search(pattern, path))
     cut = len(shape) - len(form)
     if cut not in (0, 1):
         raise UvitError(
-            f"the kernel {path} of shape {shape} is no matrix, which LoRA needs; leave it out of "
+            f"the kernel {path} of shape {shape} is not a matrix, which LoRA needs; remove it from "
             "the targets"
         )
     sizes = {
@@ -130,19 +130,19 @@ def matrix(path: str, shape: tuple[int, ...]) -> Matrix:
 
 
 def targeted(params: Params, targets: Sequence[str] = TARGETS) -> dict[str, Matrix]:
-    """The layers that have a kernel and are found by one of `targets`, in the order of `params`.
+    """The layers with a kernel whose paths match one of `targets`, in the order of `params`.
 
     Args:
       params: arrays, or their shapes (`model.abstract_params`).
 
     Raises:
-      UvitError: if a target finds nothing, or what is no matrix.
+      UvitError: if a target matches no layer, or a kernel that is not a matrix.
     """
     kernels = _kernels(params)
     for pattern in targets:
         if not any(re.search(pattern, path) for path in kernels):
             raise UvitError(
-                f"the target {pattern!r} is found in no layer; the layers are {', '.join(kernels)}"
+                f"the target {pattern!r} matches no layer; the layers are {', '.join(kernels)}"
             )
     return {
         path: matrix(path, shape)
@@ -153,20 +153,20 @@ def targeted(params: Params, targets: Sequence[str] = TARGETS) -> dict[str, Matr
 
 def matrices(params: Params) -> dict[str, Matrix]:
     """All layers that can have an adapter."""
-    found = {}
+    by_path = {}
     for path, shape in _kernels(params).items():
         with contextlib.suppress(UvitError):
-            found[path] = matrix(path, shape)
-    return found
+            by_path[path] = matrix(path, shape)
+    return by_path
 
 
 def init(key: jax.Array, params: Params, config: LoraConfig) -> Adapters:
-    """Adapters that change nothing yet: a ~ N(0, 1/R²), as PEFT's `gaussian`, and b = 0.
+    """Initial adapters, whose update is zero: a ~ N(0, 1/R²), as PEFT's `gaussian`, and b = 0.
 
-    Each layer's numbers depend on `key` and on its path alone.
+    A layer's values depend on `key` and its path only.
 
     Args:
-      params: of the base, or their shapes.
+      params: of the base model, or their shapes.
 
     Raises:
       UvitError: as `targeted` does.
@@ -180,29 +180,29 @@ def init(key: jax.Array, params: Params, config: LoraConfig) -> Adapters:
 
 
 def attach(params: Params, adapters: Adapters, scale: float | jax.Array = 1.0) -> Params:
-    """Parameters for `model.apply` whose adapted kernels are a base and two factors.
+    """Parameters for `model.apply` whose adapted kernels are the base kernel and two factors.
 
     Args:
-      scale: of the change: the config's, times the weight that it is to have.
+      scale: of the update: `LoraConfig.scale`, times a weight.
 
     Raises:
-      UvitError: if an adapter does not fit, or is of a layer outside the blocks, which knows only
-        plain kernels; `merge` it.
+      UvitError: if an adapter does not match the parameters, or is of a layer outside the blocks,
+        which supports plain kernels only (use `merge`).
     """
     for path in adapters:
         if not path.startswith("backbone/"):
-            raise UvitError(f"an adapter of {path} can be merged, but not attached: it is no block")
+            raise UvitError(f"attach supports only layers of blocks, not {path}; use merge")
     return _changed(params, adapters, lambda w, pair: LowRank(w, pair.a, scale * pair.b))
 
 
 def merge(params: Params, adapters: Adapters, scale: float | jax.Array = 1.0) -> Params:
-    """Parameters of the same shapes with the adapters added in; `params` stay as they are.
+    """Parameters of the same shapes with the updates added; `params` do not change.
 
     Args:
-      scale: as of `attach`.
+      scale: see `attach`.
 
     Raises:
-      UvitError: if an adapter does not fit.
+      UvitError: if an adapter does not match the parameters.
     """
 
     def merged(w: jax.Array, pair: Adapter) -> jax.Array:
@@ -213,7 +213,7 @@ def merge(params: Params, adapters: Adapters, scale: float | jax.Array = 1.0) ->
 
 
 def check(params: Params, adapters: Adapters) -> None:
-    """Raises UvitError if adapters are not of parameters like these, naming the first that is not.
+    """Raises UvitError if an adapter does not match the parameters, naming the first.
 
     Args:
       params: arrays, or their shapes.
@@ -224,26 +224,26 @@ def check(params: Params, adapters: Adapters) -> None:
         if shape is None:
             layers = [p.removesuffix("/kernel") for p in shapes if p.endswith("/kernel")]
             raise UvitError(
-                f"an adapter is of {path}, and the model has none{nearest(path, layers)}"
+                f"the adapters have a layer {path}, which the model lacks{nearest(path, layers)}"
             )
         lead, parts, inputs, outputs = matrix(path, shape)
         rank = pair.rank
         expected = (*lead, parts, inputs, rank), (*lead, parts, rank, outputs)
         if (pair.a.shape, pair.b.shape) != expected:
             raise UvitError(
-                f"the adapter of {path} has factors {pair.a.shape} and {pair.b.shape}, and the "
-                f"model's kernel {shape} takes {expected[0]} and {expected[1]}: it is of another "
+                f"the adapter of {path} has factors {pair.a.shape} and {pair.b.shape}, but the "
+                f"model's kernel {shape} needs {expected[0]} and {expected[1]}: it is of another "
                 "model"
             )
 
 
 def combined(adapters: Sequence[Adapters], weights: Sequence[float]) -> Adapters:
-    """The weighted sum of several adapters, as one: Σ wᵢ aᵢ bᵢ = [a₁ a₂ …] [w₁b₁; w₂b₂; …].
+    """The weighted sum of several adapters as one: Σ wᵢ aᵢ bᵢ = [a₁ a₂ …] [w₁b₁; w₂b₂; …].
 
     Its rank is the sum of their ranks. Adapters may be of different layers and ranks.
 
     Args:
-      weights: as many; with each adapter's own scale in them.
+      weights: one per adapter, including its `LoraConfig.scale`.
     """
     pairs: dict[str, list[Adapter]] = {}
     for each, weight in zip(adapters, weights, strict=True):
@@ -251,15 +251,15 @@ def combined(adapters: Sequence[Adapters], weights: Sequence[float]) -> Adapters
             pairs.setdefault(path, []).append(Adapter(a=pair.a, b=weight * pair.b))
     return {
         path: Adapter(
-            a=jnp.concatenate([pair.a for pair in found], axis=-1),
-            b=jnp.concatenate([pair.b for pair in found], axis=-2),
+            a=jnp.concatenate([pair.a for pair in summands], axis=-1),
+            b=jnp.concatenate([pair.b for pair in summands], axis=-2),
         )
-        for path, found in pairs.items()
+        for path, summands in pairs.items()
     }
 
 
 def replaced(params: Params, changes: Mapping[str, Callable[[Any], Any]]) -> Params:
-    """`params` with the kernels of some layers, by path, replaced by a function of them."""
+    """`params` with some kernels replaced by functions of them, given by the path of the layer."""
 
     def changed(path: tuple[Any, ...], leaf: Any) -> Any:
         layer, _, name = path_string(path).rpartition("/")
@@ -273,7 +273,7 @@ def replaced(params: Params, changes: Mapping[str, Callable[[Any], Any]]) -> Par
 def _changed(
     params: Params, adapters: Adapters, change: Callable[[jax.Array, Adapter], Any]
 ) -> Params:
-    """`params` with `change(kernel, adapter)` where there is an adapter."""
+    """`params` with the kernel of each adapted layer replaced by `change(kernel, adapter)`."""
     check(params, adapters)
     return replaced(params, {p: lambda w, p=p: change(w, adapters[p]) for p in adapters})
 

@@ -159,22 +159,28 @@ class Model:
         positions.
 
         Args:
-          shapes: by segment (H, W, C) or (T, H, W, C).
+          shapes: by segment (H, W, C), (T, H, W, C), or of a camera (T, F).
 
         Raises:
-          UvitError: if a segment is not of patches, or the patches do not divide the shape.
+          UvitError: if a segment has no such shape, its channels differ, or the patches do not
+            divide the shape.
         """
         segments = dict(self.config.segments)
+        known = [n for n, s in segments.items() if hasattr(s, "trained_shape")]
         for name, shape in shapes.items():
-            segment = segments.get(name)
-            if segment is None or segment.kind != "patches":
-                known = [s.name for s in segments.values() if s.kind == "patches"]
+            if name not in known:
                 raise UvitError(
                     f"{name!r} is not a segment of images or videos{nearest(name, known)}"
                 )
+            segment = segments[name]
+            if shape[-1] != segment.shape[-1]:
+                raise UvitError(
+                    f"segment {name!r} has {segment.shape[-1]} channels, which {shape} would change"
+                )
             trained = segment.trained_shape or segment.shape
             segments[name] = dataclasses.replace(segment, shape=shape, trained_shape=trained)
-        return build(dataclasses.replace(self.config, segments=segments))
+        model = build(dataclasses.replace(self.config, segments=segments))
+        return model if self.layout.references else model.without_references()
 
     def _check_inputs(
         self,

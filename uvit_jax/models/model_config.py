@@ -10,6 +10,7 @@ from uvit_jax.models.upgrade import upgraded_segment
 from uvit_jax.parallel.attention.implementations import Implementation
 from uvit_jax.tokens import modalities  # noqa: F401  # registers the kinds
 from uvit_jax.tokens.layout import Layout
+from uvit_jax.tokens.positions import grid_axes
 from uvit_jax.tokens.segment import KINDS, Segment
 
 Dtype = Literal["float32", "bfloat16"]
@@ -128,6 +129,9 @@ class ModelConfig(Config):
             raise UvitError("max_subjects and max_views must be at least 0")
         if self.rope_theta <= 1:
             raise UvitError(f"rope_theta must be larger than 1, got {self.rope_theta}")
+        # Axes that are those of the grids mean the same as none; equal models compare equal.
+        if self.axes == grid_axes(self.segments[n] for n in self.sequence if n in self.segments):
+            object.__setattr__(self, "axes", ())
 
     def __hash__(self) -> int:
         # A mapping has no hash; equality compares the segments.
@@ -171,6 +175,8 @@ def parse_model(config: Mapping[str, Any], where: str = "config.model") -> Model
 
 def _parse_segment(name: str, given: dict[str, Any], where: str) -> Segment:
     given = {"name": name, **upgraded_segment(given, where)}
+    if given["name"] != name:
+        raise UvitError(f"{where}.name={given['name']!r} must be the segment's key, {name!r}")
     kind = given.get("kind")
     if kind not in KINDS:
         problem = " is missing" if kind is None else f"={kind!r} is not a known kind"

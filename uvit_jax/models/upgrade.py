@@ -1,8 +1,8 @@
-"""Model configs of earlier run directories, in today's keys.
+"""Converts model configs of earlier run directories to the current keys.
 
-Until version 0.1 a segment was one flat set of thirty fields with a `modality`; a run directory's
-config.json has all of them. Fields that a kind does not have are dropped if they are at their
-defaults, and refused otherwise.
+Until version 0.1 a segment was one flat set of thirty fields with a `modality`, all of which are in
+a run directory's config.json. Fields that a kind does not have had no effect, and are
+dropped.
 """
 
 import dataclasses
@@ -18,33 +18,18 @@ _VALUES = {
     "position": {"sincos2d": "sincos", "rotary": "rope"},
     "modulation": {"target": "time", "zero": "clean"},
 }
-_DEFAULTS: dict[str, Any] = {
-    "shape": (),
-    "patch_size": 1,
-    "patch_embed": "linear",
-    "patch_init": "torch",
-    "num_classes": 0,
-    "init_std": 1.0,
-    "null_class": True,
-    "vocab_size": 0,
-    "encoder_depth": 0,
-    "encoder_heads": 4,
-    "pooled": False,
-    "time": "",
-    "sinusoid_size": 0,
-    "mlp_ratio": 0.0,
-    "final_conv": "after",
-    "learned_range": False,
-    "optional": False,
-    "offset": "none",
-}
+_UNUSED = (
+    "shape", "patch_size", "patch_embed", "patch_init", "num_classes", "init_std", "null_class",
+    "vocab_size", "encoder_depth", "encoder_heads", "pooled", "sinusoid_size", "mlp_ratio",
+    "final_conv", "learned_range", "offset",
+)  # fmt: skip
 
 
 def upgraded_segment(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A segment's config in today's keys; one that has no `modality` is returned as it is.
+    """A segment's config with the current keys; one without a `modality` is returned unchanged.
 
     Raises:
-      UvitError: if a key has a value that its kind cannot have.
+      UvitError: if it has a view and no subject.
     """
     if "modality" not in given:
         return dict(given)
@@ -67,8 +52,6 @@ def upgraded_segment(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if new["kind"] not in KINDS:
         return new
     fields = {field.name for field in dataclasses.fields(KINDS[new["kind"]])}
-    for key in [key for key in new if key not in fields and key in _DEFAULTS]:
-        value, default = new.pop(key), _DEFAULTS[key]
-        if value != default and not (default == () and value in ([], None)):
-            raise UvitError(f"{where}.{key}={value!r} is not a key of the kind {new['kind']!r}")
+    for key in [key for key in new if key not in fields and key in _UNUSED]:
+        del new[key]
     return new

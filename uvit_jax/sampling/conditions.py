@@ -167,6 +167,11 @@ def conditions_like(
     rng = np.random.default_rng(seed)
     order = _order(rng, len(dataset), count)
     by_kind = {s.kind: s for s in segments}
+    if len(by_kind) < len(segments):
+        raise UvitError(
+            "two segments of one kind cannot be told apart in the data: "
+            f"{', '.join(s.name for s in segments)}; generate samples from Python"
+        )
     labels, texts = [], []
     for index in order.tolist() if {"label", "text"} & by_kind.keys() else ():
         record = dataset.source[index]

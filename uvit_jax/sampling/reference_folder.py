@@ -36,6 +36,8 @@ def from_folder(
     if not layout.references:
         raise UvitError(f"the model takes no references; leave out --references={root}")
     shape = layout.references[0].shape
+    if len(shape) == 4:
+        raise UvitError("the model's references are videos; give them from Python")
     size, channels = shape[0], shape[-1]
     if layout.references[0].is_latent:
         if decoder is None:

@@ -5,7 +5,7 @@ images = sample(params, key, inputs)["image"]
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -18,7 +18,7 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.guidance import Arrays, Branch, Predict, guided
 from uvit_jax.diffusion.objective import ObjectiveConfig
-from uvit_jax.diffusion.schedule import make
+from uvit_jax.diffusion.schedule import Schedule, make
 from uvit_jax.diffusion.solvers import solve
 from uvit_jax.diffusion.solvers.solve import SamplerConfig
 from uvit_jax.errors import UvitError, nearest
@@ -52,8 +52,8 @@ class SampleConfig(Config):
       clip: x0 is clipped to ±clip at every step, 0 for never (1 for pixels, never for latents).
       generate: the noisy segments to generate; empty for all.
       times: of the other noisy segments, t in [0, 1] by time key: 0 for given data (a first frame),
-        1 for pure noise (as if there were no such segment). By default 0 for those whose data are
-        among the inputs, 1 for the others.
+        1 for pure noise (as if there were no such segment), between them for data with noise. By
+        default 0 for those whose data are among the inputs, 1 for the others.
       count: how many samples.
       labels, prompts: their conditions, repeated in turn until there are `count`. A label is a
         class's name or number. Without labels, all classes in turn; without prompts, the empty one.
@@ -117,19 +117,21 @@ def make_sampler(
       diffusion: the objective that the model was trained with: its schedule and prediction.
       vocabulary: of the run; it has the null value of a text encoder's features.
       branches: the weighted sum of predictions that is sampled, from (params, inputs); by default
-        `classifier_free_branches`. Inputs and times of the segments that are not generated are
-        added to each branch.
+        `classifier_free_branches`. Each branch may have its own data and times of the noisy
+        segments that are not generated; the others are those of the sampler's inputs and config.
+        The data are noised to the branch's times, so that time 1 drops a segment.
 
     A model with a learned range passes its variances, unguided, to samplers that use them.
 
     Raises:
       UvitError: if a segment or time key is unknown, guidance has nothing to drop, a cache is
         required and the references depend on the target, the sampler needs a variance that the
-        model does not predict, or it does not fit the schedule.
+        model does not predict, or it does not fit the schedule; when called, if an input is unknown
+        or missing, or its batch is not batch_size (or 1).
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
-    generated, times = _generated(layout, config)
+    generated, keys = generated_segments(layout, config)
     if branches is None:
         branches = classifier_free_branches(model, config, vocabulary)
     learned = config.sampler.variance == "learned"
@@ -160,18 +162,13 @@ def make_sampler(
             for i, s in enumerate(layout.noisy)
         }
         x_T = {s.name: noise.pop(s.name) for s in generated}
+        _check_inputs(layout, inputs, list(x_T), batch_size)
         given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
-        fixed = {key: 0.0 if name in given else 1.0 for name, key in times.items()}
-        fixed |= {key: t for key, t in config.times.items() if key not in time_keys}
-        known = noise | {name: a for name, a in given.items() if name not in x_T}
-        ours = [
-            b._replace(
-                inputs={n: known[n] for n in noise} | dict(b.inputs), times=fixed | dict(b.times)
-            )
-            for b in branches(params, given)
-        ]
         predict = guided(
-            ours,
+            [
+                _completed(branch, given, noise, keys, config.times, schedule)
+                for branch in branches(params, given)
+            ],
             schedule=schedule,
             time_keys=time_keys,
             interval=tuple(config.guidance_interval),
@@ -225,6 +222,8 @@ def classifier_free_branches(
 
     def branches(params: Params, inputs: Arrays) -> list[Branch]:
         conditions = {name: inputs[name] for name in layout.conditions_in(inputs)}
+        if missing := sorted(layout.condition_shapes.keys() - conditions.keys()):
+            raise UvitError(f"the inputs lack {missing[0]!r}, a condition of the model")
         own = {name: conditions[name] for name in droppable}
         nothing = {name: jnp.asarray(value) for name, value in null.items()}
         cache = model.cache(params, conditions) if cached else None
@@ -255,8 +254,71 @@ def predictor(model: Model, params: Params, cache: Cache | None = None) -> Predi
     return predict
 
 
-def _generated(layout: Layout, config: SampleConfig) -> tuple[list[Any], dict[str, str]]:
-    """The segments to generate, and the time keys of the other noisy ones by name."""
+def _check_inputs(
+    layout: Layout, inputs: Arrays, generated: Sequence[str], batch_size: int
+) -> None:
+    """Raises UvitError if an input is of no segment, of a generated one, or of another batch."""
+    known = [n for n in (*layout.input_shapes, *layout.slot_shapes) if n not in generated]
+    for name, value in inputs.items():
+        if name not in known:
+            what = "is generated" if name in generated else "is not an input of the model"
+            raise UvitError(f"inputs has {name!r}, which {what}{nearest(name, known)}")
+        if jnp.shape(value)[:1] not in ((1,), (batch_size,)):
+            raise UvitError(
+                f"inputs[{name!r}] has shape {jnp.shape(value)}, and batch_size is {batch_size}"
+            )
+
+
+def _completed(
+    branch: Branch,
+    given: Arrays,
+    noise: Arrays,
+    keys: Mapping[str, str],
+    times: Mapping[str, float],
+    schedule: Schedule,
+) -> Branch:
+    """A branch with all noisy segments that are not generated, noised to their times.
+
+    Args:
+      given: the sampler's inputs. noise: of those segments. keys: their time keys by name.
+      times: of the config, by time key.
+    """
+    data = {n: branch.inputs.get(n, given.get(n)) for n in keys}
+    known = times | dict(branch.times)
+    if unknown := branch.times.keys() - keys.values():
+        raise UvitError(
+            f"a branch fixes the time {min(unknown)!r}{nearest(min(unknown), set(keys.values()))}"
+        )
+    fixed, noised = {}, {}
+    for key in set(keys.values()):
+        names = [n for n in keys if keys[n] == key]
+        missing = [n for n in names if data[n] is None]
+        t = known.get(key, 0.0 if len(missing) < len(names) else 1.0)
+        if missing and t < 1:
+            raise UvitError(
+                f"segment {missing[0]!r} is at time {key}={t} and has no data; add it to the "
+                f"inputs, generate it, or set times={{{key!r}: 1.0}}"
+            )
+        fixed[key] = t
+        for n in names:
+            if t == 1:
+                noised[n] = noise[n]
+            elif t == 0:
+                noised[n] = data[n]
+            else:
+                t_B = jnp.full(noise[n].shape[:1], t, jnp.float32)
+                x_0 = jnp.broadcast_to(data[n], noise[n].shape)
+                noised[n] = process.add_noise(schedule, x_0, noise[n], t_B)
+    return branch._replace(inputs=dict(branch.inputs) | noised, times=fixed)
+
+
+def generated_segments(layout: Layout, config: SampleConfig) -> tuple[list[Any], dict[str, str]]:
+    """The segments to generate, and the time keys of the other noisy ones by name.
+
+    Raises:
+      UvitError: if the config names an unknown segment or time key, or fixes the time of a
+        generated segment.
+    """
     names = [s.name for s in layout.noisy]
     for name in config.generate:
         if name not in names:

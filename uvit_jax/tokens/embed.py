@@ -115,10 +115,14 @@ class Embed(nnx.Module):
         added = jnp.zeros((1, self.width), jnp.float32)
         if segment.position == "learned":
             source = layout.position_source(segment)
-            table = self.positions[source.name][...]
-            added += resized(table, source.trained_grid, segment.grid)
+            table, trained = self.positions[source.name][...], source.trained_grid
+            if segment.grid[0] < source.grid[0]:  # the first frames of what it shares with
+                frames = (source.grid[0], *trained[1:])
+                table, trained = resized(table, trained, frames), (segment.grid[0], *trained[1:])
+                table = table[: int(np.prod(trained))]
+            added += resized(table, trained, segment.grid)
         elif segment.position == "sincos":
-            added += sincos(segment, self.width)
+            added += sincos(segment, self.width, layout.source(segment).grid_axes)
         if segment.type:
             added += self.types[segment.type][...]
         subject, view = _slots(segment, inputs)
@@ -188,6 +192,9 @@ def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
     positions of others.
     """
 
+    grids = [s.trained_grid[1:] for s in layout.segments if s.position == "rope"]
+    largest = tuple(np.max(grids, axis=0).tolist())
+
     def of(segment: Segment) -> Any:
         if not segment.is_reference:
             return position_ids(segment, layout.axes)
@@ -195,7 +202,7 @@ def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
         view = view if segment.view >= 0 else 0
         number = 1 + subject * max(layout.max_views, 1) + view
         number = number if np.ndim(number) == 0 else number[..., None]
-        return position_ids(segment, layout.axes, number)
+        return position_ids(segment, layout.axes, number, largest)
 
     ids = [of(s) for s in layout.tokens]
     if all(p.ndim == 2 for p in ids):

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Sequence
 import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.tokens.positions import AXES
+from uvit_jax.tokens.positions import AXES, grid_axes
 from uvit_jax.tokens.segment import Segment
 
 PRESENT = "refs_present"  # the input that says which references an example has, bool (B, S, V)
@@ -55,6 +55,8 @@ class Layout:
     ):
         self.segments = tuple(segments)
         self.by_name = {s.name: s for s in self.segments}
+        if reserved := {PRESENT, SUBJECT_SLOTS, VIEW_SLOTS} & self.by_name.keys():
+            raise UvitError(f"{reserved.pop()!r} is an input of references; rename the segment")
         names = [s.name for s in self.segments]
         if repeated := sorted({n for n in names if names.count(n) > 1}):
             raise UvitError(f"the layout has two segments named {repeated[0]!r}; rename one")
@@ -62,7 +64,7 @@ class Layout:
         self.cross = tuple(s for s in self.segments if s.enter == "cross")
         self._select(self.segments)
         self.time_keys = tuple(sorted({s.time_key for s in self.noisy}))
-        self.axes = tuple(axes) or self._grid_axes()
+        self.axes = tuple(axes) or grid_axes(self.segments)
         subjects = 1 + max((s.subject for s in self.segments), default=-1)
         views = 1 + max((s.view for s in self.segments), default=-1)
         self.max_subjects, self.max_views = max_subjects or subjects, max_views or views
@@ -246,11 +248,6 @@ class Layout:
             )
         return value
 
-    def _grid_axes(self) -> tuple[str, ...]:
-        """The axes of the grids of the segments with rotary positions."""
-        used = {axis for s in self.segments if s.position == "rope" for axis in s.grid_axes}
-        return tuple(AXES[1 + axis] for axis in sorted(used or {1, 2}))
-
     def _check_times(self) -> None:
         if not self.noisy:
             raise UvitError("the layout has no segment with role='noisy': nothing to generate")
@@ -272,6 +269,8 @@ class Layout:
     def _check_names(self, segment: Segment) -> None:
         """Raises UvitError if the segments and times that a segment names do not exist."""
         where = f"segment {segment.name!r}"
+        if segment.modulation == "clean" and not self.adaln:
+            raise UvitError(f"{where}: modulation='clean' needs segments with enter='adaln'")
         if segment.kind == "time" and segment.time not in self.time_keys:
             raise UvitError(
                 f"{where}: time={segment.time!r} is the time of no noisy segment"
@@ -290,7 +289,7 @@ class Layout:
         if source.share or not segment.fits(source):
             raise UvitError(
                 f"{where}: share={segment.share!r} must name a segment with parameters of its own "
-                "and the same kind, channels, patch and enter"
+                f"and the same kind, enter, channels, {', '.join(segment.shared_fields(source))}"
             )
         learned = segment.position == "learned" and self.position_source(segment) is source
         if learned and source.position != "learned":

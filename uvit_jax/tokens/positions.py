@@ -1,10 +1,10 @@
 """Positions of tokens, from their segment's grid: learned, sin-cos, and rotary on up to four axes.
 
 A grid has three axes (frames, rows, columns). A segment that is used on another grid than the one
-it was trained on has its positions interpolated: a learned table is resized, coordinates are
-  scaled.
+it was trained on has interpolated positions: a learned table is resized, coordinates are scaled.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,30 +17,44 @@ AXES = ("segment", "frame", "row", "column")
 """The axes of rotary positions: which reference a token is of, and the axes of the grid."""
 
 
+def grid_axes(segments: Iterable[Segment]) -> tuple[str, ...]:
+    """The axes of `AXES` that the grids of the segments with rotary positions have; rows and
+    columns if there are none."""
+    used = {axis for s in segments if s.position == "rope" for axis in s.grid_axes}
+    return tuple(AXES[1 + axis] for axis in sorted(used or {1, 2}))
+
+
 def coordinates(segment: Segment) -> np.ndarray:
-    """Frame, row and column of a segment's tokens from 0, in units of the trained grid: float64
-    (n, 3)."""
+    """Frame, row and column of a segment's tokens from 0, float64 (n, 3).
+
+    Rows and columns are in patches of the trained grid. Frames are in frames, so that segments
+    share this axis whatever the length of their patches: a patch of several is at the first.
+    """
     axes = [
         (np.arange(size) + 0.5) * (trained / size) - 0.5
         for size, trained in zip(segment.grid, segment.trained_grid, strict=True)
     ]
-    axes[0] = axes[0] + segment.first_frame
+    axes[0] = axes[0] * segment.frames_per_token + segment.first_frame
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def sincos(segment: Segment, width: int) -> np.ndarray:
+def sincos(segment: Segment, width: int, axes: Sequence[int] = ()) -> np.ndarray:
     """Fixed positions on the axes of a segment's grid, float32 (n, width), as in MAE and DiT.
 
     Each axis has an equal share of the width, the last one first (with two axes: column, row); what
     does not divide goes to the first axis of the grid. A share is `[sin, cos]` with frequencies
     10000^(-i / (share / 2)).
+
+    Args:
+      axes: other axes (of 0, 1, 2) than its own: those of the segment that it shares with.
     """
-    places = coordinates(segment)
+    axes = tuple(axes) or segment.grid_axes
+    ids = coordinates(segment)
     features = []
-    for axis, share in reversed(list(zip(segment.grid_axes, shares(width, segment), strict=True))):
+    for axis, share in reversed(list(zip(axes, _split(width, len(axes)), strict=True))):
         half = share // 2
         frequencies = 10_000.0 ** (-np.arange(half) / half)
-        angles = places[:, axis, None] * frequencies
+        angles = ids[:, axis, None] * frequencies
         features += [np.sin(angles), np.cos(angles)]
     return np.concatenate(features, axis=1).astype(np.float32)
 
@@ -50,7 +64,9 @@ def shares(width: int, segment: Segment) -> list[int]:
     return _split(width, len(segment.grid_axes))
 
 
-def position_ids(segment: Segment, axes: tuple[str, ...], number: Any = 0) -> Any:
+def position_ids(
+    segment: Segment, axes: tuple[str, ...], number: Any = 0, grid: Sequence[int] = ()
+) -> Any:
     """The position of a segment's tokens on each of `axes`, for RoPE: float32 (n, A).
 
     The first patch of a frame has row and column 1; tokens without RoPE have 0 on all axes, where
@@ -60,13 +76,14 @@ def position_ids(segment: Segment, axes: tuple[str, ...], number: Any = 0) -> An
       axes: of `AXES`.
       number: the position on the axis `segment`: 0, or of a reference 1 + its subject slot ·
         max_views + its view slot. As an array (B, 1, 1) it gives position ids (B, n, A).
+      grid: (rows, columns) that the diagonal offset places it behind, by default its own.
     """
     if segment.position != "rope":
         return np.zeros((segment.num_tokens, len(axes)), np.float32)
     ids_n4 = np.pad(coordinates(segment) + np.array([0, 1, 1]), ((0, 0), (1, 0))).astype(np.float32)
     shift = np.array([1, 0, 0, 0], np.float32)
     if segment.offset == "diagonal":
-        shift[2:] = segment.grid[1:]
+        shift[2:] = tuple(grid) or segment.trained_grid[1:]
     chosen = [AXES.index(axis) for axis in axes]
     return ids_n4[:, chosen] + number * shift[chosen]
 

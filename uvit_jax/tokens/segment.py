@@ -127,8 +127,13 @@ class Segment(Config):
 
     @property
     def first_frame(self) -> int:
-        """The position of its first token on the frame axis."""
+        """The position of its first frame on the frame axis."""
         return 0
+
+    @property
+    def frames_per_token(self) -> int:
+        """The distance of its tokens on the frame axis."""
+        return 1
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         """A module from a batch of its data to tokens (B, n, width)."""
@@ -173,11 +178,19 @@ class Segment(Config):
 
     def fits(self, other: "Segment") -> bool:
         """Whether it can use the parameters of `other` (see `share`)."""
-        return self._signature() == other._signature()
+        same = (self.kind, self.enter) == (other.kind, other.enter)
+        if not same or self.input_shape[-1:] != other.input_shape[-1:]:
+            return False
+        fields = self.shared_fields(other)
+        return all(getattr(self, name) == getattr(other, name) for name in fields)
 
-    def _signature(self) -> tuple[Any, ...]:
-        """What parameters depend on."""
-        return (self.kind, self.enter, self.input_shape[1:])
+    def shared_fields(self, other: "Segment") -> tuple[str, ...]:
+        """The kind's own fields that parameters depend on, and that it needs in common with a
+        segment of its kind to share them."""
+        own = {f.name for f in dataclasses.fields(self)} - {
+            f.name for f in dataclasses.fields(Segment)
+        }
+        return tuple(sorted(own - {"kind", "shape", "trained_shape", "init_std"}))
 
     def may_see(self, other: "Segment") -> bool:
         """Whether its tokens may attend to those of `other`."""
@@ -200,4 +213,10 @@ class Segment(Config):
             return "modulation='clean' needs role='clean'"
         if self.position == "rope" and self.enter != "token":
             return "position='rope' needs enter='token'"
+        if self.position in ("sincos", "rope") and type(self).grid is Segment.grid:
+            return f"position={self.position!r} needs a grid of tokens; use 'learned' or 'none'"
+        if self.slot and self.role == "noisy":
+            return "slot is for clean segments and conditions, not for role='noisy'"
+        if self.is_reference and self.integers:
+            return f"the kind {self.kind!r} cannot be a reference (role='clean' with a slot)"
         return ""

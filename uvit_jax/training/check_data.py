@@ -14,8 +14,9 @@ def check_data(model: Model, dataset: Dataset) -> None:
     available = (places, 1) if places else (dataset.config.max_subjects, dataset.config.max_views)
     if references is not None and references != available:
         raise UvitError(
-            f"the model takes references of {references[0]} subjects × {references[1]} views, the "
-            f"data have {available[0]} × {available[1]}; set config.data.max_subjects and max_views"
+            f"the model takes references of {references[0]} subjects × {references[1]} views, but "
+            f"the data have {available[0]} × {available[1]}; set config.data.max_subjects and "
+            "max_views"
         )
     for segment in model.layout.inputs:
         if problem := _problem(segment, dataset):
@@ -24,12 +25,12 @@ def check_data(model: Model, dataset: Dataset) -> None:
     for name in model.layout.input_shapes:
         if name not in inputs:
             raise UvitError(
-                f"the model needs {name!r}, and the data have only {', '.join(sorted(inputs))}"
+                f"the model needs {name!r}, but the data have only {', '.join(sorted(inputs))}"
             )
 
 
 def _problem(segment: Segment, dataset: Dataset) -> str:
-    """What a data set lacks for a segment; "" if nothing."""
+    """The error if a data set lacks the inputs of a segment; "" if it has them."""
     if segment.kind == "patches" and segment.shape != tuple(dataset.image_shape):
         return (
             f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "

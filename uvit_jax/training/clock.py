@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-PLACES = ("step", "input", "checkpoint", "compile", "sample", "start")
+ACTIVITIES = ("step", "input", "checkpoint", "compile", "sample", "start")
 
 
 class Clock:
@@ -23,49 +23,49 @@ class Clock:
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
         self._changed = now()
-        self._place = "start"
-        self._total = dict.fromkeys(PLACES, 0.0)
-        self._seen = dict(self._total)
+        self._activity = "start"
+        self._total = dict.fromkeys(ACTIVITIES, 0.0)
+        self._last_total = dict(self._total)
 
     def started(self) -> None:
         """Ends `start`; from now on, time outside `at` counts as `step`."""
         self._move("step")
 
     @contextlib.contextmanager
-    def at(self, place: str) -> Iterator[None]:
-        """Counts the time inside the context as `place`, one of `PLACES`."""
-        before = self._move(place)
+    def at(self, activity: str) -> Iterator[None]:
+        """Counts the time inside the context as `activity`, one of `ACTIVITIES`."""
+        before = self._move(activity)
         try:
             yield
         finally:
             self._move(before)
 
-    def timed(self, place: str, function: Callable[[], None]) -> Callable[[], None]:
-        """`function`, with its time counted for `place`."""
+    def timed(self, activity: str, function: Callable[[], None]) -> Callable[[], None]:
+        """`function`, with its time counted for `activity`."""
 
         def call() -> None:
-            with self.at(place):
+            with self.at(activity):
                 function()
 
         return call
 
     def total(self) -> dict[str, float]:
         """Seconds by activity; their sum is the time since the clock's creation."""
-        self._move(self._place)
+        self._move(self._activity)
         return dict(self._total)
 
     def lap(self) -> dict[str, float]:
         """Seconds by activity since the last call; their sum is the time since then."""
         total = self.total()
-        lap = {place: total[place] - self._seen[place] for place in PLACES}
-        self._seen = total
+        lap = {activity: total[activity] - self._last_total[activity] for activity in ACTIVITIES}
+        self._last_total = total
         return lap
 
-    def _move(self, place: str) -> str:
+    def _move(self, activity: str) -> str:
         now = self._now()
-        self._total[self._place] += now - self._changed
+        self._total[self._activity] += now - self._changed
         self._changed = now
-        before, self._place = self._place, place
+        before, self._activity = self._activity, activity
         return before
 
 

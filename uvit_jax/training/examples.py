@@ -1,7 +1,7 @@
-"""What is fine-tuned to: a few pictures of each of several subjects, and pictures of their classes.
+"""Examples for fine-tuning: a few images of each of several subjects, and images of their classes.
 
 subjects = stacked({"bear": examples, "clock": examples})
-both = stacked({"bear and clock": concatenated([examples, others])})   # trained on together
+both = stacked({"bear and clock": concatenated([examples, others])})   # trained on jointly
 prior = stacked({"toy": class_examples(model, params, …)})             # prior preservation
 """
 
@@ -20,17 +20,18 @@ from uvit_jax.models.model import Model, Params
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler, sample_all
 
 Examples = Mapping[str, np.ndarray]
-"""Every input of a model by segment, leaves (m, …): m pictures and their conditions."""
+"""The inputs of a model by segment, leaves (m, …): m images and their conditions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """The examples of several subjects (or classes), in arrays.
+    """The examples of several subjects (or classes) in arrays.
 
     Attributes:
       names: of the S subjects.
-      examples: by segment, (S, M, …); those of a subject with fewer than M are repeated.
-      counts: int32 (S,), how many each has. seeds: uint32 (S,), the hashes of the names.
+      examples: by segment, (S, M, …); a subject with fewer than M examples has repeated ones.
+      counts: int32 (S,), the number of examples without repetition.
+      seeds: uint32 (S,), hashes of the names.
     """
 
     names: tuple[str, ...]
@@ -40,16 +41,17 @@ class Stacked:
 
 
 def stacked(subjects: Mapping[str, Examples], size: int = 0) -> Stacked:
-    """Examples by name, as arrays.
+    """Stacks the examples of subjects by name.
 
     Args:
-      size: M, to compile once for several calls; 0 for the most that a subject has.
+      size: M, to compile once for several calls; 0 is the maximum number of examples.
 
     Raises:
-      UvitError: if there is no subject, or one has no or too many examples, or segments differ.
+      UvitError: without subjects, if a subject has no or more than `size` examples, or if segments
+        differ.
     """
     if not subjects:
-        raise UvitError("there is no subject to fine-tune to")
+        raise UvitError("fine-tuning needs at least one subject")
     segments = set(next(iter(subjects.values())))
     counts = []
     for name, examples in subjects.items():
@@ -62,7 +64,7 @@ def stacked(subjects: Mapping[str, Examples], size: int = 0) -> Stacked:
         counts.append(lengths.pop())
     size = size or max(counts)
     if max(counts) > size:
-        raise UvitError(f"a subject has {max(counts)} examples, and there is room for {size}")
+        raise UvitError(f"a subject has {max(counts)} examples, more than size={size}")
     rows = [np.arange(size) % count for count in counts]
     examples = {
         segment: jnp.stack(
@@ -82,10 +84,10 @@ def concatenated(subjects: Sequence[Examples]) -> Examples:
     """The examples of several subjects as those of one, for joint fine-tuning.
 
     Raises:
-      UvitError: if they have not the same segments.
+      UvitError: if their segments differ.
     """
     if len({frozenset(examples) for examples in subjects}) != 1:
-        raise UvitError("examples to be joined must have the same segments")
+        raise UvitError("examples to be concatenated must have the same segments")
     return {k: np.concatenate([examples[k] for examples in subjects]) for k in subjects[0]}
 
 
@@ -101,14 +103,14 @@ def class_examples(
     seed: int,
     vocabulary: Vocabulary | None = None,
 ) -> Examples:
-    """Samples of a class by the base model itself, for prior preservation.
+    """Samples of a class from the base model, for prior preservation.
 
     Args:
-      sample: how they are sampled. conditions: by segment, leaves (count, …).
+      sample: sampler and guidance. conditions: by segment, leaves (count, …).
       vocabulary: see `make_sampler`.
 
     Returns:
-      `count` examples: the samples (latents, of a latent model) with their conditions.
+      `count` examples: the samples (latents of a latent model) with their conditions.
     """
     size = min(batch_size, count)
     sampler = jax.jit(

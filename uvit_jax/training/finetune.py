@@ -1,29 +1,30 @@
-"""Fine-tuning to subjects, many at once: DreamBooth (Ruiz et al. 2023), of adapters or of all.
+"""DreamBooth (Ruiz et al. 2023): fine-tunes adapters or all parameters, for many subjects at once.
 
     tune = Finetuner(model, run.diffusion, FinetuneConfig(method="lora"))
-    subjects = stacked({"bear": examples, "clock": examples})        # see subjects.py
-    found = tune(params, subjects, prior=stacked({"toy": class_examples}))
-    params = tune.params(params, tree_index(found.trained[400], 0))  # the bear's
+    subjects = stacked({"bear": examples, "clock": examples})        # see examples.py
+    tuned = tune(params, subjects, prior=stacked({"toy": class_examples}))
+    params = tune.params(params, tree_index(tuned.trained[400], 0))  # the bear's
 
-What is trained of one subject, its optimizer's state and its pictures have a leading axis S of
-subjects, and the step is `vmap`ped over it. The base stands outside that axis: attached adapters
-share its products. Everything of a subject is drawn from its name's hash and the seed, so whom it
-is trained beside changes nothing.
+The trained parameters, optimizer state and examples of S subjects have a leading axis S, over which
+the step is `vmap`ped. The base parameters do not have this axis, so all subjects share one product
+with them. A subject's randomness depends on its name and the seed only, so its result does not
+depend on the subjects that are trained beside it.
 """
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from uvit_jax.config import Config
 from uvit_jax.diffusion.objective import ObjectiveConfig
-from uvit_jax.errors import UvitError, nearest
+from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
 from uvit_jax.models.model import Model, Params
@@ -32,11 +33,13 @@ from uvit_jax.training.loss import corrupt, diffusion_loss
 
 
 class Method(NamedTuple):
-    """What fine-tuning trains, and how a model is run with it.
+    """The functions that define what fine-tuning trains, for one subject.
 
-    start: (key, params, config) → what is trained, one subject's. attached: (params, trained,
-    config) → parameters for `model.apply`. merged: the same, plain arrays of the base's shapes.
-    learning_rate: the method's usual one.
+    Attributes:
+      start: (key, base params, config) → initial trained parameters.
+      attached: (base params, trained, config) → parameters for `model.apply`.
+      merged: the same, as plain arrays of the base's shapes.
+      learning_rate: the default.
     """
 
     start: Callable[[jax.Array, Params, LoraConfig], Any]
@@ -62,21 +65,22 @@ METHODS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """DreamBooth's recipe.
+class FinetuneConfig(Config):
+    """The recipe of DreamBooth.
 
     Attributes:
       method: `lora` trains adapters, `full` all parameters.
-      lora: what adapters, for `lora`.
+      lora: the adapters' config.
       steps: of the optimizer.
-      batch_size: pictures of a subject a step, drawn with replacement, and as many of its class.
-      learning_rate: constant; 0 stands for the method's usual one, 2e-4 or 5e-6.
-      b1, b2, eps, weight_decay: AdamW's. clip_norm: of a subject's gradient; 0 is no clipping.
-      prior_weight: of the loss on class pictures (prior preservation), where there are any.
-      seed: of the adapters' start, and of what is drawn at every step.
+      batch_size: images of a subject per step, sampled with replacement, and as many of its class.
+      learning_rate: constant; 0 is the method's default, 2e-4 or 5e-6.
+      b1, b2, eps, weight_decay: of AdamW.
+      clip_norm: maximum norm of a subject's gradient; 0 does not clip.
+      prior_weight: weight of the loss on class images (prior preservation), if there are any.
+      seed: of the adapters' initialization, and of batches, noise and times.
     """
 
-    method: str = "lora"
+    method: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
     steps: int = 400
     batch_size: int = 4
@@ -90,8 +94,7 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise UvitError(f"unknown method {self.method!r}{nearest(self.method, METHODS)}")
+        super().__post_init__()
         for key in ("steps", "batch_size"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
@@ -103,25 +106,26 @@ class FinetuneConfig:
 
     @property
     def rate(self) -> float:
-        """The learning rate."""
+        """The learning rate, with the method's default for 0."""
         return self.learning_rate or METHODS[self.method].learning_rate
 
 
 def tree_index(tree: Any, index: int) -> Any:
-    """One subject's part of what is stacked."""
+    """The tree of index `index` along the leading axis of all leaves, such as one subject's."""
     return jax.tree.map(lambda a: a[index], tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What fine-tuning came to.
+    """The result of fine-tuning S subjects.
 
     Attributes:
-      names: of the S subjects. trained: by step, what was trained, leaves (S, …), numpy.
-      losses: float32 (steps, S), of the subjects' own pictures.
-      prior_losses: of the class pictures, None without.
-      seconds: of all steps but the first, times steps / (steps - 1). first_step: seconds of the
-        first, compilation included.
+      names: of the subjects.
+      trained: by step, the trained parameters, numpy leaves (S, …).
+      losses: float32 (steps, S), on the subjects' images.
+      prior_losses: float32 (steps, S), on the class images; None without.
+      seconds: wall time of all steps, extrapolated from those after the first.
+      first_step: wall time of the first step in seconds, with compilation.
     """
 
     names: tuple[str, ...]
@@ -133,10 +137,10 @@ class Tuned:
 
 
 class Finetuner:
-    """Fine-tunes a model by one recipe. Calls with as many subjects and pictures compile once.
+    """Fine-tunes a model by one recipe, which compiles once per number of subjects and of images.
 
     Args:
-      model: the base's. diffusion: its run's objective.
+      model: the base model. diffusion: the objective of its run. config: the recipe.
     """
 
     def __init__(self, model: Model, diffusion: ObjectiveConfig, config: FinetuneConfig):
@@ -163,24 +167,24 @@ class Finetuner:
         """Trains for `config.steps`.
 
         Args:
-          params: of the base; they are not changed.
+          params: of the base model; they are not changed.
           subjects: see `stacked`.
-          prior: class pictures, drawn by the base itself, of one or more classes.
-          prior_of: each subject's class in `prior`; None if there is one.
-          learning_rate: instead of the config's.
-          at: further steps whose result is kept, besides the last.
-          progress: called with every step done.
+          prior: class images, samples of the base model, of one or more classes.
+          prior_of: the index of each subject's class in `prior`; None if there is only one.
+          learning_rate: replaces the config's.
+          at: steps after which to copy the trained parameters, besides the last step.
+          progress: called with the number of each step after it.
 
         Raises:
-          UvitError: if examples are not the model's inputs, or a loss is not finite, naming the
-            subject.
+          UvitError: if the examples are not the model's inputs, or a loss is not finite, naming
+            the subject.
         """
         config = self.config
         for examples in (subjects, prior) if prior is not None else (subjects,):
             self._check(examples)
-        wanted = {*at, config.steps}
-        if min(wanted) < 1 or max(wanted) > config.steps:
-            raise UvitError(f"steps to keep, {sorted(at)}, must lie in 1 to {config.steps}")
+        copied_steps = {*at, config.steps}
+        if min(copied_steps) < 1 or max(copied_steps) > config.steps:
+            raise UvitError(f"at={sorted(at)} must be steps from 1 to {config.steps}")
         groups = None
         if prior is not None:
             groups = np.zeros(len(subjects.names), np.int32) if prior_of is None else prior_of
@@ -189,7 +193,7 @@ class Finetuner:
         trained, opt_state = self._start(params, subjects.seeds)
         own = (subjects.examples, subjects.counts, subjects.seeds)
         classes = None if prior is None else (prior.examples, prior.counts)
-        losses, kept = [], {}
+        losses, snapshots = [], {}
         began = time.perf_counter()
         first = 0.0
         for step in range(1, config.steps + 1):
@@ -200,17 +204,17 @@ class Finetuner:
             if step == 1:
                 jax.block_until_ready(loss)
                 first, began = time.perf_counter() - began, time.perf_counter()
-            if step in wanted:
+            if step in copied_steps:
                 self._check_losses(subjects.names, losses)
-                # A copy: the next step may write where these are.
-                kept[step] = jax.tree.map(np.array, jax.device_get(trained))
+                # A copy: the next step donates these buffers.
+                snapshots[step] = jax.tree.map(np.array, jax.device_get(trained))
             if progress is not None:
                 jax.block_until_ready(loss)
                 progress(step)
         seconds = time.perf_counter() - began
         return Tuned(
             names=subjects.names,
-            trained=kept,
+            trained=snapshots,
             losses=np.stack([own for own, _ in jax.device_get(losses)]),
             prior_losses=None
             if prior is None
@@ -244,16 +248,18 @@ class Finetuner:
     def _step_one(
         self, params, classes, rate, step, trained, opt_state, examples, count, seed, group
     ):
-        """One subject's step: (trained, opt_state, (loss, loss of the class pictures))."""
+        """One subject's step: (trained, opt_state, (loss, loss on the class images))."""
         config = self.config
         key = jax.random.fold_in(self._key(seed), step)
         own_key, class_key, noise_key = jax.random.split(key, 3)
         rows = jax.random.randint(own_key, (config.batch_size,), 0, count)
         batch = {name: value[rows] for name, value in examples.items()}
         if classes is not None:
-            pictures, counts = classes
+            class_images, counts = classes
             rows = jax.random.randint(class_key, (config.batch_size,), 0, counts[group])
-            batch = {k: jnp.concatenate([v, pictures[k][group, rows]]) for k, v in batch.items()}
+            batch = {
+                k: jnp.concatenate([v, class_images[k][group, rows]]) for k, v in batch.items()
+            }
         conditions, corrupted = corrupt(noise_key, self.model, batch, self.diffusion)
 
         def loss(trained):
@@ -270,12 +276,12 @@ class Finetuner:
         trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
         return trained, opt_state, losses
 
-    def _check(self, given: Stacked) -> None:
+    def _check(self, stack: Stacked) -> None:
         expected = dict(self.model.layout.input_shapes)
-        found = {name: value.shape[2:] for name, value in given.examples.items()}
-        if found != expected:
+        shapes = {name: value.shape[2:] for name, value in stack.examples.items()}
+        if shapes != expected:
             raise UvitError(
-                f"the examples have the segments {found}, and the model takes {expected}"
+                f"the examples have the shapes {shapes}, but the model takes {expected}"
             )
 
     def _check_losses(self, names: Sequence[str], losses: list[Any]) -> None:

@@ -112,28 +112,27 @@ def import_checkpoint(
     source = open_weights(path, step=step, raw=raw)
     if chosen:
         (name,) = configs
-        found, run = _fitting(source, name, configs[name].model, given), configs[name]
+        recognised, run = _fitting(source, name, configs[name].model, given), configs[name]
     elif RUN_KEY in source.metadata:
-        name, found = "the file's own", recognise(source)
+        name, recognised = "the file's own", recognise(source)
         run = _own_run(source)
     else:
-        found, name = _only_one(source, configs, given)
+        recognised, name = _only_one(source, configs, given)
         run, dtype = configs[name], dtype or "float32"
-        if (found.family, found.style) == (dit_weights, "official"):
-            caution = "these tensors are taken for a DiT's; a SiT has the same names and cannot be"
-            caution += " imported"
+        if (recognised.family, recognised.style) == (dit_weights, "official"):
+            caution = "imported as a DiT; a SiT, which has the same tensors, is not supported"
     if dtype is not None:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype=dtype))
-    model, params = read(source, found)
+    model, params = read(source, recognised)
     vocabulary, note = _vocabulary(source, run, model)
     _write(target, run, vocabulary, params)
     return Imported(
         file=source.path,
-        form=found.style,
-        model=title(found.config),
+        form=recognised.style,
+        model=title(recognised.config),
         parameters=model.num_params,
         tokens=model.layout.num_tokens,
-        heads=found.config.backbone.num_heads,
+        heads=recognised.config.backbone.num_heads,
         config=name,
         dtype=run.model.dtype,
         workdir=str(target),
@@ -158,22 +157,22 @@ def _fitting(
 ) -> Recognised:
     """The source's model, which has to be that of the config; UvitError if it is not."""
     try:
-        found = _with_hints_of(source, model, given)
+        recognised = _with_hints_of(source, model, given)
     except UvitError as problem:
         try:
-            found = recognise(source, **given)
+            recognised = recognise(source, **given)
         except UvitError:
             # The file alone implies no model; its differences from the config's say more.
             wrong = _wrong_tensors(source, Recognised(model, *family_of(source)))
             raise UvitError(f"{wrong}; compared with {name}") if wrong else problem from None
-    differences = compare_models.differences(found.config, model)
+    differences = compare_models.differences(recognised.config, model)
     if differences:
         text = ", ".join(f"{k} ({a!r} and {b!r})" for k, (a, b) in differences.items())
         text = f"the models of {source.path} and of {name} differ in {text}"
         # One wrong tensor can imply another model; the tensor says more than that model.
-        wrong = _wrong_tensors(source, dataclasses.replace(found, config=model))
+        wrong = _wrong_tensors(source, dataclasses.replace(recognised, config=model))
         raise UvitError(f"{wrong}; {text}" if wrong else text)
-    return found
+    return recognised
 
 
 def _wrong_tensors(source: WeightFile, wanted: Recognised) -> str:
@@ -193,19 +192,19 @@ def _only_one(
     fitting: dict[str, Recognised] = {}
     for name, run in configs.items():
         with contextlib.suppress(UvitError):
-            found = _with_hints_of(source, run.model, given)
-            if not compare_models.differences(found.config, run.model):
-                fitting[name] = found
+            recognised = _with_hints_of(source, run.model, given)
+            if not compare_models.differences(recognised.config, run.model):
+                fitting[name] = recognised
     if len(fitting) == 1:
-        ((name, found),) = fitting.items()
+        ((name, recognised),) = fitting.items()
         flow = configs[name].diffusion.schedule.name == "rectified_flow"
-        if flow and family_differences(found.config, dit_weights) == {}:
+        if flow and family_differences(recognised.config, dit_weights) == {}:
             # With the wrong times and prediction it would sample noise.
             raise UvitError(
                 f"{source.path} may be a SiT, of {name}, or a DiT without a learned range, of no "
                 "known config: their tensors are the same; choose with --config=FILE"
             )
-        return found, name
+        return recognised, name
     if fitting:
         raise UvitError(
             f"{source.path} may be of {' or '.join(fitting)}, whose models are the same; choose "

@@ -42,5 +42,7 @@ def load(
 
         return load_workdir(path, step=step, ema=ema)
     source = open_weights(path, step=step, raw=not ema)
-    found = recognise(source, num_heads=num_heads, num_classes=num_classes, image_size=image_size)
-    return read(source, found)
+    recognised = recognise(
+        source, num_heads=num_heads, num_classes=num_classes, image_size=image_size
+    )
+    return read(source, recognised)

@@ -18,7 +18,7 @@ class MetricsWriter:
       path: of `metrics.jsonl`; TensorBoard's events are in its folder.
       start: the step that the run starts or resumes from. Rows of later steps, written by a run
         that was killed, are deleted, since these steps run again.
-      steps: of the whole run, for the progress bar.
+      steps: of the full run, for the progress bar.
       batch_size: examples per step, for images/s.
       tflops: 10^12 model FLOPs per example and device: three forward passes, counted by
         `models.cost` as two FLOPs per multiply-add, without recomputation by remat.
@@ -57,7 +57,7 @@ class MetricsWriter:
             **values,
             "images_per_second": rate,
             "model_tflops_per_second": rate * self._tflops,
-            **{f"seconds/{place}": value for place, value in seconds.items()},
+            **{f"seconds/{activity}": value for activity, value in seconds.items()},
         }
         self._file.write(json.dumps(row) + "\n")
         for name, value in row.items():

@@ -15,7 +15,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
-from uvit_jax.sampling.sampler import SampleConfig
+from uvit_jax.sampling.sampler import SampleConfig, generated_segments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,6 +217,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             )
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
+    generated_segments(layout, run.sample)
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(

@@ -1,5 +1,4 @@
-"""The grids of samples that a run saves while it trains: images, or latents if nothing decodes
-them."""
+"""The grids of samples that a run saves during training: images, or latents without a decoder."""
 
 from typing import Any
 
@@ -91,8 +90,11 @@ def _check_scale(run: RunConfig, dataset: Any) -> None:
 def _conditions(
     model: Model, run: RunConfig, dataset: Any, vocabulary: Vocabulary
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The conditions of the grid's samples, and a caption of each: those of the config; or of the
-    data, where no flag can give them or a text encoder would be needed and is not named."""
+    """The conditions of the grid's samples, and a caption of each.
+
+    They come from the config, or from the data if the config cannot express them or names no text
+    encoder.
+    """
     config = run.sample
     if not all(s.kind in NAMED for s in model.layout.conditions):
         return _first_examples(model, dataset, config.count)

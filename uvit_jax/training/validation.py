@@ -1,8 +1,7 @@
 """The training objective on held-out data, with fixed noise and times.
 
-The loss in training is noisy: each step has other images, noise and times. Here all three are
-  fixed,
-so that two sets of parameters are compared on exactly the same examples.
+The training loss is noisy, since each step has other images, noise and times. Here all three are
+fixed, so that two sets of parameters are compared on exactly the same examples.
 """
 
 from collections.abc import Callable
@@ -37,10 +36,11 @@ def make_validation(
     Args:
       dataset: the held-out split. Its images are used in order, without augmentation, with all
         their conditions.
-      count: of noised images, rounded up to whole batches. Beyond one pass over the data, each is
-        used again with other noise and another time.
-      batch_size: over all devices. seed: of noise and times, which depend on it, on `count`,
-        `batch_size` and the names of the model's noisy segments only.
+      count: number of noisy images, rounded up to a multiple of `batch_size`. Further passes over
+        the data have other noise and times.
+      batch_size: over all devices.
+      seed: of noise and times, which depend on it, on `count`, `batch_size` and the names of the
+        model's noisy segments only.
 
     Raises:
       UvitError: if the mesh does not divide the batch.

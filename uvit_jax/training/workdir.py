@@ -18,8 +18,10 @@ from uvit_jax.training.run_config import changed_keys, parse_run
 
 
 def filled(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config as JSON, in which keys that did not exist yet when it began have their
-    defaults. One that describes no run stays as it is."""
+    """A run's config as JSON, with defaults for keys that are newer than the run.
+
+    An invalid config is returned unchanged.
+    """
     try:
         return to_dict(parse_run(config))
     except UvitError:
@@ -46,7 +48,7 @@ class Workdir:
         return sorted(int(name) for name in names if name.isdigit())
 
     def close(self) -> None:
-        """Gives up the lock that `create` took, if it did."""
+        """Releases the lock of `create`, if any."""
         if self._lock is not None:
             self._lock.close()
 
@@ -60,7 +62,7 @@ class Workdir:
             own.add("config.json.partial")
             if self.path.exists() and any(p.name not in own for p in self.path.iterdir()):
                 raise UvitError(
-                    f"workdir {self.path} is not empty and holds no run (no config.json); "
+                    f"workdir {self.path} is not empty and has no run (no config.json); "
                     "give a new folder with --workdir"
                 )
             return
@@ -83,13 +85,13 @@ class Workdir:
         if not self.path.exists():
             raise UvitError(f"the workdir {self.path} does not exist")
         if not self.config.is_file():
-            raise UvitError(f"{self.path} is no workdir: it has no config.json")
+            raise UvitError(f"{self.path} is not a workdir: it has no config.json")
         try:
             config = json.loads(self.config.read_text())
         except ValueError as error:  # no JSON, or not even text
             raise UvitError(f"{self.config} is damaged: {error}") from None
         if not isinstance(config, dict) or "model" not in config:
-            raise UvitError(f"{self.config} is damaged: it describes no model")
+            raise UvitError(f"{self.config} is damaged: it has no model")
         return config
 
     def read_vocabulary(self) -> Vocabulary:
@@ -100,7 +102,7 @@ class Workdir:
             raise UvitError(f"{self.vocabulary} is missing or damaged: {error}") from None
 
     def create(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        """Makes the folder, or brings the config of a checked one up to date, and locks it.
+        """Locks the folder and writes config and vocabulary. Call `check` first.
 
         Raises:
           UvitError: if another process trains in it, or the run so far had other classes or texts.
@@ -113,12 +115,12 @@ class Workdir:
             raise UvitError(f"another process is training in {self.path}") from None
         text = vocabulary.to_json()
         resumed = self.config.exists() and self.vocabulary.exists()
-        # Weights that were imported without their data know no names yet.
+        # The vocabulary of weights that were imported without their data is empty.
         known = (text, Vocabulary().to_json())
         if resumed and self.vocabulary.read_text() not in known:
             raise UvitError(
-                f"the data's classes or texts are not those that the run in {self.path} began "
-                "with; give another --workdir"
+                f"the classes or texts of the data differ from those of the run in {self.path}; "
+                "give another --workdir"
             )
         write_text(self.vocabulary, text)
         write_text(self.config, json.dumps(config, indent=2) + "\n")

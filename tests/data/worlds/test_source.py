@@ -94,7 +94,7 @@ def test_errors_name_the_key(wrong, message):
         dataset(DataConfig(name="totems", **wrong))
 
 
-def test_places_number_references_of_all_subjects():
+def test_reference_slots_number_the_references_of_all_subjects():
     config = dict(name="totems", image_size=16, text=True, text_length=24, max_subjects=2)
     packed = dataset(DataConfig(**config, max_views=2, places=2))
     batch = packed.batch(range(60))

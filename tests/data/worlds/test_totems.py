@@ -24,7 +24,7 @@ def some():
 
 
 @pytest.mark.parametrize("yaw", [0.0, 1.0, -2.5])
-def test_a_whole_turn_changes_nothing(some, yaw):
+def test_a_full_turn_changes_nothing(some, yaw):
     for one in some:
         colour, cover = view(one, yaw)
         again, again_cover = view(one, yaw + 2 * np.pi)
@@ -43,7 +43,7 @@ def test_an_emblem_needs_a_view_of_its_side(some, factor, hidden, shown):
         assert (view(one, shown)[0] != view(other, shown)[0]).any(axis=1).mean() > 0.02
 
 
-def test_every_factor_shows_where_it_is_said_to(some):
+def test_every_factor_is_visible_where_it_should_be(some):
     """A change of one visible factor changes at least a hundredth of the image's points."""
     for one in some:
         for yaw in (0.3, 2.8):

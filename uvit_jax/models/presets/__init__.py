@@ -1,1 +1,1 @@
-"""Published and unified models as plain config dicts; importing these is cheap."""
+"""Published and unified models as plain config dicts, without importing JAX."""

@@ -1,6 +1,6 @@
 """DiT's published models as model configs (Peebles & Xie, ICCV 2023).
 
-Plain nested dicts with nothing heavy behind them, so that config files can call `preset`.
+Plain nested dicts: config files call `preset` without importing JAX.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ SIZES = {
     "XL": (1152, 28, 16),
 }
 
-# How time and label enter, and by what the blocks are modulated (section 3.2 of the paper).
+# (`enter` of time and label, `modulation` of the blocks); section 3.2 of the paper.
 CONDITIONINGS = {
     "adaln_zero": ("adaln", "adaln_zero"),
     "adaln": ("adaln", "adaln"),
@@ -41,14 +41,14 @@ def preset(
     Args:
       size: a key of `SIZES`; its width, depth and num_heads can be overridden in `backbone`.
       image_shape: (H, W, C) of the latents that are denoised.
-      patch_size: side of a patch, which has to divide H and W.
+      patch_size: side of a patch; it must divide H and W.
       num_classes: without the null class.
       conditioning: a key of `CONDITIONINGS`; the published checkpoints are `adaln_zero`.
       learned_range: whether the output has 2C channels (DiT) or C (SiT's flows may have either).
       backbone: any other key of `BackboneConfig`.
 
     Raises:
-      UvitError: if there is no such size or conditioning.
+      UvitError: if the size or conditioning is unknown.
     """
     if size not in SIZES:
         raise UvitError(f"unknown size {size!r}{nearest(size, SIZES)}")
@@ -58,7 +58,7 @@ def preset(
             f"unknown conditioning {conditioning!r}{nearest(conditioning, CONDITIONINGS)}"
         )
     enter, modulation = CONDITIONINGS[conditioning]
-    # The original has no positions for its two extra tokens; as a context they need none either.
+    # As in the original, the extra tokens have no positions.
     entry = dict(enter=enter, position="none")
     segments = dict(
         time=dict(kind="time", time="image", sinusoid_size=256, mlp_ratio=1.0, **entry),
@@ -83,7 +83,7 @@ def preset(
             num_heads=num_heads,
             mid_block=False,
             skip="none",
-            # Without modulation the norms have to scale and shift by themselves.
+            # Without modulation the norms need their own scale and shift.
             norm_affine=modulation == "none",
             norm_eps=1e-6,
             activation="gelu_tanh",
@@ -102,10 +102,10 @@ RESOLUTIONS = (256, 512)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A DiT on the latents of an autoencoder that makes each 8×8 pixels one of 4 channels.
+    """A DiT on the latents of an autoencoder with downsampling 8 and 4 channels.
 
     Attributes:
-      size: a key of `SIZES`. patch_size: in latents. resolution: of the pictures, in pixels.
+      size: a key of `SIZES`. patch_size: in latents. resolution: of the images, in pixels.
       conditioning: a key of `CONDITIONINGS`.
     """
 
@@ -135,11 +135,11 @@ def parse_variant(text: str) -> Variant:
     """`SIZE/PATCH-RESOLUTION`, and optionally `-CONDITIONING`, as a `Variant`.
 
     Raises:
-      UvitError: if there is no such variant, listing those that there are.
+      UvitError: if the variant is unknown, listing the known ones.
     """
-    found = re.fullmatch(r"(\w+)/(\d+)-(\d+)(?:-(\w+))?", text)
-    if found:
-        size, patch, resolution, conditioning = found.groups(default="adaln_zero")
+    match = re.fullmatch(r"(\w+)/(\d+)-(\d+)(?:-(\w+))?", text)
+    if match:
+        size, patch, resolution, conditioning = match.groups(default="adaln_zero")
         variant = Variant(
             size=size,
             patch_size=int(patch),

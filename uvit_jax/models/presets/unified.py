@@ -39,18 +39,18 @@ def preset(
     """The model config of a unified sequence.
 
     Args:
-      style: `uvit` or `dit`: whose published settings the backbone has (U-ViT-S, DiT-S).
+      style: `uvit` or `dit`; the backbone has the published settings of U-ViT-S or DiT-S.
       image_shape: (H, W, C) of the target and of every reference. patch_size: of both.
       subjects, views: S and V; an example may have fewer (`refs_present`). With 0 subjects it is
         the style's text-to-image model.
-      max_subjects, max_views: slots to be trained; 0 stands for as many as there are. With more,
-        the same parameters serve layouts of more subjects and views.
+      max_subjects, max_views: trained slots; 0 for S and V. With more, the same parameters support
+        layouts of more subjects and views.
       visibility: `full`; `ref_isolated`, a subject's views attend only to one another; or
         `ref_joint`, references attend only to references. The last two can be cached.
       text: fields of the text segment (`dict(shape=(24,), vocab_size=320)`), None for no text. By
         default it enters as tokens in a U-ViT and, pooled, by adaLN in a DiT.
-      position: of all images, `learned`, `sincos` or `rope`; by default the style's.
-      offset: `diagonal` separates references by their rotary positions, as UNO does.
+      position: of all images, `learned`, `sincos` or `rope`; "" for the style's.
+      offset: `diagonal` offsets the RoPE position ids of references, as UNO does.
       axes: of RoPE; with `segment`, references are rotated by their number as well.
       backbone: any other key of `BackboneConfig`.
 
@@ -111,14 +111,14 @@ def preset(
 
 
 def with_references(model: Mapping[str, Any], subjects: int, views: int) -> dict[str, Any]:
-    """The model config with references of so many subjects and views, for the same parameters.
+    """The model config with another number of references, for the same parameters.
 
     Args:
       model: a config with a segment `ref_1_1`, such as `to_dict(model.config)`; the new references
-        are like it, with the visibility of the existing ones.
+        have its fields and the visibility of the existing ones.
 
     Raises:
-      UvitError: if it has no such reference, or too few slots.
+      UvitError: if it has no references, or too few slots.
     """
     segments = dict(model["segments"])
     if "ref_1_1" not in segments:
@@ -134,11 +134,11 @@ def with_references(model: Mapping[str, Any], subjects: int, views: int) -> dict
     new = _references(segments["ref_1_1"], subjects, views, visibility)
     sequence = [name for name in model["sequence"] if name not in old]
     at = model["sequence"].index(old[0])
-    kept = {name: segment for name, segment in segments.items() if name not in old}
+    others = {name: segment for name, segment in segments.items() if name not in old}
     return {
         **model,
         "sequence": (*sequence[:at], *new, *sequence[at:]),
-        "segments": kept | new,
+        "segments": others | new,
     }
 
 

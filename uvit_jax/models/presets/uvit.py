@@ -1,6 +1,6 @@
 """U-ViT's published models as model configs (Bao et al., "All are Worth Words", CVPR 2023).
 
-Plain nested dicts with nothing heavy behind them, so that config files can call `preset`.
+Plain nested dicts: config files call `preset` without importing JAX.
 """
 
 from typing import Any
@@ -35,17 +35,17 @@ def preset(
 
     Args:
       size: a key of `SIZES`; its width, depth and num_heads can be overridden in `backbone`.
-      image_shape: (H, W, C) of what is denoised, pixels or latents.
-      patch_size: side of a patch, which has to divide H and W.
+      image_shape: (H, W, C) of the pixels or latents that are denoised.
+      patch_size: side of a patch; it must divide H and W.
       num_classes: 0 for no label. null_class: whether the label has a null class for guidance.
       text_shape: (N, F) of precomputed text features, None for none.
-      vocab_size, text_length: of a text whose token table is trained along, 0 for none.
-      final_conv: where the 3×3 convolution at the end stands (`none` for the H models).
+      vocab_size, text_length: of a text whose token embeddings are trained, 0 for none.
+      final_conv: position of the final 3×3 convolution, see `Patches` (`none` for the H models).
       time_mlp: sends the time sinusoid through an MLP (no published model does).
       backbone: any other key of `BackboneConfig`.
 
     Raises:
-      UvitError: if there is no such size.
+      UvitError: if the size is unknown.
     """
     if size not in SIZES:
         raise UvitError(f"unknown size {size!r}{nearest(size, SIZES)}")

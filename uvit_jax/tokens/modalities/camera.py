@@ -17,10 +17,12 @@ class CameraPoses(Segment):
 
     Attributes:
       shape: (T, F).
+      trained_shape: the shape that its positions belong to; empty for `shape` (see `Patches`).
     """
 
     kind: Literal["camera"] = "camera"
     shape: tuple[int, ...] = ()
+    trained_shape: tuple[int, ...] = ()
 
     def problem(self) -> str:
         if len(self.shape) != 2 or min(self.shape) < 1:
@@ -34,6 +36,10 @@ class CameraPoses(Segment):
     @property
     def grid(self) -> Grid:
         return (self.shape[0], 1, 1)
+
+    @property
+    def trained_grid(self) -> Grid:
+        return ((self.trained_shape or self.shape)[0], 1, 1)
 
     @property
     def grid_axes(self) -> tuple[int, ...]:

@@ -32,9 +32,9 @@ class Patches(Segment):
         (Nichol & Dhariwal 2021, eq. 15; DiT).
       trained_shape: the shape that its positions belong to; empty for `shape`. Another one
         interpolates them, so that a model samples at another resolution or length.
-      start: the position of its first token on the frame axis: of frames that follow other frames.
+      start: the position of its first frame on the frame axis: of frames that follow other frames.
       offset: of a reference with RoPE, `diagonal` places it behind the target and all slots before
-        its own, along rows and columns (UNO, Wu et al. 2025).
+        its own, along rows and columns, in steps of the largest grid (UNO, Wu et al. 2025).
     """
 
     kind: Literal["patches"] = "patches"
@@ -58,6 +58,8 @@ class Patches(Segment):
         p = self.patch_size
         if self.patch_embed == "conv_stack" and (p < 2 or p & (p - 1) or self.is_video):
             return f"patch_embed='conv_stack' needs an image and patch_size 2, 4, 8, …, not {p}"
+        if self.learned_range and self.role != "noisy":
+            return "learned_range=True needs role='noisy'"
         if self.start < 0:
             return f"start must be at least 0, got {self.start}"
         if self.offset != "none" and not (self.is_reference and self.position == "rope"):
@@ -111,13 +113,18 @@ class Patches(Segment):
     def first_frame(self) -> int:
         return self.start
 
+    @property
+    def frames_per_token(self) -> int:
+        return self.patch_size_t
+
     def _grid(self, shape: tuple[int, ...]) -> Grid:
         frames = shape[0] if len(shape) == 4 else 1
         p = self.patch_size
         return (frames // self.patch_size_t, shape[-3] // p, shape[-2] // p)
 
-    def _signature(self) -> tuple[Any, ...]:
-        return (self.kind, self.enter, self.shape[-1], self.patch, self.patch_embed)
+    def shared_fields(self, other: Segment) -> tuple[str, ...]:
+        head = ("final_conv", "learned_range") if self.role == other.role == "noisy" else ()
+        return ("patch_size", "patch_size_t", "patch_embed", *head)
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return PatchEmbedding(self, width, dtype=dtype, rngs=rngs)

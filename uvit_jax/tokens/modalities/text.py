@@ -50,6 +50,11 @@ class Text(Segment):
     def grid(self) -> Grid:
         return (1, 1, 1 if self.pooled else self.shape[0])
 
+    def shared_fields(self, other: Segment) -> tuple[str, ...]:
+        # The encoder has positions of its own.
+        length = ("shape",) if self.encoder_depth else ()
+        return ("vocab_size", "encoder_depth", "encoder_heads", "pooled", *length)
+
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return TextEmbedding(self, width, dtype=dtype, rngs=rngs)
 

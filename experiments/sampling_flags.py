@@ -46,9 +46,6 @@ def add_flags(parser: Any) -> None:
         help="the first N channels are guided; 0 for all; default the run's",
     )
     parser.add_argument(
-        "--guidance_channels", type=int, help="number of guided channels; 0 for all"
-    )
-    parser.add_argument(
         "--autoencoder", metavar="FILE", help="weights of the autoencoder, if the model has latents"
     )
 

@@ -41,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
     main_process = jax.process_index() == 0
-    if main_process:
-        print(f"{workdir}: checkpoints, metrics, and images in samples/", flush=True)
     summary = train(run, workdir)
     if main_process:
         cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})

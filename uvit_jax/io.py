@@ -1,4 +1,4 @@
-"""Pictures as files: arrays in [-1, 1] to PNG grids."""
+"""Images as files: arrays in [-1, 1] to PNG grids."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,13 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 def grid(
     images: np.ndarray, *, columns: int = 0, captions: list[str] | None = None, cell: int = 96
 ) -> Image.Image:
-    """One picture of many.
+    """One image of many.
 
     Args:
       images: float (B, H, W, C) in [-1, 1], C 1 or 3.
       columns: 0 makes the grid about square.
-      captions: under each picture, in up to three lines; what is longer ends in an ellipsis.
-      cell: pictures smaller than this are enlarged by a whole factor, pixels left visible.
+      captions: under each image, in up to three lines; what is longer ends in an ellipsis.
+      cell: images smaller than this are enlarged by an integer factor, pixels left visible.
     """
     pixels = to_uint8(images)
     count, height, width, channels = pixels.shape
@@ -39,9 +39,9 @@ def grid(
     draw = ImageDraw.Draw(sheet)
     for i, array in enumerate(pixels):
         x, y = gap + i % columns * step_x, gap + i // columns * step_y
-        picture = Image.fromarray(array[..., :3])
-        picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-        sheet.paste(picture, (x, y))
+        cell_image = Image.fromarray(array[..., :3])
+        cell_image = cell_image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+        sheet.paste(cell_image, (x, y))
         for number, text in enumerate(texts[i] if texts else ()):
             draw.text((x, y + height * factor + number * line), text, fill="black")
     return sheet
@@ -75,12 +75,12 @@ def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
     return kept
 
 
-def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
+def save_png(image: Image.Image, path: str | os.PathLike) -> None:
     """Writes a PNG that appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
+    image.save(partial, format="PNG")
     partial.replace(path)
 
 

@@ -84,10 +84,6 @@ DINO = Preparation(resize=256, crop=224)
 """DINO's own evaluation; also of DreamBench's reimplementations, CustomConcept101, DreamBench++."""
 DINOV2 = Preparation(resize=256, crop=224, centre="transformers")
 """DINOv2's processor in transformers, as in DreamBench++."""
-CLIP_224 = Preparation(resize=224, crop=224, centre="transformers", moments=CLIP)
-"""CLIP's towers of 224 pixels, as in DreamBench, CustomConcept101 and DreamBench++."""
-VBENCH = Preparation(resize=224, filter="bilinear", antialias=False)
-"""VBench's, of video frames: no crop, so that the network interpolates its positions."""
 
 
 _CUBIC = -0.5  # Keys's coefficient, as in Pillow

@@ -95,6 +95,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         main = jax.process_index() == 0
         if main:
             folder.create(config, vocabulary)
+            logger.info("%s: checkpoints, metrics, and images in samples/", folder.path)
 
         # Restore or initialise.
         stack.enter_context(jax.set_mesh(mesh))

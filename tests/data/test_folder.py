@@ -1,5 +1,7 @@
 """A folder of images: order, classes, captions, errors."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,6 +85,28 @@ def test_broken_files_raise_when_the_folder_is_opened(tmp_path):
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UvitError, match=r"a\.png"):
         dataset(config(tmp_path))
+
+
+@pytest.mark.parametrize("image_size", [0, 8])
+def test_pipes_and_other_formats_raise_when_the_folder_is_opened(tmp_path, image_size):
+    write_image(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(UvitError, match=r"b\.png \(it is not a regular file\); replace or remove"):
+        dataset(config(tmp_path, image_size=image_size))
+    (tmp_path / "b.png").unlink()
+    data = dataset(config(tmp_path))
+    (tmp_path / "a.png").rename(tmp_path / "c.png")
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UvitError, match=r"a\.png: it is not a regular file"):
+        data.source[0]
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UvitError, match=r"a\.png \(No such file"):
+        dataset(config(tmp_path, image_size=image_size))
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(UvitError, match=r"a\.png \(it is PostScript, not PNG"):
+        dataset(config(tmp_path, image_size=image_size))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

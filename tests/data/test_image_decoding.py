@@ -1,6 +1,9 @@
 """Decoding: exact compositing, orientation, every mode, geometry."""
 
 import io
+import struct
+import zlib
+from binascii import crc32
 
 import numpy as np
 import pytest
@@ -145,5 +148,78 @@ def test_broken_images_raise_with_their_name():
     for data in (whole[: len(whole) // 2], whole[:10], b"", b"not an image"):
         with pytest.raises(UvitError, match=r"image\.x cannot be decoded .* replace or remove"):
             decode(data)
-    with pytest.raises(UvitError, match=r"image\.x: floating-point"):
-        decode(encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"))
+
+
+def test_only_the_listed_formats_are_opened_whatever_the_name():
+    image = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8))
+    for kind in ("GIF", "BMP", "TIFF", "EPS", "PDF", "PPM", "TGA", "ICO", "PCX", "JPEG2000"):
+        with pytest.raises(UvitError, match=r"image\.x .*not PNG, JPEG or WebP.*replace or remove"):
+            decode(encoded(image, kind))
+    for kind in image_decoding.FORMATS:
+        assert decode(encoded(image, kind)).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "data, kind",
+    [
+        (b"", "empty"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><title>404</title>", "HTML"),
+    ],
+)
+def test_what_another_file_is_is_named(data, kind):
+    with pytest.raises(UvitError, match=kind):
+        decode(data)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header declares a size and whose pixels are missing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(2**14, 2**13 + 1), (2**31 - 1, 2**31 - 1), (2**28, 1)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(UvitError, match=f"more than {image_decoding.MAX_PIXELS}.*; shrink it"):
+        decode(png_of_size(*size))
+
+
+def test_too_narrow_an_image_is_refused_before_it_is_resized():
+    for shape in ((1, 40000), (40000, 1)):
+        with pytest.raises(UvitError, match=r"image\.x .*too narrow for size 256; crop it"):
+            decode(encoded(Image.new("L", shape)), size=256)
+
+
+@pytest.mark.parametrize("kind", image_decoding.FORMATS)
+@pytest.mark.parametrize("at", range(0, 40, 2))
+def test_an_image_with_damaged_exif_is_decoded_or_refused_in_a_sentence(kind, at, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    data = bytearray(encoded(Image.new("RGB", (5, 3)), kind, exif=exif))
+    start = max(data.find(b"II*\0"), data.find(b"MM\0*"))
+    data[start + at : start + at + 4] = b"\xff\xff\xff\xff"
+    if kind == "PNG":  # so that its checksum is not what is wrong
+        end = data.index(b"eXIf")
+        length = struct.unpack(">I", data[end - 4 : end])[0]
+        data[end + 4 + length : end + 8 + length] = struct.pack(
+            ">I", crc32(data[end : end + 4 + length])
+        )
+    file = tmp_path / "a.png"
+    file.write_bytes(data)
+    assert image_decoding.problem(file) is None
+    assert decode(bytes(data)).shape[:2] == image_decoding.upright_shape(file)
+
+
+def test_an_unknown_orientation_is_upright():
+    for value in (9, 0, 65535):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        assert decode(encoded(Image.new("RGB", (5, 3)), exif=exif)).shape == (3, 5, 3)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.image_decoding import decode, to_float
+from uvit_jax.data.image_decoding import decode, read_file, to_float
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.errors import UvitError
 
@@ -163,11 +163,7 @@ def _read(file: Path) -> str:
 
 
 def _decoded(file: Path, size: int) -> np.ndarray:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UvitError(f"cannot read the image {file}: {error.strerror}") from error
-    return decode(data, str(file), size=size, channels=3, background=_WHITE)
+    return decode(read_file(file), str(file), size=size, channels=3, background=_WHITE)
 
 
 def _words(name: str) -> str:

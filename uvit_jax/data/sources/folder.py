@@ -5,8 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
+from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.sources.source import Source
 from uvit_jax.errors import UvitError
@@ -61,10 +60,7 @@ class FolderSource(Source):
 
     def __getitem__(self, index: int) -> dict:
         file = self.root / self.files[index]
-        try:
-            record = {"image": file.read_bytes(), "name": str(file)}
-        except OSError as error:
-            raise UvitError(f"cannot read the image {file}: {error.strerror}") from error
+        record = {"image": image_decoding.read_file(file), "name": str(file)}
         if self._labels is not None:
             record["label"] = self._labels[index]
         if self.captions is not None:
@@ -75,11 +71,8 @@ class FolderSource(Source):
         """Opens every file and verifies headers, and for PNG every checksum."""
 
         def problem(file: Path) -> str | None:
-            try:
-                with Image.open(self.root / file) as image:
-                    image.verify()
-            except Exception as error:  # Pillow's readers raise a dozen kinds
-                return f"{self.root / file} ({error})"
+            reason = image_decoding.problem(self.root / file)
+            return reason and f"{self.root / file} ({reason})"
 
         with ThreadPoolExecutor(8) as pool:
             broken = [text for text in pool.map(problem, self.files) if text]
@@ -91,11 +84,7 @@ class FolderSource(Source):
 
     def _common_shape(self) -> tuple[int, int] | None:
         """The common height and width of all images, after EXIF orientation, or None."""
-        shapes = set()
-        for file in self.files:
-            with Image.open(self.root / file) as image:
-                rotated = image.getexif().get(0x0112, 1) >= 5
-                shapes.add(image.size if rotated else image.size[::-1])
+        shapes = {image_decoding.upright_shape(self.root / file) for file in self.files}
         return shapes.pop() if len(shapes) == 1 else None
 
     def _require(self, condition: Callable[[Path], bool], problem: str) -> None:

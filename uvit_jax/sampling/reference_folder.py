@@ -10,6 +10,7 @@ import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import dataset
+from uvit_jax.data.sources.folder import is_system_folder
 from uvit_jax.errors import UvitError
 from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.tokens.layout import Layout
@@ -67,7 +68,7 @@ def _check(layout: Layout, root: Path, numbers: dict[str, list[int]]) -> None:
         raise UvitError(
             f"{root} holds images and folders; give a folder for each subject, or the images of one"
         )
-    folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    folders = {p.name for p in root.iterdir() if p.is_dir() and not is_system_folder(p.name)}
     if empty := sorted(folders - numbers.keys()):
         raise UvitError(f"{root / empty[0]} holds no image; add one, or remove the folder")
     subjects, views = layout.num_subjects, layout.num_views

@@ -157,7 +157,7 @@ def _checked(templates: tuple[tuple[str, ...], ...], file: Path) -> tuple[tuple[
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UvitError(f"cannot read {file}: {error}") from None
 

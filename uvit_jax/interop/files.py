@@ -18,6 +18,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
+from uvit_jax.paths import local_path
 
 # In the metadata of our own files: the configs of model and run, and the vocabulary, as JSON.
 CONFIG_KEY, RUN_KEY, VOCABULARY_KEY = "uvit_jax.model", "uvit_jax.run", "uvit_jax.vocabulary"
@@ -103,7 +104,7 @@ def save_safetensors(
     flat = jax.tree_util.tree_leaves_with_path(params)
     tensors = {path_string(p): np.asarray(a) for p, a in flat}
     config = {CONFIG_KEY: json.dumps(to_dict(model.config))}
-    write_tensors(Path(path), tensors, {**(metadata or {}), **config})
+    write_tensors(local_path(path), tensors, {**(metadata or {}), **config})
 
 
 def write_tensors(

@@ -11,6 +11,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.interop import files
 from uvit_jax.interop.dit_weights import DIFFUSERS
 from uvit_jax.interop.mapping import Tensors
+from uvit_jax.paths import local_path
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' file name
 
@@ -51,7 +52,7 @@ def open_weights(
     Raises:
       UvitError: if there are no such weights, or the file is damaged or holds more than tensors.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         if step is not None:
             raise UvitError(f"{path} has no steps to choose from; drop step={step}")

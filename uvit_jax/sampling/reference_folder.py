@@ -12,6 +12,7 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.sources.folder import is_system_folder
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.tokens.layout import Layout
 
@@ -33,7 +34,7 @@ def from_folder(
       UvitError: if the model takes no references, or fewer subjects or views; or a folder has no
         image, or a broken one.
     """
-    root = Path(folder).expanduser()
+    root = local_path(folder)
     if not layout.references:
         raise UvitError(f"the model takes no references; leave out --references={root}")
     shape = layout.references[0].shape

@@ -26,6 +26,7 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.image_decoding import decode, read_file, to_float
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 
 FILE, PLAIN = "prompts_and_classes.txt", "prompts.txt"
 LIVE = ("cat", "dog")
@@ -86,7 +87,7 @@ class DreamBench:
     """
 
     def __init__(self, path: str | os.PathLike, *, image_size: int = 0, names: Sequence[str] = ()):
-        root = Path(path).expanduser()
+        root = local_path(path)
         # Opens every image, and raises at once if one is broken.
         source = FolderSource(DataConfig(name="folder", path=str(root), image_size=1))
         folders: dict[str, list[Path]] = {}

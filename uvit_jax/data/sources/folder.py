@@ -12,6 +12,7 @@ from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.sources.source import Source
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class FolderSource(Source):
     label_names = ("label",)
 
     def __init__(self, config: DataConfig):
-        self.root = Path(config.path).expanduser()
+        self.root = local_path(config.path)
         if not self.root.is_dir():
             if self.root.exists():
                 raise UvitError(f"{self.root} is a file; give the folder that contains it")

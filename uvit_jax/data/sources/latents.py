@@ -8,7 +8,6 @@ a row's sample follows from the same 64 random bits that decide on its mirroring
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from uvit_jax.data.sources.source import Source
 from uvit_jax.data.text_shards import open_text
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Log-variances are clamped to this range before they are used, as in Stable Diffusion."""
@@ -123,7 +123,7 @@ class LatentSource(LatentReader, Source):
     dataset_class = LatentDataset
 
     def __init__(self, config: DataConfig):
-        folder = Path(config.path).expanduser()
+        folder = local_path(config.path)
         index = open_index(LatentIndex, folder)
         for missing, remedy in (
             (config.labels and not index.labels, "have no labels; leave labels empty"),

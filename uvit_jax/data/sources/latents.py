@@ -6,7 +6,6 @@
 a row's sample follows from the same 64 random bits that decide on its mirroring.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,7 +95,7 @@ class LatentDataset(Dataset):
             labels[row], captions = self.source.unpack(record, moments[row])
             number = row_bits % 2**32
             if self.tokenizer is not None:
-                known = json.loads(bytes(captions)) or [""]
+                known = self.source.parse_captions(captions, example) or ("",)
                 texts.append(self._encode_caption(known[number % len(known)]))
             elif self._texts is not None:
                 texts.append(self.feature(example, number))
@@ -133,6 +132,7 @@ class LatentSource(LatentReader, Source):
             if missing:
                 raise UvitError(f"the latents in {folder} {remedy}")
         super().__init__(folder, index)
+        self.read(0)  # raises if records are smaller than the index says
         self.class_names = index.class_names if config.labels else ()
 
     def tokenizer(self) -> Tokenizer:

@@ -22,6 +22,7 @@ from typing import Any
 from experiments import compilation_cache
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.paths import local_path
 
 SHARED_HELP = {"--seed": "of all random numbers; the same seed gives the same results"}
 """Help of flags that have the same meaning in every command, unless the command has its own."""
@@ -97,6 +98,11 @@ class Parser(argparse.ArgumentParser):
                 if name.startswith("--") and " " not in name:  # argparse takes others as values
                     self._check_known(name)
         args, rest = self.parse_known_args(argv)
+        for action in self._actions:
+            values = getattr(args, action.dest, None)
+            for value in values if isinstance(values, list) else [values]:
+                if value and str(action.metavar).startswith(("FILE", "DIR", "PATH", "FOLDER")):
+                    local_path(value)  # raises for `gs://` and the like
         args.overrides = {}
         while rest:
             flag, equals, value = rest.pop(0).partition("=")

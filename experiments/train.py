@@ -9,6 +9,7 @@ Running the command again resumes from the newest checkpoint; SIGTERM and Ctrl-C
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def _run_config(args: argparse.Namespace) -> "RunConfig":
         if key in config:
             raise UvitError(
                 f"{args.config} describes several runs; use "
-                f"python -m experiments.{command} --config={args.config}"
+                f"python -m experiments.{command} --config={shlex.quote(args.config)}"
             )
     return parse_run(config)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from uvit_jax.paths import local_path
+
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Float (…, H, W, C) in [-1, 1] → uint8, values outside clipped, NaN black."""
@@ -77,7 +79,7 @@ def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
 
 def save_png(image: Image.Image, path: str | os.PathLike) -> None:
     """Writes a PNG that appears whole or not at all."""
-    path = Path(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     image.save(partial, format="PNG")

@@ -187,7 +187,7 @@ def png_of_size(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(2**14, 2**13 + 1), (2**31 - 1, 2**31 - 1), (2**28, 1)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(size, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
-    with pytest.raises(UvitError, match=f"more than {image_decoding.MAX_PIXELS}; shrink it"):
+    with pytest.raises(UvitError, match=f"more than {image_decoding.MAX_PIXELS}.*; shrink it"):
         decode(png_of_size(*size))
 
 
@@ -218,8 +218,8 @@ def test_an_image_with_damaged_exif_is_decoded_or_refused_in_a_sentence(kind, at
     assert decode(bytes(data)).shape[:2] == image_decoding.upright_shape(file)
 
 
-def test_an_orientation_of_another_type_is_upright():
-    for value in ("6", (6, 6), b"6", 9, 0):
+def test_an_unknown_orientation_is_upright():
+    for value in (9, 0, 65535):
         exif = Image.Exif()
         exif[0x0112] = value
         assert decode(encoded(Image.new("RGB", (5, 3)), exif=exif)).shape == (3, 5, 3)

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import json
 import pickle
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.latent_shards import encode_images
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.sources.latents import LOGVAR_RANGE
+from uvit_jax.errors import UvitError
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +169,59 @@ def test_one_pass_without_training_gives_the_means(data):
             mean = moments_of(int(index), False)[..., :4] * np.float32(0.5)
             assert (image == row["image"]).all() and (image == mean).all()
             assert (text == row["text"]).all()
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("shape", [2, 3, 4000]),
+        ("shape", [10**9, 10**9, 4]),
+        ("shape", [2, 3]),
+        ("count", 10**12),
+        ("count", 0),
+        ("shard_size", 10**400),
+        ("scale", float("nan")),
+        ("autoencoder", {}),
+        ("autoencoder", {"file": "x", "config": 3}),
+        ("autoencoder", []),
+        ("words", ["two words"]),
+        ("words", 3),
+        ("dtype", "float8"),
+        ("class_names", {"a": 1}),
+    ],
+)
+def test_a_damaged_index_is_refused_in_a_line(folder, tmp_path, key, value):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(UvitError) as caught:
+        dataset(DataConfig(name="latents", path=str(tmp_path / "copy"), text=True)).batch([0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "9" * 10**4, "", "3", '"x"', "{}", "\ufeff{}"])
+def test_an_index_that_is_no_index_is_refused_in_a_line(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(UvitError) as caught:
+        dataset(DataConfig(name="latents", path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tail", [b"", b"[", b"3", b"[3]", b"\xff", b"[" * 10**5])
+def test_damaged_captions_name_the_shard_and_a_command_for_the_shell(tmp_path, monkeypatch, tail):
+    path = tmp_path / "it's latents; rm -rf x"
+    write(path)
+    data = dataset(DataConfig(name="latents", path=str(path), text=True))
+    read = data.source.read_record
+    size = 2 * 2 * 3 * 4 * 4 + 4
+    monkeypatch.setattr(data.source, "read_record", lambda *at: read(*at)[:size] + tail)
+    for call in (lambda: data.batch([5]), lambda: data.source[5], lambda: data.caption(5)):
+        with pytest.raises(
+            UvitError, match=r"latents-00001-of-00003\.array_record is damaged"
+        ) as e:
+            call()
+        command = shlex.split(str(e.value).split("`")[1])
+        assert f"--out={path}" in command and "--data.path=my images" in command
+    monkeypatch.setattr(data.source, "read_record", lambda *at: read(*at)[: size - 1])
+    with pytest.raises(UvitError, match="is too short"):
+        data.batch([5])

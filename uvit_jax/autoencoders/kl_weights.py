@@ -20,6 +20,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.interop import files, mapping
 from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform
 from uvit_jax.models.model import Params
+from uvit_jax.paths import local_path
 
 STYLES = ("diffusers", "diffusers_old", "compvis")
 PREFIX = "first_stage_model."
@@ -214,7 +215,7 @@ def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
     Raises:
       UvitError: if a folder has no such file, or its config.json is damaged or of another class.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         return path, {}
     file = path / "diffusion_pytorch_model.safetensors"

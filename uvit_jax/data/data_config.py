@@ -5,6 +5,7 @@ from typing import Literal
 
 from uvit_jax.config import Config
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.paths import local_path
 
 EMOJI_LABELS = ("group", "vendor", "subgroup")
 WORLDS = ("totems", "emoji_scenes")
@@ -88,6 +89,8 @@ class DataConfig(Config):
                 "name is empty; set it to a data set, such as 'emoji', 'folder', 'latents' or "
                 "'tfds:cifar10'"
             )
+        for key in ("path", "data_dir", "vocabulary"):
+            local_path(getattr(self, key))  # raises for `gs://` and the like
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must not be negative, got {getattr(self, key)}")

@@ -1,11 +1,48 @@
-"""Decodes images to arrays of one size: every PIL mode, alpha, EXIF orientation. Deterministic."""
+"""Decodes images to arrays of one size: every PIL mode, alpha, EXIF orientation. Deterministic.
+
+Files are not trusted: only `FORMATS` are opened, whatever a file is called, and only up to
+`MAX_PIXELS`, which is checked before anything is decoded.
+"""
 
 import io
+import warnings
+from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from uvit_jax.errors import UvitError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 2**27
+"""134 million: more than an image of 11585 by 11585 has."""
+
+# `_opened` refuses large images itself, and images with a damaged EXIF are taken as upright.
+warnings.filterwarnings("ignore", module="PIL")
+
+_TRANSPOSE = Image.Transpose
+_UPRIGHT = {  # by the EXIF orientation
+    2: _TRANSPOSE.FLIP_LEFT_RIGHT,
+    3: _TRANSPOSE.ROTATE_180,
+    4: _TRANSPOSE.FLIP_TOP_BOTTOM,
+    5: _TRANSPOSE.TRANSPOSE,
+    6: _TRANSPOSE.ROTATE_270,
+    7: _TRANSPOSE.TRANSVERSE,
+    8: _TRANSPOSE.ROTATE_90,
+}
+_OTHERS = {  # what else is found under the name of an image, by its first bytes
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"8BPS": "a Photoshop document",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a zip archive",
+    b"version https://git-lfs": "a Git LFS pointer (run `git lfs pull`)",
+}
 
 
 def decode(
@@ -22,7 +59,7 @@ def decode(
     greyscale. Compositing before resizing keeps the colours of invisible pixels out.
 
     Args:
-      data: a PNG, JPEG, WebP or any other format of Pillow; or pixels, uint8 (H, W, 3).
+      data: a PNG, JPEG or WebP; or pixels, uint8 (H, W, 3).
       name: the image's name in error messages.
       size: height and width of the result; 0 keeps those of the image.
       channels: 1 or 3.
@@ -32,25 +69,66 @@ def decode(
       uint8 (H, W, channels), values 0 to 255.
 
     Raises:
-      UvitError: if the image is broken or of an unsupported kind, naming it.
+      UvitError: if the image is broken, of another format or larger than `MAX_PIXELS`, naming it.
     """
     try:
         pixels = isinstance(data, np.ndarray)
-        image = Image.fromarray(data) if pixels else Image.open(io.BytesIO(data))
+        image = Image.fromarray(data) if pixels else _opened(io.BytesIO(data))
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if (orientation := _orientation(image)) != 1:
+            image = image.transpose(_UPRIGHT[orientation])
         image = _opaque(image, background)
-    except UvitError as error:
-        raise UvitError(f"{name}: {error}") from None
+        if size:
+            image = fit(image, size)
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         raise UvitError(
-            f"the image {name} cannot be decoded ({error}); replace or remove it"
+            f"the image {name} cannot be decoded ({_reason(error)}); replace or remove it"
         ) from error
-    if size:
-        image = fit(image, size)
     if channels == 1:
         return np.asarray(image.convert("L"))[..., None]
     return np.asarray(image)
+
+
+def problem(file: Path) -> str | None:
+    """Why a file is no image that `decode` takes, or None. Reads headers, and PNG's checksums."""
+    try:
+        _check_regular(file)
+        with file.open("rb") as stream, _opened(stream) as image:
+            image.verify()
+    except Exception as error:  # Pillow's readers raise a dozen kinds
+        return _reason(error)
+
+
+def upright_shape(file: Path) -> tuple[int, int]:
+    """The height and width of an image after EXIF orientation.
+
+    Raises:
+      UvitError: if it cannot be opened.
+    """
+    try:
+        _check_regular(file)
+        with file.open("rb") as stream, _opened(stream) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception as error:
+        raise UvitError(
+            f"the image {file} cannot be opened ({_reason(error)}); replace or remove it"
+        ) from error
+
+
+def read_file(file: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      UvitError: if it cannot be read, or is a pipe or device, whose reading might never end.
+    """
+    try:
+        _check_regular(file)
+        return file.read_bytes()
+    except (OSError, UvitError) as error:
+        raise UvitError(
+            f"cannot read the image {file}: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def composite(pixels: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
@@ -63,9 +141,9 @@ def composite(pixels: np.ndarray, background: tuple[int, int, int]) -> np.ndarra
     Returns:
       uint8 (..., 3): alpha * colour + (1 - alpha) * background, rounded to nearest.
     """
-    values = pixels.astype(np.int32)
+    values = pixels.astype(np.uint16)  # 255 * 255 + 127 fits
     alpha = values[..., 3:]
-    mixed = values[..., :3] * alpha + np.asarray(background, np.int32) * (255 - alpha)
+    mixed = values[..., :3] * alpha + np.asarray(background, np.uint16) * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
@@ -81,24 +159,78 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     """Resizes the short side to `size` (2x2 means, then bicubic) and crops the centre.
 
     This is the preprocessing of ADM (Dhariwal & Nichol 2021), the standard for ImageNet metrics.
+
+    Raises:
+      UvitError: if the image is so narrow that the resized one would exceed `MAX_PIXELS`.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     shape = (round(image.width * scale), round(image.height * scale))
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise UvitError(f"{image.width}×{image.height} is too narrow for size {size}; crop it")
     if shape != image.size:
         image = image.resize(shape, Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
+def _opened(stream: IO[bytes]) -> Image.Image:
+    """An image whose header was read; UvitError if it is of another format or too large."""
+    head = stream.read(64)
+    stream.seek(0)
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise UvitError(f"{_kind(head)}, not PNG, JPEG or WebP") from None
+    except Image.DecompressionBombError:
+        raise UvitError(f"it has more than {MAX_PIXELS} pixels; shrink it") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise UvitError(
+            f"it has {image.width}×{image.height} pixels, more than {MAX_PIXELS}; shrink it"
+        )
+    return image
+
+
+def _kind(head: bytes) -> str:
+    """What a file is, by its first bytes."""
+    if not head:
+        return "it is empty"
+    if head[4:8] == b"ftyp":
+        return f"it is of the kind {head[8:12].decode('ascii', 'replace')!r} (such as HEIC)"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<svg "):
+        return "it is a page of HTML or XML"
+    kind = next((kind for start, kind in _OTHERS.items() if head.startswith(start)), "")
+    return f"it is {kind}" if kind else "it is of an unknown format"
+
+
+def _check_regular(file: Path) -> None:
+    file.stat()  # OSError if there is none
+    if not file.is_file():
+        raise UvitError("it is not a regular file")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. An image whose EXIF cannot be read is upright."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+        return value if isinstance(value, int) and value in _UPRIGHT else 1
+    except Exception:  # Pillow's parser raises a dozen kinds
+        image.load()  # and its own errors, if it is the image that is broken
+        return 1
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
+
+
 def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Any PIL mode as RGB."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
-        deep = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip((deep * 255 + 32767) // 65535, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise UvitError("floating-point images are not supported; convert it to PNG or JPEG")
+        deep = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
         return Image.fromarray(composite(np.asarray(image.convert("RGBA")), background))
     return image.convert("RGB")

@@ -68,6 +68,11 @@ class LatentIndex(ShardIndex):
         super().__post_init__()
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise UvitError(f"shape must be (h, w, C), got {self.shape}")
+        if not math.isfinite(self.scale):
+            raise UvitError(f"scale must be finite, got {self.scale}")
+        config = self.autoencoder.get("config")
+        if "file" not in self.autoencoder or not isinstance(config, Mapping):
+            raise UvitError("autoencoder must have the keys file and config")
 
     @classmethod
     def command(cls, folder: Path, index: "LatentIndex | None" = None) -> str:
@@ -78,7 +83,10 @@ class LatentIndex(ShardIndex):
             flags = {f"data.{key}": value for key, value in index.source.items()}
             flags |= {"autoencoder": index.autoencoder["file"], "shard_size": index.shard_size}
             flags |= {"dtype": index.dtype, "scale": index.scale}
-            flags |= {"precision": index.autoencoder["config"]["dtype"], "out": folder}
+            flags |= {
+                "precision": index.autoencoder["config"].get("dtype", "float32"),
+                "out": folder,
+            }
         words = [f"--{key}={_flag_value(value)}" for key, value in flags.items()]
         if index is None or index.mirrored:
             words.append("--mirror")
@@ -114,7 +122,30 @@ class LatentReader(ShardReader):
           UvitError: if its shard is damaged.
         """
         shard, row = divmod(example, self.index.shard_size)
-        return self.read_record(shard, row * (1 + self.index.mirrored) + mirrored)
+        record = self.read_record(shard, row * (1 + self.index.mirrored) + mirrored)
+        if len(record) < self._moments_size + _LABEL.size:
+            raise self._damaged(shard, ValueError(f"the record of example {example} is too short"))
+        return record
+
+    def parse_captions(self, text: bytes | memoryview, example: int) -> tuple[str, ...]:
+        """The captions in the last part of an example's record, see `unpack`.
+
+        Raises:
+          UvitError: if its shard is damaged.
+        """
+        try:
+            captions = json.loads(bytes(text))
+            if not (isinstance(captions, list) and all(isinstance(c, str) for c in captions)):
+                raise ValueError("no list of texts")
+        except (ValueError, RecursionError) as error:
+            error = ValueError(f"the captions of example {example}: {error}")
+            raise self._damaged(example // self.index.shard_size, error) from None
+        return tuple(captions)
+
+    @property
+    def _moments_size(self) -> int:
+        """The bytes of a record's moments."""
+        return 2 * math.prod(self.index.shape) * self.index.storage_dtype.itemsize
 
     def unpack(self, record: bytes, out: np.ndarray) -> tuple[int, memoryview]:
         """Writes a record's moments into `out`; returns the label and the captions' JSON.
@@ -129,8 +160,7 @@ class LatentReader(ShardReader):
 
     def captions_of(self, example: int) -> tuple[str, ...]:
         """The captions of an example, without decoding its moments."""
-        size = 2 * math.prod(self.index.shape) * self.index.storage_dtype.itemsize
-        return tuple(json.loads(self.read(example)[size + _LABEL.size :]))
+        return self.parse_captions(self.read(example)[self._moments_size + _LABEL.size :], example)
 
     def __getitem__(self, example: int) -> dict:
         """A dict with `moments` float32 (h, w, 2C), `mirrored` (those of the mirrored image, or
@@ -145,7 +175,7 @@ class LatentReader(ShardReader):
         if index.labels:
             record["label"] = label
         if index.captions:
-            record["captions"] = tuple(json.loads(bytes(captions)))
+            record["captions"] = self.parse_captions(captions, example)
         return record
 
 

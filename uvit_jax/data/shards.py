@@ -52,6 +52,8 @@ class ShardIndex(Config):
         for key in ("count", "shard_size"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.num_shards > 10**5:  # their names have five digits
+            raise UvitError(f"count={self.count} makes {self.num_shards} shards; raise shard_size")
 
     @classmethod
     def command(cls, folder: Path, index: "ShardIndex | None" = None) -> str:
@@ -306,7 +308,9 @@ def _read_index(kind: type[Index], file: Path) -> Index | None:
         return parse(kind, json.loads(file.read_text(encoding="utf-8")), str(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except UvitError:
+        raise
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UvitError(f"cannot read {file}: {error}") from None
 
 

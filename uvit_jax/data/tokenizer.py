@@ -2,7 +2,7 @@
 
 Ids: 0 is padding, 1 to 256 are the bytes 0 to 255 of UTF-8, 257 and up are the known words. Words
 are separated by spaces and closing punctuation, and `,.;:!?)` are words themselves. Encoding loses
-nothing but case and spacing: `decode(encode(text, length)) == normalise(text)`.
+nothing but case, spacing and Unicode form: `decode(encode(text, length)) == normalise(text)`.
 
 The null text of classifier-free guidance is the empty text, whose ids are all padding.
 """
@@ -10,6 +10,7 @@ The null text of classifier-free guidance is the empty text, whose ids are all p
 import collections
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,9 +25,10 @@ _PIECE = re.compile(rf" ?[^ {re.escape(_CLOSING)}]+|[{re.escape(_CLOSING)}]| ")
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, none at the ends; characters outside UTF-8 become `?`."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return " ".join(text.lower().split())
+    """Lower case, Unicode NFC, single spaces, none at the ends; characters outside UTF-8 become
+    `?`."""
+    text = text.encode("utf-8", "replace").decode("utf-8").lower()
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 class Tokenizer:
@@ -41,12 +43,15 @@ class Tokenizer:
     """
 
     def __init__(self, words: tuple[str, ...] = ()):
-        for word in words:
-            if _pieces("a" + _piece(word)) != [" a", _piece(word)]:
+        # Older vocabularies may have a word in two Unicode forms; NFC takes precedence.
+        self.words, self._ids = tuple(words), {}
+        for i, word in enumerate(words):
+            piece = unicodedata.normalize("NFC", _piece(word))
+            if _pieces("a" + piece) != [" a", piece]:
                 raise UvitError(f"{word!r} cannot be a word of the tokenizer: no text contains it")
-        self.words = tuple(words)
-        self._ids = {_piece(word): _FIRST_WORD + i for i, word in enumerate(words)}
-        if len(self._ids) != len(words):
+            if piece not in self._ids or piece == _piece(word):
+                self._ids[piece] = _FIRST_WORD + i
+        if len(set(words)) != len(words):
             twice = collections.Counter(words).most_common(1)[0][0]
             raise UvitError(f"the word {twice!r} is given twice to the tokenizer")
 

@@ -6,6 +6,7 @@ With them a trained model is sampled by class name and prompt without its data s
 import base64
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,11 +60,17 @@ class Vocabulary:
         return None if self.features is None else self.features.null
 
     def class_id(self, wanted: Any, num_classes: int) -> int:
-        """The index of a class given by name or number; UvitError if it is neither."""
-        text = str(wanted)
-        if text in self.classes:
-            return self.classes.index(text)
-        if text.isdecimal() and int(text) < num_classes:
+        """The index of a class given by name or number; UvitError if it is neither.
+
+        Names are compared as Unicode NFC. If any is itself a number, so that one number could mean
+        two classes, only names are taken.
+        """
+        text = unicodedata.normalize("NFC", str(wanted))
+        names = [unicodedata.normalize("NFC", name) for name in self.classes]
+        if text in names:
+            return names.index(text)
+        named_by_numbers = any(name.isdecimal() for name in names)
+        if text.isdecimal() and not named_by_numbers and int(text) < num_classes:
             return int(text)
         hint = nearest(text, self.classes) if self.classes else f"; known: 0 to {num_classes - 1}"
         raise UvitError(f"label {text!r} is not a class of this model{hint}")

@@ -20,6 +20,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.interop import files, mapping
 from uvit_jax.interop.mapping import SAME, Entry, Tensors, linear, patches
 from uvit_jax.models.model import Params
+from uvit_jax.paths import local_path
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _PREFIX = {"text": "text_model.", "vision": "vision_model."}
@@ -104,7 +105,7 @@ def load_text_encoder(
     Raises:
       UvitError: as `load_text`; if the tokenizer is missing or damaged; without `transformers`.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         raise UvitError(f"{path} is not a folder; pass a folder with CLIP's tokenizer and weights")
     tower, params = load_text(path, dtype=dtype)
@@ -117,7 +118,7 @@ def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
     Raises:
       UvitError: if a folder has no such file, or its config.json is damaged.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         return path, {}
     if kind == "text" and (path / "text_encoder").is_dir():  # a Stable Diffusion folder

@@ -28,6 +28,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model import Params
 from uvit_jax.parallel.mesh import batch_shards
 from uvit_jax.parallel.sharding import BATCH
+from uvit_jax.paths import local_path
 
 
 class Encoder:
@@ -158,7 +159,7 @@ def encoder(
         if name not in towers.TOWERS:
             raise UvitError(f"the encoder {name} does not support another preparation")
         spec = dataclasses.replace(spec, prepare=preparation, preparation=preparation.word)
-    return Encoder(name, spec, Path(weights) if weights else None, mesh)
+    return Encoder(name, spec, local_path(weights) if weights else None, mesh)
 
 
 def spread(batch: np.ndarray, mesh: Mesh) -> jax.Array:

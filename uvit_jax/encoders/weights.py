@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,7 +40,10 @@ def read_npz(path: Path, names: Iterable[str] = ()) -> dict[str, np.ndarray]:
       UvitError: if the file is missing, damaged, or one of the arrays is pickled.
     """
     with _npz(path) as file:
-        return {k: file[k] for k in file.files if not names or k in names}
+        wanted = [k for k in file.files if not names or k in names]
+        for name in wanted:
+            _check_size(file.zip, name, path.stat().st_size)
+        return {k: file[k] for k in wanted}
 
 
 def npz_names(path: Path) -> set[str]:
@@ -55,8 +59,23 @@ def _npz(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             yield file
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UvitError(f"{path} is damaged or not an npz of plain arrays: {error}") from None
+    except Exception as error:  # numpy and zipfile raise a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UvitError(f"{path} is damaged or not an npz of plain arrays: {reason}") from None
+
+
+def _check_size(archive: zipfile.ZipFile, name: str, size: int) -> None:
+    """Raises ValueError if an array of an npz claims more than a file of `size` bytes can hold."""
+    info = archive.NameToInfo.get(f"{name}.npy") or archive.getinfo(name)
+    if info.file_size > 1100 * min(info.compress_size, size) + 1100:  # deflate's limit is 1032
+        raise ValueError(f"{name} claims {info.file_size} bytes")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        read_header = read.get(version, np.lib.format.read_array_header_2_0)
+        shape, _, dtype = read_header(file)
+    if math.prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"{name} claims the shape {shape}, more than the file holds")
 
 
 def sha256(path: Path) -> str:

@@ -5,12 +5,12 @@ Heusel et al. 2017 (arXiv:1706.08500), equation 6; with the official Inception i
 
 import dataclasses
 import os
-from pathlib import Path
 
 import numpy as np
 
 from uvit_jax.encoders.weights import read_npz
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
     """Writes `mu`, `sigma` (as pytorch-fid does), `count` and `encoder`, atomically."""
-    path = Path(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = dict(mu=statistics.mean, sigma=statistics.covariance)
     if statistics.count is not None:
@@ -128,7 +128,7 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     Raises:
       UvitError: if it is missing, damaged, or lacks one of them.
     """
-    arrays = read_npz(Path(path), ("mu", "sigma", "count", "encoder"))
+    arrays = read_npz(local_path(path), ("mu", "sigma", "count", "encoder"))
     if not {"mu", "sigma"} <= set(arrays):
         raise UvitError(f"{path} has no statistics: mu or sigma is missing")
     mean, covariance = (np.asarray(arrays[k], np.float64) for k in ("mu", "sigma"))

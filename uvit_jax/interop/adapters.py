@@ -27,6 +27,7 @@ from uvit_jax.models import lora
 from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix
 from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig
+from uvit_jax.paths import local_path
 
 KEY = "uvit_jax.adapter"  # in the safetensors' metadata: an AdapterRecord as JSON
 PREFIX = "base_model.model."
@@ -84,7 +85,7 @@ def save(
     Raises:
       UvitError: if `out` exists, or the model does not have these adapters or this form.
     """
-    out = Path(out).expanduser()
+    out = local_path(out)
     if out.exists():
         raise UvitError(f"{out} exists already; give a new name")
     lora.check(model.abstract_params, adapters)
@@ -126,7 +127,7 @@ def load(
     Raises:
       UvitError: if the file is missing or damaged, or for another model or another base.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     file = path / TENSORS if path.is_dir() else path
     tensors = files.read_tensors(file)
     record = _record(file, files.read_metadata(file))

@@ -23,6 +23,7 @@ from uvit_jax.interop.weight_files import WEIGHTS
 from uvit_jax.io import write_text
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig
+from uvit_jax.paths import local_path
 
 FORMS = ("own", "official", "diffusers")
 
@@ -50,7 +51,7 @@ def export(
     Raises:
       UvitError: if `out` exists or has another suffix, or the model does not have this form.
     """
-    out = Path(out).expanduser()
+    out = local_path(out)
     if form not in FORMS:
         raise UvitError(f"unknown format {form!r}{nearest(form, FORMS)}")
     if out.exists():

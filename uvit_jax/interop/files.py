@@ -1,14 +1,17 @@
 """Reads and writes tensor files: safetensors, and PyTorch's with `weights_only`."""
 
 import argparse
+import collections
 import json
 import os
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -18,31 +21,106 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
+from uvit_jax.paths import local_path
 
 # In the metadata of our own files: the configs of model and run, and the vocabulary, as JSON.
 CONFIG_KEY, RUN_KEY, VOCABULARY_KEY = "uvit_jax.model", "uvit_jax.run", "uvit_jax.vocabulary"
 
 
+_DTYPES = {  # of safetensors; bfloat16 and float8 are numpy types by ml_dtypes, a dependency of JAX
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16},
+    **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "BOOL": np.bool_},
+    **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+}
+# What compiling, sharding and checkpointing put into names, anywhere.
+_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_STATE_DICTS = ("state_dict", "model_state_dict", "module", "params_ema", "params")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+
+
 def read_tensors(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
-    """The tensors of a `.safetensors`, `.pth` or `.pt` file by name; PyTorch's as float32.
+    """The tensors of a `.safetensors`, `.pth` or `.pt` file by name; PyTorch's floats as float32.
+
+    Names lose what wraps them: `module.` before all of them, `_orig_mod.` anywhere. Of a file that
+    is one of several shards (`x-00001-of-00002.safetensors`), all are read.
 
     Args:
       raw: of a DiT training file, which holds both, the raw parameters instead of their EMA.
 
     Raises:
-      UvitError: if the file is missing, damaged, of another kind, or holds anything but tensors.
+      UvitError: if the file or a shard is missing, damaged, of another kind, or holds anything but
+        tensors.
     """
-    if not path.is_file():
-        raise UvitError(f"{path} does not exist")
-    if path.suffix == ".safetensors":
-        try:
-            # bfloat16 is a numpy type by ml_dtypes, a dependency of JAX.
-            return safetensors.numpy.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise UvitError(f"{path} is not a complete safetensors file: {error}") from None
-    if path.suffix in (".pth", ".pt"):
-        return read_torch(path, raw=raw)
-    raise UvitError(f"{path}: expected a .safetensors, .pth or .pt file, or a workdir")
+    tensors: dict[str, np.ndarray] = {}
+    for file in _shards(path):
+        if not file.is_file():
+            of = f", a shard of the weights in {path.parent}" if file != path else ""
+            raise UvitError(f"{file}{of} does not exist")
+        if file.suffix == ".safetensors":
+            part = _read_safetensors(file)
+        elif file.suffix in (".pth", ".pt"):
+            part = read_torch(file, raw=raw)
+        else:
+            raise UvitError(f"{file}: expected a .safetensors, .pth or .pt file, or a workdir")
+        if twice := sorted(tensors.keys() & part):
+            raise UvitError(f"{file} has the tensor {twice[0]!r}, as another shard does")
+        tensors |= part
+    return _unwrapped(tensors, path)
+
+
+def _shards(path: Path) -> list[Path]:
+    """The files of which `path` is one."""
+    match = _SHARD.fullmatch(path.stem)
+    if not match or not path.is_file():
+        return [path]
+    name, _, count = match.groups()
+    if not 1 <= int(count) <= 9999:
+        return [path]
+    return [
+        path.with_name(f"{name}-{i:05d}-of-{count}{path.suffix}") for i in range(1, int(count) + 1)
+    ]
+
+
+def _unwrapped(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Tensors by their names in the network itself."""
+    # A counter of PyTorch's AveragedModel, beside the network `module`.
+    names = {key: _WRAPPERS.sub("", key) for key in tensors if key != "n_averaged"}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {key: name.removeprefix("module.") for key, name in names.items()}
+    if len(set(names.values())) < len(names):
+        twice = collections.Counter(names.values()).most_common(1)[0][0]
+        raise UvitError(f"{path} has the tensor {twice!r} twice, once within a wrapper")
+    return {name: tensors[key] for key, name in names.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    tensors = {}
+    try:
+        # Compares the sizes in the header with the file's before anything is allocated.
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            start = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                if entry["dtype"] not in _DTYPES:
+                    raise UvitError(
+                        f"{path}: {name} is of dtype {entry['dtype']}, which is not supported; "
+                        "convert it to F32, F16 or BF16"
+                    )
+                first, last = entry["data_offsets"]
+                file.seek(8 + start + first)
+                data = bytearray(file.read(last - first))
+                array = np.frombuffer(data, np.dtype(_DTYPES[entry["dtype"]]))
+                tensors[name] = array.reshape(entry["shape"])
+    except UvitError:
+        raise
+    except Exception as error:  # of safetensors, JSON or numpy, for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UvitError(f"{path} is not a complete safetensors file: {reason}") from None
+    return tensors
 
 
 def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
@@ -58,6 +136,10 @@ def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
     try:
         # Files from before PyTorch 1.6 are not zip archives and cannot be memory-mapped.
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            with zipfile.ZipFile(path) as archive_file:
+                if sum(i.file_size for i in archive_file.infolist()) > path.stat().st_size:
+                    raise ValueError("it is compressed, or claims more than it holds")
         with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many types for damaged files
@@ -70,11 +152,32 @@ def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
         if name not in stored:
             raise UvitError(f"{path} is a training file without {name!r}; it has {[*stored]}")
         stored = stored[name]
-    if not isinstance(stored, Mapping) or not all(
-        isinstance(t, torch.Tensor) for t in stored.values()
-    ):
+    while isinstance(stored, Mapping) and not _flat(stored, torch):
+        inner = next((k for k in _STATE_DICTS if isinstance(stored.get(k), Mapping)), None)
+        if inner is None:
+            break
+        stored = stored[inner]
+    if not isinstance(stored, Mapping) or not _flat(stored, torch):
         raise UvitError(f"{path} is not a flat dict of tensors; give the file of the (EMA) network")
-    return {key: tensor.float().numpy() for key, tensor in stored.items()}
+    return _unwrapped({key: _array(path, key, tensor) for key, tensor in stored.items()}, path)
+
+
+def _flat(stored: Mapping, torch: Any) -> bool:
+    return all(isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in stored.items())
+
+
+def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
+    """A PyTorch tensor as numpy array, floats as float32, others in their own type."""
+    try:
+        tensor = tensor.detach()
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError("its shape claims more values than the file holds")
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except Exception as error:  # sparse, quantised and meta tensors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UvitError(
+            f"{path}: {name} is not a plain tensor ({reason}); save it dense and unquantised"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
@@ -103,7 +206,7 @@ def save_safetensors(
     flat = jax.tree_util.tree_leaves_with_path(params)
     tensors = {path_string(p): np.asarray(a) for p, a in flat}
     config = {CONFIG_KEY: json.dumps(to_dict(model.config))}
-    write_tensors(Path(path), tensors, {**(metadata or {}), **config})
+    write_tensors(local_path(path), tensors, {**(metadata or {}), **config})
 
 
 def write_tensors(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.errors import UvitError
@@ -132,6 +133,9 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
     for entry in entries:
         if entry.key not in tensors:
             continue
+        if not jnp.issubdtype(tensors[entry.key].dtype, jnp.floating):
+            misshapen[entry.key] = f"{entry.key} has dtype {tensors[entry.key].dtype}, not floats"
+            continue
         target = entry.view(arrays[entry.path])
         value = theirs = np.asarray(tensors[entry.key], np.float32)
         fits = entry.rows is None or theirs.shape[1:2] == (ends[entry.key],)
@@ -159,7 +163,8 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
     if any(problems):
         text = "; ".join(filter(None, problems))
         raise UvitError(f"{where} does not have this model's tensors; {text}")
-    if broken := sorted(k for k in known if not np.isfinite(tensors[k]).all()):
+    # As float32, in which large float64 are infinite.
+    if broken := sorted(k for k in known if not np.isfinite(np.float32(tensors[k])).all()):
         raise UvitError(f"{where} has values that are not finite (NaN or infinity): {some(broken)}")
     if copies:
         key, first = copies[0]

@@ -11,6 +11,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.interop import files
 from uvit_jax.interop.dit_weights import DIFFUSERS
 from uvit_jax.interop.mapping import Tensors
+from uvit_jax.paths import local_path
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' file name
 
@@ -51,7 +52,7 @@ def open_weights(
     Raises:
       UvitError: if there are no such weights, or the file is damaged or holds more than tensors.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if not path.is_dir():
         if step is not None:
             raise UvitError(f"{path} has no steps to choose from; drop step={step}")
@@ -83,9 +84,18 @@ def _networks(folder: Path) -> set[str]:
 
 def _diffusers(folder: Path) -> Path | None:
     """The diffusers folder: `folder` itself, or its `transformer` for a pipeline, else None."""
-    for candidate in (folder, folder / "transformer"):
-        if any((candidate / f"{WEIGHTS}.{kind}").is_file() for kind in ("safetensors", "bin")):
-            return candidate
+    return next((f for f in (folder, folder / "transformer") if _diffusers_file(f)), None)
+
+
+def _diffusers_file(folder: Path) -> Path | None:
+    """The weights of a diffusers folder, in full precision if it has them, or their first shard."""
+    for variant in ("", ".fp16", ".bf16"):
+        if (file := folder / f"{WEIGHTS}{variant}.safetensors").is_file():
+            return file
+        if shards := sorted(folder.glob(f"{WEIGHTS}{variant}-?????-of-?????.safetensors")):
+            return shards[0]
+        if (file := folder / f"{WEIGHTS}{variant}.bin").is_file():
+            return file
     return None
 
 
@@ -107,8 +117,6 @@ def _open_diffusers(folder: Path) -> WeightFile:
     hints = {ours: settings[theirs] for ours, theirs in names.items() if theirs in settings}
     if wrong := [names[k] for k, v in hints.items() if type(v) is not int or v < 1]:
         raise UvitError(f"{file}: {wrong[0]} must be a positive integer")
-    weights = folder / f"{WEIGHTS}.safetensors"
-    if weights.is_file():
-        return WeightFile(str(weights), files.read_tensors(weights), hints)
-    weights = weights.with_suffix(".bin")
-    return WeightFile(str(weights), files.read_torch(weights), hints)
+    weights = _diffusers_file(folder)
+    read = files.read_torch if weights.suffix == ".bin" else files.read_tensors
+    return WeightFile(str(weights), read(weights), hints)

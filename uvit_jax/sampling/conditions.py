@@ -99,8 +99,8 @@ def conditions_for(
     for segment in model.layout.conditions:
         if segment.kind == "label":
             known = len(vocabulary.classes) or segment.num_classes
-            labels = config.labels or range(known)
-            ids = [vocabulary.class_id(label, segment.num_classes) for label in labels]
+            named = [vocabulary.class_id(label, segment.num_classes) for label in config.labels]
+            ids = named or range(known)
             conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
             names = [vocabulary.class_name(i) for i in conditions[segment.name]]
         elif segment.is_reference:

@@ -10,7 +10,9 @@ import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import dataset
+from uvit_jax.data.sources.folder import is_system_folder
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.tokens.layout import Layout
 
@@ -32,7 +34,7 @@ def from_folder(
       UvitError: if the model takes no references, or fewer subjects or views; or a folder has no
         image, or a broken one.
     """
-    root = Path(folder).expanduser()
+    root = local_path(folder)
     if not layout.references:
         raise UvitError(f"the model takes no references; leave out --references={root}")
     shape = layout.references[0].shape
@@ -67,7 +69,7 @@ def _check(layout: Layout, root: Path, numbers: dict[str, list[int]]) -> None:
         raise UvitError(
             f"{root} holds images and folders; give a folder for each subject, or the images of one"
         )
-    folders = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    folders = {p.name for p in root.iterdir() if p.is_dir() and not is_system_folder(p.name)}
     if empty := sorted(folders - numbers.keys()):
         raise UvitError(f"{root / empty[0]} holds no image; add one, or remove the folder")
     subjects, views = layout.num_subjects, layout.num_views

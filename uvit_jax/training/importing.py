@@ -35,6 +35,7 @@ from uvit_jax.interop.recognise import (
 from uvit_jax.interop.weight_files import WeightFile, open_weights
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig
+from uvit_jax.paths import local_path
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.optimizer import make_optimizer
@@ -106,7 +107,7 @@ def import_checkpoint(
       UvitError: if the file is not supported, no config or more than one has its model, or the
         workdir is in use. Nothing is written then.
     """
-    target = Path(workdir).expanduser()
+    target = local_path(workdir)
     _check_free(target)
     caution = ""
     source = open_weights(path, step=step, raw=raw)

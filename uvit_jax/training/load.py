@@ -1,11 +1,11 @@
 """`uvit_jax.load`: a model and its parameters from a run directory or a weight file."""
 
 import os
-from pathlib import Path
 
 from uvit_jax.interop.recognise import read, recognise
 from uvit_jax.interop.weight_files import holds_foreign_weights, open_weights
 from uvit_jax.models.model import Model, Params
+from uvit_jax.paths import local_path
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     Raises:
       UvitError: if there are no weights at `path`, or they are damaged or of an unknown family.
     """
-    path = Path(path).expanduser()
+    path = local_path(path)
     if path.is_dir() and not holds_foreign_weights(path):
         from uvit_jax.training.checkpoint import load_workdir
 

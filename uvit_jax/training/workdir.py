@@ -7,13 +7,13 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any
 
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
+from uvit_jax.paths import local_path
 from uvit_jax.training.run_config import changed_keys, parse_run
 
 
@@ -32,7 +32,7 @@ class Workdir:
     """The files of a run at `path`."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path).expanduser()
+        self.path = local_path(path)
         self.config = self.path / "config.json"
         self.vocabulary = self.path / "vocabulary.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.image_decoding import decode, to_float
+from uvit_jax.data.image_decoding import decode, read_file, to_float
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 
 FILE, PLAIN = "prompts_and_classes.txt", "prompts.txt"
 LIVE = ("cat", "dog")
@@ -86,7 +87,7 @@ class DreamBench:
     """
 
     def __init__(self, path: str | os.PathLike, *, image_size: int = 0, names: Sequence[str] = ()):
-        root = Path(path).expanduser()
+        root = local_path(path)
         # Opens every image, and raises at once if one is broken.
         source = FolderSource(DataConfig(name="folder", path=str(root), image_size=1))
         folders: dict[str, list[Path]] = {}
@@ -157,17 +158,13 @@ def _checked(templates: tuple[tuple[str, ...], ...], file: Path) -> tuple[tuple[
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UvitError(f"cannot read {file}: {error}") from None
 
 
 def _decoded(file: Path, size: int) -> np.ndarray:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UvitError(f"cannot read the image {file}: {error.strerror}") from error
-    return decode(data, str(file), size=size, channels=3, background=_WHITE)
+    return decode(read_file(file), str(file), size=size, channels=3, background=_WHITE)
 
 
 def _words(name: str) -> str:

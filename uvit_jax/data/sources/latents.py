@@ -6,9 +6,7 @@
 a row's sample follows from the same 64 random bits that decide on its mirroring.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from uvit_jax.data.sources.source import Source
 from uvit_jax.data.text_shards import open_text
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
+from uvit_jax.paths import local_path
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Log-variances are clamped to this range before they are used, as in Stable Diffusion."""
@@ -96,7 +95,7 @@ class LatentDataset(Dataset):
             labels[row], captions = self.source.unpack(record, moments[row])
             number = row_bits % 2**32
             if self.tokenizer is not None:
-                known = json.loads(bytes(captions)) or [""]
+                known = self.source.parse_captions(captions, example) or ("",)
                 texts.append(self._encode_caption(known[number % len(known)]))
             elif self._texts is not None:
                 texts.append(self.feature(example, number))
@@ -123,7 +122,7 @@ class LatentSource(LatentReader, Source):
     dataset_class = LatentDataset
 
     def __init__(self, config: DataConfig):
-        folder = Path(config.path).expanduser()
+        folder = local_path(config.path)
         index = open_index(LatentIndex, folder)
         for missing, remedy in (
             (config.labels and not index.labels, "have no labels; leave labels empty"),
@@ -133,6 +132,7 @@ class LatentSource(LatentReader, Source):
             if missing:
                 raise UvitError(f"the latents in {folder} {remedy}")
         super().__init__(folder, index)
+        self.read(0)  # raises if records are smaller than the index says
         self.class_names = index.class_names if config.labels else ()
 
     def tokenizer(self) -> Tokenizer:

@@ -51,8 +51,7 @@ class Source(abc.ABC):
     def __getitem__(self, index: int) -> dict:
         """The record of this index, the same at every call, with the keys
 
-        image: bytes, an encoded image (PNG, JPEG, WebP or whatever else Pillow opens), or an array
-          uint8 (H, W, 3).
+        image: bytes, a PNG, JPEG or WebP; or an array uint8 (H, W, 3).
         name: what to call it in error messages.
         label: int, an index into `class_names`; if `config.labels` is set.
         captions: tuple of texts, of which training chooses one at random, perhaps empty; if

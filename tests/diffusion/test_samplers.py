@@ -285,3 +285,19 @@ def test_impossible_combinations_are_refused(config, schedule, message):
             make(ScheduleConfig(name=schedule)),
             key=None if "key" in message else KEY,
         )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_heun_of_a_network_that_errs_is_bounded(steps):
+    """At t = 0 a prediction of x0 says nothing of eps: no step may evaluate it there."""
+    schedule = make(ScheduleConfig(name="rectified_flow"))
+
+    def predict(x, network_time):
+        return jax.tree.map(lambda a: 0.5 + 0.01 * jnp.sin(40 * a), x)
+
+    denoise = process.denoiser(predict, schedule, "x0")
+    x = jax.random.normal(jax.random.key(0), (64, 3))
+    x_0 = jax.jit(lambda x: sample(SamplerConfig(name="heun", steps=steps), denoise, schedule, x))(
+        x
+    )
+    assert jnp.abs(x_0 - 0.5).max() < 0.05

@@ -82,11 +82,16 @@ def euler(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[S
 def heun(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """The trapezoidal rule after an Euler predictor (Karras et al. 2022, algorithm 1); order 2.
 
-    As the predictor is y = x + h k1, the corrector x + h (k1 + k2)/2 is (x + y)/2 + h k2 / 2.
+    As the predictor is y = x + h k1, the corrector x + h (k1 + k2)/2 is (x + y)/2 + h k2 / 2. A
+    step that ends without noise has no corrector, as there: eps, and with it k2, follows from x0
+    only by a division by sigma = 0.
     """
     del config
     rows = []
     for t, s in _pairs(grid):
+        if schedule.sigma(s) == 0:
+            rows.append(_slope(schedule, t, s, s - t, x=1.0))
+            continue
         rows.append(_slope(schedule, t, s, s - t, x=1.0, ends_step=False))
         rows.append(_slope(schedule, s, s, (s - t) / 2, x=0.5, y=0.5))
     return rows

@@ -41,7 +41,7 @@ class Trajectory(NamedTuple):
 
 
 def num_evaluations(config: SamplerConfig) -> int:
-    """The number of network evaluations of `sample`."""
+    """The number of network evaluations of `sample`; of heun, one less if it ends at sigma = 0."""
     if config.name.startswith("dpm_solver") and config.method == "singlestep":
         return config.order * config.steps
     return EVALUATIONS.get(config.name, 1) * config.steps

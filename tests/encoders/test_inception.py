@@ -56,7 +56,7 @@ def test_features_and_logits_are_those_of_torch_fidelity(tensors, tmp_path):
     images = pictures(2, 64)
     with torch.no_grad():
         pool, logits = theirs(torch.tensor(images.transpose(0, 3, 1, 2)))
-    assert pool.std(dim=0).mean() > 0.01  # the pictures are told apart
+    assert pool.std(dim=0).mean() > 0.01  # the images are distinguished
     ours = encoder("inception_tf", path).features(images)
     close(ours["pool"], pool)
     close(ours["logits"], logits)

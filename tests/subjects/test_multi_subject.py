@@ -1,4 +1,4 @@
-"""Swapped, missing, duplicated and leaking subjects are told apart."""
+"""Swapped, missing, duplicated and leaking subjects are distinguished."""
 
 from itertools import permutations
 

@@ -60,7 +60,7 @@ def read_tensors(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
         if file.suffix == ".safetensors":
             part = _read_safetensors(file)
         elif file.suffix in (".pth", ".pt"):
-            part = read_torch(file, raw=raw)
+            part = _read_torch(file, raw=raw)
         else:
             raise UvitError(f"{file}: expected a .safetensors, .pth or .pt file, or a workdir")
         if twice := sorted(tensors.keys() & part):
@@ -129,6 +129,11 @@ def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
     No code in it is executed: it is read with `weights_only`, and the only class allowed besides
     tensors is `argparse.Namespace`, in which DiT's training files store their flags.
     """
+    return _unwrapped(_read_torch(path, raw=raw), path)
+
+
+def _read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
+    """The same by the names in the file."""
     try:
         import torch
     except ImportError:
@@ -159,7 +164,7 @@ def read_torch(path: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
         stored = stored[inner]
     if not isinstance(stored, Mapping) or not _flat(stored, torch):
         raise UvitError(f"{path} is not a flat dict of tensors; give the file of the (EMA) network")
-    return _unwrapped({key: _array(path, key, tensor) for key, tensor in stored.items()}, path)
+    return {key: _array(path, key, tensor) for key, tensor in stored.items()}
 
 
 def _flat(stored: Mapping, torch: Any) -> bool:

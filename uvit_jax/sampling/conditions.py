@@ -169,7 +169,7 @@ def conditions_like(
     by_kind = {s.kind: s for s in segments}
     if len(by_kind) < len(segments):
         raise UvitError(
-            "two segments of one kind cannot be told apart in the data: "
+            "two segments of one kind cannot be distinguished in the data: "
             f"{', '.join(s.name for s in segments)}; generate samples from Python"
         )
     labels, texts = [], []

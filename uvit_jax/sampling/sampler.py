@@ -136,7 +136,7 @@ def make_sampler(
         branches = classifier_free_branches(model, config, vocabulary)
     learned = config.sampler.variance == "learned"
     for segment in generated:
-        if learned and not getattr(segment, "learned_range", False):
+        if learned and not segment.learned_range:
             raise UvitError(
                 f"sampler.variance is 'learned', but segment {segment.name!r} has no "
                 "learned_range; use 'small' or 'large'"

@@ -44,9 +44,10 @@ class Embed(nnx.Module):
 
     def __init__(self, layout: Layout, width: int, *, dtype: Any, rngs: nnx.Rngs):
         for segment in layout.segments:
-            if segment.position == "sincos" and (width % 2 or min(shares(width, segment)) < 2):
+            axes = len(segment.grid_axes)
+            if segment.position == "sincos" and (width % 2 or min(shares(width, axes)) < 2):
                 raise UvitError(
-                    f"segment {segment.name!r}: position='sincos' on {len(segment.grid_axes)} axes "
+                    f"segment {segment.name!r}: position='sincos' on {axes} axes "
                     f"needs an even width of at least {2 * len(segment.grid_axes)}, not {width}"
                 )
         self.width = width

@@ -113,7 +113,7 @@ class Layout:
         """The segment whose learned positions this one uses: those of the one it shares, unless it
         begins at another frame."""
         source = self.source(segment)
-        return source if source.first_frame == segment.first_frame else segment
+        return source if source.start == segment.start else segment
 
     @property
     def noisy_images(self) -> tuple[Segment, ...]:

@@ -34,7 +34,7 @@ def coordinates(segment: Segment) -> np.ndarray:
         (np.arange(size) + 0.5) * (trained / size) - 0.5
         for size, trained in zip(segment.grid, segment.trained_grid, strict=True)
     ]
-    axes[0] = axes[0] * segment.frames_per_token + segment.first_frame
+    axes[0] = axes[0] * segment.frames_per_token + segment.start
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
@@ -51,7 +51,7 @@ def sincos(segment: Segment, width: int, axes: Sequence[int] = ()) -> np.ndarray
     axes = tuple(axes) or segment.grid_axes
     ids = coordinates(segment)
     features = []
-    for axis, share in reversed(list(zip(axes, _split(width, len(axes)), strict=True))):
+    for axis, share in reversed(list(zip(axes, shares(width, len(axes)), strict=True))):
         half = share // 2
         frequencies = 10_000.0 ** (-np.arange(half) / half)
         angles = ids[:, axis, None] * frequencies
@@ -59,9 +59,11 @@ def sincos(segment: Segment, width: int, axes: Sequence[int] = ()) -> np.ndarray
     return np.concatenate(features, axis=1).astype(np.float32)
 
 
-def shares(width: int, segment: Segment) -> list[int]:
-    """How many of `width` features, an even number, each axis of a segment's grid has."""
-    return _split(width, len(segment.grid_axes))
+def shares(width: int, axes: int) -> list[int]:
+    """How many of `width` features, an even number, each of so many axes has: even numbers, the
+    first of which includes what does not divide."""
+    share = 2 * (width // (2 * axes))
+    return [width - share * (axes - 1), *[share] * (axes - 1)]
 
 
 def position_ids(
@@ -95,7 +97,7 @@ def rope_angles(position_ids_NA: Any, head_size: int, theta: float) -> Any:
     the F pairs of a share by frequencies theta^(-i / F), i = 0 .. F - 1 (axial RoPE, Su et al.
     2021; Heo et al. 2024, with theta = 100; Wan, with 10000).
     """
-    sizes = [size // 2 for size in _split(head_size, position_ids_NA.shape[-1])]
+    sizes = [size // 2 for size in shares(head_size, position_ids_NA.shape[-1])]
     angles = [
         position_ids_NA[..., axis, None] * theta ** (-np.arange(size) / size)
         for axis, size in enumerate(sizes)
@@ -111,9 +113,3 @@ def resized(table_ND: jax.Array, trained: Grid, grid: Grid) -> jax.Array:
     D = table_ND.shape[-1]
     resized = jax.image.resize(table_ND.reshape(*trained, D), (*grid, D), "linear", antialias=False)
     return resized.reshape(-1, D)
-
-
-def _split(width: int, parts: int) -> list[int]:
-    """`width` in even parts; the first has what is left over."""
-    share = 2 * (width // (2 * parts))
-    return [width - share * (parts - 1), *[share] * (parts - 1)]

@@ -70,8 +70,12 @@ class Segment(Config):
     """Whether its data are integers (class indices, token ids) rather than floating point."""
     null_remedy: ClassVar[str] = ""
     """What to do where `null` is None and one is needed, for the error message."""
-    offset: ClassVar[str] = "none"
-    """Where rotary positions begin: `none`, or `diagonal` (see `Patches`)."""
+
+    # Fields of some kinds, and what stands for them in the others.
+    shape = ()
+    start = 0
+    offset = "none"
+    learned_range = False
 
     name: str = ""
     kind: str = ""
@@ -107,7 +111,7 @@ class Segment(Config):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one example's data, without the batch."""
-        return ()
+        return self.shape
 
     @property
     def grid(self) -> Grid:
@@ -124,11 +128,6 @@ class Segment(Config):
     def trained_grid(self) -> Grid:
         """The grid that its positions belong to; those of another grid are interpolated."""
         return self.grid
-
-    @property
-    def first_frame(self) -> int:
-        """The position of its first frame on the frame axis."""
-        return 0
 
     @property
     def frames_per_token(self) -> int:

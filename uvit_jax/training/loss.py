@@ -30,7 +30,7 @@ def corrupt(
         {s.name: batch[s.name] for s in layout.noisy},
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
-        learned_range=[s.name for s in layout.noisy if getattr(s, "learned_range", False)],
+        learned_range=[s.name for s in layout.noisy if s.learned_range],
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
 

@@ -224,7 +224,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             "config.train.drop_references and drop_each_reference need a model with optional "
             "references"
         )
-    if any(getattr(s, "learned_range", False) for s in layout.noisy):
+    if any(s.learned_range for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     return run
 

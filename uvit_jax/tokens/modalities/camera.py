@@ -30,10 +30,6 @@ class CameraPoses(Segment):
         return ""
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
     def grid(self) -> Grid:
         return (self.shape[0], 1, 1)
 

@@ -32,10 +32,6 @@ class Features(Segment):
         return ""
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
     def grid(self) -> Grid:
         return (1, 1, self.shape[0])
 

@@ -94,10 +94,6 @@ class Patches(Segment):
         return (self.patch_size_t, self.patch_size, self.patch_size)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
     def grid(self) -> Grid:
         return self._grid(self.shape)
 
@@ -108,10 +104,6 @@ class Patches(Segment):
     @property
     def grid_axes(self) -> tuple[int, ...]:
         return (0, 1, 2) if self.is_video else (1, 2)
-
-    @property
-    def first_frame(self) -> int:
-        return self.start
 
     @property
     def frames_per_token(self) -> int:

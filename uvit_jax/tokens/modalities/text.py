@@ -43,10 +43,6 @@ class Text(Segment):
         return "" if self.vocab_size > 0 else "vocab_size must be at least 1"
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.shape
-
-    @property
     def grid(self) -> Grid:
         return (1, 1, 1 if self.pooled else self.shape[0])
 

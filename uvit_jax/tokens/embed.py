@@ -48,7 +48,7 @@ class Embed(nnx.Module):
             if segment.position == "sincos" and (width % 2 or min(shares(width, axes)) < 2):
                 raise UvitError(
                     f"segment {segment.name!r}: position='sincos' on {axes} axes "
-                    f"needs an even width of at least {2 * len(segment.grid_axes)}, not {width}"
+                    f"needs an even width of at least {2 * axes}, not {width}"
                 )
         self.width = width
         self.dtype = dtype

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import compilation_cache
+from uvit_jax import interrupts
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
 
@@ -207,10 +208,12 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command's `main(argv) → exit status` with the compilation cache, and exits.
 
     A `UvitError` and an OSError (a full disk, a read-only folder) print one line; the status is 2.
+    So does Ctrl-C, and the status is 130.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax are verbose
+    interrupts.watch()
     try:
         compilation_cache.enable()
         status = main(None)
@@ -218,6 +221,6 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
-        status = 130
+        sys.stdout.flush()
+        interrupts.end()
     sys.exit(status)

@@ -200,8 +200,9 @@ def config_name(spec: str) -> str:
 def write_json(path: str | None, results: Any) -> None:
     """Writes `results` to the file `path`, the value of `--json`, unless it is None."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(results, indent=2) + "\n")
+        from uvit_jax.io import write_text
+
+        write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> None:

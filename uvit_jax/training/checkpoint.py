@@ -14,10 +14,11 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,19 @@ class Checkpointer:
             cleanup_tmp_directories=True,
         )
         self._finishing: threading.Thread | None = None
+        self._failed: UvitError | None = None
+        # A failed save is raised, in one line; Orbax, asyncio and their threads log it at length.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
     def save(self, state: TrainState, position: int) -> None:
         """Starts saving; the state may be donated to the next step as soon as this returns."""
         self._wait()
         step = int(state.step)
+        with self._one_line():
+            self._start(step, state, position)
+
+    def _start(self, step: int, state: TrainState, position: int) -> None:
         if any(c.step == step for c in self._orbax.checkpoints):
             return
         items = dict(state=_as_dict(state), data={"position": position})
@@ -114,7 +123,25 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the last save."""
         self._wait()
-        self._orbax.close()
+        with self._one_line():
+            self._orbax.close()
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Raises any error of saving as a UvitError that names the folder and what it has."""
+        if self._failed:  # Orbax would raise the error of the last save again
+            raise self._failed
+        try:
+            yield
+        except Exception as error:  # of many types
+            _silence_threads()
+            steps = self._workdir.steps
+            self._failed = UvitError(
+                f"a checkpoint in {self._workdir.checkpoints} cannot be saved "
+                f"({_first_line(error)}); it has those of steps {steps or 'none'}. Make space and "
+                "run the same command to resume"
+            )
+            raise self._failed from None
 
     def _wait(self) -> None:
         if self._finishing is not None:
@@ -212,6 +239,12 @@ def _checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
+def _silence_threads() -> None:
+    """The threads of a failed save go on and print the same error many times."""
+    sys.unraisablehook = lambda *_: None
+    threading.excepthook = lambda *_: None
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
 
@@ -246,4 +279,4 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:  # the deepest cause names the file
         error = error.__cause__
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return text.splitlines()[0][:400]

@@ -197,7 +197,8 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     # A text encoder's features follow from the prompts, and are large.
     small = {name: value for name, value in conditions.items() if value.ndim < 3}
-    np.savez_compressed(out.with_suffix(".npz"), **samples, **small)
+    with io.atomic(out.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **samples, **small)
     names = [s.name for s in model.layout.noisy_images if s.name in samples]
     for name in names:
         path = out if len(names) == 1 else out.with_stem(f"{out.stem}_{name}")

@@ -50,7 +50,7 @@ class Summary:
 
     Attributes:
       step, loss: the last step and its loss.
-      stopped: whether it was stopped by a signal before the end, with a checkpoint.
+      stopped: whether it was stopped by a signal, with a checkpoint.
       seconds, seconds_by_place: wall time, and its parts (see `Clock`).
       samples: path of the last grid of samples; empty if there is none.
     """
@@ -71,7 +71,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
       workdir: a new or empty folder, or the run directory of the same config.
 
     Returns:
-      A `Summary`; it has `stopped=True` after SIGTERM or SIGINT, with a checkpoint saved.
+      A `Summary`; it has `stopped=True` after SIGTERM, SIGINT or SIGHUP, with a checkpoint
+      saved.
 
     Raises:
       UvitError: if config, data, mesh and workdir do not fit each other (nothing is overwritten),
@@ -101,6 +102,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         optimizer, learning_rate = make_optimizer(run.optimizer, train)
         state, shardings = init_state(model, optimizer, jax.random.key(run.seed), mesh)
+        stop = StopSignal()
+        stack.callback(stop.close)  # after all that saves has been closed
         checkpointer = Checkpointer(folder.path, train.keep_checkpoints)
         stack.callback(clock.timed("checkpoint", checkpointer.close))
         restored = checkpointer.restore(state, shardings)
@@ -124,7 +127,6 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         stack.callback(profiler.close)
         monitor = Monitor(train, _writer(run, folder, mesh, start) if main else None, clock)
         stack.callback(monitor.close)
-        stop = stack.enter_context(StopSignal())
         stack.enter_context(_lost_processes())
         clock.started()
 
@@ -139,6 +141,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 if step == start + 1:
                     with clock.at("compile"):
                         step_function = step_function.lower(state, batch).compile()
+                    stop.listen()  # before the first step there is nothing to save
                 state, metrics = step_function(state, batch)
             profiler.after(step, state)
             monitor.add(step, metrics, indices, wait=step == start + 1)
@@ -148,7 +151,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 monitor.flush()
                 with clock.at("checkpoint"):
                     checkpointer.save(state, loader.position)
-            if stopping and not last:
+            if stopping:
                 stopped = True
                 break
             if last or (train.sample_every and step % train.sample_every == 0):

@@ -69,7 +69,8 @@ class SampleGrid:
             if name not in samples:
                 if f"{name}_latents" in samples:
                     file = self._folder.samples / f"{step:08d}_{name}.npy"
-                    np.save(file, samples[f"{name}_latents"])
+                    with io.atomic(file) as partial, partial.open("wb") as opened:
+                        np.save(opened, samples[f"{name}_latents"])
                 continue
             images = io.frames_as_images(samples[name])
             suffix = "" if len(names) == 1 else f"_{name}"

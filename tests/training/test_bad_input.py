@@ -57,6 +57,29 @@ CASES = {
     ),
     "share": (["--config.train.drop.label=x"], r"drop\.label must be a number"),
     "attention": (["--config.model.backbone.attention=cudnn"], r"NVIDIA GPUs, not on cpu"),
+    "reversed interval": (
+        ["--config.sample.guidance_interval=(0.8, 0.2)"],
+        r"config\.sample.*guidance_interval",
+    ),
+    "times reversed": (
+        ["--config.sample.sampler.t_start=0.2", "--config.sample.sampler.t_end=0.7"],
+        r"config\.sample\.sampler.*t_start=0\.2 must be larger than t_end=0\.7",
+    ),
+    "end after the default start": (
+        ["--config.sample.sampler.t_end=1.0"],
+        r"config\.sample\.sampler.*t_end=1\.0 must satisfy",
+    ),
+    "time outside": (["--config.sample.sampler.t_start=1.5"], r"t_start must lie in \[0, 1\]"),
+    "clip": (["--config.sample.clip=-1"], r"config\.sample: clip must be positive, or 0"),
+    "respaced": (
+        ["--config.sample.sampler.name=ddpm", "--config.sample.sampler.spacing=respaced"],
+        r"config\.sample\.sampler: spacing='respaced' needs a schedule with discrete steps",
+    ),
+    "infinite log-SNR": (
+        ["--config.sample.sampler.t_end=0.0"],
+        r"config\.sample\.sampler.*finite log-SNR",
+    ),
+    "samplers' steps": (["--config.sample.sampler.steps=1000000000"], r"steps must lie in \[1,"),
     "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody'"),
 }
 
@@ -94,6 +117,18 @@ def test_workdir_of_another_config_is_left_alone(trained, tmp_path):
     with pytest.raises(UvitError, match=r"another config; it differs in .*optimizer\.b1.*seed"):
         run(f"--workdir={workdir}", "--config.seed=1", "--config.optimizer.b1=0.5")
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "change", ["sampler.t_end=1.0", "sampler.t_start=-1", "clip=-0.5", "guidance_interval=(1,0)"]
+)
+def test_impossible_sampling_is_not_written_into_a_finished_run(change, trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    key = change.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(UvitError, match=rf"config\.sample.*{key}"):
+        run(f"--workdir={workdir}", "--config.train.steps=2", f"--config.sample.{change}")
+    assert (workdir / "config.json").read_bytes() == before
 
 
 def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):

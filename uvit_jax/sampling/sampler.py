@@ -85,6 +85,8 @@ class SampleConfig(Config):
         super().__post_init__()
         if self.latent_scale <= 0:
             raise UvitError(f"latent_scale must be positive, got {self.latent_scale}")
+        if self.clip < 0:
+            raise UvitError(f"clip must be positive, or 0 for no clipping, got {self.clip}")
         if self.guidance_channels < 0:
             raise UvitError(f"guidance_channels must be at least 0, got {self.guidance_channels}")
         if self.count < 1:
@@ -134,6 +136,7 @@ def make_sampler(
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
+    solve.check(config.sampler, schedule)
     generated, keys = generated_segments(layout, config)
     if branches is None:
         branches = classifier_free_branches(model, config, vocabulary)

@@ -11,6 +11,7 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import make
+from uvit_jax.diffusion.solvers import solve
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
@@ -218,6 +219,10 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
     generated_segments(layout, run.sample)
+    try:
+        solve.check(run.sample.sampler, make(run.diffusion.schedule))
+    except UvitError as error:
+        raise UvitError(f"config.sample.sampler: {error}") from None
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(

@@ -125,6 +125,24 @@ def sample(
     return x_0, Trajectory(np.concatenate([columns["t"][:1], columns["t_next"][ends]]), states)
 
 
+def check(config: SamplerConfig, schedule: Schedule) -> None:
+    """Builds the sampler's table and drops it.
+
+    Raises:
+      UvitError: if the schedule does not support the config, or a coefficient is not finite.
+    """
+    with np.errstate(all="ignore"):
+        table = _table(config, schedule)
+    for row in table:
+        for name, value in vars(row).items():
+            if not np.isfinite(value) and not name.startswith("log_"):
+                raise UvitError(
+                    f"the sampler {config.name!r} has no finite step from t={row.t:.6g} to "
+                    f"{row.t_next:.6g} on the schedule {schedule.config.name!r}; change steps, "
+                    "spacing, t_start or t_end"
+                )
+
+
 def one_per_example(key: jax.Array) -> bool:
     """Whether `key` holds keys (B,), not a single one; a raw key, uint32 (2,), is a single one."""
     return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1

@@ -80,6 +80,14 @@ CASES = {
         r"config\.sample\.sampler.*finite log-SNR",
     ),
     "samplers' steps": (["--config.sample.sampler.steps=1000000000"], r"steps must lie in \[1,"),
+    "batch too large": (["--config.train.batch_size=1000000000"], r"train\.batch_size=.*lower it"),
+    "too many samples": (["--config.sample.count=1000000000"], r"sample\.count=.*lower it"),
+    "model too large": (["--config.model.backbone.width=4000000000"], r"config\.model needs"),
+    "many digits": ([f"--config.optimizer.b1=1{400 * '0'}"], r"optimizer\.b1 must lie within"),
+    "infinite": (["--config.optimizer.b1=1e999"], r"optimizer\.b1 must be a finite number"),
+    "kind": (["--config.model.segments.label.kind={1: 2}"], r"label\.kind=.*known"),
+    "deep": ([f"--config.seed={'[' * 3000}"], r"seed must be an integer"),
+    "workers": (["--config.data.workers=1000000"], r"workers must be at most 1024"),
     "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody'"),
 }
 
@@ -217,3 +225,17 @@ def test_damaged_metrics_raise_and_are_unchanged(trained, tmp_path):
     with pytest.raises(UvitError, match=r"line 1 of .*metrics\.jsonl is damaged"):
         run(f"--workdir={workdir}", "--config.train.steps=3")
     assert metrics.read_text() == damaged
+
+
+def test_a_damaged_vocabulary_names_the_file_and_the_command(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "vocabulary.json").write_text("{")
+    with pytest.raises(UvitError, match=r"vocabulary\.json is damaged.*rm .*experiments\.train"):
+        run(f"--workdir={workdir}", "--config.train.steps=2")
+
+
+def test_a_missing_config_names_the_checkpoints_and_the_way_back(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "config.json").unlink()
+    with pytest.raises(UvitError, match=r"config\.json is missing.*steps .*cp NEW/config\.json"):
+        run(f"--workdir={workdir}", "--config.train.steps=2")

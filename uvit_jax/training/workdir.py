@@ -115,7 +115,7 @@ class Workdir:
                 else f"delete it with {shlex.join(['rm', str(self.vocabulary)])}, and "
             )
             raise UvitError(
-                f"{self.vocabulary} is {problem}; config.json and the checkpoints are not affected; "
+                f"{self.vocabulary} is {problem}; config.json and the checkpoints are intact; "
                 f"{remedy}rerun the run's experiments.train command with --workdir="
                 f"{shlex.quote(str(self.path))}, which writes it anew from the data and resumes"
             ) from None

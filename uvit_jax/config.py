@@ -7,6 +7,7 @@ annotated with `Literal`: `parse` checks them, and so does `Config` for dataclas
 
 import collections.abc
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def _known_values(hint: Any) -> tuple[Any, ...]:
 def _check_literal(value: Any, known: tuple[Any, ...], where: str) -> None:
     if not any(value is v or (type(value) is type(v) and value == v) for v in known):
         hint = nearest(value, [v for v in known if v is not None])
-        raise UvitError(f"{where}={value!r} is not a known value{hint}")
+        raise UvitError(f"{where}={brief(value)} is not a known value{hint}")
 
 
 def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
@@ -102,7 +103,7 @@ def plain(config: Any, where: str = "config") -> dict[str, Any]:
 
     converted = convert(config)
     if not isinstance(converted, dict):
-        raise UvitError(f"{where} must be a group of keys, got {config!r}")
+        raise UvitError(f"{where} must be a group of keys, got {brief(config)}")
     return converted
 
 
@@ -151,27 +152,42 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
-            raise UvitError(f"{where} must be a group of keys, got {value!r}")
+            raise UvitError(f"{where} must be a group of keys, got {brief(value)}")
         return parse(hint, value, where)
     if origin is collections.abc.Mapping:
         if not isinstance(value, Mapping):
-            raise UvitError(f"{where} must be a group of keys, got {value!r}")
+            raise UvitError(f"{where} must be a group of keys, got {brief(value)}")
         kind = typing.get_args(hint)[1]
         return {key: _coerce(kind, inner, f"{where}.{key}") for key, inner in value.items()}
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, tuple | list):
-            raise UvitError(f"{where} must be a list, got {value!r}")
+            raise UvitError(f"{where} must be a list, got {brief(value)}")
         inner = typing.get_args(hint)
         kind = inner[0] if inner else Any
         return tuple(_coerce(kind, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise UvitError(f"{where} must lie within ±{MAX_INTEGER}, got {brief(value)}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UvitError(f"{where} must be a finite number, got {value}")
     if hint in (int, float, str, bool) and (
         not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     ):
-        raise UvitError(f"{where} must be {_ARTICLE[hint]}, got {value!r}")
+        raise UvitError(f"{where} must be {_ARTICLE[hint]}, got {brief(value)}")
     return value
 
 
+def brief(value: Any) -> str:
+    """The `repr` of a value, for one line of an error."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits or levels
+        return f"a large {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+MAX_INTEGER = 2**32
+"""Of the integers of a config; sizes and steps are counted in 32 bits."""
 _UNIONS = (typing.Union, types.UnionType)
 _ARTICLE = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}

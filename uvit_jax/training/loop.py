@@ -35,7 +35,7 @@ from uvit_jax.training.clock import Clock
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
-from uvit_jax.training.run_config import RunConfig, TrainConfig, check_mesh
+from uvit_jax.training.run_config import RunConfig, TrainConfig, check_memory, check_mesh
 from uvit_jax.training.sample_grid import SampleGrid
 from uvit_jax.training.state import init_state
 from uvit_jax.training.step import jit_step, make_step
@@ -89,6 +89,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_mesh(run, mesh)
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
+        check_memory(run, model, mesh)
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
@@ -125,7 +126,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         loader = Batches(run, model, dataset, mesh, position)
         profiler = Profiler(train.profile_steps, folder.profile, start)
         stack.callback(profiler.close)
-        monitor = Monitor(train, _writer(run, folder, mesh, start) if main else None, clock)
+        writer = _writer(run, folder, mesh, start) if main else None
+        monitor = Monitor(train, writer, clock, dataset)
         stack.callback(monitor.close)
         stack.enter_context(_lost_processes())
         clock.started()
@@ -175,10 +177,14 @@ class Monitor:
 
     Args:
       writer: of process 0, None on others.
+      dataset: of the batches, to tell data that are not finite from a diverging run.
     """
 
-    def __init__(self, train: TrainConfig, writer: MetricsWriter | None, clock: Clock):
+    def __init__(
+        self, train: TrainConfig, writer: MetricsWriter | None, clock: Clock, dataset: Dataset
+    ):
         self.loss = math.nan
+        self._dataset = dataset
         self._train, self._writer, self._clock = train, writer, clock
         self._pending: list[tuple[int, Any, list[int]]] = []
 
@@ -209,13 +215,26 @@ class Monitor:
                 raise UvitError(
                     f"the loss of step {step} is {self.loss} and its gradient norm "
                     f"{values['grad_norm']}; the batch had the records {indices}. Checkpoints are "
-                    "of good steps before; lower config.optimizer.learning_rate or set "
-                    "config.optimizer.clip_norm"
+                    f"of good steps before; {self._remedy(indices)}"
                 )
             if self._writer is not None:
                 self._writer.advance(step)
                 if step % self._train.log_every == 0 or step in (1, self._train.steps):
                     self._writer.write(step, values, self._clock.lap())
+
+    def _remedy(self, indices: list[int]) -> str:
+        """What to do about a loss that is not finite, after a look at the data of its batch."""
+        for name, value in self._dataset.batch(indices).items():
+            if not np.issubdtype(np.asarray(value).dtype, np.floating):
+                continue
+            finite = np.isfinite(value).reshape(len(indices), -1).all(axis=1)
+            if not finite.all():
+                broken = [i for i, good in zip(indices, finite, strict=True) if not good]
+                return (
+                    f"{name!r} of the records {broken} is not finite: repair or remove them in "
+                    "the data, and rerun the same command to resume"
+                )
+        return "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
 
 
 class Batches:

@@ -1,6 +1,8 @@
 """A run's configuration: every group of keys that `--config` files set, as frozen dataclasses."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,10 +13,12 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import make
+from uvit_jax.diffusion.solvers import solve
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
-from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
+from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
 from uvit_jax.sampling.sampler import SampleConfig, generated_segments
 
 
@@ -61,6 +65,8 @@ class OptimizerConfig(Config):
             raise UvitError(f"b1 and b2 must lie in [0, 1), got {self.b1} and {self.b2}")
         if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
             raise UvitError("warmup_steps, weight_decay and clip_norm must be at least 0")
+        if self.warmup_steps >= 2**31:
+            raise UvitError(f"warmup_steps must be less than 2**31, got {self.warmup_steps}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,8 @@ class TrainConfig:
         for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.steps >= 2**31:
+            raise UvitError(f"steps must be less than 2**31, got {self.steps}")
         for key in ("drop_references", "drop_each_reference"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
@@ -218,6 +226,10 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
     generated_segments(layout, run.sample)
+    try:
+        solve.check(run.sample.sampler, make(run.diffusion.schedule))
+    except UvitError as error:
+        raise UvitError(f"config.sample.sampler: {error}") from None
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(
@@ -246,6 +258,38 @@ def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
             )
     if backbone.attention == "ulysses":
         check_ulysses(mesh, backbone.num_heads)
+
+
+def check_memory(run: RunConfig, model: Model, mesh: Mesh) -> None:
+    """Raises UvitError if parameters or batches alone exceed the memory of a device.
+
+    It is a lower bound: activations are not counted (`experiments.compile` measures them).
+    """
+    # Of another process's device nothing is known.
+    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:  # the CPU backend
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    example = 4 * sum(math.prod(x.shape) for x in model.abstract_inputs(1).values())
+    shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    for key, size, remedy in (
+        # Parameters, their average and the optimizer's moments, in float32.
+        (
+            "config.model",
+            16 * model.num_params // shards,
+            "make it smaller, or raise config.mesh.fsdp",
+        ),
+        (
+            f"config.train.batch_size={run.train.batch_size}",
+            run.train.batch_size * example // batch_shards(mesh),
+            "lower it",
+        ),
+        (f"config.sample.count={run.sample.count}", run.sample.count * example, "lower it"),
+    ):
+        if size > limit:
+            raise UvitError(
+                f"{key} needs at least {size / 2**30:.4g} GiB of memory per device, which has "
+                f"{limit / 2**30:.4g} GiB; {remedy}"
+            )
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -24,6 +24,9 @@ Sampler = Literal["ddpm", "ddim", "euler_maruyama", "euler", "heun", "dpm_solver
 EVALUATIONS = {"heun": 2}
 """Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
 
+MAX_STEPS = 100_000
+"""Tables are built on the host, row by row."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig(Config):
@@ -72,8 +75,17 @@ class SamplerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise UvitError(f"steps must be at least 1, got {self.steps}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UvitError(f"steps must lie in [1, {MAX_STEPS}], got {self.steps}")
+        for key in ("t_start", "t_end"):
+            t = getattr(self, key)
+            if t is not None and not 0 <= t <= 1:
+                raise UvitError(f"{key} must lie in [0, 1], got {t}")
+        if None not in (self.t_start, self.t_end) and self.t_start <= self.t_end:
+            raise UvitError(
+                f"t_start={self.t_start} must be larger than t_end={self.t_end}: samplers run from "
+                "noise, t = 1, to data, t = 0"
+            )
         if self.method != "fast" and not self.name.startswith("dpm_solver"):
             raise UvitError(f"method={self.method!r} needs a DPM solver, not {self.name!r}")
         if self.method == "multistep" and self.name != "dpm_solver_pp":

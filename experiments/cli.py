@@ -23,6 +23,7 @@ from experiments import compilation_cache
 from uvit_jax import interrupts
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.parallel import libtpu
 from uvit_jax.paths import local_path
 
 SHARED_HELP = {"--seed": "of all random numbers; the same seed gives the same results"}
@@ -221,6 +222,7 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax are verbose
     interrupts.watch()
+    libtpu.quiet()
     try:
         compilation_cache.enable()
         status = main(None)

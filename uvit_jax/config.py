@@ -175,6 +175,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     ):
         raise UvitError(f"{where} must be {_ARTICLE[hint]}, got {brief(value)}")
+    if isinstance(value, str) and len(value) > MAX_STRING:
+        raise UvitError(f"{where} must have at most {MAX_STRING} characters, got {brief(value)}")
     return value
 
 
@@ -189,5 +191,7 @@ def brief(value: Any) -> str:
 
 MAX_INTEGER = 2**32
 """Of the integers of a config; sizes and steps are counted in 32 bits."""
+MAX_STRING = 4096
+"""Characters of a string in a config; the longest are paths."""
 _UNIONS = (typing.Union, types.UnionType)
 _ARTICLE = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}

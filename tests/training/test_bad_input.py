@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli, train
-from tests.helpers.running import ROOT, TINY, finish, start
+from tests.helpers.running import ROOT, TINY, finish, losses, start
 from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.errors import UvitError
@@ -239,3 +239,31 @@ def test_a_missing_config_names_the_checkpoints_and_the_way_back(trained, tmp_pa
     (workdir / "config.json").unlink()
     with pytest.raises(UvitError, match=r"config\.json is missing.*steps .*cp NEW/config\.json"):
         run(f"--workdir={workdir}", "--config.train.steps=2")
+
+
+def test_a_broken_image_met_late_saves_the_steps_before(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        image.save(folder / f"{i:02d}.jpg", quality=95)
+    data = dict(name="folder", path=str(folder), labels="", keep_vendors=(), keep_groups=())
+    data = [f"--config.data.{key}={value!r}" for key, value in data.items()]
+    unlabelled = ["--config.model.sequence=('time', 'image')", "--config.train.drop={}"]
+    args = [*data, *unlabelled, "--config.sample.guidance_scale=0", "--config.train.steps=5"]
+    args += ["--config.train.batch_size=4"]
+    assert run(*args, f"--workdir={tmp_path / 'intact'}") == 0
+
+    order = batches(DataConfig(name="folder", path=str(folder)), batch_size=4, seed=0)
+    first_three = [next(order)["index"] for _ in range(3)]
+    broken = folder / f"{first_three[2][0]:02d}.jpg"  # not before the third batch, in one epoch
+    content = broken.read_bytes()
+    broken.write_bytes(content[: -len(content) // 5])  # its header is intact
+    workdir = tmp_path / "run"
+    with pytest.raises(UvitError, match=rf"{broken.name}.*Step 2 is saved.*same command"):
+        run(*args, f"--workdir={workdir}")
+    assert (workdir / "checkpoints" / "2").is_dir()
+    broken.write_bytes(content)
+    assert run(*args, f"--workdir={workdir}") == 0
+    assert losses(workdir) == losses(tmp_path / "intact")

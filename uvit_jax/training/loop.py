@@ -132,14 +132,28 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         stack.enter_context(_lost_processes())
         clock.started()
 
+        def save() -> None:
+            monitor.flush()
+            with clock.at("checkpoint"):
+                checkpointer.save(state, loader.position)
+
         # Train. A step's metrics are read only once the next step has been dispatched, so that the
         # devices never wait for the host; a state is saved only after its own have been checked.
         stopped = False
         for step in range(start + 1, train.steps + 1):
             profiler.before(step, state)
             with profiler.step(step):
-                with clock.at("input"):
-                    batch, indices = next(loader)
+                try:
+                    with clock.at("input"):
+                        batch, indices = next(loader)
+                except UvitError as error:  # such as an image that cannot be decoded
+                    # Several processes cannot save: the others wait in the step for this one.
+                    if step == start + 1 or jax.process_count() > 1:
+                        raise
+                    save()
+                    raise UvitError(
+                        f"{error}. Step {step - 1} is saved: run the same command to resume"
+                    ) from None
                 if step == start + 1:
                     with clock.at("compile"):
                         step_function = step_function.lower(state, batch).compile()
@@ -150,9 +164,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
 
             last, stopping = step == train.steps, stop.requested(step)
             if last or stopping or step % train.checkpoint_every == 0:
-                monitor.flush()
-                with clock.at("checkpoint"):
-                    checkpointer.save(state, loader.position)
+                save()
             if stopping:
                 stopped = True
                 break

@@ -28,7 +28,9 @@ class Label(Segment):
     init_std: float = 1.0
 
     def problem(self) -> str:
-        return "" if self.num_classes > 0 else "num_classes must be at least 1"
+        if not 0 < self.num_classes < 2**31 - 1:  # indices are int32
+            return f"num_classes must lie in [1, 2**31 - 2], got {self.num_classes}"
+        return ""
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return LabelEmbedding(self, width, dtype=dtype, rngs=rngs)

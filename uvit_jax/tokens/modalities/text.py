@@ -40,7 +40,9 @@ class Text(Segment):
             return f"shape must be (T,), a positive number, got {self.shape}"
         if self.encoder_depth < 0 or self.encoder_heads < 1:
             return "encoder_depth must be at least 0 and encoder_heads at least 1"
-        return "" if self.vocab_size > 0 else "vocab_size must be at least 1"
+        if not 0 < self.vocab_size < 2**31:  # ids are int32
+            return f"vocab_size must lie in [1, 2**31 - 1], got {self.vocab_size}"
+        return ""
 
     @property
     def grid(self) -> Grid:

@@ -121,7 +121,7 @@ class LatentReader(ShardReader):
         Raises:
           UvitError: if its shard is damaged.
         """
-        shard, row = divmod(example, self.index.shard_size)
+        shard, row = self.locate(example)
         record = self.read_record(shard, row * (1 + self.index.mirrored) + mirrored)
         if len(record) < self._moments_size + _LABEL.size:
             raise self._damaged(shard, ValueError(f"the record of example {example} is too short"))

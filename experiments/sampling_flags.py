@@ -237,7 +237,7 @@ class Run:
         model = with_attention(model, args.attention)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
-        image_sets.image_segment(model, decoder)
+        image_sets.image_segment(model, decoder, latents=self.config.of_latents)
         conditions, vocabulary, source = self.conditions(model, count)
         record = {
             "source": str(self.folder.path),

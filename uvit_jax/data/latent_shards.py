@@ -68,8 +68,8 @@ class LatentIndex(ShardIndex):
         super().__post_init__()
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise UvitError(f"shape must be (h, w, C), got {self.shape}")
-        if not math.isfinite(self.scale):
-            raise UvitError(f"scale must be finite, got {self.scale}")
+        if not 0 < self.scale < math.inf:
+            raise UvitError(f"scale must be positive and finite, got {self.scale}")
         config = self.autoencoder.get("config")
         if "file" not in self.autoencoder or not isinstance(config, Mapping):
             raise UvitError("autoencoder must have the keys file and config")

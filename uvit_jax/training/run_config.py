@@ -155,6 +155,11 @@ class RunConfig:
         if not 0 <= self.seed < 2**32:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
 
+    @property
+    def of_latents(self) -> bool:
+        """Whether the model's images are latents, which may have 3 channels as well."""
+        return self.data.name == "latents"
+
 
 # The keys that may change when a run is resumed: losses depend on them only by rounding.
 FREE_KEYS = (

@@ -78,14 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
-    subjects = from_folder(model.layout, args.references, decode) if args.references else {}
+    latents, subjects = run.of_latents, {}
+    if args.references:
+        subjects = from_folder(model.layout, args.references, decode, latents=latents)
     conditions, captions = conditions_for(
         model, vocabulary, config, encode_text, list(subjects.values())
     )
     if encode_text is None:
         _warn_of_unknown_words(vocabulary, config.prompts)
     samples = _sample(args, model, params, run.diffusion, config, vocabulary, conditions)
-    samples = decoding.decoded(model.layout, samples, decode)
+    samples = decoding.decoded(model.layout, samples, decode, latents=latents)
 
     step = "" if args.step is None else f"_step{args.step}"
     out = Path(args.out).expanduser() if args.out else None

@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 
 class Config:
-    """Base class of config dataclasses: a field annotated with `Literal` takes no other value.
+    """Base class of config dataclasses: a field annotated with `Literal` takes no other value, and
+    numbers are neither infinite nor 0 in float32 unless they are 0.
 
     Subclasses with checks of their own call `super().__post_init__()` first.
 
@@ -30,6 +31,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, known in _literals(type(self)).items():
             _check_literal(getattr(self, name), known, name)
+        for field in dataclasses.fields(self):
+            _check_float32(getattr(self, field.name), field.name)
 
 
 def _literals(cls: type) -> dict[str, tuple[Any, ...]]:
@@ -75,6 +78,7 @@ def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
         if key not in fields:
             raise UvitError(f"{where}.{key} is not a known key{nearest(key, fields)}")
         values[key] = _coerce(hints[key], config[key], f"{where}.{key}")
+        _check_float32(values[key], f"{where}.{key}")
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -189,9 +193,23 @@ def brief(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
+def _check_float32(value: Any, where: str) -> None:
+    """Raises UvitError for a number that float32, in which it is used, rounds to 0 or infinity."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_float32(inner, f"{where}.{key}")
+    elif isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            _check_float32(inner, f"{where}[{i}]")
+    elif isinstance(value, float) and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1]:
+        rounded = "0" if abs(value) < 1 else "not finite"
+        raise UvitError(f"{where}={value} is {rounded} in float32; give another number")
+
+
 MAX_INTEGER = 2**32
 """Of the integers of a config; sizes and steps are counted in 32 bits."""
 MAX_STRING = 4096
 """Characters of a string in a config; the longest are paths."""
+_FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # its least and greatest normal number
 _UNIONS = (typing.Union, types.UnionType)
 _ARTICLE = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}

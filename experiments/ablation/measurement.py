@@ -59,7 +59,7 @@ class RunMeasurer:
             try:
                 check_data(model, self._data)
                 if self._metrics.samples:
-                    image_sets.image_segment(model)
+                    image_sets.image_segment(model, latents=base.of_latents)
             except UvitError as error:
                 raise UvitError(f"{name}: {error}") from None
         self._encoder = self._reference = None

@@ -50,7 +50,12 @@ CASES = {
     ),
     "drop": (["--config.train.drop.lable=0.1"], r"drop\.lable.*did you mean 'label'"),
     "seed": (["--config.seed=-1"], r"seed must lie in"),
-    "rate": (["--config.optimizer.learning_rate=-1"], r"optimizer: learning_rate and eps"),
+    "rate": (["--config.optimizer.learning_rate=-1"], r"optimizer.*learning_rate"),
+    "eps": (["--config.optimizer.eps=1e-300"], r"config\.optimizer\.eps"),
+    "b2": (["--config.optimizer.b2=0.9999999999"], r"config\.optimizer: b2"),
+    "weight": (["--config.sample.guidance_scale=1e60"], r"config\.sample\.guidance_scale"),
+    "time": (["--config.sample.times.image=1e-50"], r"config\.sample\.times\.image"),
+    "channel": (["--config.sample.guidance_interval=(1e-50,1.0)"], r"guidance_interval\[0\]"),
     "not a group": (
         ["--config.model.segments.image=3"],
         r"segments\.image must be a group of keys",

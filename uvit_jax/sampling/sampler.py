@@ -284,6 +284,7 @@ def _check_inputs(
             raise UvitError(
                 f"inputs[{name!r}] has shape {jnp.shape(value)}, and batch_size is {batch_size}"
             )
+    layout.check_ids(inputs)
 
 
 def _completed(

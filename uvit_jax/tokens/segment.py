@@ -114,6 +114,11 @@ class Segment(Config):
         return self.shape
 
     @property
+    def num_ids(self) -> int | None:
+        """Of integer data, the number of rows of their table; None for others."""
+        return None
+
+    @property
     def grid(self) -> Grid:
         """Its tokens along frames, rows and columns, in the order of the sequence."""
         return (1, 1, 1)

@@ -271,6 +271,11 @@ class Batches:
 
     def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
         local = next(self._iterator)
+        try:
+            self._layout.check_ids(local)
+        except UvitError as error:
+            records = np.asarray(local["index"]).tolist()
+            raise UvitError(f"in the batch of the records {records}, {error}") from None
         batch = {
             name: global_array(local[name], self._rows, self._batch_size, self._mesh)
             for name in self._layout.inputs_in(local)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from uvit_jax.config import Config, parse, plain
@@ -20,6 +21,15 @@ from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
 from uvit_jax.sampling.sampler import SampleConfig, generated_segments
+
+
+def check_adam(b1: float, b2: float, eps: float) -> None:
+    """Raises UvitError if Adam with these coefficients divides by 0 in float32, naming the key."""
+    for key, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= np.float32(value) < 1:
+            raise UvitError(f"{key} must lie in [0, 1), and not round to 1 in float32, got {value}")
+    if not np.float32(eps) >= np.finfo(np.float32).tiny:
+        raise UvitError(f"eps must be positive, and not round to 0 in float32, got {eps}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +69,9 @@ class OptimizerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.learning_rate <= 0 or self.eps <= 0:
-            raise UvitError("learning_rate and eps must be positive")
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise UvitError(f"b1 and b2 must lie in [0, 1), got {self.b1} and {self.b2}")
+        if not np.float32(self.learning_rate) > 0:
+            raise UvitError(f"learning_rate must be positive, got {self.learning_rate}")
+        check_adam(self.b1, self.b2, self.eps)
         if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
             raise UvitError("warmup_steps, weight_decay and clip_norm must be at least 0")
         if self.warmup_steps >= 2**31:
@@ -119,8 +128,8 @@ class TrainConfig:
                 raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
         if self.log_every < 1 or self.sample_every < 0:
             raise UvitError("log_every must be at least 1, sample_every at least 0")
-        if not 0 <= self.ema_decay < 1:
-            raise UvitError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not 0 <= np.float32(self.ema_decay) < 1:
+            raise UvitError(f"ema_decay must lie in [0, 1) in float32, got {self.ema_decay}")
         if self.profile_steps:
             given = self.profile_steps
             if len(given) != 2 or not 1 <= given[0] <= given[1] <= self.steps:
@@ -153,6 +162,11 @@ class RunConfig:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether the model's images are latents, which may have 3 channels as well."""
+        return self.data.name == "latents"
 
 
 # The keys that may change when a run is resumed: losses depend on them only by rounding.

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -32,6 +33,10 @@ class Label(Segment):
             return f"num_classes must lie in [1, 2**31 - 2], got {self.num_classes}"
         return ""
 
+    @property
+    def num_ids(self) -> int:
+        return self.num_classes + self.null_class
+
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return LabelEmbedding(self, width, dtype=dtype, rngs=rngs)
 
@@ -44,7 +49,7 @@ class LabelEmbedding(nnx.Module):
 
     def __init__(self, segment: Label, width: int, *, dtype: Any, rngs: nnx.Rngs):
         self.table = nnx.Embed(
-            segment.num_classes + segment.null_class,
+            segment.num_ids,
             width,
             dtype=dtype,
             embedding_init=nnx.initializers.normal(segment.init_std),
@@ -52,4 +57,5 @@ class LabelEmbedding(nnx.Module):
         )
 
     def __call__(self, label_B: jax.Array) -> jax.Array:
-        return self.table(label_B)[:, None]
+        # Unsigned: a negative index is NaN, as one beyond the table is, not counted from its end.
+        return self.table(label_B.astype(jnp.uint32))[:, None]

@@ -45,6 +45,10 @@ class Text(Segment):
         return ""
 
     @property
+    def num_ids(self) -> int:
+        return self.vocab_size
+
+    @property
     def grid(self) -> Grid:
         return (1, 1, 1 if self.pooled else self.shape[0])
 
@@ -72,7 +76,8 @@ class TextEmbedding(nnx.Module):
         self.encoder = TextTransformer(segment, width, dtype=dtype, rngs=rngs) if encode else None
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        vectors_BTD = self.table(ids_BT)
+        # Unsigned: a negative id is NaN, as one beyond the table is, not counted from its end.
+        vectors_BTD = self.table(ids_BT.astype(jnp.uint32))
         if self.encoder is not None:
             vectors_BTD = self.encoder(vectors_BTD)
         if not self.pooled:

@@ -126,8 +126,9 @@ def make_sampler(
     Raises:
       UvitError: if a segment or time key is unknown, guidance has nothing to drop, a cache is
         required and the references depend on the target, the sampler needs a variance that the
-        model does not predict, or it does not fit the schedule; when called, if an input is unknown
-        or missing, or its batch is not batch_size (or 1).
+        model does not predict, it does not fit the schedule, or small errors of the network would
+        dominate its samples; when called, if an input is unknown or missing, or its batch is not
+        batch_size (or 1).
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
@@ -152,6 +153,9 @@ def make_sampler(
                 f"{segment.shape[-1]} channels"
             )
     time_keys = sorted({s.time_key for s in generated})
+    # What the network's errors enter by: a clipped x0 replaces the prediction.
+    erring = "x0" if config.clip else diffusion.prediction
+    solve.table_of(config.sampler, schedule, erring)  # raises if they would dominate the samples
 
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
         noise_key, run_key = jax.random.split(key)
@@ -188,7 +192,7 @@ def make_sampler(
             clip=config.clip or None,
             learned_range=learned,
         )
-        return solve.sample(config.sampler, denoise, schedule, x_T, run_key)
+        return solve.sample(config.sampler, denoise, schedule, x_T, run_key, prediction=erring)
 
     return sample
 

@@ -131,12 +131,14 @@ def make_sampler(
     Raises:
       UvitError: if a segment or time key is unknown, guidance has nothing to drop, a cache is
         required and the references depend on the target, the sampler needs a variance that the
-        model does not predict, or it does not fit the schedule; when called, if an input is unknown
-        or missing, or its batch is not batch_size (or 1), or there are not batch_size keys.
+        model does not predict, it does not fit the schedule, or small errors of the network would
+        dominate its samples; when called, if an input is unknown or missing, or its batch is not
+        batch_size (or 1), or there are not batch_size keys.
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
-    solve.check(config.sampler, schedule)
+    erring = erring_prediction(config, diffusion)
+    solve.check(config.sampler, schedule, erring)
     generated, keys = generated_segments(layout, config)
     if branches is None:
         branches = classifier_free_branches(model, config, vocabulary)
@@ -194,7 +196,7 @@ def make_sampler(
             clip=config.clip or None,
             learned_range=learned,
         )
-        return solve.sample(config.sampler, denoise, schedule, x_T, run_key)
+        return solve.sample(config.sampler, denoise, schedule, x_T, run_key, prediction=erring)
 
     return sample
 
@@ -328,6 +330,11 @@ def _completed(
                 x_0 = jnp.broadcast_to(data[n], noise[n].shape)
                 noised[n] = process.add_noise(schedule, x_0, noise[n], t_B)
     return branch._replace(inputs=dict(branch.inputs) | noised, times=fixed)
+
+
+def erring_prediction(config: SampleConfig, diffusion: ObjectiveConfig) -> str:
+    """The prediction by which a network's errors enter: a clipped x0 replaces any other."""
+    return "x0" if config.clip else diffusion.prediction
 
 
 def generated_segments(layout: Layout, config: SampleConfig) -> tuple[list[Any], dict[str, str]]:

@@ -45,7 +45,7 @@ VARIANTS |= {
 VARIANTS["ddim of eta 1"] = dict(name="ddim", eta=1.0)
 VARIANTS["ddpm of the large variance"] = dict(name="ddpm", variance="large")
 
-X = np.random.default_rng(1).normal(size=(256, 2)).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
 EXACT_X0, EXACT_EPS = jax.jit(mixture.expected_x0), jax.jit(mixture.expected_eps)
 
 
@@ -78,7 +78,7 @@ def largest(rows, schedule, prediction, error=0.01):
 def test_errors_of_a_network_stay_small_or_are_refused(variant, name):
     """Data are within about 2, as are the samples of an exact network."""
     schedule, refused = make(ScheduleConfig(name=name)), []
-    for prediction, steps in itertools.product(get_args(Prediction), (1, 2, 3, 4, 7, 25)):
+    for prediction, steps in itertools.product(get_args(Prediction), (1, 2, 3, 25)):
         config = SamplerConfig(steps=steps, **VARIANTS[variant])
         try:
             rows = table_of(config, schedule, prediction)
@@ -90,10 +90,9 @@ def test_errors_of_a_network_stay_small_or_are_refused(variant, name):
         assert size < 3 * LIMIT, (prediction, steps, size)
         if steps == 25:
             assert size < 4, (prediction, size)
-    # Refusal is for few and long steps: of noise, of orders above 1 in eps.
-    assert 25 not in refused, refused
-    if not variant.startswith(("euler_maruyama", "dpm_solver")) or variant == "dpm_solver_pp":
-        assert not refused
+    # Refusal is for long steps of noise, or of an order above 1 in eps that the config demands.
+    long = {"euler_maruyama": 3, "dpm_solver singlestep": 2}.get(variant, 0)
+    assert max(refused, default=0) <= long, refused
 
 
 @pytest.mark.parametrize("prediction", get_args(Prediction))

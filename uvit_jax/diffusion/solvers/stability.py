@@ -33,7 +33,9 @@ def stable_rows(
 
     By default `eps` and `score` start where sigma = 100 alpha if alpha vanishes at the schedule's
     start. `heun` ends with Euler's rule, as where sigma is 0 in Karras et al. 2022 (algorithm 1),
-    if its last corrector would multiply errors by more than 10. Other tables are not changed.
+    if its last corrector would multiply errors by more than 10. The method `fast` of the DPM
+    solvers takes steps of order 1, as many evaluations, if those of higher order would multiply
+    errors beyond the data. Other tables are not changed.
 
     Raises:
       UvitError: if `make_rows` does, for an unknown prediction, or if `amplification` exceeds 5.
@@ -49,6 +51,9 @@ def stable_rows(
         if abs(rows[-1].x0 * x0 + rows[-1].eps * eps) > _CORRECTOR_LIMIT:
             rows = [*rows[:-2], dataclasses.replace(rows[-2], ends_step=True)]
     size = amplification(rows, schedule, prediction)
+    if size > LIMIT and config.name.startswith("dpm_solver") and config.method == "fast":
+        rows = make_rows(dataclasses.replace(config, method="singlestep", order=1), schedule)
+        size = amplification(rows, schedule, prediction)
     if not size <= LIMIT:
         ends = [key for key in ("t_start", "t_end") if getattr(config, key) is not None]
         remedy = "increase sampler.steps, or set sampler.name='dpm_solver_pp'"

@@ -47,13 +47,15 @@ class SamplerConfig(Config):
         t = 0 (ddpm, ddim and euler only). Default: `respaced` for ddpm and ddim on discrete
         schedules (unless t_start or t_end is given), `log_snr` for dpm_solver, else `time`.
       t_start, t_end: the first and the last time. Default: the schedule's t_max and t_min, except
-        that ddpm and ddim end at 0 (but not with `log_snr`), and euler_maruyama not below 1e-3.
+        that ddpm and ddim end at 0 (but not with `log_snr`), and euler_maruyama not below 1e-3; for
+        networks of eps or score on a schedule with alpha(t_max) = 0, where sigma = 100 alpha.
       eta: of ddim; 0 is deterministic, 1 is ddpm with the small variance.
       variance: of ddpm. `small`: the posterior variance given x0 (beta tilde); `large`: beta;
         `learned`: interpolated by the network's output (`denoiser(..., learned_range=True)`).
       method: of the DPM solvers. `fast`: singlestep of order 3, with lower orders at the end so
-        that `steps` is the number of evaluations (Lu et al. 2022a, section 3.4); `singlestep`;
-        `multistep`, for dpm_solver_pp only.
+        that `steps` is the number of evaluations (Lu et al. 2022a, section 3.4), and with order 1
+        throughout where these are too few (see stability.py); `singlestep`; `multistep`, for
+        dpm_solver_pp only.
       order: of singlestep and multistep.
       lower_order_final: lowers the order of `multistep` to 1 towards the last step: more stable
         with few steps, at the price of the asymptotic order of 3M.

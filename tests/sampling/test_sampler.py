@@ -188,7 +188,7 @@ def test_samples_do_not_depend_on_the_batch_size(solver, learned):
     """Nor on the number of samples: sample i follows from the seed, i and its conditions."""
     model, params = learned
     diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="ddpm_linear"))
-    config = parse(SampleConfig, dict(sampler=solver | dict(steps=2), guidance_scale=0.5))
+    config = parse(SampleConfig, dict(sampler=solver | dict(steps=8), guidance_scale=0.5))
     labels = {"label": np.array([0, 3, 1, 4, 2])}
 
     def sampled(batch_size, count=5, seed=7):

@@ -39,6 +39,11 @@ def watch() -> None:
     threading.Thread(target=_watch, args=(receiver,), daemon=True).start()
 
 
+def end_at_once() -> None:
+    """From now on Ctrl-C ends the process, until `watch` is called."""
+    signal.signal(signal.SIGINT, lambda *_: end())
+
+
 def end() -> None:
     """Ends the process with one line and status 130, without Python's clean-up."""
     if not _ending.acquire(blocking=False):

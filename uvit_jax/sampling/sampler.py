@@ -137,7 +137,8 @@ def make_sampler(
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
-    erring = erring_prediction(config, diffusion)
+    # What the network's errors enter by: a clipped x0 replaces the prediction.
+    erring = "x0" if config.clip else diffusion.prediction
     solve.check(config.sampler, schedule, erring)
     generated, keys = generated_segments(layout, config)
     if branches is None:
@@ -330,11 +331,6 @@ def _completed(
                 x_0 = jnp.broadcast_to(data[n], noise[n].shape)
                 noised[n] = process.add_noise(schedule, x_0, noise[n], t_B)
     return branch._replace(inputs=dict(branch.inputs) | noised, times=fixed)
-
-
-def erring_prediction(config: SampleConfig, diffusion: ObjectiveConfig) -> str:
-    """The prediction by which a network's errors enter: a clipped x0 replaces any other."""
-    return "x0" if config.clip else diffusion.prediction
 
 
 def generated_segments(layout: Layout, config: SampleConfig) -> tuple[list[Any], dict[str, str]]:

@@ -20,7 +20,7 @@ from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
-from uvit_jax.sampling.sampler import SampleConfig, erring_prediction, generated_segments
+from uvit_jax.sampling.sampler import SampleConfig, generated_segments
 
 
 def check_adam(b1: float, b2: float, eps: float) -> None:
@@ -241,8 +241,9 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             layout.null(name, 1)
     generated_segments(layout, run.sample)
     try:
-        erring = erring_prediction(run.sample, run.diffusion)
-        solve.check(run.sample.sampler, make(run.diffusion.schedule), erring)
+        # What only errors of the network rule out is refused by `make_sampler`: the sampling
+        # settings of an older run must not keep its weights from being loaded.
+        solve.check(run.sample.sampler, make(run.diffusion.schedule))
     except UvitError as error:
         raise UvitError(f"config.sample.sampler: {error}") from None
     dropping = run.train.drop_references or run.train.drop_each_reference

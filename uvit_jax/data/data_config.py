@@ -18,11 +18,13 @@ class DataConfig(Config):
 
     Attributes:
       name: "emoji" (embedded), "folder" (of images), "latents" (written by
-        `experiments.encode_latents`), "totems" or "emoji_scenes" (rendered scenes with reference
-        images of their subjects), any other key of `SOURCES` in `uvit_jax.data.sources.registry`,
-        or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without the
-        prefix "tfds:".
-      path: the folder, for "folder", "latents" and further sources of files.
+        `experiments.encode_latents`), "subjects" (images with reference images of their subjects,
+        from a manifest or a folder, see `uvit_jax.data.sources.subjects`), "totems" or
+        "emoji_scenes" (rendered scenes with reference images of their subjects), any other key of
+        `SOURCES` in `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as
+        "cifar10" or "imagenet2012", with or without the prefix "tfds:".
+      path: the folder, for "folder", "latents" and further sources of files; for "subjects" the
+        folder or the manifest.
       data_dir: the folder of prepared TFDS data sets; "" is the default of TFDS.
       split: "train", "test", or a TFDS split such as "train[:10%]"; of totems and emoji scenes also
         "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes).
@@ -43,9 +45,10 @@ class DataConfig(Config):
         the source (of a TFDS data set, the class names).
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
         keeps all. `keep_labels` has concepts, such as "grinning face".
-      max_subjects, max_views: of totems and emoji scenes, the most subjects per image (1 to 3), and
-        the most references per subject (0 to 4); the numbers are random, from 1 up to these.
-      places: of totems and emoji scenes, the most references of all subjects together: an example
+      max_subjects, max_views: the most subjects per image (1 to 7; of totems and emoji scenes 1 to
+        3), and the most references per subject (0 to 16; of these worlds 0 to 4); the numbers are
+        random, from 1 up to these.
+      places: of data with references, the most references of all subjects together: an example
         has one subject with many of them or several with fewer, and the model takes `places`
         subjects with one view each. 0 has a reference for every view of every subject.
       portraits: of totems and emoji scenes, the share of training images that show one subject on
@@ -104,7 +107,7 @@ class DataConfig(Config):
         if self.features and self.text:
             raise UvitError("text and features are two forms of the same captions; set only one")
         parse_colour(self.background)
-        if self.name in ("folder", "latents"):
+        if self.name in ("folder", "latents", "subjects"):
             self._check_folder()
         elif self.path and self.name in ("emoji", *WORLDS):
             raise UvitError(
@@ -118,11 +121,16 @@ class DataConfig(Config):
         else:
             self._check_no_emoji_filters()
         if self.name in WORLDS:
+            self._check_references(subjects=3, views=4)
             self._check_world()
+        elif self.name == "subjects":
+            self._check_references(subjects=7, views=16)
 
     def _check_folder(self) -> None:
         if not self.path:
             raise UvitError(f"name={self.name!r} needs path, the folder to read")
+        if self.name == "subjects" and self.labels:
+            raise UvitError(f"subjects have no labels: set labels to '', not {self.labels!r}")
         if self.labels not in ("", "label"):
             raise UvitError(f"labels of a folder must be '' or 'label', got {self.labels!r}")
         if self.split != "train":
@@ -141,8 +149,9 @@ class DataConfig(Config):
             hint = hint if "mean" in hint else f"; clear them with {clear}"
             raise UvitError(f"{', '.join(keys)}: filters of emoji, but name={self.name!r}{hint}")
 
-    def _check_world(self) -> None:
-        for key, least, most in (("max_subjects", 1, 3), ("max_views", 0, 4), ("portraits", 0, 1)):
+    def _check_references(self, *, subjects: int, views: int) -> None:
+        limits = ("max_subjects", 1, subjects), ("max_views", 0, views), ("portraits", 0, 1)
+        for key, least, most in limits:
             if not least <= getattr(self, key) <= most:
                 raise UvitError(f"{key} must lie in [{least}, {most}], got {getattr(self, key)}")
         if self.places and not (self.max_views and self.places >= self.max_subjects):
@@ -150,6 +159,8 @@ class DataConfig(Config):
                 f"places={self.places} must be 0, or at least max_subjects={self.max_subjects} "
                 "with max_views of 1 or more"
             )
+
+    def _check_world(self) -> None:
         if self.channels != 3:
             raise UvitError(f"{self.name} need channels=3, got {self.channels}")
         if self.flip:

@@ -74,7 +74,11 @@ class FolderSource(Source):
                 lambda f: _stem(f) in self._texts or len(f.parts) > 1,
                 "has neither a caption file (.txt or .caption) nor a sub-folder, and text is on",
             )
-            self.captions = [self._caption(f) for f in self.files]
+            texts = [self.caption(f) for f in self.files]
+            self.captions = [
+                _nfc(f.parts[0]) if text is None else text
+                for f, text in zip(self.files, texts, strict=True)
+            ]
             stems = {_stem(f) for f in self.files}
             skipped["captions without an image"] = [
                 file for stem, file in self._texts.items() if stem not in stems
@@ -133,9 +137,14 @@ class FolderSource(Source):
                 f"{self.root / missing[0]} {problem} ({len(missing)} of {len(self.files)} images)"
             )
 
-    def _caption(self, file: Path) -> str:
+    def caption(self, file: Path) -> str | None:
+        """The text beside one of `files`, or None if there is none.
+
+        Raises:
+          UvitError: if it cannot be read as UTF-8.
+        """
         if _stem(file) not in self._texts:
-            return _nfc(file.parts[0])
+            return None
         text = self.root / self._texts[_stem(file)]
         try:
             return _nfc(text.read_text(encoding="utf-8-sig"))

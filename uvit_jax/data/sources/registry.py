@@ -5,6 +5,7 @@ from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.data.sources.latents import LatentSource
 from uvit_jax.data.sources.source import Source
+from uvit_jax.data.sources.subjects import SubjectSource
 from uvit_jax.data.sources.tfds import TfdsSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
 from uvit_jax.errors import UvitError, nearest
@@ -13,6 +14,7 @@ SOURCES: dict[str, type[Source]] = {
     "emoji": EmojiSource,
     "folder": FolderSource,
     "latents": LatentSource,
+    "subjects": SubjectSource,
     "totems": SceneSource,
     "emoji_scenes": SceneSource,
 }

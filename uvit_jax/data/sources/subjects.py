@@ -1,0 +1,302 @@
+"""Images of named subjects, with reference images of each: `data.name="subjects"`.
+
+`config.path` is a manifest or a folder. A manifest is a file of JSON lines, with paths relative to
+its folder:
+
+    {"image": "park.jpg", "caption": "@1 chases @2 in a park",
+     "references": {"@1": ["rex/1.jpg", "rex/2.jpg"], "@2": ["ball.png"]}, "weight": 2}
+
+In a folder, every sub-folder has the images of one subject. Each image is a target, and the others
+are its references; its caption is the file of the same name with the suffix `.txt` or `.caption`,
+in which the subject is `@1`, or else just `@1`.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uvit_jax.data import image_decoding
+from uvit_jax.data.data_config import DataConfig, parse_colour
+from uvit_jax.data.dataset import CACHE_BYTES, Dataset
+from uvit_jax.data.sources.folder import FolderSource
+from uvit_jax.data.sources.source import Source
+from uvit_jax.data.sources.worlds.scene_source import SLOT_WORDS, pack_references
+from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.errors import UvitError, nearest
+from uvit_jax.paths import local_path
+
+LISTED = 10
+"""How many problems an error lists."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubjectImage:
+    """An image of subjects, and the files that show them.
+
+    Attributes:
+      image: the target's file.
+      caption: with `@1` to `@S`, each at least once.
+      references: by subject, the files of which references are drawn; none is empty.
+      weight: how many times the image occurs in an epoch.
+      where: its line or file, for messages.
+    """
+
+    image: Path
+    caption: str
+    references: tuple[tuple[Path, ...], ...]
+    weight: int = 1
+    where: str = ""
+
+
+class SubjectDataset(Dataset):
+    """Images of subjects, opened. Files of a small set are decoded once and kept in memory.
+
+    A row has the inputs of `scene_source.SceneDataset`: `image`, `ref_{s}_{v}`, `refs_present` and
+    `text`. An image's references are drawn anew at each epoch: how many of a subject, from 1 to
+    `config.max_views`, which ones, and in which order.
+    """
+
+    _transient = ("_encode_caption", "_decoded")
+
+    def __init__(self, config: DataConfig, source: "SubjectSource", tokenizer: Tokenizer | None):
+        shape = (config.image_size,) * 2 if config.image_size else source.native_shape
+        if shape is None:
+            raise UvitError("the images differ in size; set image_size to a number of pixels")
+        self.image_shape = (*shape, config.channels)
+        self._background = parse_colour(config.background)
+        super().__init__(config, source, tokenizer)
+
+    def decode(self, record: dict) -> dict[str, np.ndarray]:
+        """A record as one row of a batch, with the first references of each subject."""
+        return self._row(record["example"], None)
+
+    def batch(
+        self, indices: Sequence[int], bits: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The records of these indices as a batch; `bits` decide on references and mirroring."""
+        bits = [None] * len(indices) if bits is None else bits
+        rows = [
+            self._row(self.source[index]["example"], row_bits)
+            for index, row_bits in zip(indices, bits, strict=True)
+        ]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _row(self, example: SubjectImage, bits: int | None) -> dict[str, np.ndarray]:
+        S, V = self.config.max_subjects, self.config.max_views
+        rng = None if bits is None else np.random.default_rng(bits)
+        present = np.zeros((S, V), bool)
+        images = np.zeros((S, V, *self.image_shape), np.float32)
+        most = min(V, self.config.places // len(example.references)) if self.config.places else V
+        for s, files in enumerate(example.references):
+            chosen = range(min(len(files), most))
+            if rng is not None and most:
+                count = rng.integers(1, len(chosen) + 1)
+                chosen = rng.permutation(len(files))[:count]
+            for v, i in enumerate(chosen):
+                images[s, v], present[s, v] = self._image(files[i]), True
+        target = self._image(example.image)
+        if rng is not None and self.config.flip and rng.integers(2):
+            target, images = target[:, ::-1], images[..., ::-1, :]
+        row = {"image": target}
+        for s, v in np.ndindex(S, V):
+            row[f"ref_{s + 1}_{v + 1}"] = images[s, v]
+        if V:
+            row["refs_present"] = present
+        if self.config.places:
+            row = pack_references(row, self.config.places)
+        if self.tokenizer is not None:
+            row["text"] = self._encode_caption(example.caption)
+        return row
+
+    def _image(self, file: Path) -> np.ndarray:
+        """float32 (H, W, C) in [-1, 1]."""
+        pixels = self._decoded.get(file) if self._decoded is not None else None
+        if pixels is None:
+            pixels = image_decoding.decode(
+                image_decoding.read_file(file),
+                str(file),
+                size=self.config.image_size,
+                channels=self.config.channels,
+                background=self._background,
+            )
+            if self._decoded is not None:
+                self._decoded[file] = pixels
+        return image_decoding.to_float(pixels)
+
+    def _start(self) -> None:
+        super()._start()
+        small = len(self.source.files) * math.prod(self.image_shape) <= CACHE_BYTES
+        self._decoded: dict[Path, np.ndarray] | None = {} if small else None
+
+
+class SubjectSource(Source):
+    """The images of a manifest or of a folder of subjects.
+
+    A record is a dict with `example` (a `SubjectImage`), `name` and `captions` (one text).
+
+    Raises:
+      UvitError: if the manifest or the folder is missing, empty or damaged; or a file cannot be
+        opened, a caption does not name exactly the subjects that have references, or an image has
+        more than `config.max_subjects` or `config.places` of them. It lists up to `LISTED`.
+    """
+
+    dataset_class = SubjectDataset
+
+    def __init__(self, config: DataConfig):
+        path = local_path(config.path)
+        if path.is_dir():
+            self.examples = _from_folder(config)
+        else:
+            self.examples = _from_manifest(path)
+        _refuse(path, "captions that do not name their subjects", _misnamed(self.examples))
+        _refuse(path, "images with too many subjects", _too_many(self.examples, config))
+        unique = {f for e in self.examples for f in (e.image, *sum(e.references, ()))}
+        self.files = sorted(unique)
+        with ThreadPoolExecutor(8) as pool:
+            problems = pool.map(image_decoding.problem, self.files)
+        broken = [f"{f} ({p})" for f, p in zip(self.files, problems, strict=True) if p]
+        _refuse(path, "images that cannot be opened", broken, "replace or remove them")
+        self.native_shape = None
+        if not config.image_size:
+            shapes = {image_decoding.upright_shape(f) for f in self.files}
+            self.native_shape = shapes.pop() if len(shapes) == 1 else None
+        if config.text:
+            self.captions = sorted({e.caption for e in self.examples})
+        self._order = [i for i, e in enumerate(self.examples) for _ in range(e.weight)]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.examples[self._order[index]]
+        return {"example": example, "name": example.where, "captions": (example.caption,)}
+
+    def tokenizer(self) -> Tokenizer:
+        """The words of the captions, after those of the slots, which training permutes."""
+        words = Tokenizer.from_captions(self.captions or ()).words
+        return Tokenizer((*SLOT_WORDS, *(w for w in words if w not in SLOT_WORDS)))
+
+
+def _from_folder(config: DataConfig) -> list[SubjectImage]:
+    options = dict(labels="label", text=False, name="folder")
+    folder = FolderSource(dataclasses.replace(config, **options))
+    by_subject = collections.defaultdict(list)
+    for file in folder.files:
+        by_subject[file.parts[0]].append(file)
+    alone = [f"{folder.root / name}" for name, files in by_subject.items() if len(files) < 2]
+    _refuse(folder.root, "subjects with a single image", alone, "add another view, or remove them")
+    examples = []
+    for files in by_subject.values():
+        for file in files:
+            others = tuple(folder.root / f for f in files if f != file)
+            caption = folder.caption(file)
+            examples.append(
+                SubjectImage(
+                    image=folder.root / file,
+                    caption="@1" if caption is None else caption,
+                    references=(others,),
+                    where=str(folder.root / file),
+                )
+            )
+    return examples
+
+
+def _from_manifest(path: Path) -> list[SubjectImage]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UvitError(
+            f"cannot read {path} ({reason}); give a manifest of JSON lines, or a folder with a "
+            "sub-folder for each subject"
+        ) from None
+    examples, wrong = [], []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                examples.append(_parsed(json.loads(line), path.parent, f"{path}:{number}"))
+            except (ValueError, UvitError, RecursionError) as error:
+                wrong.append(f"line {number}: {error}")
+    _refuse(path, "lines that are not examples", wrong)
+    if not examples:
+        raise UvitError(f"{path} has no examples; add a line of JSON for each image")
+    return examples
+
+
+def _parsed(row: Any, folder: Path, where: str) -> SubjectImage:
+    known = ("image", "caption", "references", "weight")
+    if not isinstance(row, dict):
+        raise UvitError("it must be a JSON object")
+    for key in row:
+        if key not in known:
+            raise UvitError(f"{key!r} is not a known key{nearest(key, known)}")
+    image, caption, references = (row.get(key) for key in known[:3])
+    weight = row.get("weight", 1)
+    if not isinstance(image, str) or not isinstance(caption, str):
+        raise UvitError("image and caption must be strings")
+    if type(weight) is not int or not 1 <= weight <= 1000:
+        raise UvitError(f"weight must be an integer from 1 to 1000, got {weight!r}")
+    if not isinstance(references, dict) or not references:
+        raise UvitError('references must be of the form {"@1": ["file", …]}')
+    names = [f"@{s + 1}" for s in range(len(references))]
+    if set(references) != set(names):
+        raise UvitError(f"references are of {', '.join(references)}; number subjects from @1")
+    files = []
+    for name in names:
+        listed = references[name]
+        if (
+            not isinstance(listed, list)
+            or not listed
+            or not all(isinstance(f, str) for f in listed)
+        ):
+            raise UvitError(f"references of {name} must be a list of files")
+        files.append(tuple(folder / local_path(f) for f in listed))
+    return SubjectImage(
+        image=folder / local_path(image),
+        caption=caption,
+        references=tuple(files),
+        weight=weight,
+        where=where,
+    )
+
+
+def _misnamed(examples: Iterable[SubjectImage]) -> list[str]:
+    """What captions lack the name of a subject, or name one without references."""
+    wrong = []
+    for example in examples:
+        named = {int(n) for n in re.findall(r"(?<!\S)@(\d+)(?=[\s,.;:!?)]|$)", example.caption)}
+        expected = set(range(1, len(example.references) + 1))
+        if missing := sorted(expected - named):
+            wrong.append(f"{example.where}: the caption {example.caption!r} lacks @{missing[0]}")
+        elif unknown := sorted(named - expected):
+            wrong.append(f"{example.where}: @{unknown[0]} of the caption has no references")
+    return wrong
+
+
+def _too_many(examples: Iterable[SubjectImage], config: DataConfig) -> list[str]:
+    """Which examples have more subjects than the config allows."""
+    limits = {"max_subjects": config.max_subjects}
+    if config.places:
+        limits["places"] = config.places
+    key = min(limits, key=limits.get)
+    return [
+        f"{e.where}: {len(e.references)} subjects, and config.data.{key} is {limits[key]}"
+        for e in examples
+        if len(e.references) > limits[key]
+    ]
+
+
+def _refuse(path: Path, what: str, problems: Sequence[str], remedy: str = "correct them") -> None:
+    """Raises UvitError if there are problems, with the first `LISTED` of them."""
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        listed = "; ".join(problems[:LISTED])
+        raise UvitError(f"{path} has {len(problems)} {what}: {listed}{more}; {remedy}")

@@ -128,6 +128,8 @@ class TrainedNetwork:
             return steps * full * (1 + bool(s))
         bare = 2.0 * forward_cost(self._bare(model)).total
         # The branches of `classifier_free_branches` whose weight is not 0.
+        if sample.guidance_chain == "references":
+            return steps * (full + (bool(s) + (s_r != s)) * bare)
         return steps * ((1 + (s_r != s)) * full + bool(s_r) * bare)
 
     def _bare(self, model: Model) -> Any:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import time
 from typing import Any
 
 import jax
@@ -37,8 +38,9 @@ from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
 from uvit_jax.training.run_config import RunConfig, TrainConfig, check_mesh
 from uvit_jax.training.sample_grid import SampleGrid
-from uvit_jax.training.state import init_state
+from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
+from uvit_jax.training.text_pretraining import pretrained, with_encoder
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         restored = checkpointer.restore(state, shardings)
         state, position = restored or (state, 0)
         start = int(state.step)
+        if not restored and run.text_pretraining.steps:
+            state = _with_text_encoder(run, state, shardings, dataset)
         if main:
             logger.info(
                 "%s on %d %s device(s), %s at step %d",
@@ -242,6 +246,29 @@ class Batches:
             for name in self._layout.inputs_in(local)
         }
         return batch, np.asarray(local["index"]).tolist()
+
+
+def _with_text_encoder(
+    run: RunConfig, state: TrainState, shardings: TrainState, dataset: Dataset
+) -> TrainState:
+    """A fresh state with the pretrained encoder in its parameters and their average."""
+    config = run.text_pretraining
+    segment = run.model.segments[config.segment]
+    began = time.perf_counter()
+    encoder, loss = pretrained(config, segment, dataset, seed=run.seed)
+    logger.info(
+        "text encoder: %d steps on captions, loss %.4f, %.0f s",
+        config.steps,
+        loss,
+        time.perf_counter() - began,
+    )
+    trees = {
+        key: jax.device_put(
+            with_encoder(getattr(state, key), segment.name, encoder), getattr(shardings, key)
+        )
+        for key in ("params", "ema")
+    }
+    return dataclasses.replace(state, **trees)
 
 
 def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:

@@ -15,6 +15,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
+from uvit_jax.parallel.sharding import path_string
 from uvit_jax.sampling.sampler import SampleConfig, generated_segments
 
 
@@ -64,6 +65,43 @@ class OptimizerConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPretrainingConfig(Config):
+    """How a text segment's encoder is trained on captions: the output at each word predicts the
+    words before it and the words after it, two softmaxes whose targets are uniform over those words
+    (skip-gram, Mikolov et al. 2013, of contextual vectors and with a direction).
+
+    Attributes:
+      steps: of AdamW, with a cosine schedule; 0 is no pretraining.
+      segment: the text segment, with `encoder_depth`.
+      facts: whether the output at a subject's name predicts what the caption states of it as well
+        (its place and facing in rendered scenes), for data that say so in records' `facts`.
+      freeze: whether the run leaves the encoder as it is, and trains only the projection of its
+        output into the sequence.
+      batch_size: captions a step. learning_rate: the peak.
+    """
+
+    steps: int = 0
+    segment: str = "text"
+    facts: bool = True
+    freeze: bool = True
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise UvitError(
+                "steps must be at least 0, batch_size at least 1 and learning_rate positive"
+            )
+
+    def is_encoder(self, path: tuple[Any, ...]) -> bool:
+        """Whether a path in a model's parameters is one of the pretrained encoder."""
+        prefix = f"embed/segments/{self.segment}/"
+        name = path_string(path)
+        return name.startswith((f"{prefix}table/", f"{prefix}encoder/")) and "/proj/" not in name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop.
 
@@ -76,6 +114,8 @@ class TrainConfig:
       drop: for each condition, the share of examples whose value is replaced by the null value (for
         classifier-free guidance), independently.
       drop_references: the share of examples that lose all their references.
+      drop_jointly: the share that lose all their references and all that is not a reference, which
+        guidance's unconditional branch is trained on.
       drop_each_reference: the share of references that are dropped independently.
       permute_slots: whether each example's subjects, and with them the words `@1`, `@2`, … of its
         caption, get random slots of the model, and its views likewise, so that all slots are
@@ -94,6 +134,7 @@ class TrainConfig:
     ema_warmup: bool = True
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
     drop_references: float = 0.0
+    drop_jointly: float = 0.0
     drop_each_reference: float = 0.0
     permute_slots: bool = True
     checkpoint_every: int = 1000
@@ -106,7 +147,7 @@ class TrainConfig:
         for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("drop_references", "drop_each_reference"):
+        for key in ("drop_references", "drop_jointly", "drop_each_reference"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
         if self.log_every < 1 or self.sample_every < 0:
@@ -128,6 +169,7 @@ class RunConfig:
 
     Attributes:
       model: layout and backbone. data: the data set. train: the loop. diffusion: the objective.
+      text_pretraining: of a text segment's encoder, before the first step.
       optimizer: AdamW or Muon. sample: the grids of samples in training, and the defaults of
         `experiments.sample`. mesh: how devices are used.
       seed: of parameters, data order and noise, in [0, 2^32).
@@ -139,6 +181,7 @@ class RunConfig:
     diffusion: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
+    text_pretraining: TextPretrainingConfig = TextPretrainingConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
@@ -217,7 +260,12 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             )
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
+    if run.train.drop_jointly:
+        for segment in layout.conditions:
+            if segment.role == "condition" and segment.kind != "features":
+                layout.null(segment.name, 1)
     generated_segments(layout, run.sample)
+    _check_text_pretraining(run)
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(
@@ -227,6 +275,25 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
     if any(s.learned_range for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     return run
+
+
+def _check_text_pretraining(run: RunConfig) -> None:
+    """Raises UvitError if there is no encoder to pretrain."""
+    if not run.text_pretraining.steps:
+        return
+    texts = {s.name: s for s in run.model.layout().inputs if s.kind == "text"}
+    segment = texts.get(run.text_pretraining.segment)
+    if segment is None:
+        hint = nearest(run.text_pretraining.segment, texts)
+        raise UvitError(
+            f"config.text_pretraining.segment={run.text_pretraining.segment!r} is not a text of "
+            f"the model{hint}"
+        )
+    if not segment.encoder_width:
+        raise UvitError(
+            f"config.text_pretraining needs an encoder; set encoder_depth and encoder_width of "
+            f"config.model.segments.{segment.name}"
+        )
 
 
 def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:

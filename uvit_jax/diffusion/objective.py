@@ -114,6 +114,7 @@ def corrupt(
     *,
     time_keys: Mapping[str, str] | None = None,
     learned_range: Collection[str] = (),
+    t: jax.Array | float | None = None,
 ) -> Corrupted:
     """Samples times and noise for a whole batch and applies them.
 
@@ -125,6 +126,7 @@ def corrupt(
         {"image": "image", "clip_image": "image"}. A segment without one has its own name as key.
       learned_range: the segments for which the network returns twice the channels, the second half
         being its variances (DiT).
+      t: one time for all, instead of sampled ones.
 
     Raises:
       UvitError: if `time_keys` names a segment that is not in `clean`, or a range is to be learned
@@ -139,7 +141,10 @@ def corrupt(
     batch = next(iter(clean.values())).shape[0]
     times, eps = {}, {}
     for name, x0 in clean.items():
-        times[name] = _sample_times(_key(key, time_keys.get(name, name), 0), batch, config)
+        if t is None:
+            times[name] = _sample_times(_key(key, time_keys.get(name, name), 0), batch, config)
+        else:
+            times[name] = jnp.full(batch, t, jnp.float32)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
     return Corrupted(
         noisy=process.add_noise(schedule, clean, eps, times),

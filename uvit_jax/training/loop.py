@@ -30,6 +30,7 @@ from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
+from uvit_jax.training.binding_probe import make_probe
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
@@ -93,6 +94,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
+        probe = make_probe(run, model, mesh) if train.probe_every else None
         sample_grid = SampleGrid(model, run, dataset, vocabulary, mesh, folder)
         main = jax.process_index() == 0
         if main:
@@ -145,6 +147,9 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                         step_function = step_function.lower(state, batch).compile()
                 state, metrics = step_function(state, batch)
             profiler.after(step, state)
+            if probe is not None and (step % train.probe_every == 0 or step == train.steps):
+                with clock.at("sample"):
+                    metrics |= probe(state.ema)
             monitor.add(step, metrics, indices, wait=step == start + 1)
 
             last, stopping = step == train.steps, stop.requested(step)

@@ -16,13 +16,19 @@ Batch = Mapping[str, jax.Array]
 
 
 def corrupt(
-    key: jax.Array, model: Model, batch: Batch, diffusion: ObjectiveConfig
+    key: jax.Array,
+    model: Model,
+    batch: Batch,
+    diffusion: ObjectiveConfig,
+    *,
+    t: jax.Array | float | None = None,
 ) -> tuple[dict[str, jax.Array], Corrupted]:
     """A batch's conditions, and its noisy segments at sampled times.
 
     Args:
       key: one PRNG key for the batch.
       batch: the model's inputs, leaves (B, …), noisy segments as clean data.
+      t: one time in [0, 1] for all, instead of sampled ones.
     """
     layout = model.layout
     corrupted = objective.corrupt(
@@ -31,6 +37,7 @@ def corrupt(
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],
+        t=t,
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
 

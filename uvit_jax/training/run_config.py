@@ -123,6 +123,9 @@ class TrainConfig:
       checkpoint_every: in steps. keep_checkpoints: how many of the newest are kept.
       log_every, sample_every: in steps; the first and the last step are also logged, and the last
         is sampled. sample_every=0 samples only then.
+      probe_every: in steps, a multiple of log_every: how often it is measured whether the model
+        knows which reference is which subject, logged as `binding/…` (see binding_probe.py); 0 for
+        never.
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
     """
@@ -141,6 +144,7 @@ class TrainConfig:
     keep_checkpoints: int = 3
     log_every: int = 10
     sample_every: int = 0
+    probe_every: int = 0
     profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -152,6 +156,11 @@ class TrainConfig:
                 raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
         if self.log_every < 1 or self.sample_every < 0:
             raise UvitError("log_every must be at least 1, sample_every at least 0")
+        if self.probe_every < 0 or self.probe_every % self.log_every:
+            raise UvitError(
+                f"probe_every={self.probe_every} must be 0 or a multiple of "
+                f"log_every={self.log_every}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UvitError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.profile_steps:
@@ -202,6 +211,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.sample_every",
+    "train.probe_every",
     "train.profile_steps",
     "train.accumulate",
     "sample",

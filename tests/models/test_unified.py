@@ -10,9 +10,13 @@ import pytest
 
 import uvit_jax
 from uvit_jax.config import to_dict
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig
 from uvit_jax.errors import UvitError
+from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.presets import unified
 from uvit_jax.training.dropping import permute
+from uvit_jax.training.loss import corrupt, diffusion_loss
 
 B = 2
 WORDS = (5, 6, 7)  # the ids of @1, @2, @3
@@ -127,6 +131,33 @@ def test_cached_equals_uncached(case):
     other = jax.tree.map(lambda a: -a, cache.keys_values)
     changed = output(model, params, rest, t, cache=cache._replace(keys_values=other))
     assert np.abs(whole - changed).max() > 1e-2
+
+
+@pytest.mark.parametrize("case", ["uvit joint, named", "dit joint, named, coarse"])
+def test_several_draws_share_their_references(case):
+    """The loss of each is what it is alone, and so is the gradient; at a lower cost."""
+    model = build(**CASES[case])
+    params = randomised(model)
+    inputs, _ = example(model, [[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
+    diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"))
+    conditions, corrupted = corrupt(jax.random.key(0), model, inputs, diffusion, draws=3)
+    assert corrupted.noisy["image"].shape[0] == 3 * B
+    assert len(set(np.asarray(corrupted.times["image"]).tolist())) == 3 * B
+
+    def total(params, conditions, draws):
+        losses_B, _ = diffusion_loss(model, params, conditions, corrupted, draws=draws)
+        return losses_B.sum(), losses_B
+
+    run = jax.jit(jax.grad(total, has_aux=True), static_argnums=2)
+    repeated = {name: jnp.repeat(value, 3, axis=0) for name, value in conditions.items()}
+    (ours, losses), (plain, expected) = run(params, conditions, 3), run(params, repeated, 1)
+    close(losses, expected)
+    jax.tree.map(lambda a, b: close(a, b, atol=1e-3), ours, plain)
+    once, three = (forward_cost(model.config, draws=d) for d in (1, 3))
+    assert once.total < three.total < 3 * once.total
+    bare = forward_cost(build(**(CASES[case] | dict(subjects=0))).config)
+    # Besides two more images, the text is encoded for the references' names.
+    assert 2 * bare.parameters <= three.parameters - once.parameters < 2.2 * bare.parameters
 
 
 def test_a_reference_follows_its_subjects_name():

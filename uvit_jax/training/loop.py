@@ -282,7 +282,7 @@ def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsW
         start=start,
         steps=run.train.steps,
         batch_size=run.train.batch_size,
-        tflops=6e-12 * forward_cost(run.model).total / mesh.size,
+        tflops=6e-12 * forward_cost(run.model, draws=run.train.draws).total / mesh.size,
     )
 
 

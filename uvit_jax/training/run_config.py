@@ -108,6 +108,8 @@ class TrainConfig:
     Attributes:
       steps: optimizer steps. batch_size: examples a step, over all devices and hosts.
       accumulate: microbatches a step; the gradient is that of the whole batch.
+      draws: noise levels and noises for each of these examples in a step. References are encoded
+        once for all of them, where they never see the target (as `Model.cache` needs).
       ema_decay: of the averaged parameters, per step.
       ema_warmup: early on the decay is (1 + step) / (10 + step) if that is less, so that a short
         run's average forgets its initial values. The published recipes have none.
@@ -133,6 +135,7 @@ class TrainConfig:
     steps: int
     batch_size: int
     accumulate: int = 1
+    draws: int = 1
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -148,9 +151,15 @@ class TrainConfig:
     profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
+        counts = ("steps", "batch_size", "accumulate", "draws")
+        for key in (*counts, "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if min(self.draws, self.accumulate) > 1:
+            raise UvitError(
+                f"draws={self.draws} and accumulate={self.accumulate} cannot both be above 1; "
+                "set accumulate=1 and lower batch_size"
+            )
         for key in ("drop_references", "drop_jointly", "drop_each_reference"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
@@ -270,6 +279,8 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             )
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
+    if run.train.draws > 1 and layout.references:
+        _ = layout.only_references  # raises if they cannot be encoded once
     if run.train.drop_jointly:
         for segment in layout.conditions:
             if segment.role == "condition" and segment.kind != "features":

@@ -48,18 +48,18 @@ def make_step(
     vocabulary = vocabulary or Vocabulary()
     words = slot_words(model.layout, vocabulary.tokenizer) if config.train.permute_slots else {}
 
-    frozen = _frozen(config)
+    frozen, draws = _frozen(config), config.train.draws
 
     def loss(params, conditions, corrupted):
         params = frozen(jax.lax.stop_gradient, params)
-        losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
+        losses_B, metrics = diffusion_loss(model, params, conditions, corrupted, draws=draws)
         return jnp.mean(losses_B), metrics
 
     gradient = _accumulated(jax.value_and_grad(loss, has_aux=True), config.train.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion)
+        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion, draws=draws)
         conditions = drop_conditions(
             drop_key, model.layout, conditions, config.train, vocabulary.null_features, words
         )

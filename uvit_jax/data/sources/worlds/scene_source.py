@@ -120,6 +120,7 @@ class SceneSource(Source):
             views=config.max_views,
             places=config.places,
             portraits=config.portraits if config.split == "train" else 0.0,
+            distractors=config.distractors if config.split == "train" else 0.0,
         )
         name = f"{config.name}, {config.split}, number {index}"
         facts = tuple(zip(scene.facts.places, scene.facts.facings, strict=True))

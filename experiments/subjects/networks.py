@@ -24,6 +24,7 @@ from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.presets.unified import with_references
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler, padded_rows
 from uvit_jax.tokens.reference_inputs import reference_inputs
+from uvit_jax.training import text_pretraining
 from uvit_jax.training.run_config import RunConfig, parse_run
 from uvit_jax.training.workdir import Workdir
 
@@ -114,9 +115,15 @@ class TrainedNetwork:
 
     @property
     def train_flops(self) -> float:
-        """Training FLOPs: three forward passes per example, two FLOPs per multiply-add."""
-        train = self.run.train
-        return 6.0 * forward_cost(self.run.model).total * train.batch_size * train.steps
+        """Training FLOPs: three forward passes per example, two FLOPs per multiply-add; with those
+        of the text encoder's pretraining."""
+        train, pretraining = self.run.train, self.run.text_pretraining
+        before = 0.0
+        if pretraining.steps:
+            segment = self.run.model.segments[pretraining.segment]
+            before = text_pretraining.flops(pretraining, segment)
+        example = 6.0 * forward_cost(self.run.model, draws=train.draws).total
+        return before + example * train.batch_size * train.steps
 
     def image_flops(self, model: Model) -> float:
         """FLOPs per image, with guidance and without cached references."""
@@ -128,6 +135,8 @@ class TrainedNetwork:
             return steps * full * (1 + bool(s))
         bare = 2.0 * forward_cost(self._bare(model)).total
         # The branches of `classifier_free_branches` whose weight is not 0.
+        if sample.guidance_chain == "references":
+            return steps * (full + (bool(s) + (s_r != s)) * bare)
         return steps * ((1 + (s_r != s)) * full + bool(s_r) * bare)
 
     def _bare(self, model: Model) -> Any:

@@ -63,7 +63,7 @@ def test_exact_denoiser_attains_the_analytic_minimum(prediction, weighting):
 
 
 @pytest.mark.parametrize("prediction", get_args(process.Prediction))
-@pytest.mark.parametrize("weighting", ["snr", "min_snr", "truncated_snr", "sigmoid"])
+@pytest.mark.parametrize("weighting", ["snr", "min_snr", "truncated_snr", "sigmoid", "velocity"])
 def test_a_weighting_means_the_same_for_every_prediction(weighting, prediction):
     """An error in x0 costs the weighting's own weight, in whatever prediction it is expressed."""
     cfg = config(schedule={"name": "rectified_flow"}, prediction=prediction, weighting=weighting)
@@ -79,6 +79,7 @@ def test_a_weighting_means_the_same_for_every_prediction(weighting, prediction):
         "min_snr": np.minimum(snr, 5.0),
         "truncated_snr": np.maximum(snr, 1.0),
         "sigmoid": snr / (1 + snr),
+        "velocity": 1 / np.maximum(np.float64(t), 0.1) ** 2,
     }[weighting]
     np.testing.assert_allclose(weight(t, cfg) * change[:, 0] ** 2, 0.25 * on_x0, rtol=1e-3)
     ends = weight(jnp.array([0.0, 1.0]), cfg)

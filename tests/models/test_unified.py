@@ -10,24 +10,25 @@ import pytest
 
 import uvit_jax
 from uvit_jax.config import to_dict
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig
 from uvit_jax.errors import UvitError
+from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.presets import unified
 from uvit_jax.training.dropping import permute
+from uvit_jax.training.loss import corrupt, diffusion_loss
 
 B = 2
 WORDS = (5, 6, 7)  # the ids of @1, @2, @3
 SHAPE = (8, 8, 3)
 
 
-@functools.cache
 def build(style="uvit", subjects=2, views=2, text_enter="", **options):
     defaults = dict(patch_size=4, max_subjects=3, max_views=3, text=dict(shape=(6,), vocab_size=9))
-    defaults |= dict(width=16, depth=2, num_heads=2)
+    defaults |= dict(width=16, depth=2, num_heads=2) | options
     if text_enter:
-        defaults["text"]["enter"] = text_enter
-    return uvit_jax.build(
-        unified.preset(style, SHAPE, subjects=subjects, views=views, **(defaults | options))
-    )
+        defaults["text"] = defaults["text"] | dict(enter=text_enter)
+    return uvit_jax.build(unified.preset(style, SHAPE, subjects=subjects, views=views, **defaults))
 
 
 def randomised(model):
@@ -70,7 +71,12 @@ def close(a, b, atol=1e-5):
 
 ROTARY = dict(position="rope", offset="diagonal", axes=("segment", "row", "column"), num_heads=1)
 ROTARY |= dict(width=12)
+NAMED = dict(text=dict(shape=(6,), vocab_size=9, names=WORDS, encoder_depth=1, encoder_width=8))
 CASES = {
+    "uvit joint, named": dict(style="uvit", visibility="ref_joint", **NAMED),
+    "dit joint, named, coarse": dict(
+        style="dit", text_enter="token", reference_patch_size=8, **NAMED
+    ),
     "uvit full": dict(style="uvit", visibility="full"),
     "uvit joint, rotary": dict(style="uvit", visibility="ref_joint", **ROTARY),
     "dit isolated, loop": dict(style="dit", visibility="ref_isolated", scan=False),
@@ -125,6 +131,105 @@ def test_cached_equals_uncached(case):
     other = jax.tree.map(lambda a: -a, cache.keys_values)
     changed = output(model, params, rest, t, cache=cache._replace(keys_values=other))
     assert np.abs(whole - changed).max() > 1e-2
+
+
+@pytest.mark.parametrize("case", ["uvit joint, named", "dit joint, named, coarse"])
+def test_several_draws_share_their_references(case):
+    """The loss of each is what it is alone, and so is the gradient; at a lower cost."""
+    model = build(**CASES[case])
+    params = randomised(model)
+    inputs, _ = example(model, [[[1, 1], [1, 0]], [[0, 1], [0, 0]]])
+    diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"))
+    conditions, corrupted = corrupt(jax.random.key(0), model, inputs, diffusion, draws=3)
+    assert corrupted.noisy["image"].shape[0] == 3 * B
+    assert len(set(np.asarray(corrupted.times["image"]).tolist())) == 3 * B
+
+    def total(params, conditions, draws):
+        losses_B, _ = diffusion_loss(model, params, conditions, corrupted, draws=draws)
+        return losses_B.sum(), losses_B
+
+    run = jax.jit(jax.grad(total, has_aux=True), static_argnums=2)
+    repeated = {name: jnp.repeat(value, 3, axis=0) for name, value in conditions.items()}
+    (ours, losses), (plain, expected) = run(params, conditions, 3), run(params, repeated, 1)
+    close(losses, expected)
+    jax.tree.map(lambda a, b: close(a, b, atol=1e-3), ours, plain)
+    once, three = (forward_cost(model.config, draws=d) for d in (1, 3))
+    assert once.total < three.total < 3 * once.total
+    bare = forward_cost(build(**(CASES[case] | dict(subjects=0))).config)
+    # Besides two more images, the text is encoded for the references' names.
+    assert 2 * bare.parameters <= three.parameters - once.parameters < 2.2 * bare.parameters
+
+
+def test_a_reference_follows_its_subjects_name():
+    """Where nothing but the vector of its name tells a reference's subject, exchanging two names in
+    the caption is exchanging the references; a name's vector depends on the words around it."""
+    model = build(views=1, **CASES["uvit joint, named"])
+    params = randomised(model)
+    embed = params["embed"]
+    table = embed["segments"]["text"]["table"]["embedding"]
+    same = table.at[jnp.array(WORDS)].set(table[WORDS[0]])
+    text = embed["segments"]["text"] | {"table": {"embedding": same}}
+    embed = embed | {"subjects": 0 * embed["subjects"]}
+    params = params | {"embed": embed | {"segments": embed["segments"] | {"text": text}}}
+    inputs, times = example(model)
+    ids = inputs["text"]
+    a, b = WORDS[:2]
+    renamed = inputs | {"text": jnp.where(ids == a, b, jnp.where(ids == b, a, ids))}
+    exchanged = inputs | {"ref_1_1": inputs["ref_2_1"], "ref_2_1": inputs["ref_1_1"]}
+    ours = output(model, params, exchanged, times)
+    close(ours, output(model, params, renamed, times))
+    assert np.abs(ours - output(model, params, inputs, times)).max() > 1e-3
+
+
+def test_a_subject_that_the_caption_does_not_name_gets_no_vector():
+    """And one that it names twice gets their mean, whatever the other words are."""
+    model = build(views=1, text=dict(shape=(6,), vocab_size=9, names=WORDS))
+    params = randomised(model)
+    inputs, _ = example(model)
+
+    def keys_values(ids):
+        text = jnp.tile(jnp.array(ids), (B, 1))
+        cache = model.cache(params, inputs | {"text": text})
+        return np.concatenate([np.ravel(a) for a in jax.tree.leaves(cache.keys_values)])
+
+    unnamed, twice = keys_values([3, 8, 0, 0, 0, 0]), keys_values([5, 3, 5, 6, 0, 0])
+    close(unnamed, keys_values([8, 8, 3, 7, 0, 0]))  # a third subject has no reference here
+    close(twice, keys_values([6, 5, 8, 0, 0, 0]))
+    assert np.abs(unnamed - twice).max() > 1e-3
+
+
+def test_names_in_features_of_a_text_encoder():
+    """The input `name_tokens` says which token names whom; the cache has them as well."""
+    config = unified.preset(
+        "uvit", SHAPE, patch_size=4, subjects=2, text=dict(shape=(6,), vocab_size=9, names=WORDS),
+        max_subjects=3, width=16, depth=2, num_heads=2,
+    )  # fmt: skip
+    config["segments"]["text"] = dict(kind="features", shape=(6, 5))
+    model = uvit_jax.build(config)
+    assert model.layout.input_shapes["name_tokens"] == (3,)
+    assert "name_tokens" not in model.layout.without_references.input_shapes
+    params = randomised(model)
+    rng = np.random.default_rng(0)
+    inputs = {n: jnp.asarray(rng.normal(size=(B, *SHAPE))) for n in ("image", "ref_1_1", "ref_2_1")}
+    inputs |= {"text": jnp.asarray(rng.normal(size=(B, 6, 5))), "refs_present": jnp.ones((B, 2, 1))}
+    inputs["name_tokens"] = jnp.array([[0, 4, -1], [2, 1, -1]])
+    times = {"image": jnp.full(B, 500.0)}
+    ours = output(model, params, inputs, times)
+    cache = model.cache(params, inputs)
+    rest = {name: inputs[name] for name in ("image", "text")}
+    close(ours, output(model, params, rest, times, cache=cache))
+    moved = inputs | {"name_tokens": jnp.array([[4, 0, -1], [2, 1, -1]])}
+    difference = np.abs(ours - output(model, params, moved, times)).max(axis=(1, 2, 3))
+    assert difference[0] > 1e-3 and difference[1] == 0
+
+
+def test_references_of_coarser_patches():
+    model = build(reference_patch_size=8)
+    segments = model.layout.by_name
+    assert [segments[name].num_tokens for name in ("ref_1_1", "ref_2_2", "image")] == [1, 1, 4]
+    assert segments["ref_2_2"].share == "ref_1_1"
+    again = unified.with_references(to_dict(model.config), 3, 1)
+    assert uvit_jax.build(again).layout == build(reference_patch_size=8, subjects=3, views=1).layout
 
 
 def test_models_without_a_cache_raise():

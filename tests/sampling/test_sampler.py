@@ -99,7 +99,7 @@ def unified():
     from uvit_jax.models.presets.unified import preset
 
     options = dict(patch_size=4, subjects=2, width=16, depth=2, num_heads=2)
-    config = preset("uvit", (8, 8, C), text=dict(shape=(3,), vocab_size=9), **options)
+    config = preset("uvit", (8, 8, C), text=dict(shape=(3,), vocab_size=9, names=(1, 4)), **options)
     model = uvit_jax.build(config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -122,7 +122,8 @@ def unified():
     return model, params, conditions, draw
 
 
-def test_references_are_cached_and_guided_beside_text(unified):
+@pytest.mark.parametrize("chain", ["text", "references"])
+def test_references_are_cached_and_guided_beside_text(unified, chain):
     """Cached or not, and by one evaluation of each of the three models that are combined."""
     model, params, conditions, draw = unified
     # One step from pure noise ends in what was predicted there.
@@ -130,6 +131,7 @@ def test_references_are_cached_and_guided_beside_text(unified):
         sampler=dict(name="ddim", steps=1, t_start=1.0, t_end=0.0),
         guidance_scale=1.5,
         reference_guidance_scale=0.5,
+        guidance_chain=chain,
     )
     never, exact = (draw(**config, cache_references=c) for c in ("never", "when_exact"))
     np.testing.assert_allclose(exact, never, rtol=1e-5, atol=1e-5 * np.abs(never).max())
@@ -139,9 +141,13 @@ def test_references_are_cached_and_guided_beside_text(unified):
     run = jax.jit(lambda **inputs: model.apply(params, inputs | {"image": noise}, times)["image"])
     times = {"image": jnp.full(2, make(FLOW).network_time(1.0), jnp.float32)}
     null = {"text": jnp.zeros((2, 3), int)}
-    none = null | {"refs_present": jnp.zeros((2, 2, 1), int)}
-    all_, refs, nothing = (np.asarray(run(**conditions | c)) for c in ({}, null, none))
-    expected = nothing + 1.5 * (refs - nothing) + 2.5 * (all_ - refs)
+    alone = {"refs_present": jnp.zeros((2, 2, 1), int)}
+    changes = ({}, null, alone, null | alone)
+    all_, refs, text, nothing = (np.asarray(run(**conditions | c)) for c in changes)
+    expected = {
+        "text": nothing + 1.5 * (refs - nothing) + 2.5 * (all_ - refs),
+        "references": nothing + 2.5 * (text - nothing) + 1.5 * (all_ - text),
+    }[chain]
     np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 

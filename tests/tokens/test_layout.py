@@ -85,7 +85,29 @@ def test_slots_of_references_are_not_counted_from_the_end():
 
 
 REF = dict(role="clean", share="image")
+SLOT = dict(role="clean", slot=(0,), shape=(8, 8, 3), patch_size=4)
 IMPOSSIBLE = {
+    "names of no text": (
+        lambda: [text(name="txt"), image(name="r", names_from="text", **SLOT), time(), image()],
+        "names_from='text' is not a segment of text.*did you mean 'txt'",
+    ),
+    "too few names": (
+        lambda: [text(names=()), image(name="r", names_from="text", **SLOT), time(), image()],
+        r"names=\(\), fewer than max_subjects=1",
+    ),
+    "a name beyond the words": (lambda: [text(names=(9,)), time(), image()], "vocab_size - 1"),
+    "names of one vector": (
+        lambda: [text(names=(1,), pooled=True), time(), image()],
+        "names needs pooled=False",
+    ),
+    "names of the target": (
+        lambda: [text(names=(1,)), time(), image(names_from="text")],
+        "names_from is for references",
+    ),
+    "a width without an encoder": (
+        lambda: [text(encoder_width=8), time(), image()],
+        "encoder_width=8 must be 0, or positive and with encoder_depth",
+    ),
     "role": (lambda: [time(), image(role="noise")], "role='noise'.*'noisy'"),
     "enter": (lambda: [time(enter="adalm"), image()], "enter='adalm'"),
     "nothing noisy": (lambda: [time(), image(role="clean")], "role='noisy': nothing to generate"),

@@ -54,6 +54,18 @@ def test_references_are_lost_alone_and_together():
     assert abs((kept[:, 0] & kept[:, 1]).mean() - 0.75 * 0.8**2) < 0.03
 
 
+def test_text_and_references_are_lost_together():
+    layout = uvit_jax.build(MODEL).layout
+    train = run_of(**{"train.drop_jointly": 0.3, "train.permute_slots": False}).train
+    B = 2000
+    given = {"text": jnp.ones((B, 4), int), "refs_present": jnp.ones((B, 2, 1), bool)}
+    given |= {name: jnp.ones((B, 1)) for name in ("ref_1_1", "ref_2_1")}
+    kept = dropping.drop_conditions(jax.random.key(0), layout, given, train, None, {})
+    text, references = np.asarray(kept["text"]), np.asarray(kept["refs_present"])
+    assert abs((text == 0).mean() - 0.3) < 0.04
+    assert (references == (text[:, :1] == 1)[..., None]).all() and (text == text[:, :1]).all()
+
+
 def test_captions_follow_their_subjects_into_all_slots():
     layout = uvit_jax.build(MODEL).layout
     words, B = (10, 20, 30), 600
@@ -135,6 +147,8 @@ def test_the_step_drops_references():
 def test_dropping_an_unsupported_condition_raises():
     with pytest.raises(UvitError, match=r"drop_references must lie in \[0, 1\], got 2"):
         run_of(**{"train.drop_references": 2.0})
+    with pytest.raises(UvitError, match=r"drop_jointly must lie in \[0, 1\], got -1"):
+        run_of(**{"train.drop_jointly": -1.0})
     with pytest.raises(UvitError, match="references are dropped by config"):
         run_of(**{"train.drop.ref_1_1": 0.1})
     plain = preset("uvit", (8, 8, 3), patch_size=4, subjects=0, width=16, depth=2, num_heads=2)

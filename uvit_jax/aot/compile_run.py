@@ -139,7 +139,9 @@ def compile_for(
         memory_bytes += memory.generated_code_size_in_bytes
     batch = run.train.batch_size if what == "step" else run.sample.count
     macs = _macs(run, what, mesh)
-    model_macs = 3 * batch * forward_cost(run.model).total if what == "step" else macs
+    model_macs = macs
+    if what == "step":
+        model_macs = 3 * batch * forward_cost(run.model, draws=run.train.draws).total
     report = CompileReport(
         topology=topology,
         what=what,

@@ -53,6 +53,9 @@ class DataConfig(Config):
         subjects with one view each. 0 has a reference for every view of every subject.
       portraits: of totems and emoji scenes, the share of training images that show one subject on
         plain ground, as references do, to prepare a model for fine-tuning on references.
+      distractors: of totems and emoji scenes, the share of training images that have, if there is
+        room for one, a reference of a subject that neither image nor caption has: what tells it
+        from the others is its name alone.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that prepare batches, each with `workers` threads, for when decoding is
         the bottleneck (large images and many cores); 0 for none.
@@ -82,6 +85,7 @@ class DataConfig(Config):
     max_views: int = 3
     places: int = 0
     portraits: float = 0.0
+    distractors: float = 0.0
     workers: int = 2
     processes: int = 0
 
@@ -150,8 +154,8 @@ class DataConfig(Config):
             raise UvitError(f"{', '.join(keys)}: filters of emoji, but name={self.name!r}{hint}")
 
     def _check_references(self, *, subjects: int, views: int) -> None:
-        limits = ("max_subjects", 1, subjects), ("max_views", 0, views), ("portraits", 0, 1)
-        for key, least, most in limits:
+        shares = [(key, 0, 1) for key in ("portraits", "distractors")]
+        for key, least, most in (("max_subjects", 1, subjects), ("max_views", 0, views), *shares):
             if not least <= getattr(self, key) <= most:
                 raise UvitError(f"{key} must lie in [{least}, {most}], got {getattr(self, key)}")
         if self.places and not (self.max_views and self.places >= self.max_subjects):

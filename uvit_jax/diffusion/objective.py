@@ -50,6 +50,10 @@ class ObjectiveConfig(Config):
         `min_snr`: min(snr, gamma) (Hang et al. 2023).
         `truncated_snr`: max(snr, 1) (Salimans & Ho 2022).
         `sigmoid`: snr sigmoid(bias - log snr) (Hoogeboom et al. 2024).
+        `velocity`: 1 on the velocity where sigma is at least `floor`, and on the error of x0 the
+        weight of sigma = `floor` below it: with a rectified flow, 1 / max(t, floor)^2. A network
+        that predicts x0 learns fine detail from it, which an unweighted error of x0 hardly counts.
+      floor: of `velocity`.
       gamma: of `min_snr`.
       bias: of `sigmoid`.
 
@@ -62,7 +66,10 @@ class ObjectiveConfig(Config):
     time_sampling: Literal["uniform", "logit_normal", "discrete"] | None = None
     logit_mean: float = 0.0
     logit_std: float = 1.0
-    weighting: Literal["uniform", "snr", "min_snr", "truncated_snr", "sigmoid"] = "uniform"
+    weighting: Literal["uniform", "snr", "min_snr", "truncated_snr", "sigmoid", "velocity"] = (
+        "uniform"
+    )
+    floor: float = 0.1
     gamma: float = 5.0
     bias: float = 0.0
 
@@ -76,8 +83,8 @@ class ObjectiveConfig(Config):
                 "time_sampling='discrete' needs a schedule with steps, 'sd' or 'ddpm_linear', not "
                 f"{self.schedule.name!r}"
             )
-        if self.logit_std <= 0 or self.gamma <= 0:
-            raise UvitError("logit_std and gamma must be positive")
+        if min(self.logit_std, self.gamma, self.floor) <= 0:
+            raise UvitError("logit_std, gamma and floor must be positive")
 
 
 class Corrupted(NamedTuple):
@@ -107,6 +114,7 @@ def corrupt(
     *,
     time_keys: Mapping[str, str] | None = None,
     learned_range: Collection[str] = (),
+    t: jax.Array | float | None = None,
 ) -> Corrupted:
     """Samples times and noise for a whole batch and applies them.
 
@@ -118,6 +126,7 @@ def corrupt(
         {"image": "image", "clip_image": "image"}. A segment without one has its own name as key.
       learned_range: the segments for which the network returns twice the channels, the second half
         being its variances (DiT).
+      t: one time for all, instead of sampled ones.
 
     Raises:
       UvitError: if `time_keys` names a segment that is not in `clean`, or a range is to be learned
@@ -132,7 +141,10 @@ def corrupt(
     batch = next(iter(clean.values())).shape[0]
     times, eps = {}, {}
     for name, x0 in clean.items():
-        times[name] = _sample_times(_key(key, time_keys.get(name, name), 0), batch, config)
+        if t is None:
+            times[name] = _sample_times(_key(key, time_keys.get(name, name), 0), batch, config)
+        else:
+            times[name] = jnp.full(batch, t, jnp.float32)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
     return Corrupted(
         noisy=process.add_noise(schedule, clean, eps, times),
@@ -221,6 +233,10 @@ def weight(t: jax.Array, config: ObjectiveConfig) -> jax.Array:
         "min_snr": lambda: jnp.minimum(alpha2, config.gamma * sigma2),
         "truncated_snr": lambda: jnp.maximum(alpha2, sigma2),
         "sigmoid": lambda: alpha2 * jax.nn.sigmoid(config.bias - schedule.log_snr(t)),
+        "velocity": lambda: (
+            jnp.square(process.determinant("velocity", schedule, t))
+            * jnp.minimum(sigma2 / config.floor**2, 1)
+        ),
     }[config.weighting]()
     return on_x0_times_sigma2 / jnp.square(process.determinant(config.prediction, schedule, t))
 

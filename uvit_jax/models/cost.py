@@ -48,18 +48,36 @@ class Cost:
         return self.total / 1e9
 
 
-def forward_cost(config: ModelConfig) -> Cost:
+def forward_cost(config: ModelConfig, *, draws: int = 1) -> Cost:
     """The cost of a model's forward pass on one example, with all conditions and without guidance.
 
     Guidance doubles it. Attention is counted in full, even if its implementation skips blocks.
+
+    Args:
+      draws: noises of the example that are denoised, with its references encoded once if there are
+        several (`config.train.draws`).
     """
     # The products of `xla` are in the program, those of other implementations in custom kernels.
     backbone = dataclasses.replace(config.backbone, attention="xla", remat="none")
     model = Model(dataclasses.replace(config, backbone=backbone))
     inputs = model.abstract_inputs(1)
     times = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in model.layout.time_keys}
-    traced = jax.make_jaxpr(model.apply)(model.abstract_params, inputs, times)
-    return count(traced.jaxpr)
+    once = jax.make_jaxpr(model.apply)(model.abstract_params, inputs, times)
+    if draws == 1:
+        return count(once.jaxpr)
+    shared = Cost(parameters=0, attention=0)
+    if model.layout.references:
+        cache = jax.make_jaxpr(model.cache, return_shape=True)(model.abstract_params, inputs)
+        shared = count(cache[0].jaxpr)
+        rest = {n: inputs[n] for n in model.layout.without_references.input_shapes}
+        once = jax.make_jaxpr(lambda cache, *args: model.apply(*args, cache=cache))(
+            cache[1], model.abstract_params, rest, times
+        )
+    each = count(once.jaxpr)
+    return Cost(
+        parameters=shared.parameters + draws * each.parameters,
+        attention=shared.attention + draws * each.attention,
+    )
 
 
 def count(jaxpr: Jaxpr) -> Cost:

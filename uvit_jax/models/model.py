@@ -21,6 +21,7 @@ from uvit_jax.models.layers import gathered_module
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import PRESENT, Layout
+from uvit_jax.tokens.segment import NAME_TOKENS
 
 Params = dict[str, Any]
 
@@ -77,7 +78,7 @@ class Model:
     def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of the inputs of a batch, without arrays."""
         dtypes = {s.name: jnp.int32 for s in self.layout.inputs if s.integers}
-        dtypes[PRESENT] = jnp.bool_
+        dtypes |= {PRESENT: jnp.bool_, NAME_TOKENS: jnp.int32}
         return {
             name: jax.ShapeDtypeStruct((batch_size, *shape), dtypes.get(name, jnp.float32))
             for name, shape in self.layout.input_shapes.items()
@@ -133,7 +134,8 @@ class Model:
 
         Args:
           params: as `init` returns them.
-          inputs: as for `apply`; only the references, `refs_present` and slots are used.
+          inputs: as for `apply`; only the references, `refs_present` and slots are used, and the
+            text with their subjects' names (`Segment.names_from`).
 
         Raises:
           UvitError: if the references depend on the target, saying how; or as `apply`.

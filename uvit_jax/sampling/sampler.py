@@ -43,6 +43,9 @@ class SampleConfig(Config):
         text and label, with the references in both.
       reference_guidance_scale: the same of references: with s_r this and s the above,
         nothing + (1 + s_r) (references - nothing) + (1 + s) (all - references).
+      guidance_chain: what is left out first on the way from everything to nothing: `text`, as
+        above; or `references`, nothing + (1 + s) (text - nothing) + (1 + s_r) (all - text), as
+        befits several subjects, which references without text can only blend.
       cache_references: whether keys and values of references are computed once a sample instead of
         once a step: `when_exact`, wherever the model allows it (see `Model.cache`), which changes
         nothing but the time; `always`, an error where it does not; or `never`.
@@ -68,6 +71,7 @@ class SampleConfig(Config):
     sampler: SamplerConfig = SamplerConfig()
     guidance_scale: float = 0.0
     reference_guidance_scale: float = 0.0
+    guidance_chain: Literal["text", "references"] = "text"
     cache_references: Literal["when_exact", "always", "never"] = "when_exact"
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     guidance_channels: int = 0
@@ -206,11 +210,12 @@ def classifier_free_branches(
     model: Model, config: SampleConfig, vocabulary: Vocabulary | None = None
 ) -> MakeBranches:
     """The branches of classifier-free guidance: with everything, without text and label, without
-    references as well.
+    references as well; or first without references, see `SampleConfig.guidance_chain`.
 
     With o_all, o_ref, o_0 their predictions, it is o_all + s (o_all - o_ref) + s_r (o_ref - o_0),
     for the scales s and s_r of the config (InstructPix2Pix: Brooks et al. 2023, eq. 3). References
-    leave the sequence where they are dropped, and are cached where that is exact.
+    leave the sequence where they are dropped, and are cached where that is exact: once more without
+    the text if they have vectors of their subjects' names from it.
 
     Raises:
       UvitError: as `make_sampler`.
@@ -242,9 +247,19 @@ def classifier_free_branches(
             return [Branch(1 + s, network, own), Branch(-s, network, nothing)]
         if not droppable:
             return [Branch(1 + s, network, everything), Branch(-s, without, {})]
+        if config.guidance_chain == "references":
+            return [
+                Branch(1 + s_r, network, everything),
+                Branch(s - s_r, without, own),
+                Branch(-s, without, nothing),
+            ]
+        unnamed = network
+        if cached and layout.name_sources and s_r != s:
+            nulls = {name: jnp.broadcast_to(nothing[name], own[name].shape) for name in own}
+            unnamed = predictor(model, params, model.cache(params, conditions | nulls))
         return [
             Branch(1 + s, network, everything),
-            Branch(s_r - s, network, everything | nothing),
+            Branch(s_r - s, unnamed, everything | nothing),
             Branch(-s_r, without, nothing),
         ]
 

@@ -1,5 +1,6 @@
 """A layout's parameters: data → tokens and a modulation vector, tokens → predictions."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -79,14 +80,24 @@ class Embed(nnx.Module):
         Without `times`, only tokens are embedded, none of which may be a timestep.
         """
 
+        @functools.cache
         def embedded(segment: Segment) -> jax.Array:
             data = times[segment.time] if segment.kind == "time" else inputs[segment.name]
             return self.segments[layout.source(segment).name](data).astype(self.dtype)
 
+        def name(segment: Segment) -> jax.Array:
+            """The vector (B, 1, D) of the name of a reference's subject."""
+            source = layout.by_name[segment.names_from]
+            names_BSN, (subject, _) = source.names_in(inputs), _slots(segment, inputs)
+            own_BN = jnp.take_along_axis(names_BSN, jnp.reshape(subject, (-1, 1, 1)), axis=1)
+            return jnp.matmul(own_BN.astype(self.dtype), embedded(source))
+
+        def tokens(segment: Segment) -> jax.Array:
+            tokens_BND = embedded(segment) + self._added(segment, inputs, layout)
+            return tokens_BND + name(segment) if segment.names_from else tokens_BND
+
         def sequence(segments: tuple[Segment, ...]) -> jax.Array:
-            return jnp.concatenate(
-                [embedded(s) + self._added(s, inputs, layout) for s in segments], axis=1
-            )
+            return jnp.concatenate([tokens(s) for s in segments], axis=1)
 
         modulated = bool(layout.adaln) and times is not None
         return Embedded(

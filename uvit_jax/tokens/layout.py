@@ -17,7 +17,7 @@ import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.tokens.positions import AXES, grid_axes
-from uvit_jax.tokens.segment import Segment
+from uvit_jax.tokens.segment import NAME_TOKENS, Segment
 
 PRESENT = "refs_present"  # the input that says which references an example has, bool (B, S, V)
 SUBJECT_SLOTS, VIEW_SLOTS = "subject_slots", "view_slots"  # int32 (B, S) and (B, S, V)
@@ -57,7 +57,7 @@ class Layout:
     ):
         self.segments = tuple(segments)
         self.by_name = {s.name: s for s in self.segments}
-        if reserved := {PRESENT, SUBJECT_SLOTS, VIEW_SLOTS} & self.by_name.keys():
+        if reserved := {PRESENT, SUBJECT_SLOTS, VIEW_SLOTS, NAME_TOKENS} & self.by_name.keys():
             raise UvitError(f"{reserved.pop()!r} is an input of references; rename the segment")
         names = [s.name for s in self.segments]
         if repeated := sorted({n for n in names if names.count(n) > 1}):
@@ -118,6 +118,12 @@ class Layout:
         return source if source.start == segment.start else segment
 
     @property
+    def name_sources(self) -> tuple[Segment, ...]:
+        """The texts from which references take the vectors of their subjects' names."""
+        names = dict.fromkeys(s.names_from for s in self.references if s.names_from)
+        return tuple(self.by_name[name] for name in names)
+
+    @property
     def noisy_images(self) -> tuple[Segment, ...]:
         """The images and videos that are denoised."""
         return tuple(s for s in self.noisy if s.kind == "patches")
@@ -133,6 +139,8 @@ class Layout:
         shapes = {s.name: s.input_shape for s in self.inputs}
         if any(s.optional for s in self.references):
             shapes[PRESENT] = (self.num_subjects, self.num_views)
+        if any(source.kind == "features" for source in self.name_sources):
+            shapes[NAME_TOKENS] = (self.max_subjects,)
         return shapes
 
     @property
@@ -176,7 +184,9 @@ class Layout:
             raise UvitError("the model has no references (clean segments with a slot) to cache")
         if reason := self.changing_references():
             raise UvitError(f"references cannot be cached: {reason}")
-        return self._part(self.references)
+        part = self._part(self.references)
+        part.inputs = (*self.name_sources, *self.references)
+        return part
 
     def changing_references(self) -> str:
         """Why the references' keys and values change while the target is denoised; "" if they do
@@ -306,6 +316,8 @@ class Layout:
             if name not in self.by_name or self.by_name[name].enter != "token":
                 hint = nearest(name, [s.name for s in self.tokens])
                 raise UvitError(f"{where}: sees={name!r} is not a token segment{hint}")
+        if segment.names_from:
+            self._check_name_source(segment)
         if not segment.share:
             return
         source = self.by_name.get(segment.share)
@@ -322,6 +334,24 @@ class Layout:
             raise UvitError(
                 f"{where}: position='learned' shares the positions of {source.name!r}, which has "
                 f"position={source.position!r}; give both the same"
+            )
+
+    def _check_name_source(self, segment: Segment) -> None:
+        where = f"segment {segment.name!r}: names_from={segment.names_from!r}"
+        texts = [s for s in self.segments if type(s).names_in is not Segment.names_in]
+        source = next((s for s in texts if s.name == segment.names_from), None)
+        if source is None:
+            hint = nearest(segment.names_from, [s.name for s in texts])
+            raise UvitError(f"{where} is not a segment of text or features{hint}")
+        if source.role != "condition" or source.enter == "adaln":
+            raise UvitError(
+                f"{where} needs role='condition' and enter='token' or 'cross' there, got "
+                f"{source.role!r} and {source.enter!r}"
+            )
+        if source.kind == "text" and len(source.names) < self.max_subjects:
+            raise UvitError(
+                f"{where} has names={source.names}, fewer than max_subjects={self.max_subjects}; "
+                "give the id of each subject's name"
             )
 
     def _check_slots(self, subjects: int, views: int) -> None:

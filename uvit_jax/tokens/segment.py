@@ -16,8 +16,10 @@ backbone use only what the base class has, so a new kind touches one file:
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -30,6 +32,8 @@ KINDS: dict[str, type["Segment"]] = {}
 # PyTorch's trunc_normal_(std=.02) cuts at the absolute values ±2, a hundred standard deviations
 # away: the published models start from the plain normal distribution.
 normal = nnx.initializers.normal(0.02)
+
+NAME_TOKENS = "name_tokens"  # the input with the position of each subject's name in features
 
 Grid = tuple[int, int, int]
 """Tokens along (frames, rows, columns)."""
@@ -55,6 +59,8 @@ class Segment(Config):
       type: segments with one type have one learned vector added; empty for none.
       slot: (subject,) or (subject, view), from 0: a learned vector of each is added. A clean
         segment with a slot is a reference.
+      names_from: of a reference, the text whose vector at its subject's name is added to its tokens
+        (see `Text.names`); empty for none.
       optional: of a reference, whether examples may lack it; the input `refs_present` says which
         do.
       sees: the segments that its tokens attend to, besides their own; empty for all.
@@ -86,6 +92,7 @@ class Segment(Config):
     share: str = ""
     type: str = ""
     slot: tuple[int, ...] = ()
+    names_from: str = ""
     optional: bool = False
     sees: tuple[str, ...] = ()
     modulation: Literal["time", "clean"] = "time"
@@ -146,6 +153,11 @@ class Segment(Config):
     def head(self, width: int, *, dtype: Any, zero: bool, rngs: nnx.Rngs) -> nnx.Module | None:
         """A module `(tokens (B, n, width), segment) → prediction`, shaped like the data; None if
         this kind cannot be denoised. `zero`: starts with an output of 0."""
+        return None
+
+    def names_in(self, inputs: Mapping[str, jax.Array]) -> jax.Array | None:
+        """Which of its tokens name which subject: float (B, S, n), rows that sum to 1, or to 0 for
+        subjects that it does not name; None if it names none."""
         return None
 
     def null(self, batch_size: int) -> np.ndarray | None:
@@ -213,6 +225,8 @@ class Segment(Config):
             return "sees, type and slot need enter='token'"
         if self.optional and not self.is_reference:
             return "optional=True is for references: role='clean' and a slot"
+        if self.names_from and not self.is_reference:
+            return "names_from is for references: role='clean' and a slot"
         if self.modulation == "clean" and self.role != "clean":
             return "modulation='clean' needs role='clean'"
         if self.position == "rope" and self.enter != "token":

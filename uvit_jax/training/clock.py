@@ -16,8 +16,8 @@ class Clock:
     """Seconds by activity since its creation, which sum to the elapsed wall time.
 
     `start` lasts until `started` is called (model, state, restored checkpoint); `compile` is the
-    train step's compilation; `sample` the grids of samples, with their compilation; `checkpoint`
-    the time that saving blocked the loop; `step` everything else.
+    train step's compilation; `sample` the grids of samples and the binding probe, with their
+    compilation; `checkpoint` the time that saving blocked the loop; `step` everything else.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):

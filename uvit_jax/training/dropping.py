@@ -7,6 +7,7 @@ together, and because a slot beyond those of the data (a third subject) is train
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -37,15 +38,30 @@ def drop_conditions(
     """A batch's conditions with some replaced by their null values, and slots permuted.
 
     Args:
-      config: its `drop`, `drop_references`, `drop_each_reference` and `permute_slots`.
+      config: its `drop`, `drop_references`, `drop_jointly`, `drop_each_reference` and
+        `permute_slots`.
       features_null: see `Layout.null`.
     """
     conditions = dict(conditions)
-    for i, (name, share) in enumerate(sorted(config.drop.items())):
+    if not conditions:
+        return conditions
+    B = next(iter(conditions.values())).shape[0]
+
+    def drop(name: str, dropped_B: jax.Array) -> None:
         value = conditions[name]
-        dropped_B = jax.random.bernoulli(jax.random.fold_in(key, i), share, value.shape[:1])
         dropped = dropped_B.reshape(-1, *[1] * (value.ndim - 1))
         conditions[name] = jnp.where(dropped, layout.null(name, 1, features_null), value)
+
+    for i, (name, share) in enumerate(sorted(config.drop.items())):
+        drop(name, jax.random.bernoulli(jax.random.fold_in(key, i), share, (B,)))
+    if config.drop_jointly:
+        joint_key = jax.random.fold_in(key, zlib.crc32(b"drop_jointly"))
+        lost_B = jax.random.bernoulli(joint_key, config.drop_jointly, (B,))
+        for segment in layout.conditions:
+            if segment.role == "condition":
+                drop(segment.name, lost_B)
+        if PRESENT in conditions:
+            conditions[PRESENT] = conditions[PRESENT].astype(bool) & ~lost_B[:, None, None]
     key = jax.random.fold_in(key, len(config.drop))
     if not layout.references:
         return rename(key, layout, conditions, words) if config.permute_slots else conditions
@@ -80,16 +96,16 @@ def permute(key: jax.Array, layout: Layout, conditions: Conditions, words: SlotW
     """
     subject_key, view_key = jax.random.split(key)
     B = conditions[layout.references[0].name].shape[0]
-    slots_BS = _permutations(subject_key, B, layout.max_subjects)
+    slots_BS = permutations(subject_key, B, layout.max_subjects)
     S, V = layout.num_subjects, layout.num_views
     subjects_BS = jnp.broadcast_to(conditions.get(SUBJECT_SLOTS, jnp.arange(S)), (B, S))
     changed = {SUBJECT_SLOTS: jnp.take_along_axis(slots_BS, subjects_BS, axis=1)}
     if layout.max_views:
         views_BSV = jnp.broadcast_to(conditions.get(VIEW_SLOTS, jnp.arange(V)), (B, S, V))
-        orders_BM = _permutations(view_key, B, layout.max_views)
+        orders_BM = permutations(view_key, B, layout.max_views)
         slots_BN = jnp.take_along_axis(orders_BM, views_BSV.reshape(B, S * V), axis=1)
         changed[VIEW_SLOTS] = slots_BN.reshape(B, S, V)
-    return _renamed(slots_BS, conditions, words) | changed
+    return renamed(slots_BS, conditions, words) | changed
 
 
 def rename(key: jax.Array, layout: Layout, conditions: Conditions, words: SlotWords) -> Conditions:
@@ -98,15 +114,15 @@ def rename(key: jax.Array, layout: Layout, conditions: Conditions, words: SlotWo
     if not words:
         return conditions
     B = next(iter(conditions.values())).shape[0]
-    return _renamed(_permutations(key, B, layout.max_subjects), conditions, words)
+    return renamed(permutations(key, B, layout.max_subjects), conditions, words)
 
 
-def _permutations(key: jax.Array, rows: int, count: int) -> jax.Array:
+def permutations(key: jax.Array, rows: int, count: int) -> jax.Array:
     """A permutation of 0 … count - 1 in each row, int32 (rows, count)."""
     return jnp.argsort(jax.random.uniform(key, (rows, count)), axis=1).astype(jnp.int32)
 
 
-def _renamed(slots_BS: jax.Array, conditions: Conditions, words: SlotWords) -> Conditions:
+def renamed(slots_BS: jax.Array, conditions: Conditions, words: SlotWords) -> Conditions:
     """The conditions with `@s` replaced by `@slots[s]` in every caption."""
     changed = {}
     for name, ids in words.items():

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import time
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
+from uvit_jax.training.binding_probe import make_probe
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
@@ -37,8 +39,9 @@ from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
 from uvit_jax.training.run_config import RunConfig, TrainConfig, check_memory, check_mesh
 from uvit_jax.training.sample_grid import SampleGrid
-from uvit_jax.training.state import init_state
+from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
+from uvit_jax.training.text_pretraining import pretrained, with_encoder
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -93,6 +96,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
+        probe = make_probe(run, model, mesh) if train.probe_every else None
         sample_grid = SampleGrid(model, run, dataset, vocabulary, mesh, folder)
         main = jax.process_index() == 0
         if main:
@@ -110,6 +114,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         restored = checkpointer.restore(state, shardings)
         state, position = restored or (state, 0)
         start = int(state.step)
+        if not restored and run.text_pretraining.steps:
+            state = _with_text_encoder(run, state, shardings, dataset)
         if main:
             logger.info(
                 "%s on %d %s device(s), %s at step %d",
@@ -160,6 +166,9 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                     stop.listen()  # before the first step there is nothing to save
                 state, metrics = step_function(state, batch)
             profiler.after(step, state)
+            if probe is not None and (step % train.probe_every == 0 or step == train.steps):
+                with clock.at("sample"):
+                    metrics |= probe(state.ema)
             monitor.add(step, metrics, indices, wait=step == start + 1)
 
             last, stopping = step == train.steps, stop.requested(step)
@@ -283,13 +292,36 @@ class Batches:
         return batch, np.asarray(local["index"]).tolist()
 
 
+def _with_text_encoder(
+    run: RunConfig, state: TrainState, shardings: TrainState, dataset: Dataset
+) -> TrainState:
+    """A fresh state with the pretrained encoder in its parameters and their average."""
+    config = run.text_pretraining
+    segment = run.model.segments[config.segment]
+    began = time.perf_counter()
+    encoder, loss = pretrained(config, segment, dataset, seed=run.seed)
+    logger.info(
+        "text encoder: %d steps on captions, loss %.4f, %.0f s",
+        config.steps,
+        loss,
+        time.perf_counter() - began,
+    )
+    trees = {
+        key: jax.device_put(
+            with_encoder(getattr(state, key), segment.name, encoder), getattr(shardings, key)
+        )
+        for key in ("params", "ema")
+    }
+    return dataclasses.replace(state, **trees)
+
+
 def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:
     return MetricsWriter(
         folder.metrics,
         start=start,
         steps=run.train.steps,
         batch_size=run.train.batch_size,
-        tflops=6e-12 * forward_cost(run.model).total / mesh.size,
+        tflops=6e-12 * forward_cost(run.model, draws=run.train.draws).total / mesh.size,
     )
 
 

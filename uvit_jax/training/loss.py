@@ -7,6 +7,7 @@ losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 
 from uvit_jax.diffusion import objective
 from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig
@@ -16,21 +17,31 @@ Batch = Mapping[str, jax.Array]
 
 
 def corrupt(
-    key: jax.Array, model: Model, batch: Batch, diffusion: ObjectiveConfig
+    key: jax.Array,
+    model: Model,
+    batch: Batch,
+    diffusion: ObjectiveConfig,
+    *,
+    draws: int = 1,
+    t: jax.Array | float | None = None,
 ) -> tuple[dict[str, jax.Array], Corrupted]:
     """A batch's conditions, and its noisy segments at sampled times.
 
     Args:
       key: one PRNG key for the batch.
       batch: the model's inputs, leaves (B, …), noisy segments as clean data.
+      draws: how many times and noises are sampled for each example: leaves of the noisy segments
+        are (B · draws, …), those of one example in a row.
+      t: one time in [0, 1] for all, instead of sampled ones.
     """
     layout = model.layout
     corrupted = objective.corrupt(
         key,
-        {s.name: batch[s.name] for s in layout.noisy},
+        {s.name: _repeated(batch[s.name], draws) for s in layout.noisy},
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],
+        t=t,
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
 
@@ -44,8 +55,25 @@ def network_inputs(
 
 
 def diffusion_loss(
-    model: Model, params: Params, conditions: Batch, corrupted: Corrupted
+    model: Model, params: Params, conditions: Batch, corrupted: Corrupted, *, draws: int = 1
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Each example's loss, (B,) float32, and the metrics of `objective.example_losses`."""
-    outputs = model.apply(params, *network_inputs(model, conditions, corrupted))
+    """Each example's loss, (B · draws,) float32, and the metrics of `objective.example_losses`.
+
+    Several draws of an example share its references' keys and values, which cost as much as for
+    one: references that never see the target are the same for every noise.
+
+    Raises:
+      UvitError: as `Model.apply`, and with several draws as `Model.cache`.
+    """
+    cache = None
+    if draws > 1:
+        if model.layout.references:
+            cache = model.cache(params, conditions).repeat(draws)
+        names = model.layout.without_references.conditions_in(conditions)
+        conditions = {name: _repeated(conditions[name], draws) for name in names}
+    outputs = model.apply(params, *network_inputs(model, conditions, corrupted), cache=cache)
     return objective.example_losses(outputs, corrupted)
+
+
+def _repeated(value: jax.Array, draws: int) -> jax.Array:
+    return value if draws == 1 else jnp.repeat(value, draws, axis=0)

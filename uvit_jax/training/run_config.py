@@ -20,6 +20,7 @@ from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
+from uvit_jax.parallel.sharding import path_string
 from uvit_jax.sampling.sampler import SampleConfig, generated_segments
 
 
@@ -79,18 +80,59 @@ class OptimizerConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPretrainingConfig(Config):
+    """How a text segment's encoder is trained on captions: the output at each word predicts the
+    words before it and the words after it, two softmaxes whose targets are uniform over those words
+    (skip-gram, Mikolov et al. 2013, of contextual vectors and with a direction).
+
+    Attributes:
+      steps: of AdamW, with a cosine schedule; 0 is no pretraining.
+      segment: the text segment, with `encoder_depth`.
+      facts: whether the output at a subject's name predicts what the caption states of it as well
+        (its place and facing in rendered scenes), for data that say so in records' `facts`.
+      freeze: whether the run leaves the encoder as it is, and trains only the projection of its
+        output into the sequence.
+      batch_size: captions a step. learning_rate: the peak.
+    """
+
+    steps: int = 0
+    segment: str = "text"
+    facts: bool = True
+    freeze: bool = True
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 0 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise UvitError(
+                "steps must be at least 0, batch_size at least 1 and learning_rate positive"
+            )
+
+    def is_encoder(self, path: tuple[Any, ...]) -> bool:
+        """Whether a path in a model's parameters is one of the pretrained encoder."""
+        prefix = f"embed/segments/{self.segment}/"
+        name = path_string(path)
+        return name.startswith((f"{prefix}table/", f"{prefix}encoder/")) and "/proj/" not in name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop.
 
     Attributes:
       steps: optimizer steps. batch_size: examples a step, over all devices and hosts.
       accumulate: microbatches a step; the gradient is that of the whole batch.
+      draws: noise levels and noises for each of these examples in a step. References are encoded
+        once for all of them, where they never see the target (as `Model.cache` needs).
       ema_decay: of the averaged parameters, per step.
       ema_warmup: early on the decay is (1 + step) / (10 + step) if that is less, so that a short
         run's average forgets its initial values. The published recipes have none.
       drop: for each condition, the share of examples whose value is replaced by the null value (for
         classifier-free guidance), independently.
       drop_references: the share of examples that lose all their references.
+      drop_jointly: the share that lose all their references and all that is not a reference, which
+        guidance's unconditional branch is trained on.
       drop_each_reference: the share of references that are dropped independently.
       permute_slots: whether each example's subjects, and with them the words `@1`, `@2`, … of its
         caption, get random slots of the model, and its views likewise, so that all slots are
@@ -98,6 +140,9 @@ class TrainConfig:
       checkpoint_every: in steps. keep_checkpoints: how many of the newest are kept.
       log_every, sample_every: in steps; the first and the last step are also logged, and the last
         is sampled. sample_every=0 samples only then.
+      probe_every: in steps, a multiple of log_every: how often it is measured whether the model
+        knows which reference is which subject, logged as `binding/…` (see binding_probe.py); 0 for
+        never.
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
     """
@@ -105,31 +150,45 @@ class TrainConfig:
     steps: int
     batch_size: int
     accumulate: int = 1
+    draws: int = 1
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
     drop_references: float = 0.0
+    drop_jointly: float = 0.0
     drop_each_reference: float = 0.0
     permute_slots: bool = True
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     log_every: int = 10
     sample_every: int = 0
+    probe_every: int = 0
     profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for key in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints"):
+        counts = ("steps", "batch_size", "accumulate", "draws")
+        for key in (*counts, "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
         if self.steps >= 2**31:
             raise UvitError(f"steps must be less than 2**31, got {self.steps}")
-        for key in ("drop_references", "drop_each_reference"):
+        if min(self.draws, self.accumulate) > 1:
+            raise UvitError(
+                f"draws={self.draws} and accumulate={self.accumulate} cannot both be above 1; "
+                "set accumulate=1 and lower batch_size"
+            )
+        for key in ("drop_references", "drop_jointly", "drop_each_reference"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UvitError(f"{key} must lie in [0, 1], got {getattr(self, key)}")
         if self.log_every < 1 or self.sample_every < 0:
             raise UvitError("log_every must be at least 1, sample_every at least 0")
         if not 0 <= np.float32(self.ema_decay) < 1:
             raise UvitError(f"ema_decay must lie in [0, 1) in float32, got {self.ema_decay}")
+        if self.probe_every < 0 or self.probe_every % self.log_every:
+            raise UvitError(
+                f"probe_every={self.probe_every} must be 0 or a multiple of "
+                f"log_every={self.log_every}"
+            )
         if self.profile_steps:
             given = self.profile_steps
             if len(given) != 2 or not 1 <= given[0] <= given[1] <= self.steps:
@@ -145,6 +204,7 @@ class RunConfig:
 
     Attributes:
       model: layout and backbone. data: the data set. train: the loop. diffusion: the objective.
+      text_pretraining: of a text segment's encoder, before the first step.
       optimizer: AdamW or Muon. sample: the grids of samples in training, and the defaults of
         `experiments.sample`. mesh: how devices are used.
       seed: of parameters, data order and noise, in [0, 2^32).
@@ -156,6 +216,7 @@ class RunConfig:
     diffusion: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
+    text_pretraining: TextPretrainingConfig = TextPretrainingConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
@@ -181,6 +242,7 @@ FREE_KEYS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.sample_every",
+    "train.probe_every",
     "train.profile_steps",
     "train.accumulate",
     "sample",
@@ -239,6 +301,12 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             )
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
+    if run.train.draws > 1 and layout.references:
+        _ = layout.only_references  # raises if they cannot be encoded once
+    if run.train.drop_jointly:
+        for segment in layout.conditions:
+            if segment.role == "condition" and segment.kind != "features":
+                layout.null(segment.name, 1)
     generated_segments(layout, run.sample)
     try:
         # What only errors of the network rule out is refused by `make_sampler`: the sampling
@@ -246,6 +314,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         solve.check(run.sample.sampler, make(run.diffusion.schedule))
     except UvitError as error:
         raise UvitError(f"config.sample.sampler: {error}") from None
+    _check_text_pretraining(run)
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(
@@ -255,6 +324,25 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
     if any(s.learned_range for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     return run
+
+
+def _check_text_pretraining(run: RunConfig) -> None:
+    """Raises UvitError if there is no encoder to pretrain."""
+    if not run.text_pretraining.steps:
+        return
+    texts = {s.name: s for s in run.model.layout().inputs if s.kind == "text"}
+    segment = texts.get(run.text_pretraining.segment)
+    if segment is None:
+        hint = nearest(run.text_pretraining.segment, texts)
+        raise UvitError(
+            f"config.text_pretraining.segment={run.text_pretraining.segment!r} is not a text of "
+            f"the model{hint}"
+        )
+    if not segment.encoder_width:
+        raise UvitError(
+            f"config.text_pretraining needs an encoder; set encoder_depth and encoder_width of "
+            f"config.model.segments.{segment.name}"
+        )
 
 
 def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:

@@ -48,21 +48,25 @@ def make_step(
     vocabulary = vocabulary or Vocabulary()
     words = slot_words(model.layout, vocabulary.tokenizer) if config.train.permute_slots else {}
 
+    frozen, draws = _frozen(config), config.train.draws
+
     def loss(params, conditions, corrupted):
-        losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
+        params = frozen(jax.lax.stop_gradient, params)
+        losses_B, metrics = diffusion_loss(model, params, conditions, corrupted, draws=draws)
         return jnp.mean(losses_B), metrics
 
     gradient = _accumulated(jax.value_and_grad(loss, has_aux=True), config.train.accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion)
+        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion, draws=draws)
         conditions = drop_conditions(
             drop_key, model.layout, conditions, config.train, vocabulary.null_features, words
         )
         (value, metrics), grads = gradient(state.params, conditions, corrupted)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        # Gradients of 0 do not stop weight decay.
+        params = optax.apply_updates(state.params, frozen(jnp.zeros_like, updates))
         decay = config.train.ema_decay
         if config.train.ema_warmup:
             decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
@@ -81,6 +85,21 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def _frozen(config: RunConfig) -> Callable:
+    """`frozen(function, tree)`: the parameters, or their updates, with `function` of those that a
+    run does not train."""
+    if not (config.text_pretraining.steps and config.text_pretraining.freeze):
+        return lambda function, tree: tree
+
+    def frozen(function, tree):
+        def one(path, leaf):
+            return function(leaf) if config.text_pretraining.is_encoder(path) else leaf
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    return frozen
 
 
 def _accumulated(gradient: Callable, accumulate: int) -> Callable:

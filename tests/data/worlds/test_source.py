@@ -85,6 +85,7 @@ def test_a_setting_is_a_batch_too(data):
         ({"flip": True}, "set flip to False"),
         ({"labels": "group"}, "leave labels empty"),
         ({"channels": 1}, "channels=3"),
+        ({"distractors": 2.0}, r"distractors must lie in \[0, 1\]"),
         ({"split": "trian"}, "did you mean 'train'"),
         ({"text": True}, "text_length 16 is too small"),
     ],
@@ -110,6 +111,28 @@ def test_reference_slots_number_the_references_of_all_subjects():
                 assert (here == scenes.render(scene, 16).references[s, v]).all()
             else:
                 assert not here.any()
+
+
+def test_distractors_are_references_and_nothing_else():
+    config = dict(name="totems", image_size=16, text=True, text_length=24, max_subjects=2)
+    options = dict(max_views=2, places=2)
+    plain = dataset(DataConfig(**config, **options)).batch(range(40))
+    data = dataset(DataConfig(**config, **options, distractors=1.0))
+    batch = data.batch(range(40))
+    assert (batch["image"] == plain["image"]).all() and (batch["text"] == plain["text"]).all()
+    added = batch["refs_present"] & ~plain["refs_present"]
+    assert (added[:, :, 0] == [0, 1]).all(axis=1).sum() > 5
+    for i in range(40):
+        scene = data.source[i]["scene"]
+        room = len(scene.subjects) == 1 and plain["refs_present"][i].sum() == 1
+        assert added[i].any() == room == bool(scene.distractors)
+        if room:
+            assert batch["subject_slots"][i].tolist() == [0, 1] and "@2" not in scene.caption
+            assert scene.distractors[0].identity != scene.subjects[0].identity
+            assert (batch["ref_2_1"][i] != batch["ref_1_1"][i]).any()
+            assert (batch["ref_1_1"][i] == plain["ref_1_1"][i]).all()
+    held_out = dataset(DataConfig(**config, **options, distractors=1.0, split="validation"))
+    assert not any(held_out.source[i]["scene"].distractors for i in range(20))
 
 
 def test_portraits_are_alone_on_plain_ground_and_views_may_be_none():

@@ -57,6 +57,8 @@ class Source(abc.ABC):
         captions: tuple of texts, of which training chooses one at random, perhaps empty; if
           `config.text` is set.
         inputs: {segment: array}, inputs of a model's further segments; optional.
+        facts: for each subject, in the order of the names `@1`, `@2`, …, a tuple of texts: what the
+          caption states of it; for `config.text_pretraining.facts`.
 
         Further keys may follow.
         """

@@ -34,13 +34,15 @@ def preset(
     position: str = "",
     offset: str = "none",
     axes: tuple[str, ...] = (),
+    reference_patch_size: int = 0,
     **backbone: Any,
 ) -> dict[str, Any]:
     """The model config of a unified sequence.
 
     Args:
       style: `uvit` or `dit`; the backbone has the published settings of U-ViT-S or DiT-S.
-      image_shape: (H, W, C) of the target and of every reference. patch_size: of both.
+      image_shape: (H, W, C) of the target and of every reference. patch_size: of both, unless
+        `reference_patch_size` gives the references another, with an embedding of their own.
       subjects, views: S and V; an example may have fewer (`refs_present`). With 0 subjects it is
         the style's text-to-image model.
       max_subjects, max_views: trained slots; 0 for S and V. With more, the same parameters support
@@ -48,7 +50,8 @@ def preset(
       visibility: `full`; `ref_isolated`, a subject's views attend only to one another; or
         `ref_joint`, references attend only to references. The last two can be cached.
       text: fields of the text segment (`dict(shape=(24,), vocab_size=320)`), None for no text. By
-        default it enters as tokens in a U-ViT and, pooled, by adaLN in a DiT.
+        default it enters as tokens in a U-ViT and, pooled, by adaLN in a DiT. If it has `names`,
+        references take the vector of their subject's name from it.
       position: of all images, `learned`, `sincos` or `rope`; "" for the style's.
       offset: `diagonal` offsets the RoPE position ids of references, as UNO does.
       axes: of RoPE; with `segment`, references are rotated by their number as well.
@@ -92,9 +95,10 @@ def preset(
         kind="patches",
         role="clean",
         shape=tuple(image_shape),
-        patch_size=patch_size,
+        patch_size=reference_patch_size or patch_size,
         position=image.get("position", "learned"),
-        share="image",
+        share="image" if reference_patch_size in (0, patch_size) else "ref_1_1",
+        names_from="text" if text and text.get("names") else "",
         type="reference",
         optional=True,
         offset=offset,
@@ -157,4 +161,6 @@ def _references(
         }[visibility]
         name = names[s, v]
         references[name] = dict(reference) | dict(slot=(s - 1, v - 1), sees=sees, name=name)
+        if reference["share"] in ("", "ref_1_1"):  # the first one has their parameters
+            references[name]["share"] = "ref_1_1" if (s, v) != (1, 1) else ""
     return references

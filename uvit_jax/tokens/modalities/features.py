@@ -1,18 +1,23 @@
 """Vectors of a frozen encoder: CLIP's text tokens, an image embedding."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
 from flax import nnx
 
-from uvit_jax.tokens.segment import Grid, Segment, normal
+from uvit_jax.tokens.segment import NAME_TOKENS, Grid, Segment, normal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Segment):
     """N vectors of size F, float (B, N, F). What stands for "no text" is the encoder's own (CLIP:
     the encoding of the empty string), so the data bring it.
+
+    References with `names_from` take the vector at their subject's name from it. Which token that
+    is cannot be read from features: the input `name_tokens`, int32 (B, max_subjects), says it, -1
+    for subjects that the text does not name.
 
     Attributes:
       shape: (N, F).
@@ -34,6 +39,9 @@ class Features(Segment):
     @property
     def grid(self) -> Grid:
         return (1, 1, self.shape[0])
+
+    def names_in(self, inputs: Mapping[str, jax.Array]) -> jax.Array:
+        return jax.nn.one_hot(inputs[NAME_TOKENS], self.shape[0])
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return FeaturesEmbedding(self, width, dtype=dtype, rngs=rngs)

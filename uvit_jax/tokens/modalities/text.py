@@ -1,6 +1,7 @@
 """Captions as token ids: a table of vectors, and an optional small transformer trained with it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -22,6 +23,9 @@ class Text(Segment):
       encoder_depth: blocks of a small transformer that the ids' vectors go through before they
         enter the sequence; 0 for none.
       encoder_heads: of that transformer.
+      encoder_width: of that transformer and the ids' vectors; 0 for the sequence's. With a width of
+        its own, networks of different widths have the same encoder.
+      names: the ids of the words that name subject 1, 2, …, for references with `names_from`.
       pooled: the text enters as one vector, the mean over its tokens without padding, as adaLN
         needs.
     """
@@ -33,6 +37,8 @@ class Text(Segment):
     vocab_size: int = 0
     encoder_depth: int = 0
     encoder_heads: int = 4
+    encoder_width: int = 0
+    names: tuple[int, ...] = ()
     pooled: bool = False
 
     def problem(self) -> str:
@@ -42,6 +48,15 @@ class Text(Segment):
             return "encoder_depth must be at least 0 and encoder_heads at least 1"
         if not 0 < self.vocab_size < 2**31:  # ids are int32
             return f"vocab_size must lie in [1, 2**31 - 1], got {self.vocab_size}"
+        if self.encoder_width < 0 or (self.encoder_width and not self.encoder_depth):
+            return (
+                f"encoder_width={self.encoder_width} must be 0, or positive and with encoder_depth"
+            )
+        impossible = [i for i in self.names if not 0 < i < self.vocab_size]
+        if impossible or len(set(self.names)) < len(self.names):
+            return f"names must be different ids from 1 to vocab_size - 1, got {self.names}"
+        if self.names and self.pooled:
+            return "names needs pooled=False: a mean over all tokens has no vector of a name"
         return ""
 
     @property
@@ -55,7 +70,15 @@ class Text(Segment):
     def shared_fields(self, other: Segment) -> tuple[str, ...]:
         # The encoder has positions of its own.
         length = ("shape",) if self.encoder_depth else ()
-        return ("vocab_size", "encoder_depth", "encoder_heads", "pooled", *length)
+        encoder = ("encoder_depth", "encoder_heads", "encoder_width")
+        return ("vocab_size", *encoder, "pooled", *length)
+
+    def names_in(self, inputs: Mapping[str, jax.Array]) -> jax.Array | None:
+        if not self.names:
+            return None
+        named_BST = inputs[self.name][:, None] == jnp.array(self.names)[:, None]
+        # A caption may name a subject more than once.
+        return named_BST / jnp.maximum(named_BST.sum(axis=-1, keepdims=True), 1)
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return TextEmbedding(self, width, dtype=dtype, rngs=rngs)
@@ -69,7 +92,11 @@ class TextEmbedding(nnx.Module):
 
     def __init__(self, segment: Text, width: int, *, dtype: Any, rngs: nnx.Rngs):
         self.table = nnx.Embed(
-            segment.vocab_size, width, dtype=dtype, embedding_init=normal, rngs=rngs
+            segment.vocab_size,
+            segment.encoder_width or width,
+            dtype=dtype,
+            embedding_init=normal,
+            rngs=rngs,
         )
         self.pooled = segment.pooled
         encode = segment.encoder_depth > 0
@@ -88,31 +115,38 @@ class TextEmbedding(nnx.Module):
 
 
 class TextTransformer(nnx.Module):
-    """A small pre-norm transformer over a caption, (B, T, D) → (B, T, D).
+    """A small pre-norm transformer over a caption, (B, T, E) → (B, T, D).
 
     It takes the place of the published text-to-image models' CLIP text tower: position embeddings
-    of its own, a final LayerNorm, and a linear projection into the sequence.
+    of its own, a final LayerNorm, and a linear projection into the sequence. E is D unless the
+    segment has an `encoder_width`.
     """
 
     def __init__(self, segment: Text, width: int, *, dtype: Any, rngs: nnx.Rngs):
-        heads = segment.encoder_heads
-        if width % heads:
+        heads, inner = segment.encoder_heads, segment.encoder_width or width
+        if inner % heads:
             raise UvitError(
-                f"segment {segment.name!r}: encoder_heads={heads} does not divide the width {width}"
+                f"segment {segment.name!r}: encoder_heads={heads} does not divide the width {inner}"
             )
-        self.positions = nnx.Param(normal(rngs.params(), (segment.shape[0], width)))
+        self.positions = nnx.Param(normal(rngs.params(), (segment.shape[0], inner)))
         options = dict(dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
-            [TextBlock(width, heads, **options) for _ in range(segment.encoder_depth)]
+            [TextBlock(inner, heads, **options) for _ in range(segment.encoder_depth)]
         )
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, **options)
-        self.proj = nnx.Linear(width, width, kernel_init=normal, **options)
+        self.norm = nnx.LayerNorm(inner, epsilon=1e-5, **options)
+        # The vectors of names have to be as large as the sin-cos positions they are added to.
+        init = nnx.initializers.lecun_normal() if segment.names else normal
+        self.proj = nnx.Linear(inner, width, kernel_init=init, **options)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTD = x_BTD + self.positions[...].astype(x_BTD.dtype)
+    def __call__(self, x_BTE: jax.Array) -> jax.Array:
+        return self.proj(self.features(x_BTE))
+
+    def features(self, x_BTE: jax.Array) -> jax.Array:
+        """The normalised output before the projection, (B, T, E)."""
+        x_BTE = x_BTE + self.positions[...].astype(x_BTE.dtype)
         for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.proj(self.norm(x_BTD))
+            x_BTE = block(x_BTE)
+        return self.norm(x_BTE)
 
 
 class TextBlock(nnx.Module):

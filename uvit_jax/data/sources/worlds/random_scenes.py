@@ -38,6 +38,7 @@ def draw(
     views: int,
     places: int = 0,
     portraits: float = 0.0,
+    distractors: float = 0.0,
     anywhere: bool = False,
 ) -> Scene:
     """The random scene of this index of a split.
@@ -49,6 +50,8 @@ def draw(
       views: the most references per subject, from 1; 0 gives the scenes of 1 without references.
       places: the most references of all subjects together; 0 for no such limit.
       portraits: the share of scenes that show one subject on plain ground as references do.
+      distractors: the share of scenes that have a reference of one more subject, if it is within
+        `subjects` and `places`.
       anywhere: whether to use the backgrounds of `backgrounds.HELD_OUT` too.
 
     Raises:
@@ -76,7 +79,30 @@ def draw(
     scene = stage(rng, scene_world, identities, facts, chosen_views)
     if portraits and rng.random() < portraits:
         scene = portrait(scene)
+    if distractors and rng.random() < distractors:
+        scene = with_distractor(rng, scene, pool, chosen, subjects, places)
     return scene if views else without_references(scene)
+
+
+def with_distractor(
+    rng: np.random.Generator,
+    scene: Scene,
+    pool: np.ndarray,
+    chosen: list[int],
+    subjects: int,
+    places: int,
+) -> Scene:
+    """A scene with a reference of another subject of `pool` than those `chosen`; the scene itself
+    if it has as many subjects or references as it may have."""
+    used = sum(len(one.references) for one in scene.subjects)
+    if len(scene.subjects) >= subjects or (places and used >= places):
+        return scene
+    others = [i for i in range(len(pool)) if i not in chosen]
+    identity = tuple(map(int, pool[others[rng.integers(len(others))]]))
+    scene_world = world(scene.world)
+    poses = random_views(rng, scene_world, scene.facts.facings[0], 1)
+    one = dataclasses.replace(scene.subjects[0], identity=identity, references=poses)
+    return dataclasses.replace(scene, distractors=(one,))
 
 
 @functools.cache
@@ -177,7 +203,7 @@ def portrait_facts(facing: str) -> Facts:
 def without_references(scene: Scene) -> Scene:
     """The same scene without references."""
     subjects = tuple(dataclasses.replace(s, references=()) for s in scene.subjects)
-    return dataclasses.replace(scene, subjects=subjects)
+    return dataclasses.replace(scene, subjects=subjects, distractors=())
 
 
 def replaced_subject(scene: Scene, slot: int, identity: tuple[int, ...]) -> Scene:

@@ -88,8 +88,8 @@ class SceneDataset(Dataset):
 class SceneSource(Source):
     """The scenes of a split.
 
-    A record is a dict with `scene` (a `scenes.Scene`, not rendered yet), `name` and `captions` (one
-    text).
+    A record is a dict with `scene` (a `scenes.Scene`, not rendered yet), `name`, `captions` (one
+    text) and `facts`: place and facing of each subject, as the caption states them.
 
     Raises:
       UvitError: if the world has no such split; IndexError beyond the end.
@@ -120,9 +120,11 @@ class SceneSource(Source):
             views=config.max_views,
             places=config.places,
             portraits=config.portraits if config.split == "train" else 0.0,
+            distractors=config.distractors if config.split == "train" else 0.0,
         )
         name = f"{config.name}, {config.split}, number {index}"
-        return {"scene": scene, "name": name, "captions": (scene.caption,)}
+        facts = tuple(zip(scene.facts.places, scene.facts.facings, strict=True))
+        return {"scene": scene, "name": name, "captions": (scene.caption,), "facts": facts}
 
     def tokenizer(self) -> Tokenizer:
         """The words of all captions of both worlds, those of slots first."""

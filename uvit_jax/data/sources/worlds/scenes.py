@@ -84,17 +84,25 @@ class Scene:
       facts: stated by its caption.
       phase: of the background, in [0, 1).
       camera: of the target; references use `Camera()`.
+      distractors: subjects of which there are references, and nothing else.
     """
 
     world: str
     subjects: tuple[Subject, ...]
     facts: Facts
+    # Random scenes with the same facts are seeded by the repr.
+    distractors: tuple[Subject, ...] = dataclasses.field(default=(), repr=False)
     phase: float = 0.0
     camera: Camera = Camera()
 
     @property
     def caption(self) -> str:
         return self.facts.caption
+
+    @property
+    def referenced(self) -> tuple[Subject, ...]:
+        """All subjects that may have references, in the order of the slots."""
+        return (*self.subjects, *self.distractors)
 
     def judged(self) -> np.ndarray:
         """Which factors of totems are visible in the target and in some reference, bool (S, 8)."""
@@ -167,15 +175,15 @@ def render(scene: Scene, size: int, *, subjects: int = 0, views: int = 0) -> Exa
     Raises:
       UvitError: if the scene has more than S subjects, or a subject more than V references.
     """
-    S = subjects or len(scene.subjects)
-    V = views or max(len(s.references) for s in scene.subjects)
+    S = subjects or len(scene.referenced)
+    V = views or max(len(s.references) for s in scene.referenced)
     _check(scene, S, V)
     x, y = grid(2 * size)
     at = scene.camera.to_scene(x, y)
     layers = [(s.identity, s.pose, s.x, s.y, s.scale, *at) for s in scene.subjects]
-    slots = [(s, v) for s, one in enumerate(scene.subjects) for v in range(len(one.references))]
+    slots = [(s, v) for s, one in enumerate(scene.referenced) for v in range(len(one.references))]
     for s, v in slots:
-        one = scene.subjects[s]
+        one = scene.referenced[s]
         scale = _REFERENCE_SCALE * world(scene.world).size
         layers.append((one.identity, one.references[v], 0.0, _REFERENCE_Y, scale, x, y))
     colour, alpha = _layers(world(scene.world), layers, size, scene.camera.zoom)
@@ -250,9 +258,9 @@ def spot(scene: Scene, slot: int, *, exact: bool = False) -> tuple[tuple[float, 
 def _check(scene: Scene, S: int, V: int) -> None:
     if not 1 <= len(scene.subjects) <= 3:
         raise UvitError(f"a scene has 1 to 3 subjects, got {len(scene.subjects)}")
-    if len(scene.subjects) > S:
-        raise UvitError(f"the scene has {len(scene.subjects)} subjects, more than {S}")
-    most = max(len(s.references) for s in scene.subjects)
+    if len(scene.referenced) > S:
+        raise UvitError(f"the scene has {len(scene.referenced)} subjects, more than {S}")
+    most = max(len(s.references) for s in scene.referenced)
     if most > V:
         raise UvitError(f"a subject has {most} references, more than {V}")
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import dit_weights, exporting, files, mapping
+from uvit_jax.interop import exporting, files, mapping
 from uvit_jax.interop.recognise import FAMILIES
 from uvit_jax.io import write_text
 from uvit_jax.models import lora
@@ -176,11 +176,11 @@ def _peft_layers(model: Model, paths: Mapping[str, Any], form: str) -> Iterator[
     if form not in FORMS:
         raise UvitError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
     if form != "own":
-        families = FAMILIES if form == "official" else (dit_weights,)
+        families = FAMILIES if form == "official" else exporting.DIFFUSERS
         family = exporting.family_for(model.config, families)
         for entry in family.entries(model.config, form):
             path, _, name = entry.path.rpartition("/")
-            if name == "kernel" and path in paths:
+            if name == "kernel" and path in paths and not entry.unused:
                 yield _PeftLayer(entry.key.removesuffix(".weight"), path, entry.layer, entry.part)
         return
     for path, (lead, *_) in lora.matrices(model.abstract_params).items():

@@ -258,7 +258,7 @@ def _check_inputs(
     layout: Layout, inputs: Arrays, generated: Sequence[str], batch_size: int
 ) -> None:
     """Raises UvitError if an input is of no segment, of a generated one, or of another batch."""
-    known = [n for n in (*layout.input_shapes, *layout.slot_shapes) if n not in generated]
+    known = [n for n in (*layout.input_shapes, *layout.optional_shapes) if n not in generated]
     for name, value in inputs.items():
         if name not in known:
             what = "is generated" if name in generated else "is not an input of the model"

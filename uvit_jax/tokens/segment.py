@@ -143,6 +143,11 @@ class Segment(Config):
         this kind cannot be denoised. `zero`: starts with an output of 0."""
         return None
 
+    def default(self, batch_size: int) -> np.ndarray | None:
+        """The data where the inputs have none, (batch_size, …), so that they may be left out; None
+        if they are required."""
+        return None
+
     def null(self, batch_size: int) -> np.ndarray | None:
         """The data that stand for "not given" in classifier-free guidance, (batch_size, …); None if
         there are none."""
@@ -189,7 +194,7 @@ class Segment(Config):
         own = {f.name for f in dataclasses.fields(self)} - {
             f.name for f in dataclasses.fields(Segment)
         }
-        return tuple(sorted(own - {"kind", "shape", "trained_shape", "init_std"}))
+        return tuple(sorted(own - {"kind", "shape", "trained_shape", "init_std", "default_class"}))
 
     def may_see(self, other: "Segment") -> bool:
         """Whether its tokens may attend to those of `other`."""

@@ -36,6 +36,8 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
             f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "
             "config.data.image_size or the segment's shape"
         )
+    if segment.default(1) is not None:
+        return ""
     if segment.kind == "label":
         if not dataset.num_classes:
             return ": the data have no labels; set config.data.labels"

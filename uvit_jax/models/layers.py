@@ -1,6 +1,6 @@
 """The transformer block: attention and an MLP, optionally modulated by adaLN.
 
-One class serves U-ViT (affine norms, a long skip merged in before the block), UniDiffuser (that with
+One class serves U-ViT (affine norms, a long skip merged in before the block), UniDiffuser (with
 norms after the branches) and DiT (norms without parameters; shift, scale and gate from a
 conditioning vector).
 """

@@ -108,8 +108,8 @@ class Model:
             they are. Images (B, H, W, C), videos (B, T, H, W, C), features (B, N, F), text int32
             (B, T), labels int32 (B,). Those with a default may be left out. Where references are
             optional, `refs_present` bool (B, S, V) says which an example has; the data of absent
-            ones are ignored. `subject_slots` int32 (B, S) and `view_slots` (B, S, V), from 0, assign
-            references to other slots than their segments': two of them may be views of one
+            ones are ignored. `subject_slots` int32 (B, S) and `view_slots` (B, S, V), from 0,
+            assign references to other slots than their segments': two of them may be views of one
             subject.
           times: network times by time key (`layout.time_keys`), float (B,).
           cache: from `cache`, in place of the references and of `refs_present` and slots.

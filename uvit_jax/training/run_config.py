@@ -15,7 +15,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
-from uvit_jax.sampling.sampler import SampleConfig, generated_segments
+from uvit_jax.sampling.sampler import SampleConfig, generated_segments, mode_configs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,8 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             )
         if layout.by_name[name].kind != "features":  # its null value comes with the data
             layout.null(name, 1)
-    generated_segments(layout, run.sample)
+    for part in mode_configs(layout, run.sample):
+        generated_segments(layout, part)
     dropping = run.train.drop_references or run.train.drop_each_reference
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(

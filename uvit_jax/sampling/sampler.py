@@ -69,6 +69,10 @@ class SampleConfig(Config):
         decoding.
       text_encoder: for a model of a text encoder's features, the folder of the CLIP that encodes
         prompts.
+      image_encoder: for a model of CLIP's image features, the weights of its vision tower, a file
+        or a folder.
+      caption_decoder: for a model that generates features of texts, the folder of the decoder that
+        reduces them and makes them words (UniDiffuser).
     """
 
     sampler: SamplerConfig = SamplerConfig()
@@ -88,6 +92,8 @@ class SampleConfig(Config):
     autoencoder: str = ""
     latent_scale: float = SCALE
     text_encoder: str = ""
+    image_encoder: str = ""
+    caption_decoder: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,16 +5,20 @@ decode(text_BTF)                    # ["a red bus", …]
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from uvit_jax.encoders.caption_decoder import CaptionConfig, CaptionDecoder
+from uvit_jax.encoders.clip_weights import TextEncoder
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files, mapping
 from uvit_jax.interop.mapping import SAME, Entry, Tensors, linear
@@ -54,6 +58,33 @@ def load_caption_decoder(
     decoder = CaptionDecoder(dataclasses.replace(config, dtype=dtype))
     params = mapping.imported(entries(config), tensors, decoder.abstract_params, str(file))
     return decoder, params
+
+
+class ReducedTextEncoder:
+    """Texts to features that a caption decoder has reduced, as `TextEncoder` to CLIP's.
+
+    Attributes:
+      shape: (T, F) of the features of a text. file: of the text encoder's weights. sha256: of both
+        files.
+    """
+
+    def __init__(self, encode: TextEncoder, path: str | os.PathLike):
+        self.encode, self.tower, self.file = encode, encode.tower, encode.file
+        self.decoder, params = load_caption_decoder(path)
+        if self.decoder.config.features != encode.shape[1]:
+            raise UvitError(
+                f"the caption decoder {path} takes features of size "
+                f"{self.decoder.config.features}, and {encode.file} has {encode.shape[1]}"
+            )
+        self.shape = (encode.shape[0], self.decoder.config.reduced)
+        # The layer that reduces belongs to the encoder: another one gives other features.
+        kernel = np.ascontiguousarray(params["encode_prefix"]["kernel"])
+        self.sha256 = f"{encode.sha256}+{hashlib.sha256(kernel.tobytes()).hexdigest()}"
+        self._reduce = jax.jit(functools.partial(self.decoder.reduce, params))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """The reduced features of texts, float32 (B, T, F)."""
+        return np.asarray(self._reduce(self.encode(texts)))
 
 
 class Captioner:

@@ -22,11 +22,26 @@ def check_data(model: Model, dataset: Dataset) -> None:
         if problem := _problem(segment, dataset):
             raise UvitError(f"segment {segment.name!r}{problem}")
     inputs = dataset.batch([0])
-    for name in model.layout.input_shapes:
+    for name, shape in model.layout.input_shapes.items():
         if name not in inputs:
             raise UvitError(
                 f"the model needs {name!r}, but the data have only {', '.join(sorted(inputs))}"
+                f"{_remedy(model.layout.by_name.get(name))}"
             )
+        if inputs[name].shape[1:] != shape:
+            raise UvitError(
+                f"segment {name!r} has shape={shape}, and {name!r} of the data "
+                f"{inputs[name].shape[1:]}; make them equal"
+            )
+
+
+def _remedy(segment: Segment | None) -> str:
+    if segment is None or segment.kind != "features":
+        return ""
+    return (
+        "; set config.data.features (experiments.encode_text) or config.data.image_features "
+        "(experiments.encode_image_features)"
+    )
 
 
 def _problem(segment: Segment, dataset: Dataset) -> str:

@@ -18,12 +18,12 @@ or, to sample from or fine-tune the official weights,
 
     python -m experiments.import_checkpoint --checkpoint=uvit_v1.pth --workdir=/data/unidiffuser
 
-Expected and cost: 952.5M parameters; 1,163 GMAC a forward pass at 512×512, 342 at 256×256; with
-the published steps 4.1e21 FLOPs at 512×512 (v1-512, batch 2112) after 5.8e21 at 256×256 (v1-256,
-batch 11264). The training code was never released and no training has been reproduced here.
+Expected and cost: 952.5M parameters; 1,163 GMAC a forward pass at 512×512, 330 at 256×256; with
+the published steps 5.6e21 FLOPs at 256×256 (batch 11264), then 6.2e21 at 512×512 (batch 2112). The
+training code was never released, and no training has been reproduced here.
 
 The published recipe: eps prediction of latents, CLIP image feature and text with two independent
-times, the sum of their mean squared errors, Stable Diffusion's schedule; AdamW, learning rate 2e-4,
+times, the sum of the mean squared errors, Stable Diffusion's schedule; AdamW, learning rate 2e-4,
 weight decay 0.03, betas (0.9, 0.9), 5,000 steps of warm-up. 250k steps at 256×256 with positions
 interpolated from 512×512, then 420k at 512×512. Sampling: DPM-Solver++, 50 evaluations, guidance 7,
 noise drawn anew at each of them.

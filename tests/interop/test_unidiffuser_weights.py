@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 
 import uvit_jax
+from experiments.cli import read_config
 from tests.helpers import unidiffusers
+from tests.helpers.running import ROOT
 from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import files, mapping, unidiffuser_weights
+from uvit_jax.interop import compare_models, files, mapping, unidiffuser_weights
 from uvit_jax.interop.exporting import export
 from uvit_jax.interop.recognise import recognise, title
 from uvit_jax.interop.weight_files import WeightFile
 from uvit_jax.models.model_config import parse_model
 from uvit_jax.models.presets.unidiffuser import preset
+from uvit_jax.training.run_config import parse_run
 
 HINTS = dict(num_heads=2, text_tokens=5)
 
@@ -42,6 +45,8 @@ def test_published_files(version, count):
     found = recognise(WeightFile("here", tensors))
     assert found.config == config and found.style == "official"
     assert title(found.config) == "UniDiffuser/2"
+    run = parse_run(read_config(str(ROOT / f"configs/unidiffuser.py:{version}-512"), {}))
+    assert compare_models.differences(found.config, run.model) == {}
     assert uvit_jax.build(found.config).num_params == model.num_params
 
 

@@ -107,8 +107,8 @@ class GivenData:
                     f"{segment.shape[0]}; shorten it"
                 )
         features = encode(texts)
-        if self._captioner is not None:
-            decoder, params = self._captioner.decoder, self._captioner.params
+        if self._config.caption_decoder:
+            decoder, params = self._caption_decoder
             features = np.asarray(decoder.reduce(params, features))
         if features.shape[1:] != segment.shape:
             raise UvitError(
@@ -160,7 +160,7 @@ class GivenData:
     def captions(self, samples: Mapping[str, np.ndarray]) -> list[str] | None:
         """The captions of generated texts; None if there are no texts or no caption decoder."""
         (segment,) = self._segments["text"]
-        if segment.name not in samples or self._captioner is None:
+        if segment.name not in samples or not self._config.caption_decoder:
             return None
         return self._captioner(samples[segment.name])
 
@@ -204,9 +204,15 @@ class GivenData:
         return load_image_encoder(self._config.image_encoder)
 
     @functools.cached_property
+    def _caption_decoder(self) -> tuple[Any, Any]:
+        if self.generates_text:
+            return self._captioner.decoder, self._captioner.params
+        from uvit_jax.encoders.caption_weights import load_caption_decoder
+
+        return load_caption_decoder(self._config.caption_decoder)
+
+    @functools.cached_property
     def _captioner(self) -> Any:
-        if not self._config.caption_decoder:
-            return None
         from uvit_jax.encoders.caption_weights import load_captioner
 
         return load_captioner(self._config.caption_decoder)

@@ -1,5 +1,6 @@
 """The grids of samples that a run saves during training: images, or latents without a decoder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import jit_replicated
-from uvit_jax.sampling import decoding
+from uvit_jax.sampling import decoding, modes
 from uvit_jax.sampling.conditions import (
     NAMED,
     conditions_for,
@@ -96,6 +97,9 @@ def _conditions(
     encoder.
     """
     config = run.sample
+    if given := modes.GIVEN.get(config.mode):
+        names = modes.modalities(model.layout, config.mode)[given][1]
+        return _first_examples(model, dataset, config.count, names)
     if not all(s.kind in NAMED for s in model.layout.conditions):
         return _first_examples(model, dataset, config.count)
     features = [s.name for s in model.layout.conditions if s.kind == "features"]
@@ -109,10 +113,10 @@ def _conditions(
 
 
 def _first_examples(
-    model: Model, dataset: Any, count: int
+    model: Model, dataset: Any, count: int, names: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The conditions of the data's first examples, and their captions."""
+    """The conditions of the data's first examples, or other inputs, and their captions."""
     rows = [i % len(dataset) for i in range(count)]
     batch = dataset.batch(rows)
     captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
-    return {name: batch[name] for name in model.layout.conditions_in(batch)}, captions
+    return {name: batch[name] for name in names or model.layout.conditions_in(batch)}, captions

@@ -161,7 +161,10 @@ class SubjectTuning:
         self._tuner = Finetuner(self.model, self.run.diffusion, config)
         self._classes: dict[str, Any] = {}
         self._decoder = decoding.decoder(self.model.layout, self.sample)
-        self._given = GivenData(model.layout, self.sample, self._decoder) if joint else None
+        self._given = None
+        if joint:
+            given = model.layout, self.sample, self.vocabulary, self._decoder
+            self._given = GivenData(*given)
 
     def tune(self, folders: dict[str, Path]) -> Any:
         """Fine-tunes to the images in folders, by the names of the subjects."""

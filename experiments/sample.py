@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
     subjects = from_folder(model.layout, args.references, decode) if args.references else {}
-    given = GivenData(model.layout, config, decode) if config.mode else None
+    given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
     if given is not None:
         conditions, captions = given.inputs(args.image)
     else:

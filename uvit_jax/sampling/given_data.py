@@ -1,8 +1,8 @@
 """Prompts and image files as the given data of a mode, and generated texts as captions.
 
-given = GivenData(model.layout, config, decode)              # of a SampleConfig with a mode
+given = GivenData(model.layout, config, vocabulary, decode)  # of a SampleConfig with a mode
 inputs, captions = given.inputs(files)                       # with the config's prompts
-captions = given.captions(samples)                           # None without a caption decoder
+captions = given.captions(samples)                           # None without a decoder
 """
 
 import functools
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.data import image_decoding
+from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.paths import local_path
 from uvit_jax.sampling.decoding import Decoder
@@ -29,6 +31,7 @@ class GivenData:
     `caption_decoder`.
 
     Args:
+      vocabulary: of the run: the tokenizer of a model whose texts are words.
       decode: of a model of latents, whose autoencoder also encodes images.
 
     Attributes:
@@ -38,8 +41,15 @@ class GivenData:
       UvitError: if the model does not support the mode.
     """
 
-    def __init__(self, layout: Layout, config: SampleConfig, decode: Decoder | None = None):
-        self._config, self._decode = config, decode
+    def __init__(
+        self,
+        layout: Layout,
+        config: SampleConfig,
+        vocabulary: Vocabulary,
+        decode: Decoder | None = None,
+    ):
+        self._layout, self._config, self._decode = layout, config, decode
+        self._vocabulary = vocabulary
         self.pixels: dict[str, np.ndarray] = {}
         by_modality = modalities(layout, config.mode)
         self._segments = {
@@ -98,6 +108,9 @@ class GivenData:
           UvitError: if a text is too long, or no encoder is named, or another model's.
         """
         (segment,) = self._segments["text"]
+        if segment.kind == "codes":
+            ids = [self._vocabulary.encode(text, segment.shape[0]) for text in texts]
+            return {segment.name: np.asarray(segment.encoded(np.stack(ids)))}
         encode = self._text_encoder
         lengths = encode.lengths(texts)
         for text, length in zip(texts, lengths, strict=True):
@@ -159,6 +172,8 @@ class GivenData:
 
     def captions(self, samples: Mapping[str, np.ndarray]) -> list[str] | None:
         """The captions of generated texts; None if there are no texts or no caption decoder."""
+        if captions := captions_of(self._layout, samples, self._vocabulary.tokenizer):
+            return captions
         (segment,) = self._segments["text"]
         if segment.name not in samples or not self._config.caption_decoder:
             return None
@@ -216,6 +231,18 @@ class GivenData:
         from uvit_jax.encoders.caption_weights import load_captioner
 
         return load_captioner(self._config.caption_decoder)
+
+
+def captions_of(
+    layout: Layout, samples: Mapping[str, np.ndarray], tokenizer: Tokenizer | None
+) -> list[str] | None:
+    """The captions of generated codes; None if there are none."""
+    for segment in layout.noisy:
+        if segment.kind == "codes" and segment.name in samples and tokenizer is not None:
+            ids_BT = segment.decoded(samples[segment.name])
+            known_BT = np.where(ids_BT < tokenizer.vocab_size, ids_BT, 0)
+            return [tokenizer.decode(ids) for ids in known_BT]
+    return None
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:

@@ -114,6 +114,16 @@ class Segment(Config):
         return self.shape
 
     @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one example in a data set, which `encoded` makes `input_shape`."""
+        return self.input_shape
+
+    def encoded(self, data: Any) -> Any:
+        """A data set's batch (B, *data_shape) as the model's input (B, *input_shape); that itself
+        is returned as it is."""
+        return data
+
+    @property
     def grid(self) -> Grid:
         """Its tokens along frames, rows and columns, in the order of the sequence."""
         return (1, 1, 1)

@@ -28,9 +28,11 @@ def check_data(model: Model, dataset: Dataset) -> None:
                 f"the model needs {name!r}, but the data have only {', '.join(sorted(inputs))}"
                 f"{_remedy(model.layout.by_name.get(name))}"
             )
+        segment = model.layout.by_name.get(name)
+        shape = segment.data_shape if segment else shape
         if inputs[name].shape[1:] != shape:
             raise UvitError(
-                f"segment {name!r} has shape={shape}, and {name!r} of the data "
+                f"segment {name!r} takes {shape}, and {name!r} of the data is "
                 f"{inputs[name].shape[1:]}; make them equal"
             )
 
@@ -67,10 +69,10 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
                 f" has shape={segment.shape}, the data's text features "
                 f"{dataset.features.null.shape}; make them equal"
             )
-    if segment.kind == "text":
+    if segment.kind in ("text", "codes"):
         if dataset.tokenizer is None:
             return ": the data have no text; set config.data.text=True"
-        if (dataset.config.text_length,) != segment.shape:
+        if (dataset.config.text_length,) != segment.data_shape:
             return (
                 f" has shape={segment.shape}, the data's text_length is "
                 f"{dataset.config.text_length}; make them equal"

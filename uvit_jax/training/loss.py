@@ -27,7 +27,7 @@ def corrupt(
     layout = model.layout
     corrupted = objective.corrupt(
         key,
-        {s.name: batch[s.name] for s in layout.noisy},
+        {s.name: s.encoded(batch[s.name]) for s in layout.noisy},
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],

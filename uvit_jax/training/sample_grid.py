@@ -20,6 +20,7 @@ from uvit_jax.sampling.conditions import (
     conditions_like,
     text_encoder_of,
 )
+from uvit_jax.sampling.given_data import captions_of
 from uvit_jax.sampling.sampler import make_sampler
 from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.workdir import Workdir
@@ -42,7 +43,7 @@ class SampleGrid:
         folder: Workdir,
     ):
         self._run, self._mesh, self._folder = run, mesh, folder
-        self._layout = model.layout
+        self._layout, self._tokenizer = model.layout, vocabulary.tokenizer
         _check_scale(run, dataset)
         decode = decoding.decoder(model.layout, run.sample)
         self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
@@ -61,6 +62,7 @@ class SampleGrid:
     def __call__(self, params: Any, step: int) -> None:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
         samples = jax.device_get(self._sample(params, (key, self._conditions)))
+        captions = captions_of(self._layout, samples, self._tokenizer) or self._captions
         samples = decoding.decoded(self._layout, samples, self._decode)
         self.last_step = step
         if jax.process_index() != 0:
@@ -75,7 +77,7 @@ class SampleGrid:
             images = io.frames_as_images(samples[name])
             suffix = "" if len(names) == 1 else f"_{name}"
             self.last = self._folder.samples / f"{step:08d}{suffix}.png"
-            io.save_png(io.grid(images, captions=self._captions), self.last)
+            io.save_png(io.grid(images, captions=captions), self.last)
 
 
 def _check_scale(run: RunConfig, dataset: Any) -> None:
@@ -119,4 +121,7 @@ def _first_examples(
     rows = [i % len(dataset) for i in range(count)]
     batch = dataset.batch(rows)
     captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
-    return {name: batch[name] for name in names or model.layout.conditions_in(batch)}, captions
+    by_name = model.layout.by_name
+    names = names or model.layout.conditions_in(batch)
+    inputs = {n: by_name[n].encoded(batch[n]) if n in by_name else batch[n] for n in names}
+    return inputs, captions

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.data import text_shards
     from uvit_jax.data.data_config import DataConfig
     from uvit_jax.data.pipeline import dataset
+    from uvit_jax.encoders.caption_weights import ReducedTextEncoder
     from uvit_jax.encoders.clip_weights import load_text_encoder
     from uvit_jax.parallel import distributed
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     encoder = load_text_encoder(args.encoder, dtype=args.precision, batch_size=args.batch_size)
+    if args.caption_decoder:
+        encoder = ReducedTextEncoder(encoder, args.caption_decoder)
     index = text_shards.make_index(
         latents.index,
         encoder,
@@ -91,6 +94,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="written by experiments.encode_latents",
     )
     parser.add_argument("--encoder", metavar="DIR", required=True, help="folder of a CLIP")
+    parser.add_argument(
+        "--caption_decoder",
+        metavar="PATH",
+        help="UniDiffuser's, whose prefix encoder reduces the features (77×64, 10 kB per caption)",
+    )
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
     )

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_heads", type=int, help="of a --checkpoint, if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
     parser.add_argument("--image_size", type=int, help="side of the image in pixels or latents")
+    parser.add_argument("--text_tokens", type=int, help="of a model of text features")
     args = parser.parse(argv)
 
     import uvit_jax
@@ -39,11 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
-    hints = {key: getattr(args, key) for key in ("num_heads", "num_classes", "image_size")}
+    names = ("num_heads", "num_classes", "image_size", "text_tokens")
+    hints = {key: getattr(args, key) for key in names}
     run = vocabulary = None
     if args.workdir:
         if any(value is not None for value in hints.values()):
-            raise UvitError("num_heads, num_classes and image_size need --checkpoint; drop them")
+            raise UvitError(f"{', '.join(names)} need --checkpoint; drop them")
         folder = Workdir(args.workdir)
         run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
     model, params = uvit_jax.load(

@@ -58,6 +58,12 @@ def add_flags(parser: cli.Parser) -> None:
         "--autoencoder", metavar="FILE", help="of the latents, if the model has latents"
     )
     parser.add_argument("--text_encoder", metavar="DIR", help="CLIP, if the model has its features")
+    parser.add_argument(
+        "--image_encoder", metavar="FILE", help="CLIP, if the model has its image features"
+    )
+    parser.add_argument(
+        "--caption_decoder", metavar="DIR", help="if the model generates features of texts"
+    )
     sampling_flags.add_attention_flag(parser)
 
 
@@ -125,6 +131,7 @@ class SubjectTuning:
         from uvit_jax.models.lora import targeted
         from uvit_jax.sampling import decoding
         from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
+        from uvit_jax.sampling.given_data import GivenData
         from uvit_jax.training.finetune import Finetuner
         from uvit_jax.training.run_config import parse_run
         from uvit_jax.training.workdir import Workdir
@@ -142,7 +149,12 @@ class SubjectTuning:
         self.model = sampling_flags.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
-        changes = {k: v for k in ("autoencoder", "text_encoder") if (v := getattr(args, k))}
+        names = ("autoencoder", "text_encoder", "image_encoder", "caption_decoder")
+        changes: dict[str, Any] = {k: v for k in names if (v := getattr(args, k))}
+        # Of a model that denoises texts too, class images are sampled from their prompts.
+        joint = len(model.layout.time_keys) > 1 and not model.layout.conditions
+        if joint:
+            changes |= {"mode": "text_to_image", "generate": (), "times": {}}
         self.sample = dataclasses.replace(self.run.sample, **changes)
         self.vocabulary = folder.read_vocabulary()
         self._texts, encode = text_encoder_of(self.model.layout, self.vocabulary, self.sample)
@@ -152,6 +164,10 @@ class SubjectTuning:
         self._decoder = decoding.decoder(self.model.layout, self.sample)
         latents = self.run.of_latents
         self._segment = image_segment(self.model, self._decoder, latents=latents)
+        self._given = None
+        if joint:
+            given = model.layout, self.sample, self.vocabulary, self._decoder
+            self._given = GivenData(*given)
 
     def tune(self, folders: dict[str, Path]) -> Any:
         """Fine-tunes to the images in folders, by the names of the subjects."""
@@ -228,7 +244,10 @@ class SubjectTuning:
         return prompt, args.class_prompt.replace("{name}", name)
 
     def _conditions_for(self, prompt: str, count: int) -> dict[str, Any]:
-        """The conditions of `count` images with one prompt."""
+        """The conditions of `count` images with one prompt, or its data if texts are denoised."""
+        if self._given is not None:
+            texts = self._given.of_texts((prompt,))
+            return {name: value.repeat(count, axis=0) for name, value in texts.items()}
         labels = () if self.args.label is None else (self.args.label,)
         prompts = (prompt,) if self.args.prompt else ()
         return self._conditions(
@@ -242,6 +261,7 @@ class SubjectTuning:
         from uvit_jax.data.data_config import DataConfig
         from uvit_jax.data.pipeline import dataset
         from uvit_jax.errors import UvitError
+        from uvit_jax.io import to_uint8
 
         segment = self.model.layout.by_name[self._segment]
         side, channels = segment.shape[-3], segment.shape[-1]
@@ -254,9 +274,11 @@ class SubjectTuning:
         if not 1 <= len(data) <= 100:
             raise UvitError(f"{folder} has {len(data)} images; a subject needs 1 to 100")
         images = np.stack([data.decode(data.source[i])["image"] for i in range(len(data))])
+        conditions = self._conditions_for(self._prompts(name)[0], len(images))
+        if self._given is not None:
+            return self._given.of_images(to_uint8(images)) | conditions
         if self._decoder is not None:
             images = self._decoder.encode(images)
-        conditions = self._conditions_for(self._prompts(name)[0], len(images))
         return {
             s.name: images if s is segment else conditions[s.name] for s in self.model.layout.inputs
         }

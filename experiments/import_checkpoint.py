@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_heads", type=int, help="if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
     parser.add_argument("--image_size", type=int, help="side of the image in pixels or latents")
+    parser.add_argument("--text_tokens", type=int, help="of a model of text features")
     args = parser.parse(argv)
 
     from uvit_jax.errors import UvitError
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_heads=args.num_heads,
         num_classes=args.num_classes,
         image_size=args.image_size,
+        text_tokens=args.text_tokens,
     )
     print(
         f"{imported.file}: {imported.model} ({imported.form} names), "

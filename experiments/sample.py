@@ -8,11 +8,14 @@
         --adapter=bear.safetensors --adapter=style.safetensors:0.5
     python -m experiments.sample --workdir=workdirs/subjects --prompt="@1 left of @2" \\
         --references=photos
+    python -m experiments.sample --workdir=workdirs/unidiffuser --mode=image_to_text \\
+        --image=photo.jpg --image_encoder=pipeline --caption_decoder=pipeline --autoencoder=vae
 
 Sampler, steps, guidance, autoencoder and text encoder are those of the run's config unless flags
 override them. --references is a folder with a sub-folder per subject, @1, @2, … in the order of
-their names, or with the images of one subject. The npz has the image segments by name, roughly in
-[-1, 1], and, for latent models, the latents as NAME_latents.
+their names, or with the images of one subject. --mode says what a model of images and texts
+generates from what; captions are written under the grid and to --json. The npz has the image
+segments by name, roughly in [-1, 1], and, for latent models, the latents as NAME_latents.
 """
 
 import argparse
@@ -34,6 +37,21 @@ def add_flags(parser: cli.Parser) -> None:
     )
     parser.add_argument("--prompt", action="append", default=[], help="a caption; may be repeated")
     parser.add_argument(
+        "--mode",
+        help="of a model of images and texts: text_to_image, image_to_text, joint, image, text, "
+        "image_variation or text_variation",
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="that a mode is given, or a folder of them; may be repeated",
+    )
+    parser.add_argument(
+        "--data_type", type=int, help="of UniDiffuser v1: 0 web, 1 internal; default 1"
+    )
+    parser.add_argument(
         "--references",
         metavar="FOLDER",
         help="a folder with a sub-folder per subject, or with one subject's images",
@@ -51,6 +69,12 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="CLIP, if the model has its text features"
     )
+    parser.add_argument(
+        "--image_encoder", metavar="FILE", help="CLIP, if the model has its image features"
+    )
+    parser.add_argument(
+        "--caption_decoder", metavar="DIR", help="if the model generates features of texts"
+    )
     sampling_flags.add_adapter_flags(parser)
     sampling_flags.add_attention_flag(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -63,9 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     args = _parse(argv)
 
+    from uvit_jax.errors import UvitError
     from uvit_jax.parallel import cpu
     from uvit_jax.sampling import decoding
     from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
+    from uvit_jax.sampling.given_data import GivenData
     from uvit_jax.sampling.reference_folder import from_folder
     from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
@@ -73,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Workdir(args.workdir)
     run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
     config = sampling_flags.sample_config(run.sample, args, **_changes(args))
+    if args.image and not config.mode:
+        raise UvitError(f"--image={args.image[0]} needs --mode, such as image_to_text")
     cpu.keep_freed_memory()
     model, params = _load(folder.path, args)
 
@@ -81,19 +109,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     latents, subjects = run.of_latents, {}
     if args.references:
         subjects = from_folder(model.layout, args.references, decode, latents=latents)
-    conditions, captions = conditions_for(
-        model, vocabulary, config, encode_text, list(subjects.values())
-    )
-    if encode_text is None:
+    given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
+    if given is not None:
+        conditions, captions = given.inputs(args.image)
+    else:
+        conditions, captions = conditions_for(
+            model, vocabulary, config, encode_text, list(subjects.values())
+        )
+    conditions |= _data_type(model, args.data_type, config.count)
+    if encode_text is None and given is None:
         _warn_of_unknown_words(vocabulary, config.prompts)
     samples = _sample(args, model, params, run.diffusion, config, vocabulary, conditions)
+    if given is not None:
+        captions = given.captions(samples) or captions
     samples = decoding.decoded(model.layout, samples, decode, latents=latents)
 
     step = "" if args.step is None else f"_step{args.step}"
     out = Path(args.out).expanduser() if args.out else None
     out = out or _free(folder.samples / f"sample{step}_seed{args.seed}.png")
-    images = _write(out, model, samples, conditions, captions)
-    if not images:
+    shown = {} if given is None else given.pixels
+    images = _write(out, model, samples, conditions, captions, shown)
+    if given is not None and given.generates_text:
+        print(*captions, sep="\n")
+    if not images and any(f"{s.name}_latents" in samples for s in model.layout.noisy_images):
         print(
             "these are latents; to decode them, pass their autoencoder with --autoencoder=FILE, or "
             "use uvit_jax.autoencoders.kl.decode_in_batches(…, "
@@ -168,15 +206,37 @@ def _sample(
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of the run's `SampleConfig` that flags of this command override."""
+    from uvit_jax.sampling.given_data import image_files
+
     changes: dict[str, Any] = {}
     if args.label or args.prompt:
         changes |= {"labels": tuple(args.label), "prompts": tuple(args.prompt)}
         changes["count"] = max(len(args.label), len(args.prompt))
+    if args.mode is not None:
+        changes |= {"mode": args.mode, "generate": (), "times": {}}
+        changes["count"] = max(len(args.prompt), len(image_files(args.image)), 1)
     if args.count is not None:
         changes["count"] = args.count
-    if args.text_encoder is not None:
-        changes["text_encoder"] = args.text_encoder
+    for name in ("text_encoder", "image_encoder", "caption_decoder"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
     return changes
+
+
+def _data_type(model: Any, given: int | None, count: int) -> dict[str, Any]:
+    """The input of `--data_type`; UvitError if the model has no such segment."""
+    import numpy as np
+
+    from uvit_jax.errors import UvitError
+
+    if given is None:
+        return {}
+    segment = model.layout.by_name.get("data_type")
+    if segment is None:
+        raise UvitError(f"the model has no data type (UniDiffuser v0); drop --data_type={given}")
+    if not 0 <= given < segment.num_classes:
+        raise UvitError(f"--data_type={given} must lie in [0, {segment.num_classes})")
+    return {segment.name: np.full((count,), given, np.int32)}
 
 
 def _warn_of_unknown_words(vocabulary: Any, prompts: Sequence[str]) -> None:
@@ -189,9 +249,13 @@ def _warn_of_unknown_words(vocabulary: Any, prompts: Sequence[str]) -> None:
 
 
 def _write(
-    out: Path, model: Any, samples: dict, conditions: dict, captions: list[str]
+    out: Path, model: Any, samples: dict, conditions: dict, captions: list[str], shown: dict
 ) -> list[str]:
-    """Writes the npz and a grid of each image segment; returns the names of those segments."""
+    """Writes the npz and a grid of each image segment; returns the names of those segments.
+
+    Args:
+      shown: images that are shown where none were generated.
+    """
     import numpy as np
 
     from uvit_jax import io
@@ -201,10 +265,11 @@ def _write(
     small = {name: value for name, value in conditions.items() if value.ndim < 3}
     with io.atomic(out.with_suffix(".npz")) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **samples, **small)
-    names = [s.name for s in model.layout.noisy_images if s.name in samples]
+    by_name = shown | samples
+    names = [s.name for s in model.layout.noisy_images if s.name in by_name]
     for name in names:
         path = out if len(names) == 1 else out.with_stem(f"{out.stem}_{name}")
-        images = io.frames_as_images(samples[name])
+        images = io.frames_as_images(by_name[name])
         io.save_png(io.grid(images, captions=captions), path)
         print(path)
     print(out.with_suffix(".npz"))

@@ -21,7 +21,8 @@ FLAGS = {
 }
 """The fields of a `SampleConfig` by the flags that override them."""
 RECORDED_ELSEWHERE = (
-    "count", "labels", "prompts", "autoencoder", "latent_scale", "text_encoder"
+    "count", "labels", "prompts", "autoencoder", "latent_scale", "text_encoder", "image_encoder",
+    "caption_decoder",
 )  # fmt: skip
 """The fields of a `SampleConfig` that results record in other forms."""
 

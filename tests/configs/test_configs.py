@@ -119,6 +119,21 @@ def test_a_stored_config_with_times_of_is_read_without():
     assert parse_run(old) == parse_run(shared)
 
 
+@pytest.mark.parametrize("version", ["v0", "v1"])
+@pytest.mark.parametrize(
+    ("size", "side", "steps", "batch"), [("256", 32, 250, 11264), ("512", 64, 420, 2112)]
+)
+def test_unidiffuser_runs_are_the_published_ones(version, size, side, steps, batch):
+    run = read(f"unidiffuser.py:{version}-{size}")
+    model = uvit_jax.build(run.model)
+    assert round(model.num_params / 1e6, 2) == {"v0": 952.50, "v1": 952.51}[version]
+    check_recipe(run, (steps, batch, 2e-4, 5, 0.9, 0.9), ("sd", 50, 0, 7))
+    assert run.optimizer.weight_decay == 0.03 and run.diffusion.prediction == "eps"
+    assert run.sample.sampler.name == "dpm_solver_pp" and run.sample.fresh_noise
+    image = model.layout.by_name["image"]
+    assert image.shape[0] == side and image.trained_grid == (1, 32, 32)
+
+
 def test_every_published_uvit_is_a_run():
     assert load_config_file(str(ROOT / "configs/uvit.py"))[1] == (*UVIT,)
     assert read("uvit_l.py") == read("uvit.py") == read("uvit.py:imagenet256-L/2")

@@ -159,6 +159,6 @@ def test_a_dit_without_null_class_round_trips(tmp_path):
 
 
 def test_models_of_other_families_raise_with_their_tensors():
-    unidiffuser = {"in_blocks.0.x": (), "out_blocks.0.x": (), "clip_img_embed.weight": ()}
-    with pytest.raises(UvitError, match=r"clip_img_embed"):
-        recognise(WeightFile("here", virtual(unidiffuser)))
+    unet = {"conv_in.weight": (), "down_blocks.0.x": (), "mid_block.x": (), "up_blocks.0.x": ()}
+    with pytest.raises(UvitError, match=r"down_blocks"):
+        recognise(WeightFile("here", virtual(unet)))

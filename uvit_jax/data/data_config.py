@@ -40,6 +40,8 @@ class DataConfig(Config):
       text: whether to load captions as token ids.
       features: for latents, whether to load captions as the features of a text encoder, which
         `experiments.encode_text` has written.
+      image_features: for latents, whether to load the images' features of a frozen encoder, which
+        `experiments.encode_image_features` has written, as `clip_image`.
       text_length: tokens per caption, padding included.
       vocabulary: a file with a tokenizer's JSON; "" takes the known words from the captions of
         the source (of a TFDS data set, the class names).
@@ -75,6 +77,7 @@ class DataConfig(Config):
     labels: str = ""
     text: bool = False
     features: bool = False
+    image_features: bool = False
     text_length: int = 16
     vocabulary: str = ""
     keep_vendors: tuple[str, ...] = ()
@@ -106,8 +109,9 @@ class DataConfig(Config):
                 raise UvitError(f"{key} must be at most 1024, got {getattr(self, key)}")
         if self.text and self.text_length < 1:
             raise UvitError(f"text_length must be at least 1, got {self.text_length}")
-        if self.features and self.name != "latents":
-            raise UvitError(f"features=True needs name='latents', got {self.name!r}")
+        for key in ("features", "image_features"):
+            if getattr(self, key) and self.name != "latents":
+                raise UvitError(f"{key}=True needs name='latents', got {self.name!r}")
         if self.features and self.text:
             raise UvitError("text and features are two forms of the same captions; set only one")
         parse_colour(self.background)

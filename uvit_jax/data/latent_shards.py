@@ -212,7 +212,7 @@ def encode_images(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
 
         def records(examples: range) -> Iterator[bytes]:
-            batches = _load_batches(data, examples, pool, batch_size)
+            batches = load_batches(data, examples, pool, batch_size)
             return _encode_batches(index, batches, encode, batch_size)
 
         return write_missing_shards(
@@ -220,7 +220,7 @@ def encode_images(
         )
 
 
-def _load_batches(
+def load_batches(
     data: Dataset, examples: range, pool: ThreadPoolExecutor, batch_size: int
 ) -> Iterator[list[tuple[np.ndarray, dict]]]:
     """Batches of (image, record), loaded one batch ahead."""

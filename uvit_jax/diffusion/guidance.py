@@ -29,14 +29,17 @@ class Branch(NamedTuple):
     """One evaluation of a network.
 
     Attributes:
-      weight: a number, or an array () or (B,).
+      weight: a number, an array () or (B,), or one of them by generated segment, 0 for those that
+        are left out.
       predict: the network. Branches with the same `predict` are evaluated as one batch.
-      inputs: all inputs but the generated segments, leaves (B, …) or (1, …).
-      times: t in [0, 1] of the keys that are not generated: 0 for given data, 1 for pure noise.
-        `guided` takes the inputs to be at these times; `make_sampler` noises data to them.
+      inputs: all inputs but the generated segments, leaves (B, …) or (1, …). A generated segment
+        among them replaces the sampler's state in this branch.
+      times: t in [0, 1] of the keys that are not generated, and of those whose segments are
+        replaced: 0 for given data, 1 for pure noise. `guided` takes the inputs to be at these
+        times; `make_sampler` noises data to them.
     """
 
-    weight: float | jax.Array
+    weight: float | jax.Array | Mapping[str, float | jax.Array]
     predict: Predict
     inputs: Arrays
     times: Mapping[str, float] = {}
@@ -55,7 +58,8 @@ def guided(
     Args:
       branches: the first is the conditional one. Others whose weight is the
         Python number 0 are not evaluated.
-      time_keys: the keys of the generated segments, whose time is the sampler's.
+      time_keys: the keys of the generated segments, whose time is the sampler's where a branch has
+        no other.
       interval: the t in which guidance acts; outside, the result is the first branch's prediction,
         at the same cost (Kynkäänniemi et al. 2024).
       channels: by segment, the number of guided channels; the others are those of the first branch.
@@ -73,9 +77,18 @@ def guided(
     if not branches:
         raise UvitError("guidance needs at least one branch")
     used = [branches[0], *(b for b in branches[1:] if not _is_zero(b.weight))]
-    weights = [b.weight for b in used]
-    if all(isinstance(w, numbers.Real) for w in weights) and abs(sum(weights) - 1) > 1e-6:
-        raise UvitError(f"the weights of branches must sum to 1, got {weights}")
+    by_segment = any(isinstance(b.weight, Mapping) for b in used)
+
+    def weights_of(name: str = "") -> list[Any]:
+        """The branches' weights, of one segment if they differ."""
+        weights = [b.weight for b in used]
+        weights = [w.get(name, 0) if isinstance(w, Mapping) else w for w in weights]
+        if all(isinstance(w, numbers.Real) for w in weights) and abs(sum(weights) - 1) > 1e-6:
+            of = f" of segment {name!r}" if name else ""
+            raise UvitError(f"the weights of branches{of} must sum to 1, got {weights}")
+        return weights
+
+    common = None if by_segment else weights_of()
 
     def predict(x: Arrays, network_time_B: jax.Array) -> Arrays:
         times = [_network_times(b, time_keys, network_time_B, schedule) for b in used]
@@ -91,7 +104,10 @@ def guided(
 
         def combined(name: str) -> jax.Array:
             result = first[name]
+            weights = weights_of(name) if common is None else common
             for weight, other in zip(weights[1:], others, strict=True):
+                if by_segment and _is_zero(weight):
+                    continue
                 weight_B = jnp.broadcast_to(weight * active_B, network_time_B.shape)
                 scale = weight_B.reshape((-1,) + (1,) * (result.ndim - 1))
                 if name in (channels or {}):
@@ -106,17 +122,18 @@ def guided(
 
 
 def _is_zero(weight: Any) -> bool:
+    if isinstance(weight, Mapping):
+        return all(map(_is_zero, weight.values()))
     return isinstance(weight, int | float) and weight == 0
 
 
 def _network_times(
     branch: Branch, time_keys: Sequence[str], network_time_B: jax.Array, schedule: Schedule
 ) -> dict[str, jax.Array]:
-    others = {
+    return dict.fromkeys(time_keys, network_time_B) | {
         key: jnp.full_like(network_time_B, float(schedule.network_time(t)))
         for key, t in branch.times.items()
     }
-    return others | dict.fromkeys(time_keys, network_time_B)
 
 
 def _evaluate(
@@ -131,7 +148,7 @@ def _evaluate(
     for network in dict.fromkeys(b.predict for b in branches):
         group = [i for i, b in enumerate(branches) if b.predict is network]
         B, K = next(iter(x.values())).shape[0], len(group)
-        names = {frozenset(branches[i].inputs) for i in group}
+        names = {frozenset(branches[i].inputs) - frozenset(x) for i in group}
         if len(names) != 1:
             raise UvitError(
                 f"branches of one network need the same inputs, got {[sorted(n) for n in names]}"
@@ -150,7 +167,10 @@ def _evaluate(
                 f"{[sorted(times[i]) for i in group]}"
             )
         inputs = {n: interleaved([branches[i].inputs[n] for i in group]) for n in names.pop()}
-        inputs |= {name: jnp.repeat(value, K, axis=0) for name, value in x.items()}
+        for name, value in x.items():
+            replaced = any(name in branches[i].inputs for i in group)
+            rows = [branches[i].inputs.get(name, value) for i in group] if replaced else ()
+            inputs[name] = interleaved(rows) if replaced else jnp.repeat(value, K, axis=0)
         both = {key: interleaved([times[i][key] for i in group]) for key in times[group[0]]}
         predicted = network(inputs, both)
         for k, i in enumerate(group):

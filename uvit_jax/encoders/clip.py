@@ -25,6 +25,7 @@ from uvit_jax.models.model import Params
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
     "gelu": functools.partial(nnx.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
 }
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,7 +38,7 @@ class TowerConfig(Config):
 
     Attributes:
       width, depth, num_heads, mlp_width: of its blocks. projection: E of `embeds`, 0 for none.
-      activation: `quick_gelu` (OpenAI's), or `gelu` (OpenCLIP's larger ones).
+      activation: `quick_gelu` (OpenAI's), `gelu` (OpenCLIP's larger ones) or `gelu_tanh` (GPT-2).
       eps: of the LayerNorms. dtype: of the computation; statistics and outputs are float32.
       layer_scale: whether residual branches have learned factors (DINOv2).
     """
@@ -47,7 +48,7 @@ class TowerConfig(Config):
     num_heads: int
     mlp_width: int
     projection: int = 0
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     eps: float = 1e-5
     dtype: Literal["float32", "bfloat16"] = "float32"
     layer_scale: bool = False
@@ -98,8 +99,15 @@ def norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(config.width, **options)
 
 
+KeysValues = tuple[jax.Array, jax.Array]
+
+
 class TowerBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): (B, N, D) → (B, N, D)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): (B, N, D) → (B, N, D).
+
+    With `past`, keys and values (B, M, H, K) of all M positions, x has the N positions from `start`
+    on: their keys and values are written, and each attends to the positions up to its own.
+    """
 
     def __init__(self, config: TowerConfig, *, rngs: nnx.Rngs):
         D = config.width
@@ -111,22 +119,36 @@ class TowerBlock(nnx.Module):
         if config.layer_scale:
             self.scale1, self.scale2 = nnx.Param(jnp.ones((D,))), nnx.Param(jnp.ones((D,)))
 
-    def __call__(self, x_BND: jax.Array, *, causal: bool) -> jax.Array:
+    def __call__(
+        self,
+        x_BND: jax.Array,
+        *,
+        causal: bool,
+        past: KeysValues | None = None,
+        start: jax.Array | int = 0,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """The tokens after the block, and the keys and values of all positions, if there were."""
         B, N, D = x_BND.shape
         h_BND = self.norm1(x_BND)
         q, k, v = (
             f(h_BND).reshape(B, N, self.config.num_heads, -1) for f in (self.q, self.k, self.v)
         )
+        if past is not None:
+            k, v = past = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+                for old, new in zip(past, (k, v), strict=True)
+            )
         precision = self.q.precision
         logits_BHNM = jnp.einsum("bnhk,bmhk->bhnm", q, k, precision=precision).astype(jnp.float32)
         logits_BHNM *= q.shape[-1] ** -0.5
         if causal:
-            logits_BHNM = jnp.where(np.tril(np.ones((N, N), bool)), logits_BHNM, -jnp.inf)
+            seen_NM = np.arange(k.shape[1]) <= start + np.arange(N)[:, None]
+            logits_BHNM = jnp.where(seen_NM, logits_BHNM, -jnp.inf)
         weights_BHNM = nnx.softmax(logits_BHNM).astype(q.dtype)
         h_BND = jnp.einsum("bhnm,bmhk->bnhk", weights_BHNM, v, precision=precision)
         x_BND += self._scaled(self.out(h_BND.reshape(B, N, D)), 1)
         activate = ACTIVATIONS[self.config.activation]
-        return x_BND + self._scaled(self.fc2(activate(self.fc1(self.norm2(x_BND)))), 2)
+        return x_BND + self._scaled(self.fc2(activate(self.fc1(self.norm2(x_BND)))), 2), past
 
     def _scaled(self, h_BND: jax.Array, branch: int) -> jax.Array:
         if not self.config.layer_scale:
@@ -146,12 +168,25 @@ class Tower(nnx.Module):
         self.project = linear(config, config.width, size, rngs, bias=False) if size else None
 
     def run(self, x_BND: jax.Array, *, causal: bool) -> jax.Array:
+        return self.run_from(x_BND, None, 0, causal=causal)[0]
+
+    def run_from(
+        self,
+        x_BND: jax.Array,
+        past_L: KeysValues | None,
+        start: jax.Array | int,
+        *,
+        causal: bool = True,
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """Tokens from position `start` on, after the keys and values (L, B, M, H, K) of all blocks
+        (see `TowerBlock`); also returns those."""
         graph, params_L = nnx.split(self.blocks)
 
-        def body(x_BND, params):
-            return nnx.merge(graph, params)(x_BND, causal=causal), None
+        def body(x_BND, layer):
+            params, past = layer
+            return nnx.merge(graph, params)(x_BND, causal=causal, past=past, start=start)
 
-        return jax.lax.scan(body, x_BND, params_L)[0]
+        return jax.lax.scan(body, x_BND, (params_L, past_L))
 
     def outputs(self, hidden_BND: jax.Array, pooled_BD: jax.Array) -> dict[str, jax.Array]:
         outputs_by_name = {"hidden": hidden_BND, "pooled": pooled_BD}

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from uvit_jax.encoders.clip import Clip, TextConfig, VisionConfig
+from uvit_jax.encoders.clip import Clip, TextConfig, VisionConfig, prepare
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files, mapping
 from uvit_jax.interop.mapping import SAME, Entry, Tensors, linear, patches
@@ -83,6 +83,10 @@ class TextEncoder:
             )
         return ids
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens texts have, first and end token included."""
+        return [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The last hidden states after the final LayerNorm: float32 (B, T, D)."""
         ids = self.ids(texts)
@@ -110,6 +114,50 @@ def load_text_encoder(
         raise UvitError(f"{path} is not a folder; pass a folder with CLIP's tokenizer and weights")
     tower, params = load_text(path, dtype=dtype)
     return TextEncoder(_tokenizer(path), tower, params, resolve(path, "text")[0], batch_size)
+
+
+class ImageEncoder:
+    """Images to features, jitted. Built by `load_image_encoder`.
+
+    Attributes:
+      size: E, of the features. file: of the weights. sha256: of that file.
+    """
+
+    def __init__(self, tower: Clip, params: Params, file: Path):
+        self.tower, self.size = tower, tower.config.projection
+        self.file, self.sha256 = file, _sha256(file)
+        self._params = jax.device_put(params)
+        side = tower.config.image_size
+        self._run = jax.jit(
+            lambda params, pixels: tower.apply(params, prepare(pixels, side))["embeds"]
+        )
+
+    def __call__(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+        """The features of images uint8 (B, H, W, 3), not normalised: float32 (B, E)."""
+        if np.ndim(images) != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise UvitError(f"CLIP takes images uint8 (B, H, W, 3), got {np.shape(images)}")
+        parts, n = [np.zeros((0, self.size), np.float32)], min(batch_size, max(len(images), 1))
+        for start in range(0, len(images), n):
+            # Padded to full batches: one compilation.
+            batch = images[np.arange(start, start + n) % len(images)].astype(np.float32)
+            parts.append(jax.device_get(self._run(self._params, batch)))
+        return np.concatenate(parts)[: len(images)]
+
+
+def load_image_encoder(path: str | os.PathLike, *, dtype: str = "float32") -> ImageEncoder:
+    """Loads a vision tower with its projection.
+
+    Raises:
+      UvitError: as `load_vision`; if there is no projection.
+    """
+    path = local_path(path)
+    if (path / "image_encoder").is_dir():  # a UniDiffuser folder
+        path = path / "image_encoder"
+    tower, params = load_vision(path, dtype=dtype)
+    file = resolve(path, "vision")[0]
+    if not tower.config.projection:
+        raise UvitError(f"{file} has no visual_projection, from which the features come")
+    return ImageEncoder(tower, params, file)
 
 
 def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
@@ -246,10 +294,10 @@ def _load(path: str | os.PathLike, kind: str, dtype: str) -> tuple[Clip, Params]
 
 
 def _tokenizer(path: Path) -> Any:
-    folder = path / "tokenizer"
-    if not folder.is_dir():
-        beside = path.parent / "tokenizer"
-        folder = beside if path.name == "text_encoder" and beside.is_dir() else path
+    places = [path / "tokenizer", path / "clip_tokenizer"]
+    if path.name == "text_encoder":
+        places += [path.parent / "tokenizer", path.parent / "clip_tokenizer"]
+    folder = next((place for place in places if place.is_dir()), path)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UvitError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt")
     try:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import dit_weights, exporting, files, mapping
+from uvit_jax.interop import exporting, files, mapping
 from uvit_jax.interop.mapping import Tensors, Transform
 from uvit_jax.interop.peft_settings import PeftSettings
 from uvit_jax.interop.recognise import FAMILIES
@@ -255,11 +255,11 @@ def _peft_layers(model: Model, paths: Mapping[str, Any], form: str) -> Iterator[
     if form not in FORMS:
         raise UvitError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
     if form != "own":
-        families = FAMILIES if form == "official" else (dit_weights,)
+        families = FAMILIES if form == "official" else exporting.DIFFUSERS
         family = exporting.family_for(model.config, families)
         for entry in family.entries(model.config, form):
             path, _, name = entry.path.rpartition("/")
-            if name == "kernel" and path in paths:
+            if name == "kernel" and path in paths and not entry.unused:
                 embedded = path.startswith("embed/") and entry.transform is not mapping.LINEAR
                 convolution = entry.transform if embedded else None
                 key = entry.key.removesuffix(".weight")

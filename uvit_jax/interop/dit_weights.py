@@ -127,6 +127,7 @@ def describe(
     num_heads: int | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
+    text_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The model config that a checkpoint's shapes imply; the values of tensors are not read.
 
@@ -137,12 +138,15 @@ def describe(
         rows, as of CIFAR and ImageNet trained without label dropout. diffusers' have one always.
       image_size: side of the latents. Official files imply it by their fixed positions, and it must
         agree if given; diffusers' do not, and None is 32 (256×256 pixels).
+      text_tokens: must be None.
 
     Raises:
       UvitError: if the size is not a published one and `num_heads` is None, or an argument
         disagrees with the shapes.
       KeyError, ValueError, IndexError: if a required tensor is missing or has too few axes.
     """
+    if text_tokens is not None:
+        raise UvitError(f"{where} is a DiT, which has no text; drop text_tokens={text_tokens}")
     style = style_of(tensors) or "official"
     embedder, head, _ = _OUTSIDE[style]
     root, _, fc1, _, _ = _BLOCK[style]

@@ -1,8 +1,10 @@
 """Exports a model and its parameters to a file for this or another program.
 
 own         our parameter paths, with the configs of model and run as metadata; `.safetensors`
-official    the names of the official U-ViT and DiT files; `.safetensors`, `.pth` or `.pt`
-diffusers   a DiT for diffusers: a folder with config.json, or one `.safetensors` file
+official    the names of the official U-ViT, DiT and UniDiffuser files; `.safetensors`, `.pth` or
+            `.pt`
+diffusers   a DiT or UniDiffuser for diffusers: a folder with config.json, or one `.safetensors`
+            file
 """
 
 import json
@@ -16,7 +18,7 @@ from typing import Any
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.interop import compare_models, dit_weights, files, mapping
+from uvit_jax.interop import compare_models, dit_weights, files, mapping, unidiffuser_weights
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import FAMILIES, family_differences
 from uvit_jax.interop.weight_files import WEIGHTS
@@ -26,6 +28,8 @@ from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.paths import local_path
 
 FORMS = ("own", "official", "diffusers")
+DIFFUSERS = (dit_weights, unidiffuser_weights)
+"""The families that diffusers has."""
 
 
 def export(
@@ -71,9 +75,9 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         files.save_safetensors(out, model, params, metadata)
         return "our own form"
-    family = family_for(model.config, FAMILIES if form == "official" else (dit_weights,))
+    family = family_for(model.config, FAMILIES if form == "official" else DIFFUSERS)
     if form == "diffusers":
-        settings = dit_weights.diffusers_config(model.config)
+        settings = family.diffusers_config(model.config)
     entries = family.entries(model.config, form)
     tensors = mapping.exported(entries, params) | family.constants(model.config, form)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,7 @@ def export(
 
 
 def family_for(config: ModelConfig, families: tuple[ModuleType, ...]) -> ModuleType:
-    """The family (the module uvit_weights or dit_weights) that a model belongs to.
+    """The family (a module of `FAMILIES`) that a model belongs to.
 
     Raises:
       UvitError: if it belongs to none, with its differences from the most similar one.

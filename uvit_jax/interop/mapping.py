@@ -31,6 +31,7 @@ LINEAR = Transform(np.transpose, np.transpose)  # (out, in) ↔ (in, out)
 CONV = Transform(
     lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
 )  # OIHW ↔ HWIO
+ROW = Transform(lambda a: a[0], lambda a: a[None])  # (1, n, D) ↔ (n, D)
 
 
 def patches(patch_size: int, channels: int) -> Transform:
@@ -89,6 +90,8 @@ class Entry:
       rows: the slice of their axis 1, where one tensor of theirs is several of ours.
       part: index on the axis of queries, keys and values (our third from the end), where theirs
         are separate tensors; None where they are fused as ours are.
+      unused: whether their program ignores the tensor: it may have any value, or be missing, and is
+        exported as this copy.
     """
 
     key: str
@@ -97,6 +100,11 @@ class Entry:
     layer: int | None = None
     rows: slice | None = None
     part: int | None = None
+    unused: bool = False
+
+    def as_unused(self) -> "Entry":
+        """The same, unused."""
+        return dataclasses.replace(self, unused=True)
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """The view of our array at `path` that corresponds to this entry."""
@@ -123,6 +131,9 @@ def imported(entries: Iterable[Entry], tensors: Tensors, abstract: Any, where: s
         with NaN or infinity; otherwise one that differs from its copy.
     """
     entries = list(entries)
+    unused = {e.key for e in entries if e.unused}
+    entries = [e for e in entries if not e.unused]
+    tensors = {key: tensors[key] for key in tensors if key not in unused}
     known = {e.key for e in entries}
     flat = jax.tree_util.tree_leaves_with_path(abstract)
     arrays = {path_string(p): np.full(a.shape, np.nan, np.float32) for p, a in flat}

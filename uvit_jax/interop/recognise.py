@@ -9,13 +9,20 @@ import jax
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import compare_models, dit_weights, files, mapping, uvit_weights
+from uvit_jax.interop import (
+    compare_models,
+    dit_weights,
+    files,
+    mapping,
+    unidiffuser_weights,
+    uvit_weights,
+)
 from uvit_jax.interop.weight_files import WeightFile
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
 
-FAMILIES = (uvit_weights, dit_weights)
+FAMILIES = (uvit_weights, dit_weights, unidiffuser_weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +31,8 @@ class Recognised:
 
     Attributes:
       config: the model's config.
-      family: `uvit_weights` or `dit_weights`, the module of the tensors' names; None for
-        our own names. style: of the names, `official`, `diffusers` or `own`.
+      family: a module of `FAMILIES`, of the tensors' names; None for our own names.
+      style: of the names, `official`, `diffusers` or `own`.
     """
 
     config: ModelConfig
@@ -37,8 +44,8 @@ def recognise(source: WeightFile, **given: int | None) -> Recognised:
     """The model of a weight file. Values of tensors are not read, only shapes.
 
     Args:
-      given: num_heads, num_classes and image_size, which shapes do not imply; None if unknown.
-        They take precedence over the config.json beside the tensors.
+      given: num_heads, num_classes, image_size and text_tokens, which shapes do not imply; None if
+        unknown. They take precedence over the config.json beside the tensors.
 
     Raises:
       UvitError: if the model is of no supported family, or shapes and arguments do not match.
@@ -104,13 +111,15 @@ def family_constants(recognised: Recognised) -> Mapping[str, np.ndarray]:
 
 
 def hints_of(config: ModelConfig) -> dict[str, Any]:
-    """A model's num_heads, num_classes and image_size, which shapes do not imply."""
+    """A model's num_heads, num_classes, image_size and text_tokens, which shapes do not imply."""
     hints: dict[str, Any] = {"num_heads": config.backbone.num_heads}
     for segment in (config.segments[name] for name in config.sequence):
-        if segment.kind == "label":
+        if segment.kind == "label" and segment.default(1) is None:
             hints["num_classes"] = segment.num_classes
         elif segment.kind == "patches" and segment.role == "noisy":
             hints["image_size"] = segment.shape[-3]
+        elif segment.kind == "features" and segment.num_tokens > 1:
+            hints["text_tokens"] = segment.num_tokens
     return hints
 
 
@@ -127,7 +136,7 @@ def title(config: ModelConfig) -> str:
             if size is None:
                 return f"{family.NAME}{patch} {described}"
             name, _, kind = size.partition("-")
-            return f"{family.NAME}-{name}{patch}{f' {kind}' if kind else ''}"
+            return f"{family.NAME}{'-' * bool(name)}{name}{patch}{f' {kind}' if kind else ''}"
     return f"model {described}, of no published family"
 
 

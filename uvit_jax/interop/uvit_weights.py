@@ -11,13 +11,10 @@ import numpy as np
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import compare_models, mapping
-from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform, linear
+from uvit_jax.interop.mapping import CONV, LINEAR, ROW, Entry, Tensors, linear
 from uvit_jax.models.model_config import BackboneConfig, ModelConfig
 from uvit_jax.models.presets.uvit import SIZES, preset
 from uvit_jax.tokens.layout import Layout
-
-ROW = Transform(lambda a: a[0], lambda a: a[None])  # (1, n, D) ↔ (n, D)
-
 
 NAME = "U-ViT"
 
@@ -102,6 +99,7 @@ def describe(
     num_heads: int | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
+    text_tokens: int | None = None,
 ) -> dict[str, Any]:
     """The model config that a checkpoint's shapes imply; the values of tensors are not read.
 
@@ -110,7 +108,8 @@ def describe(
       num_classes: shapes do not imply whether the label table's last row is the null class. None
         assumes it for 11, 101 or 1001 rows (CIFAR and ImageNet with guidance) only.
       image_size: implied by the positions if there is no text, and must agree if given. With text,
-        the positions beyond those of the image are the text's; None assumes a text of 77 tokens.
+        the positions beyond those of the image are the text's.
+      text_tokens: of the text, if there is one; None assumes 77, unless image_size is given.
 
     Raises:
       UvitError: if the size is not a published one and `num_heads` is None, or the number of
@@ -142,8 +141,8 @@ def describe(
     text_length = 0
     if context is not None:
         # 77 is the length of CLIP's text, the only one of the official models.
-        text_length = 77
-        if image_size is not None:
+        text_length = 77 if text_tokens is None else text_tokens
+        if text_tokens is None and image_size is not None:
             text_length = num_tokens - others - (image_size // patch_size) ** 2
     others += text_length
     side = round(max(num_tokens - others, 0) ** 0.5)

@@ -8,12 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from uvit_jax.errors import UvitError
-from uvit_jax.interop import files
-from uvit_jax.interop.dit_weights import DIFFUSERS
+from uvit_jax.interop import dit_weights, files, unidiffuser_weights
 from uvit_jax.interop.mapping import Tensors
 from uvit_jax.paths import local_path
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' file name
+# By diffusers' class, the settings that must have one value, and those that shapes do not imply.
+_CLASSES = {
+    "DiTTransformer2DModel": (
+        dit_weights.DIFFUSERS,
+        dict(
+            num_heads="num_attention_heads",
+            num_classes="num_embeds_ada_norm",
+            image_size="sample_size",
+        ),
+    ),
+    "UniDiffuserModel": (
+        unidiffuser_weights.DIFFUSERS,
+        dict(
+            num_heads="num_attention_heads",
+            image_size="sample_size",
+            text_tokens="num_text_tokens",
+        ),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +40,8 @@ class WeightFile:
 
     Attributes:
       path: of the file. tensors: by their names in the file.
-      hints: num_heads, num_classes and image_size from a config.json beside the file, if any.
+      hints: num_heads, num_classes, image_size and text_tokens from a config.json beside the file,
+        if any.
       metadata: of a safetensors file.
     """
 
@@ -44,8 +63,8 @@ def open_weights(
 
     Args:
       path: a `.safetensors`, `.pth` or `.pt` file; a diffusers folder (`config.json` and weights,
-        or a pipeline with `transformer`); a `{step}.ckpt` folder of U-ViT's training code, or a
-        folder of several.
+        or a pipeline with `transformer` or `unet`); a `{step}.ckpt` folder of U-ViT's training
+        code, or a folder of several.
       step: of several checkpoints; None is the newest.
       raw: of a training folder or file, the raw parameters instead of their EMA.
 
@@ -83,8 +102,9 @@ def _networks(folder: Path) -> set[str]:
 
 
 def _diffusers(folder: Path) -> Path | None:
-    """The diffusers folder: `folder` itself, or its `transformer` for a pipeline, else None."""
-    return next((f for f in (folder, folder / "transformer") if _diffusers_file(f)), None)
+    """The diffusers folder: `folder` itself, or the network's of a pipeline, else None."""
+    inside = (folder / "transformer", folder / "unet")
+    return next((f for f in (folder, *inside) if _diffusers_file(f)), None)
 
 
 def _diffusers_file(folder: Path) -> Path | None:
@@ -106,14 +126,14 @@ def _open_diffusers(folder: Path) -> WeightFile:
         kind = settings["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UvitError(f"cannot read {file}, which a diffusers folder needs: {error!r}") from None
-    if kind != "DiTTransformer2DModel":
-        raise UvitError(f"{folder} is diffusers' {kind}; only DiTTransformer2DModel is supported")
-    for key, value in DIFFUSERS.items():
+    if kind not in _CLASSES:
+        raise UvitError(
+            f"{folder} is diffusers' {kind}; only {' and '.join(_CLASSES)} is supported"
+        )
+    fixed, names = _CLASSES[kind]
+    for key, value in fixed.items():
         if settings.get(key, value) != value:
-            raise UvitError(f"{file}: {key} is {settings[key]!r}; in a DiT it is {value!r}")
-    names = dict(
-        num_heads="num_attention_heads", num_classes="num_embeds_ada_norm", image_size="sample_size"
-    )
+            raise UvitError(f"{file}: {key} is {settings[key]!r}; only {value!r} is supported")
     hints = {ours: settings[theirs] for ours, theirs in names.items() if theirs in settings}
     if wrong := [names[k] for k, v in hints.items() if type(v) is not int or v < 1]:
         raise UvitError(f"{file}: {wrong[0]} must be a positive integer")

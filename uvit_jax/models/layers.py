@@ -1,7 +1,8 @@
-"""The transformer block: attention and an MLP, pre-norm, optionally modulated by adaLN.
+"""The transformer block: attention and an MLP, optionally modulated by adaLN.
 
-One class serves U-ViT (affine norms, a long skip merged in before the block) and DiT (norms without
-parameters; shift, scale and gate from a conditioning vector).
+One class serves U-ViT (affine norms, a long skip merged in before the block), UniDiffuser (with
+norms after the branches) and DiT (norms without parameters; shift, scale and gate from a
+conditioning vector).
 """
 
 import functools
@@ -209,6 +210,8 @@ def layer_norm(config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Lay
 class Block(nnx.Module):
     """x + gate·attention(norm(x)), then x + gate·mlp(norm(x)).
 
+    Post-norm it is norm(x + attention(x)), then norm(x + mlp(x)), and a merged skip is normalised.
+
     Args:
       config: the backbone's.
       cross: whether x + cross_attention(norm(x)) stands between the two.
@@ -229,6 +232,9 @@ class Block(nnx.Module):
         self.merge_skip = config.skip if merge_skip else "none"
         size = {"concat": 2 * D, "add": 0, "none": 0}.get(self.merge_skip, D)
         self.skip = linear(config, size, D, **options) if size else None
+        self.post_norm = config.norm == "post"
+        skip_norm = self.post_norm and self.merge_skip != "none"
+        self.norm_skip = layer_norm(config, **options) if skip_norm else None
         self.norm1 = layer_norm(config, **options)
         self.attention = Attention(config, **options)
         self.norm_cross = layer_norm(config, **options) if cross else None
@@ -256,7 +262,15 @@ class Block(nnx.Module):
             x_BND = self.skip(x_BND + skip_BND)
         elif self.merge_skip == "sum_of_linear":
             x_BND = x_BND + self.skip(skip_BND)
+        if self.norm_skip is not None:
+            x_BND = self.norm_skip(x_BND)
         x_BND = x_BND.astype(stream)
+        if self.post_norm:
+            h_BND, keys_values = self.attention(x_BND, given, cached)
+            x_BND = self.norm1(x_BND + h_BND)
+            if self.cross is not None:
+                x_BND = self.norm_cross(x_BND + self.cross(x_BND, given.context_BMD))
+            return self.norm2(x_BND + self.mlp(x_BND)), keys_values
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulations(given)
         h_BND = modulate(self.norm1(x_BND), shift1, scale1)
         h_BND, keys_values = self.attention(h_BND, given, cached)

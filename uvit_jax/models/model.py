@@ -107,10 +107,11 @@ class Model:
           params: as `init` returns them.
           inputs: data by segment: noisy ones at their noise level, clean ones and conditions as
             they are. Images (B, H, W, C), videos (B, T, H, W, C), features (B, N, F), text int32
-            (B, T), labels int32 (B,). Where references are optional, `refs_present` bool (B, S, V)
-            says which an example has; the data of absent ones are ignored. `subject_slots` int32
-            (B, S) and `view_slots` (B, S, V), from 0, assign references to other slots than their
-            segments': two of them may be views of one subject.
+            (B, T), labels int32 (B,). Those with a default may be left out. Where references are
+            optional, `refs_present` bool (B, S, V) says which an example has; the data of absent
+            ones are ignored. `subject_slots` int32 (B, S) and `view_slots` (B, S, V), from 0,
+            assign references to other slots than their segments': two of them may be views of one
+            subject.
           times: network times by time key (`layout.time_keys`), float (B,).
           cache: from `cache`, in place of the references and of `refs_present` and slots.
 
@@ -124,6 +125,7 @@ class Model:
         """
         layout = self.layout if cache is None else self.layout.without_references
         self._check_inputs(inputs, times, layout, cache)
+        inputs = {**layout.defaults(jnp.shape(inputs[layout.noisy[0].name])[0]), **inputs}
         network = nnx.merge(self._graph, params)
         embedded = gathered_module(network.embed, self._dtype)(inputs, times, layout)
         tokens_BND = network.backbone(embedded, layout, cache)
@@ -141,10 +143,10 @@ class Model:
           UvitError: if the references depend on the target, saying how; or as `apply`.
         """
         layout = self.layout.only_references
-        known = layout.input_shapes | layout.slot_shapes
+        known = layout.input_shapes | layout.optional_shapes
         inputs = {name: value for name, value in inputs.items() if name in known}
         batch = jnp.shape(inputs.get(layout.references[0].name, ()))[:1]
-        _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
+        _check(inputs, layout.input_shapes, batch, "inputs", layout.optional_shapes)
         network = nnx.merge(self._graph, params)
         embedded = gathered_module(network.embed, self._dtype)(inputs, None, layout)
         return network.backbone.cache(embedded, layout)
@@ -192,9 +194,9 @@ class Model:
         cache: Cache | None,
     ) -> None:
         batch = jnp.shape(inputs.get(layout.noisy[0].name, ()))[:1]
-        _check(inputs, layout.input_shapes, batch, "inputs", layout.slot_shapes)
+        _check(inputs, layout.input_shapes, batch, "inputs", layout.optional_shapes)
         _check(times, dict.fromkeys(layout.time_keys, ()), batch, "times")
-        for segment in layout.inputs:
+        for segment in (s for s in layout.inputs if s.name in inputs):
             dtype = jnp.result_type(inputs[segment.name])
             if segment.integers and not jnp.issubdtype(dtype, jnp.integer):
                 raise UvitError(f"inputs[{segment.name!r}] must be integers, got {dtype}")

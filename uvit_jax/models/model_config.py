@@ -31,6 +31,8 @@ class BackboneConfig(Config):
         main branch and s the skip (the ablation of U-ViT's paper): `concat`, Linear([h, s]), the
         published one; `add`, h + s; `linear_of_sum`, Linear(h + s); `sum_of_linear`,
         h + Linear(s); `none`.
+      norm: `pre`, before attention and MLP, on their branches; or `post`, on the sum of stream and
+        branch, and after the linear layer of a long skip (UniDiffuser).
       norm_affine, norm_eps: of every LayerNorm.
       activation: `gelu` (exact) or `gelu_tanh`.
       qkv_bias: whether queries, keys and values have a bias.
@@ -65,6 +67,7 @@ class BackboneConfig(Config):
     mlp_ratio: float = 4.0
     mid_block: bool = True
     skip: Literal["concat", "add", "linear_of_sum", "sum_of_linear", "none"] = "concat"
+    norm: Literal["pre", "post"] = "pre"
     norm_affine: bool = True
     norm_eps: float = 1e-5
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
@@ -88,6 +91,11 @@ class BackboneConfig(Config):
             raise UvitError("mlp_ratio and norm_eps must be positive")
         if self.width % self.num_heads:
             raise UvitError(f"width={self.width} is not divisible by num_heads={self.num_heads}")
+        if self.norm == "post" and self.modulation != "none":
+            raise UvitError(
+                f"norm='post' does not support modulation={self.modulation!r}, which acts on "
+                "normalised branches; set norm='pre'"
+            )
         if self.skip != "none" and self.depth % 2:
             raise UvitError(f"long skips pair the blocks: depth={self.depth} must be even")
 

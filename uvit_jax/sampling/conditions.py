@@ -35,7 +35,7 @@ def text_encoder_of(
     Raises:
       UvitError: if the encoder cannot be loaded, or is not the model's.
     """
-    if not config.text_encoder:
+    if not config.text_encoder or config.mode:  # a mode's texts are denoised or given data
         return vocabulary, None
     if not _feature_segments(layout):
         raise UvitError(

@@ -26,7 +26,9 @@ from uvit_jax.models.backbone import Cache
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL
 from uvit_jax.parallel.sharding import constrain_batch
+from uvit_jax.sampling.modes import Mode, passes
 from uvit_jax.tokens.layout import Layout
+from uvit_jax.tokens.segment import Segment
 
 Sampler = Callable[[Params, jax.Array, Arrays], dict[str, jax.Array]]
 MakeBranches = Callable[[Params, Arrays], list[Branch]]
@@ -53,10 +55,14 @@ class SampleConfig(Config):
       guidance_channels: how many channels of an image are guided; the others are those of the
         conditional prediction. 0 is all; DiT's published samples have 3, of 4.
       clip: x0 is clipped to ±clip at every step, 0 for never (1 for pixels, never for latents).
+      mode: of a model of images and texts, what is generated from what (see modes.py), in place of
+        `generate` and `times`; "" for those.
       generate: the noisy segments to generate; empty for all.
       times: of the other noisy segments, t in [0, 1] by time key: 0 for given data (a first frame),
         1 for pure noise (as if there were no such segment), between them for data with noise. By
         default 0 for those whose data are among the inputs, 1 for the others.
+      fresh_noise: whether the noise of segments at fixed times is another one at each evaluation of
+        the network (UniDiffuser) instead of the same throughout.
       count: how many samples.
       labels, prompts: their conditions, repeated in turn until there are `count`. A label is a
         class's name or number. Without labels, all classes in turn; without prompts, the empty one.
@@ -66,6 +72,10 @@ class SampleConfig(Config):
         decoding.
       text_encoder: for a model of a text encoder's features, the folder of the CLIP that encodes
         prompts.
+      image_encoder: for a model of CLIP's image features, the weights of its vision tower, a file
+        or a folder.
+      caption_decoder: for a model that generates features of texts, the folder of the decoder that
+        reduces them and makes them words (UniDiffuser).
     """
 
     sampler: SamplerConfig = SamplerConfig()
@@ -76,14 +86,18 @@ class SampleConfig(Config):
     guidance_interval: tuple[float, ...] = (0.0, 1.0)
     guidance_channels: int = 0
     clip: float = 0.0
+    mode: Mode = ""
     generate: tuple[str, ...] = ()
     times: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    fresh_noise: bool = False
     count: int = 16
     labels: tuple[Any, ...] = ()
     prompts: tuple[str, ...] = ()
     autoencoder: str = ""
     latent_scale: float = SCALE
     text_encoder: str = ""
+    image_encoder: str = ""
+    caption_decoder: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +105,8 @@ class SampleConfig(Config):
             raise UvitError(f"latent_scale must be positive, got {self.latent_scale}")
         if self.clip < 0:
             raise UvitError(f"clip must be positive, or 0 for no clipping, got {self.clip}")
+        if self.mode and (self.generate or self.times):
+            raise UvitError(f"mode={self.mode!r} sets generate and times; leave them out")
         if self.guidance_channels < 0:
             raise UvitError(f"guidance_channels must be at least 0, got {self.guidance_channels}")
         if self.count < 1:
@@ -126,9 +142,13 @@ def make_sampler(
       diffusion: the objective that the model was trained with: its schedule and prediction.
       vocabulary: of the run; it has the null value of a text encoder's features.
       branches: the weighted sum of predictions that is sampled, from (params, inputs); by default
-        `classifier_free_branches`. Each branch may have its own data and times of the noisy
-        segments that are not generated; the others are those of the sampler's inputs and config.
-        The data are noised to the branch's times, so that time 1 drops a segment.
+        `joint_branches` for models of several noisy times without conditions, and
+        `classifier_free_branches` for the others. Each branch may have its own data and times of
+        the noisy segments; those of segments that are not generated are otherwise the sampler's
+        inputs' and the config's. The data are noised to the branch's times, so that time 1 drops a
+        segment.
+
+    With a mode of several passes, the result has the segments that any of them has generated.
 
     A model with a learned range passes its variances, unguided, to samplers that use them.
 
@@ -140,13 +160,19 @@ def make_sampler(
         batch_size (or 1), or there are not batch_size keys.
     """
     layout = model.layout
+    if config.mode:
+        options = dict(batch_size=batch_size, vocabulary=vocabulary, branches=branches)
+        configs = mode_configs(layout, config)
+        return _chained({c.generate: make_sampler(model, diffusion, c, **options) for c in configs})
     schedule = make(diffusion.schedule)
     # What the network's errors enter by: a clipped x0 replaces the prediction.
     erring = "x0" if config.clip else diffusion.prediction
     solve.check(config.sampler, schedule, erring)
     generated, keys = generated_segments(layout, config)
     if branches is None:
-        branches = classifier_free_branches(model, config, vocabulary)
+        joint = len(layout.time_keys) > 1 and not layout.conditions
+        of = joint_branches if joint else classifier_free_branches
+        branches = of(model, config, vocabulary)
     learned = config.sampler.variance == "learned"
     for segment in generated:
         if learned and not segment.learned_range:
@@ -169,26 +195,33 @@ def make_sampler(
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
         _check_inputs(layout, inputs, [s.name for s in generated], batch_size)
         noise_key, run_key = _split(key, batch_size)
-        noise = {
-            s.name: constrain_batch(
-                solve.normal(solve.fold_in(noise_key, i), (batch_size, *s.input_shape))
-            )
-            for i, s in enumerate(layout.noisy)
-        }
-        x_T = {s.name: noise.pop(s.name) for s in generated}
+        noise = normal_noise(noise_key, layout.noisy, batch_size)
+        x_T = {s.name: noise[s.name] for s in generated}
+        # Of generated segments that a branch replaces.
+        other_key = solve.fold_in(noise_key, len(layout.noisy))
+        noise |= normal_noise(other_key, generated, batch_size)
         given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
-        predict = guided(
-            [
-                _completed(branch, given, noise, keys, config.times, schedule)
-                for branch in branches(params, given)
-            ],
-            schedule=schedule,
-            time_keys=time_keys,
-            interval=tuple(config.guidance_interval),
-            channels=guided_channels,
-        )
+        made = branches(params, given)
+
+        def predict_with(noise: Arrays) -> Predict:
+            return guided(
+                [
+                    _completed(branch, given, noise, keys, generated, config.times, schedule)
+                    for branch in made
+                ],
+                schedule=schedule,
+                time_keys=time_keys,
+                interval=tuple(config.guidance_interval),
+                channels=guided_channels,
+            )
+
+        fixed = None if config.fresh_noise else predict_with(noise)
 
         def predict_generated(x: Arrays, network_time_B: jax.Array) -> Arrays:
+            predict = fixed
+            if config.fresh_noise:
+                fresh_key = evaluation_key(noise_key, network_time_B[0])
+                predict = predict_with(normal_noise(fresh_key, layout.noisy, batch_size))
             outputs = predict(x, network_time_B)
             if learned:
                 return outputs
@@ -204,6 +237,90 @@ def make_sampler(
         return solve.sample(config.sampler, denoise, schedule, x_T, run_key, prediction=erring)
 
     return sample
+
+
+def normal_noise(
+    key: jax.Array, segments: Sequence[Segment], batch_size: int
+) -> dict[str, jax.Array]:
+    """Standard normal noise in the shapes of segments, float32 (batch_size, …)."""
+    return {
+        s.name: constrain_batch(solve.normal(solve.fold_in(key, i), (batch_size, *s.input_shape)))
+        for i, s in enumerate(segments)
+    }
+
+
+def evaluation_key(key: jax.Array, network_time: jax.Array) -> jax.Array:
+    """The key of the noise of one evaluation (`SampleConfig.fresh_noise`): it follows from the
+    time, which is another one at each, up to a relative error of 2^-13."""
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(network_time, jnp.float32), jnp.uint32)
+    return solve.fold_in(key, (bits + (1 << 10)) >> 11)
+
+
+def mode_configs(layout: Layout, config: SampleConfig) -> list[SampleConfig]:
+    """The configs of the passes of a config's mode; the config itself if it has none.
+
+    Raises:
+      UvitError: if the model cannot do it.
+    """
+    if not config.mode:
+        return [config]
+    return [
+        dataclasses.replace(
+            config,
+            mode="",
+            generate=run.generate,
+            times=run.times,
+            guidance_scale=config.guidance_scale if run.guided else 0.0,
+        )
+        for run in passes(layout, config.mode)
+    ]
+
+
+def _chained(samplers: Mapping[tuple[str, ...], Sampler]) -> Sampler:
+    """A sampler that runs others, by the segments that they generate, each given what those before
+    have generated."""
+
+    def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
+        given, results = dict(inputs), {}
+        for i, (names, run) in enumerate(samplers.items()):
+            if i:  # what is generated next may have been given before
+                given = {name: value for name, value in given.items() if name not in names}
+            new = run(params, solve.fold_in(key, i), given)
+            given, results = given | new, results | new
+        return results
+
+    return sample
+
+
+def joint_branches(
+    model: Model, config: SampleConfig, vocabulary: Vocabulary | None = None
+) -> MakeBranches:
+    """The branches of guidance by noise, for models of several noisy times without conditions.
+
+    The prediction of each generated time's segments is guided away from the one that the other
+    times' segments, replaced by pure noise, give (Bao et al. 2023, section 3.2): with o(t, u) the
+    prediction of an image at time t beside a text at time u, it is o(t, u) + s (o(t, u) - o(t, 1)).
+    """
+    del vocabulary
+    layout, scale = model.layout, config.guidance_scale
+    generated, _ = generated_segments(layout, config)
+    keys = dict.fromkeys(s.time_key for s in generated)
+
+    def branches(params: Params, inputs: Arrays) -> list[Branch]:
+        network = predictor(model, params)
+        given = {name: inputs[name] for name in layout.conditions_in(inputs)}
+        without = [
+            Branch(
+                {s.name: -scale for s in generated if s.time_key == key},
+                network,
+                given,
+                {other: 1.0 for other in layout.time_keys if other != key},
+            )
+            for key in keys
+        ]
+        return [Branch({s.name: 1 + scale for s in generated}, network, given), *without]
+
+    return branches
 
 
 def classifier_free_branches(
@@ -293,7 +410,7 @@ def _check_inputs(
     layout: Layout, inputs: Arrays, generated: Sequence[str], batch_size: int
 ) -> None:
     """Raises UvitError if an input is of no segment, of a generated one, or of another batch."""
-    known = [n for n in (*layout.input_shapes, *layout.slot_shapes) if n not in generated]
+    known = [n for n in (*layout.input_shapes, *layout.optional_shapes) if n not in generated]
     for name, value in inputs.items():
         if name not in known:
             what = "is generated" if name in generated else "is not an input of the model"
@@ -310,15 +427,19 @@ def _completed(
     given: Arrays,
     noise: Arrays,
     keys: Mapping[str, str],
+    generated: Sequence[Segment],
     times: Mapping[str, float],
     schedule: Schedule,
 ) -> Branch:
-    """A branch with all noisy segments that are not generated, noised to their times.
+    """A branch with all noisy segments that are not generated, and generated ones whose time it
+    fixes, noised to their times.
 
     Args:
-      given: the sampler's inputs. noise: of those segments. keys: their time keys by name.
+      given: the sampler's inputs. noise: of those segments. keys: the time keys of those that are
+        not generated, by name.
       times: of the config, by time key.
     """
+    keys = dict(keys) | {s.name: s.time_key for s in generated if s.time_key in branch.times}
     data = {n: branch.inputs.get(n, given.get(n)) for n in keys}
     known = times | dict(branch.times)
     if unknown := branch.times.keys() - keys.values():

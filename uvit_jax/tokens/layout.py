@@ -130,13 +130,13 @@ class Layout:
 
     @property
     def conditions(self) -> tuple[Segment, ...]:
-        """The inputs that are not denoised."""
-        return tuple(s for s in self.inputs if s.role != "noisy")
+        """The inputs that are not denoised and have no default."""
+        return tuple(s for s in self.inputs if s.role != "noisy" and s.default(1) is None)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """The inputs that a caller must give, with their shapes without the batch."""
-        shapes = {s.name: s.input_shape for s in self.inputs}
+        shapes = {s.name: s.input_shape for s in self.inputs if s.default(1) is None}
         if any(s.optional for s in self.references):
             shapes[PRESENT] = (self.num_subjects, self.num_views)
         if any(source.kind == "features" for source in self.name_sources):
@@ -150,18 +150,23 @@ class Layout:
         return {name: shape for name, shape in self.input_shapes.items() if name not in noisy}
 
     @property
-    def slot_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The optional inputs that assign references to other slots than their segments'."""
-        if not self.references:
-            return {}
-        return {
-            SUBJECT_SLOTS: (self.num_subjects,),
-            VIEW_SLOTS: (self.num_subjects, self.num_views),
-        }
+    def optional_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The optional inputs: segments with a default, and those that assign references to other
+        slots than their segments'."""
+        shapes = {s.name: s.input_shape for s in self.inputs if s.default(1) is not None}
+        if self.references:
+            shapes[SUBJECT_SLOTS] = (self.num_subjects,)
+            shapes[VIEW_SLOTS] = (self.num_subjects, self.num_views)
+        return shapes
+
+    def defaults(self, batch_size: int) -> dict[str, np.ndarray]:
+        """The data of the segments that have a default, leaves (batch_size, …)."""
+        values = {s.name: s.default(batch_size) for s in self.inputs}
+        return {name: value for name, value in values.items() if value is not None}
 
     def inputs_in(self, batch: Container[str]) -> list[str]:
-        """The names of this layout's inputs in a batch, slots of references included."""
-        return [name for name in (*self.input_shapes, *self.slot_shapes) if name in batch]
+        """The names of this layout's inputs in a batch, optional ones included."""
+        return [name for name in (*self.input_shapes, *self.optional_shapes) if name in batch]
 
     def conditions_in(self, batch: Container[str]) -> list[str]:
         """`inputs_in` without the noisy segments."""

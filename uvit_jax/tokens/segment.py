@@ -126,6 +126,16 @@ class Segment(Config):
         return None
 
     @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one example in a data set, which `encoded` makes `input_shape`."""
+        return self.input_shape
+
+    def encoded(self, data: Any) -> Any:
+        """A data set's batch (B, *data_shape) as the model's input (B, *input_shape); that itself
+        is returned as it is."""
+        return data
+
+    @property
     def grid(self) -> Grid:
         """Its tokens along frames, rows and columns, in the order of the sequence."""
         return (1, 1, 1)
@@ -158,6 +168,11 @@ class Segment(Config):
     def names_in(self, inputs: Mapping[str, jax.Array]) -> jax.Array | None:
         """Which of its tokens name which subject: float (B, S, n), rows that sum to 1, or to 0 for
         subjects that it does not name; None if it names none."""
+        return None
+
+    def default(self, batch_size: int) -> np.ndarray | None:
+        """The data where the inputs have none, (batch_size, …), so that they may be left out; None
+        if they are required."""
         return None
 
     def null(self, batch_size: int) -> np.ndarray | None:
@@ -206,7 +221,7 @@ class Segment(Config):
         own = {f.name for f in dataclasses.fields(self)} - {
             f.name for f in dataclasses.fields(Segment)
         }
-        return tuple(sorted(own - {"kind", "shape", "trained_shape", "init_std"}))
+        return tuple(sorted(own - {"kind", "shape", "trained_shape", "init_std", "default_class"}))
 
     def may_see(self, other: "Segment") -> bool:
         """Whether its tokens may attend to those of `other`."""

@@ -22,11 +22,28 @@ def check_data(model: Model, dataset: Dataset) -> None:
         if problem := _problem(segment, dataset):
             raise UvitError(f"segment {segment.name!r}{problem}")
     inputs = dataset.batch([0])
-    for name in model.layout.input_shapes:
+    for name, shape in model.layout.input_shapes.items():
         if name not in inputs:
             raise UvitError(
                 f"the model needs {name!r}, but the data have only {', '.join(sorted(inputs))}"
+                f"{_remedy(model.layout.by_name.get(name))}"
             )
+        segment = model.layout.by_name.get(name)
+        shape = segment.data_shape if segment else shape
+        if inputs[name].shape[1:] != shape:
+            raise UvitError(
+                f"segment {name!r} takes {shape}, and {name!r} of the data is "
+                f"{inputs[name].shape[1:]}; make them equal"
+            )
+
+
+def _remedy(segment: Segment | None) -> str:
+    if segment is None or segment.kind != "features":
+        return ""
+    return (
+        "; set config.data.features (experiments.encode_text) or config.data.image_features "
+        "(experiments.encode_image_features)"
+    )
 
 
 def _problem(segment: Segment, dataset: Dataset) -> str:
@@ -36,6 +53,8 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
             f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "
             "config.data.image_size or the segment's shape"
         )
+    if segment.default(1) is not None:
+        return ""
     if segment.kind == "label":
         if not dataset.num_classes:
             return ": the data have no labels; set config.data.labels"
@@ -50,10 +69,10 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
                 f" has shape={segment.shape}, the data's text features "
                 f"{dataset.features.null.shape}; make them equal"
             )
-    if segment.kind == "text":
+    if segment.kind in ("text", "codes"):
         if dataset.tokenizer is None:
             return ": the data have no text; set config.data.text=True"
-        if (dataset.config.text_length,) != segment.shape:
+        if (dataset.config.text_length,) != segment.data_shape:
             return (
                 f" has shape={segment.shape}, the data's text_length is "
                 f"{dataset.config.text_length}; make them equal"

@@ -100,8 +100,8 @@ def import_checkpoint(
       configs: the candidates by name. chosen: whether the only one is the caller's choice.
       dtype: in which the workdir's model computes. None is the dtype of the config if that is
         `chosen` or stored in the file, and otherwise float32, as in the original implementations.
-      given: num_heads, num_classes and image_size, see `recognise`. Those that are neither given
-        nor in the file come from the config.
+      given: num_heads, num_classes, image_size and text_tokens, see `recognise`. Those that are
+        neither given nor in the file come from the config.
 
     Raises:
       UvitError: if the file is not supported, no config or more than one has its model, or the

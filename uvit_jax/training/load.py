@@ -16,6 +16,7 @@ def load(
     num_heads: int | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
+    text_tokens: int | None = None,
 ) -> tuple[Model, Params]:
     """Loads a model.
 
@@ -26,9 +27,9 @@ def load(
       step: the checkpoint of a workdir or training folder; None is the newest (of a workdir, the
         newest complete one).
       ema: of a run, whether to load the EMA of the parameters (as for sampling) or the raw ones.
-      num_heads, num_classes, image_size: of other programs' files, where shapes do not imply them;
-        None is right for the published models, except for diffusers' 512×512 DiT without its
-        config.json, which needs image_size=64 (latents).
+      num_heads, num_classes, image_size, text_tokens: of other programs' files, where shapes do not
+        imply them; None is right for the published models, except for diffusers' 512×512 DiT
+        without its config.json, which needs image_size=64 (latents).
 
     Returns:
       `(model, params)`, params float32.
@@ -43,6 +44,10 @@ def load(
         return load_workdir(path, step=step, ema=ema)
     source = open_weights(path, step=step, raw=not ema)
     recognised = recognise(
-        source, num_heads=num_heads, num_classes=num_classes, image_size=image_size
+        source,
+        num_heads=num_heads,
+        num_classes=num_classes,
+        image_size=image_size,
+        text_tokens=text_tokens,
     )
     return read(source, recognised)

@@ -37,7 +37,7 @@ def corrupt(
     layout = model.layout
     corrupted = objective.corrupt(
         key,
-        {s.name: _repeated(batch[s.name], draws) for s in layout.noisy},
+        {s.name: _repeated(s.encoded(batch[s.name]), draws) for s in layout.noisy},
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],

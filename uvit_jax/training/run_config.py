@@ -21,7 +21,7 @@ from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
 from uvit_jax.parallel.sharding import path_string
-from uvit_jax.sampling.sampler import SampleConfig, generated_segments
+from uvit_jax.sampling.sampler import SampleConfig, generated_segments, mode_configs
 
 
 def check_adam(b1: float, b2: float, eps: float) -> None:
@@ -307,7 +307,8 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         for segment in layout.conditions:
             if segment.role == "condition" and segment.kind != "features":
                 layout.null(segment.name, 1)
-    generated_segments(layout, run.sample)
+    for part in mode_configs(layout, run.sample):
+        generated_segments(layout, part)
     try:
         # What only errors of the network rule out is refused by `make_sampler`: the sampling
         # settings of an older run must not keep its weights from being loaded.

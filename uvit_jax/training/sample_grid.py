@@ -1,5 +1,6 @@
 """The grids of samples that a run saves during training: images, or latents without a decoder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import jit_replicated
-from uvit_jax.sampling import decoding
+from uvit_jax.sampling import decoding, modes
 from uvit_jax.sampling.conditions import (
     NAMED,
     conditions_for,
     conditions_like,
     text_encoder_of,
 )
+from uvit_jax.sampling.given_data import captions_of
 from uvit_jax.sampling.sampler import make_sampler
 from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.workdir import Workdir
@@ -41,7 +43,7 @@ class SampleGrid:
         folder: Workdir,
     ):
         self._run, self._mesh, self._folder = run, mesh, folder
-        self._layout = model.layout
+        self._layout, self._tokenizer = model.layout, vocabulary.tokenizer
         decode = decoding.decoder(model.layout, run.sample)
         _check_scale(run, dataset, decode)
         self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
@@ -60,6 +62,7 @@ class SampleGrid:
     def __call__(self, params: Any, step: int) -> None:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
         samples = jax.device_get(self._sample(params, (key, self._conditions)))
+        captions = captions_of(self._layout, samples, self._tokenizer) or self._captions
         samples = decoding.decoded(
             self._layout, samples, self._decode, latents=self._run.of_latents
         )
@@ -77,7 +80,7 @@ class SampleGrid:
             images = io.frames_as_images(samples[name])
             suffix = "" if len(names) == 1 else f"_{name}"
             self.last = self._folder.samples / f"{step:08d}{suffix}.png"
-            io.save_png(io.grid(images, captions=self._captions), self.last)
+            io.save_png(io.grid(images, captions=captions), self.last)
 
 
 def _check_scale(run: RunConfig, dataset: Any, decode: decoding.Decoder | None) -> None:
@@ -109,6 +112,9 @@ def _conditions(
     encoder.
     """
     config = run.sample
+    if given := modes.GIVEN.get(config.mode):
+        names = modes.modalities(model.layout, config.mode)[given][1]
+        return _first_examples(model, dataset, config.count, names)
     if not all(s.kind in NAMED for s in model.layout.conditions):
         return _first_examples(model, dataset, config.count)
     features = [s.name for s in model.layout.conditions if s.kind == "features"]
@@ -122,10 +128,13 @@ def _conditions(
 
 
 def _first_examples(
-    model: Model, dataset: Any, count: int
+    model: Model, dataset: Any, count: int, names: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The conditions of the data's first examples, and their captions."""
+    """The conditions of the data's first examples, or other inputs, and their captions."""
     rows = [i % len(dataset) for i in range(count)]
     batch = dataset.batch(rows)
     captions = [(*dataset.source[i].get("captions", ()), "")[0] for i in rows]
-    return {name: batch[name] for name in model.layout.conditions_in(batch)}, captions
+    by_name = model.layout.by_name
+    names = names or model.layout.conditions_in(batch)
+    inputs = {n: by_name[n].encoded(batch[n]) if n in by_name else batch[n] for n in names}
+    return inputs, captions

@@ -12,6 +12,7 @@ import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.image_feature_shards import open_image_features
 from uvit_jax.data.latent_shards import LatentIndex, LatentReader
 from uvit_jax.data.shards import open_index
 from uvit_jax.data.sources.source import Source
@@ -32,12 +33,15 @@ class LatentDataset(Dataset):
       image_shape: (h, w, C) of a latent.
 
     Raises:
-      UvitError: if `config.features` is set and the folder has no text features.
+      UvitError: if `config.features` or `image_features` is set and the folder has none.
     """
 
     def __init__(self, config: DataConfig, source: "LatentSource", tokenizer: Tokenizer | None):
         self.index, self.image_shape = source.index, source.index.shape
         self._texts = open_text(source.folder, source.index) if config.features else None
+        self._images = (
+            open_image_features(source.folder, source.index) if config.image_features else None
+        )
         self.features = None if self._texts is None else self._texts.null
         super().__init__(config, source, tokenizer)
 
@@ -59,7 +63,7 @@ class LatentDataset(Dataset):
 
         Returns:
           `image` float32 (h, w, C); `label` int32 () and `text`, int32 (T,) or with features
-          float32 (N, F), if they are on.
+          float32 (N, F), and `clip_image` float32 (1, E), if they are on.
         """
         C = self.image_shape[-1]
         row = {"image": record["moments"][..., :C] * np.float32(self.index.scale)}
@@ -69,6 +73,8 @@ class LatentDataset(Dataset):
             row["text"] = self._encode_caption((record["captions"] or ("",))[0])
         if self._texts is not None:
             row["text"] = self.feature(record["example"])
+        if self._images is not None:
+            row["clip_image"] = self._images.features(record["example"])[None]
         return row
 
     def batch(
@@ -84,14 +90,15 @@ class LatentDataset(Dataset):
         Returns:
           `image` float32 (B, h, w, C), (mean + exp(logvar / 2) eps) · scale with log-variances
           clamped to `LOGVAR_RANGE`; `label` int32 (B,) and `text`, int32 (B, T) or with features
-          float32 (B, N, F), if they are on.
+          float32 (B, N, F), and `clip_image` float32 (B, 1, E), if they are on.
         """
         B, size = len(indices), int(np.prod(self.image_shape))
         moments = np.empty((B, 2, size), np.float32)
-        labels, texts = np.empty((B,), np.int32), []
+        labels, texts, images = np.empty((B,), np.int32), [], []
         for row, example in enumerate(indices):
             row_bits = 0 if bits is None else bits[row]
-            record = self.source.read(example, self.config.flip and row_bits >> 63 == 1)
+            mirrored = self.config.flip and row_bits >> 63 == 1
+            record = self.source.read(example, mirrored)
             labels[row], captions = self.source.unpack(record, moments[row])
             number = row_bits % 2**32
             if self.tokenizer is not None:
@@ -99,6 +106,8 @@ class LatentDataset(Dataset):
                 texts.append(self._encode_caption(known[number % len(known)]))
             elif self._texts is not None:
                 texts.append(self.feature(example, number))
+            if self._images is not None:
+                images.append(self._images.features(example, mirrored))
         samples = moments[:, 0] if bits is None else sample_moments(moments, bits)
         samples *= np.float32(self.index.scale)
         batch = {"image": samples.reshape(B, *self.image_shape)}
@@ -108,6 +117,8 @@ class LatentDataset(Dataset):
             batch["label"] = labels
         if texts:
             batch["text"] = np.stack(texts)
+        if images:
+            batch["clip_image"] = np.stack(images)[:, None]
         return batch
 
 

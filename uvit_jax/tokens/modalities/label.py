@@ -19,6 +19,8 @@ class Label(Segment):
       num_classes: the number of classes, without the null class.
       null_class: whether there is one, for classifier-free guidance.
       init_std: standard deviation of the table's initial values.
+      default_class: the class where the inputs have none (UniDiffuser's data type); -1 if they must
+        have one.
     """
 
     integers: ClassVar[bool] = True
@@ -27,10 +29,13 @@ class Label(Segment):
     num_classes: int = 0
     null_class: bool = True
     init_std: float = 1.0
+    default_class: int = -1
 
     def problem(self) -> str:
         if not 0 < self.num_classes < 2**31 - 1:  # indices are int32
             return f"num_classes must lie in [1, 2**31 - 2], got {self.num_classes}"
+        if not -1 <= self.default_class < self.num_ids:
+            return f"default_class={self.default_class} is not one of its classes"
         return ""
 
     @property
@@ -39,6 +44,10 @@ class Label(Segment):
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return LabelEmbedding(self, width, dtype=dtype, rngs=rngs)
+
+    def default(self, batch_size: int) -> np.ndarray | None:
+        optional = self.default_class >= 0
+        return np.full((batch_size,), self.default_class, np.int32) if optional else None
 
     def null(self, batch_size: int) -> np.ndarray | None:
         return np.full((batch_size,), self.num_classes, np.int32) if self.null_class else None

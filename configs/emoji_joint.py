@@ -1,0 +1,80 @@
+"""Images and captions of emoji, any to any, at a laptop's size: UniDiffuser's method from nothing.
+
+    python -m experiments.train --config=configs/emoji_joint.py
+    python -m experiments.sample --workdir=workdirs/emoji_joint --mode=text_to_image \\
+        --prompt="pouting cat, noto"
+    python -m experiments.sample --workdir=workdirs/emoji_joint --mode=image_to_text \\
+        --image=photo.png
+    python -m experiments.sample --workdir=workdirs/emoji_joint --mode=joint --count=16
+
+Tokens are [time of image | time of text | caption | patches]. Captions are denoised as fixed random
+codes of their words, images as pixels, both as x0 on a rectified flow with times of their own.
+"""
+
+from ml_collections import ConfigDict
+
+from uvit_jax.models.presets import uvit
+
+TEXT = 12
+
+
+def get_config() -> ConfigDict:
+    """The config of this run."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = dict(
+        name="emoji",
+        image_size=32,
+        keep_vendors=("twemoji", "noto"),
+        keep_groups=("smileys-emotion", "animals-nature"),
+        text=True,
+        text_length=TEXT,
+    )
+    config.model = uvit.preset(
+        "S",
+        (32, 32, 3),
+        patch_size=4,
+        width=192,
+        depth=6,
+        num_heads=6,
+        init="xavier",
+        unroll=3,
+        attention="blocked",
+        products="flat",
+    )
+    segments = config.model["segments"]
+    segments["image"]["position"] = "sincos"
+    segments["text_time"] = dict(kind="time", time="text")
+    segments["text"] = dict(kind="codes", role="noisy", shape=(TEXT, 24), vocab_size=2048)
+    config.model["sequence"] = ("time", "text_time", "text", "image")
+    config.diffusion = dict(
+        schedule=dict(name="rectified_flow"),
+        prediction="x0",
+        time_sampling="logit_normal",
+        logit_mean=0.5,
+    )
+    config.optimizer = dict(
+        name="muon",
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+    config.train = dict(
+        steps=3000,
+        batch_size=16,
+        ema_decay=0.995,
+        checkpoint_every=250,
+        log_every=20,
+        sample_every=500,
+    )
+    config.sample = dict(
+        mode="joint",
+        sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
+        guidance_scale=1.0,
+        count=16,
+    )
+    return config

@@ -1,0 +1,117 @@
+"""Encodes the images of a folder of latents with CLIP's vision tower, once, for training on them.
+
+    python -m experiments.encode_latents --data.name=coco_captions --data.image_size=512 \\
+        --data.text=True --autoencoder=vae.safetensors --out=latents/coco512
+    python -m experiments.encode_text --latents=latents/coco512 \\
+        --encoder=clip-vit-large-patch14 --caption_decoder=caption_decoder.pth
+    python -m experiments.encode_image_features --latents=latents/coco512 \\
+        --encoder=clip-vit-base-patch32
+    python -m experiments.train --config=configs/unidiffuser.py:v1-512
+
+The images are read again from the data set that the latents were encoded from. Their features are
+not normalised (ViT-B/32: 512 numbers), as UniDiffuser takes them, and are stored beside the
+latents, also those of mirrored images if the latents have them.
+
+Rerunning the command resumes a stopped run. Several hosts share the work if each has its own
+--part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import cli
+from experiments.encode_latents import part_of
+from uvit_jax.errors import UvitError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    args = _parse(argv)
+    part = part_of(args.part) if args.part else None
+
+    from uvit_jax.config import parse
+    from uvit_jax.data import pipeline
+    from uvit_jax.data.data_config import DataConfig
+    from uvit_jax.data.image_feature_shards import ImageFeatureIndex, encode_image_features
+    from uvit_jax.encoders.clip_weights import load_image_encoder
+    from uvit_jax.parallel import distributed
+
+    if args.batch_size < 1:
+        raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
+    latents = pipeline.dataset(DataConfig(name="latents", path=str(args.latents))).index
+    source = {**latents.source, "data_dir": args.data_dir, "workers": args.workers}
+    data = pipeline.dataset(parse(DataConfig, source, "the latents' source"))
+    distributed.initialize(args.distributed)
+
+    import jax
+
+    encode = load_image_encoder(args.encoder, dtype=args.precision)
+    index = ImageFeatureIndex(
+        size=encode.size,
+        dtype=args.dtype,
+        count=latents.count,
+        shard_size=args.shard_size,
+        mirrored=latents.mirrored,
+        source=latents.source,
+        encoder={
+            "file": encode.file.name,
+            "sha256": encode.sha256,
+            "config": dataclasses.asdict(encode.tower.config),
+        },
+    )
+    part, parts = part or (jax.process_index(), jax.process_count())
+    began = time.perf_counter()
+    folder = args.latents.expanduser()
+    written = encode_image_features(
+        folder,
+        index,
+        data,
+        lambda images: encode(images, batch_size=args.batch_size),
+        batch_size=args.batch_size,
+        part=part,
+        parts=parts,
+        workers=args.workers,
+    )
+    seconds = time.perf_counter() - began
+    finished = (folder / index.index_name).is_file()
+    results = {"latents": str(folder), "shards": index.num_shards, "written": written}
+    cli.write_json(args.json, {**results, "seconds": seconds, "finished": finished})
+    rest = "" if finished else "; other parts are missing"
+    print(f"{folder}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(__doc__, config=False)
+    parser.add_argument(
+        "--latents",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="written by experiments.encode_latents",
+    )
+    parser.add_argument(
+        "--encoder", metavar="FILE", required=True, help="CLIP's vision tower, a file or a folder"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the computation"
+    )
+    parser.add_argument("--shard_size", type=int, default=4096, help="examples per shard")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch and host")
+    parser.add_argument("--data_dir", metavar="DIR", default="", help="of prepared TFDS data sets")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read images")
+    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
+    parser.add_argument(
+        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
+    )
+    return parser.parse(argv)
+
+
+if __name__ == "__main__":
+    cli.run(main)

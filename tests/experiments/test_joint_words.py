@@ -1,0 +1,72 @@
+"""A run that denoises images and the words of their captions, and samples both ways."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import sample, train
+from uvit_jax.errors import UvitError
+
+CONFIG = """
+from ml_collections import ConfigDict
+from uvit_jax.models.presets import uvit
+
+
+def get_config():
+    config = ConfigDict()
+    config.data = dict(
+        name="emoji",
+        image_size=8,
+        keep_vendors=("twemoji",),
+        keep_subgroups=("cat-face",),
+        text=True,
+        text_length=12,
+    )
+    config.model = uvit.preset("S", (8, 8, 3), patch_size=4, width=16, depth=2, num_heads=2)
+    config.model["segments"]["text_time"] = dict(kind="time", time="text")
+    text = dict(kind="codes", role="noisy", shape=(12, 16), vocab_size=400)
+    config.model["segments"]["text"] = text
+    config.model["sequence"] = ("time", "text_time", "text", "image")
+    config.diffusion = dict(schedule=dict(name="rectified_flow"), prediction="x0")
+    config.train = dict(steps=2, batch_size=4)
+    config.sample = dict(
+        mode="image_to_text", sampler=dict(name="ddim", steps=2), guidance_scale=1.0, count=2
+    )
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.py").write_text(CONFIG)
+    args = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'run'}"]
+    assert train.main(args) == 0
+    return folder / "run"
+
+
+def generate(workdir, tmp_path, *flags):
+    out, results = tmp_path / "out.png", tmp_path / "results.json"
+    flags = [*flags, f"--out={out}", f"--json={results}"]
+    assert sample.main([f"--workdir={workdir}", *flags]) == 0
+    return np.load(out.with_suffix(".npz")), json.loads(results.read_text())
+
+
+def test_captions_of_images_and_images_of_captions(workdir, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    image = f"--image={tmp_path / 'photo.png'}"
+    arrays, results = generate(workdir, tmp_path, "--mode=image_to_text", image)
+    assert arrays["text"].shape == (1, 12, 16) and "image" not in arrays
+    assert results["captions"][0] in capsys.readouterr().out
+    arrays, results = generate(workdir, tmp_path, "--mode=text_to_image", "--prompt=cat face")
+    assert arrays["image"].shape == (1, 8, 8, 3) and results["captions"] == ["cat face"]
+    arrays, results = generate(workdir, tmp_path, "--mode=joint", "--count=3")
+    assert arrays["image"].shape[0] == arrays["text"].shape[0] == len(results["captions"]) == 3
+
+
+def test_a_caption_too_long_is_named(workdir, tmp_path):
+    with pytest.raises(UvitError, match="the limit is 12; shorten it"):
+        generate(workdir, tmp_path, "--mode=text_to_image", f"--prompt={'xyz ' * 9}")

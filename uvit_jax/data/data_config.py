@@ -10,6 +10,8 @@ from uvit_jax.paths import local_path
 EMOJI_LABELS = ("group", "vendor", "subgroup")
 WORLDS = ("totems", "emoji_scenes")
 """Rendered scenes with reference images of their subjects (`uvit_jax.data.sources.worlds`)."""
+VIDEOS = ("totem_videos", "clips")
+"""Sources of videos."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,9 @@ class DataConfig(Config):
     Attributes:
       name: "emoji" (embedded), "folder" (of images), "latents" (written by
         `experiments.encode_latents`), "totems" or "emoji_scenes" (rendered scenes with reference
-        images of their subjects), any other key of `SOURCES` in `uvit_jax.data.sources.registry`,
-        or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without the
+        images of their subjects), "totem_videos" (rendered scenes in motion), "clips" (a folder of
+        videos, or a manifest of them), any other key of `SOURCES` in
+        `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without the
         prefix "tfds:".
       path: the folder, for "folder", "latents" and further sources of files.
       data_dir: the folder of prepared TFDS data sets; "" is the default of TFDS.
@@ -50,6 +53,10 @@ class DataConfig(Config):
         subjects with one view each. 0 has a reference for every view of every subject.
       portraits: of totems and emoji scenes, the share of training images that show one subject on
         plain ground, as references do, to prepare a model for fine-tuning on references.
+      frames: of videos, T, the frames of a clip; 0 for images.
+      first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
+        their own, `first` and `last`, which a model can be given.
+      fps: of clips, frames per second; 0 keeps each file's own.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that prepare batches, each with `workers` threads, for when decoding is
         the bottleneck (large images and many cores); 0 for none.
@@ -79,6 +86,10 @@ class DataConfig(Config):
     max_views: int = 3
     places: int = 0
     portraits: float = 0.0
+    frames: int = 0
+    first_frames: int = 0
+    last_frames: int = 0
+    fps: float = 0.0
     workers: int = 2
     processes: int = 0
 
@@ -106,7 +117,7 @@ class DataConfig(Config):
         parse_colour(self.background)
         if self.name in ("folder", "latents"):
             self._check_folder()
-        elif self.path and self.name in ("emoji", *WORLDS):
+        elif self.path and self.name in ("emoji", "totem_videos", *WORLDS):
             raise UvitError(
                 f"path needs name='folder' or 'latents', got name={self.name!r} and "
                 f"path={self.path!r}"
@@ -117,8 +128,26 @@ class DataConfig(Config):
                 raise UvitError(f"labels={self.labels!r} is unknown for emoji{hint}")
         else:
             self._check_no_emoji_filters()
-        if self.name in WORLDS:
+        if self.name in WORLDS or self.name == "totem_videos":
             self._check_world()
+        self._check_frames()
+
+    def _check_frames(self) -> None:
+        if self.name not in VIDEOS:
+            if self.frames or self.first_frames or self.last_frames or self.fps:
+                raise UvitError(
+                    f"frames, first_frames, last_frames and fps are for videos "
+                    f"({', '.join(VIDEOS)}), but name={self.name!r}; set them to 0"
+                )
+            return
+        given = self.first_frames + self.last_frames
+        if self.frames < 1 or min(self.first_frames, self.last_frames) < 0 or given >= self.frames:
+            raise UvitError(
+                f"frames={self.frames} must be at least 1, and more than first_frames + "
+                f"last_frames, got {self.first_frames} + {self.last_frames}"
+            )
+        if not 0 <= self.fps < 1000 or (self.fps and self.name != "clips"):
+            raise UvitError(f"fps must lie in [0, 1000), and is for name='clips', got {self.fps}")
 
     def _check_folder(self) -> None:
         if not self.path:

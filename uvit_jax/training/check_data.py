@@ -22,18 +22,24 @@ def check_data(model: Model, dataset: Dataset) -> None:
         if problem := _problem(segment, dataset):
             raise UvitError(f"segment {segment.name!r}{problem}")
     inputs = dataset.batch([0])
-    for name in model.layout.input_shapes:
+    for name, shape in model.layout.input_shapes.items():
         if name not in inputs:
             raise UvitError(
                 f"the model needs {name!r}, but the data have only {', '.join(sorted(inputs))}"
+            )
+        given = inputs[name].shape[1:]
+        if name in model.layout.by_name and given != shape:
+            raise UvitError(
+                f"segment {name!r} takes {shape}, and the data have {given}; change the segment's shape, or the keys of config.data that set it"
             )
 
 
 def _problem(segment: Segment, dataset: Dataset) -> str:
     """The error if a data set lacks the inputs of a segment; "" if it has them."""
-    if segment.kind == "patches" and segment.shape != tuple(dataset.image_shape):
+    images = tuple(dataset.segment_shapes.get(segment.name, dataset.image_shape))
+    if segment.kind == "patches" and segment.shape != images:
         return (
-            f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "
+            f" has shape={segment.shape}, the images of the data {images}; set "
             "config.data.image_size or the segment's shape"
         )
     if segment.kind == "label":

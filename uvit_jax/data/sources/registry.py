@@ -7,6 +7,7 @@ from uvit_jax.data.sources.latents import LatentSource
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.tfds import TfdsSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
+from uvit_jax.data.sources.worlds.scene_video_source import SceneVideoSource
 from uvit_jax.errors import UvitError, nearest
 
 SOURCES: dict[str, type[Source]] = {
@@ -15,6 +16,7 @@ SOURCES: dict[str, type[Source]] = {
     "latents": LatentSource,
     "totems": SceneSource,
     "emoji_scenes": SceneSource,
+    "totem_videos": SceneVideoSource,
 }
 
 

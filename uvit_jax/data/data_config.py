@@ -23,9 +23,10 @@ class DataConfig(Config):
         `experiments.encode_latents`), "totems" or "emoji_scenes" (rendered scenes with reference
         images of their subjects), "totem_videos" (rendered scenes in motion), "clips" (a folder of
         videos, or a manifest of them), any other key of `SOURCES` in
-        `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as "cifar10" or "imagenet2012", with or without the
-        prefix "tfds:".
-      path: the folder, for "folder", "latents" and further sources of files.
+        `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as "cifar10" or
+        "imagenet2012", with or without the prefix "tfds:".
+      path: the folder, for "folder", "latents", "clips" (or their manifest) and further sources of
+        files.
       data_dir: the folder of prepared TFDS data sets; "" is the default of TFDS.
       split: "train", "test", or a TFDS split such as "train[:10%]"; of totems and emoji scenes also
         "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes).
@@ -115,7 +116,7 @@ class DataConfig(Config):
         if self.features and self.text:
             raise UvitError("text and features are two forms of the same captions; set only one")
         parse_colour(self.background)
-        if self.name in ("folder", "latents"):
+        if self.name in ("folder", "latents", "clips"):
             self._check_folder()
         elif self.path and self.name in ("emoji", "totem_videos", *WORLDS):
             raise UvitError(
@@ -152,6 +153,8 @@ class DataConfig(Config):
     def _check_folder(self) -> None:
         if not self.path:
             raise UvitError(f"name={self.name!r} needs path, the folder to read")
+        if self.name == "clips" and self.labels:
+            raise UvitError("clips have no classes: leave labels empty, use text")
         if self.labels not in ("", "label"):
             raise UvitError(f"labels of a folder must be '' or 'label', got {self.labels!r}")
         if self.split != "train":

@@ -30,7 +30,8 @@ def check_data(model: Model, dataset: Dataset) -> None:
         given = inputs[name].shape[1:]
         if name in model.layout.by_name and given != shape:
             raise UvitError(
-                f"segment {name!r} takes {shape}, and the data have {given}; change the segment's shape, or the keys of config.data that set it"
+                f"segment {name!r} takes {shape}, and the data have {given}; change the segment's "
+                "shape, or the keys of config.data that set it"
             )
 
 

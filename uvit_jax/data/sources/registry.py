@@ -1,6 +1,7 @@
 """`SOURCES`: the data sources by `DataConfig.name`. Any other name is a TFDS data set's."""
 
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.sources.clips import ClipSource
 from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.data.sources.latents import LatentSource
@@ -17,6 +18,7 @@ SOURCES: dict[str, type[Source]] = {
     "totems": SceneSource,
     "emoji_scenes": SceneSource,
     "totem_videos": SceneVideoSource,
+    "clips": ClipSource,
 }
 
 

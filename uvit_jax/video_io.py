@@ -34,7 +34,8 @@ class VideoInfo:
     """What a video file says of itself.
 
     Attributes:
-      frames: how many it has. fps: frames per second, on average.
+      frames: how many it has at this rate. fps: frames per second, on average; of GIF and WebP
+        those of the shortest frame.
     """
 
     frames: int
@@ -64,9 +65,10 @@ def probe(path: Path) -> VideoInfo:
         info = _probe_av(path)
     else:
         with _opened(path) as image:
-            count = getattr(image, "n_frames", 1)
-            milliseconds = sum(_durations(image))
-        info = VideoInfo(frames=count, fps=1000 * count / milliseconds)
+            durations = _durations(image)
+        # Writers merge equal frames into longer ones: the shortest says the rate.
+        shortest = min(durations)
+        info = VideoInfo(frames=round(sum(durations) / shortest), fps=1000 / shortest)
     next(iter(_decoded(path, 0.0)))
     return info
 

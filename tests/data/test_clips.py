@@ -9,6 +9,7 @@ from PIL import Image
 from uvit_jax import video_io
 from uvit_jax.data.batches import batches
 from uvit_jax.data.pipeline import DataConfig, dataset
+from uvit_jax.data.sources.animated_emoji_source import FOLDER
 from uvit_jax.errors import UvitError
 
 SIZE = 16
@@ -157,3 +158,17 @@ def test_a_video_is_written_whole_or_not_at_all(tmp_path):
     video_io.write_video(frames(), tmp_path / "a.webp", fps=8, cell=64)
     back = video_io.read_frames(tmp_path / "a.webp", [0.0])[0]
     assert back.shape == (64, 64, 3)
+
+
+def test_animated_emoji_are_embedded_small_and_move():
+    data = dataset(
+        DataConfig(name="animated_emoji", frames=8, image_size=32, text=True, text_length=12)
+    )
+    assert len(data) > 100 and not data.source.skipped
+    assert all(clip.step == 0.125 for clip in data.source.clips)
+    batch = data.batch(range(0, len(data), 12))
+    assert np.abs(np.diff(batch["video"], axis=1)).mean(axis=(1, 2, 3, 4)).min() > 1e-4
+    assert (batch["text"] > 256).any(axis=1).all()
+    files = list(FOLDER.iterdir())
+    assert sum(file.stat().st_size for file in files) < 4 * 2**20
+    assert "MIT License" in (FOLDER / "ATTRIBUTION.md").read_text()

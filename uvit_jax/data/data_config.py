@@ -10,7 +10,7 @@ from uvit_jax.paths import local_path
 EMOJI_LABELS = ("group", "vendor", "subgroup")
 WORLDS = ("totems", "emoji_scenes")
 """Rendered scenes with reference images of their subjects (`uvit_jax.data.sources.worlds`)."""
-VIDEOS = ("totem_videos", "clips")
+VIDEOS = ("totem_videos", "clips", "animated_emoji")
 """Sources of videos."""
 
 
@@ -22,7 +22,7 @@ class DataConfig(Config):
       name: "emoji" (embedded), "folder" (of images), "latents" (written by
         `experiments.encode_latents`), "totems" or "emoji_scenes" (rendered scenes with reference
         images of their subjects), "totem_videos" (rendered scenes in motion), "clips" (a folder of
-        videos, or a manifest of them), any other key of `SOURCES` in
+        videos, or a manifest of them), "animated_emoji" (embedded), any other key of `SOURCES` in
         `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as "cifar10" or
         "imagenet2012", with or without the prefix "tfds:".
       path: the folder, for "folder", "latents", "clips" (or their manifest) and further sources of
@@ -118,7 +118,7 @@ class DataConfig(Config):
         parse_colour(self.background)
         if self.name in ("folder", "latents", "clips"):
             self._check_folder()
-        elif self.path and self.name in ("emoji", "totem_videos", *WORLDS):
+        elif self.path and self.name in ("emoji", "totem_videos", "animated_emoji", *WORLDS):
             raise UvitError(
                 f"path needs name='folder' or 'latents', got name={self.name!r} and "
                 f"path={self.path!r}"
@@ -147,7 +147,7 @@ class DataConfig(Config):
                 f"frames={self.frames} must be at least 1, and more than first_frames + "
                 f"last_frames, got {self.first_frames} + {self.last_frames}"
             )
-        if not 0 <= self.fps < 1000 or (self.fps and self.name != "clips"):
+        if not 0 <= self.fps < 1000 or (self.fps and self.name == "totem_videos"):
             raise UvitError(f"fps must lie in [0, 1000), and is for name='clips', got {self.fps}")
 
     def _check_folder(self) -> None:

@@ -1,6 +1,7 @@
 """`SOURCES`: the data sources by `DataConfig.name`. Any other name is a TFDS data set's."""
 
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.sources.animated_emoji_source import AnimatedEmojiSource
 from uvit_jax.data.sources.clips import ClipSource
 from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.data.sources.folder import FolderSource
@@ -19,6 +20,7 @@ SOURCES: dict[str, type[Source]] = {
     "emoji_scenes": SceneSource,
     "totem_videos": SceneVideoSource,
     "clips": ClipSource,
+    "animated_emoji": AnimatedEmojiSource,
 }
 
 

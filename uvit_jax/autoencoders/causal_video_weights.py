@@ -6,13 +6,16 @@ diffusers   encoder.down_blocks.0.conv1.weight, mid_block.attentions.0.to_qkv �
 
 import dataclasses
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
+from uvit_jax import io
 from uvit_jax.autoencoders.causal_video import (
     WAN_MEAN,
     WAN_STD,
@@ -20,7 +23,7 @@ from uvit_jax.autoencoders.causal_video import (
     VideoAutoencoderConfig,
     build_video_autoencoder,
 )
-from uvit_jax.config import parse
+from uvit_jax.config import parse, to_dict
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.interop import files, mapping
 from uvit_jax.interop.mapping import CONV, Entry, Tensors, Transform
@@ -28,6 +31,8 @@ from uvit_jax.models.model import Params
 from uvit_jax.paths import local_path
 
 NAMINGS = ("wan", "diffusers")
+CONFIG_KEY = "uvit_jax.video_autoencoder"
+"""In the metadata of our own files: the config as JSON."""
 
 # (out, in, t, h, w) ↔ (t, h, w, in, out), and a 1×1 convolution ↔ a linear layer.
 CONV3D = Transform(lambda a: a.transpose(2, 3, 4, 1, 0), lambda a: a.transpose(4, 3, 0, 1, 2))
@@ -224,11 +229,35 @@ def load_video_autoencoder(
     file = local_path(path)
     if file.is_dir():
         file = file / "diffusion_pytorch_model.safetensors"
-    tensors = files.read_tensors(Path(file))
-    config = describe(tensors, str(file))
+    tensors = files.read_tensors(file)
+    config = _own_config(file) or describe(tensors, str(file))
     autoencoder = build_video_autoencoder(dataclasses.replace(config, dtype=dtype))
     listed = entries(config, naming_of(tensors))
     return autoencoder, mapping.imported(listed, tensors, autoencoder.abstract_params, str(file))
+
+
+def save_video_autoencoder(
+    path: str | os.PathLike, autoencoder: VideoAutoencoder, params: Params
+) -> None:
+    """Writes a `.safetensors` file with Wan's names and the config, which `load_video_autoencoder`
+    reads."""
+    tensors = export_video_autoencoder(autoencoder, params)
+    metadata = {CONFIG_KEY: json.dumps(to_dict(autoencoder.config))}
+    with io.atomic(path) as partial:
+        safetensors.numpy.save_file(tensors, partial, metadata)
+
+
+def _own_config(file: Path) -> VideoAutoencoderConfig | None:
+    """The config that `save_video_autoencoder` has written into a file, if it has."""
+    if file.suffix != ".safetensors":
+        return None
+    text = files.read_metadata(file).get(CONFIG_KEY)
+    if text is None:
+        return None
+    try:
+        return parse(VideoAutoencoderConfig, json.loads(text), str(file))
+    except (ValueError, TypeError) as error:
+        raise UvitError(f"{file}: its config cannot be read ({error}); train it again") from None
 
 
 def export_video_autoencoder(

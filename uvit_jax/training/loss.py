@@ -16,13 +16,18 @@ Batch = Mapping[str, jax.Array]
 
 
 def corrupt(
-    key: jax.Array, model: Model, batch: Batch, diffusion: ObjectiveConfig
+    key: jax.Array,
+    model: Model,
+    batch: Batch,
+    diffusion: ObjectiveConfig,
+    given: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, jax.Array], Corrupted]:
     """A batch's conditions, and its noisy segments at sampled times.
 
     Args:
       key: one PRNG key for the batch.
       batch: the model's inputs, leaves (B, …), noisy segments as clean data.
+      given: see `objective.corrupt`.
     """
     layout = model.layout
     corrupted = objective.corrupt(
@@ -31,6 +36,7 @@ def corrupt(
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],
+        given=given,
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
 

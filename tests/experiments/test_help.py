@@ -26,7 +26,7 @@ def _commands(package):
 
 COMMANDS = _commands(experiments)
 BENCHMARKS = _commands(benchmarks)
-TAKE_A_CONFIG = ("train", "ablate", "compare")
+TAKE_A_CONFIG = ("train", "ablate", "compare", "train_autoencoder")
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -66,7 +66,9 @@ def test_overrides_in_help_are_keys_of_the_commands_own_config():
     for name in TAKE_A_CONFIG:
         parser = commands.parser_of(f"experiments.{name}")
         keys = re.findall(r"--config\.([\w.]+)=", parser.epilog)
-        name_of_config = {"compare": "subjects", "ablate": "ablations"}.get(name, "quickstart")
+        others = {"compare": "subjects", "ablate": "ablations"}
+        others |= {"train_autoencoder": "video_autoencoder"}
+        name_of_config = others.get(name, "quickstart")
         config = cli.read_config(str(ROOT / f"configs/{name_of_config}.py"), {})
         assert keys
         for key in keys:

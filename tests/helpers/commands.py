@@ -49,6 +49,11 @@ def check(words: list[str]) -> None:
 
         parse_compare(config)
         return
+    if module == "experiments.train_autoencoder":
+        from uvit_jax.training.autoencoder_training import parse_autoencoder_run
+
+        parse_autoencoder_run(config)
+        return
     if module == "experiments.ablate":  # whose config is a run's, with groups of variants
         groups = [part for part in args.group.split(",") if part]
         assert set(groups) <= set(config["groups"]), f"{' '.join(words)}: groups"

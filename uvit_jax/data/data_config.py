@@ -10,6 +10,8 @@ from uvit_jax.paths import local_path
 EMOJI_LABELS = ("group", "vendor", "subgroup")
 WORLDS = ("totems", "emoji_scenes")
 """Rendered scenes with reference images of their subjects (`uvit_jax.data.sources.worlds`)."""
+VIDEOS = ("totem_videos", "clips", "animated_emoji")
+"""Sources of videos."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,11 +22,13 @@ class DataConfig(Config):
       name: "emoji" (embedded), "folder" (of images), "latents" (written by
         `experiments.encode_latents`), "subjects" (images with reference images of their subjects,
         from a manifest or a folder, see `uvit_jax.data.sources.subjects`), "totems" or
-        "emoji_scenes" (rendered scenes with reference images of their subjects), any other key of
-        `SOURCES` in `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as
-        "cifar10" or "imagenet2012", with or without the prefix "tfds:".
-      path: the folder, for "folder", "latents" and further sources of files; for "subjects" the
-        folder or the manifest.
+        "emoji_scenes" (rendered scenes with reference images of their subjects), "totem_videos"
+        (rendered scenes in motion), "clips" (a folder of videos, or a manifest of them),
+        "animated_emoji" (embedded), any other key of `SOURCES` in
+        `uvit_jax.data.sources.registry`, or the name of a TFDS data set such as "cifar10" or
+        "imagenet2012", with or without the prefix "tfds:".
+      path: the folder, for "folder", "latents" and further sources of files; for "subjects" and
+        "clips" the folder or the manifest.
       data_dir: the folder of prepared TFDS data sets; "" is the default of TFDS.
       split: "train", "test", or a TFDS split such as "train[:10%]"; of totems and emoji scenes also
         "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes).
@@ -58,6 +62,10 @@ class DataConfig(Config):
       distractors: of totems and emoji scenes, the share of training images that have, if there is
         room for one, a reference of a subject that neither image nor caption has: what tells it
         from the others is its name alone.
+      frames: of videos, T, the frames of a clip; 0 for images.
+      first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
+        their own, `first` and `last`, which a model can be given.
+      fps: of clips, frames per second; 0 keeps each file's own.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that prepare batches, each with `workers` threads, for when decoding is
         the bottleneck (large images and many cores); 0 for none.
@@ -89,6 +97,10 @@ class DataConfig(Config):
     places: int = 0
     portraits: float = 0.0
     distractors: float = 0.0
+    frames: int = 0
+    first_frames: int = 0
+    last_frames: int = 0
+    fps: float = 0.0
     workers: int = 2
     processes: int = 0
 
@@ -115,9 +127,9 @@ class DataConfig(Config):
         if self.features and self.text:
             raise UvitError("text and features are two forms of the same captions; set only one")
         parse_colour(self.background)
-        if self.name in ("folder", "latents", "subjects"):
+        if self.name in ("folder", "latents", "subjects", "clips"):
             self._check_folder()
-        elif self.path and self.name in ("emoji", *WORLDS):
+        elif self.path and self.name in ("emoji", "totem_videos", "animated_emoji", *WORLDS):
             raise UvitError(
                 f"path needs name='folder' or 'latents', got name={self.name!r} and "
                 f"path={self.path!r}"
@@ -128,17 +140,35 @@ class DataConfig(Config):
                 raise UvitError(f"labels={self.labels!r} is unknown for emoji{hint}")
         else:
             self._check_no_emoji_filters()
-        if self.name in WORLDS:
+        if self.name in WORLDS or self.name == "totem_videos":
             self._check_references(subjects=3, views=4)
             self._check_world()
         elif self.name == "subjects":
             self._check_references(subjects=7, views=16)
+        self._check_frames()
+
+    def _check_frames(self) -> None:
+        if self.name not in VIDEOS:
+            if self.frames or self.first_frames or self.last_frames or self.fps:
+                raise UvitError(
+                    f"frames, first_frames, last_frames and fps are for videos "
+                    f"({', '.join(VIDEOS)}), but name={self.name!r}; set them to 0"
+                )
+            return
+        given = self.first_frames + self.last_frames
+        if self.frames < 1 or min(self.first_frames, self.last_frames) < 0 or given >= self.frames:
+            raise UvitError(
+                f"frames={self.frames} must be at least 1, and more than first_frames + "
+                f"last_frames, got {self.first_frames} + {self.last_frames}"
+            )
+        if not 0 <= self.fps < 1000 or (self.fps and self.name == "totem_videos"):
+            raise UvitError(f"fps must lie in [0, 1000), and is for name='clips', got {self.fps}")
 
     def _check_folder(self) -> None:
         if not self.path:
             raise UvitError(f"name={self.name!r} needs path, the folder to read")
-        if self.name == "subjects" and self.labels:
-            raise UvitError(f"subjects have no labels: set labels to '', not {self.labels!r}")
+        if self.name in ("subjects", "clips") and self.labels:
+            raise UvitError(f"{self.name} have no classes: leave labels empty, use text")
         if self.labels not in ("", "label"):
             raise UvitError(f"labels of a folder must be '' or 'label', got {self.labels!r}")
         if self.split != "train":

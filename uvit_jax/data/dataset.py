@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,10 +27,12 @@ class Dataset:
       class_names: the classes in the order of their labels; empty if labels are off.
       tokenizer: of the captions; None if text is off.
       image_shape: (H, W, C) of the input `image`.
+      segment_shapes: the shapes of further inputs of images or videos, by name.
       features: the text encoder's `TextFeatures`; None if captions are not stored as features.
     """
 
     image_shape: tuple[int, int, int]
+    segment_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     features: TextFeatures | None = None
     _transient: tuple[str, ...] = ("_encode_caption",)  # attributes that are not pickled
 

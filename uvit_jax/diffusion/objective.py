@@ -114,6 +114,7 @@ def corrupt(
     *,
     time_keys: Mapping[str, str] | None = None,
     learned_range: Collection[str] = (),
+    given: Mapping[str, float] | None = None,
     t: jax.Array | float | None = None,
 ) -> Corrupted:
     """Samples times and noise for a whole batch and applies them.
@@ -124,6 +125,10 @@ def corrupt(
       config: the objective.
       time_keys: the time key of each segment; segments with one key share their times, as with
         {"image": "image", "clip_image": "image"}. A segment without one has its own name as key.
+      given: the segments that are given in a share of the examples, independently: there they are
+        clean data at time 0 without a loss. In the others they have the time of the first segment
+        that is not in `given`. Their errors are weighted by their size relative to that segment's,
+        as those of the parts of one video.
       learned_range: the segments for which the network returns twice the channels, the second half
         being its variances (DiT).
       t: one time for all, instead of sampled ones.
@@ -138,20 +143,32 @@ def corrupt(
     for name in time_keys:
         if name not in clean:
             raise UvitError(f"time_keys has the unknown segment {name!r}{nearest(name, clean)}")
+    given = given or {}
+    main = next((name for name in clean if name not in given), "")
+    if given and (not main or not given.keys() <= clean.keys()):
+        raise UvitError(f"given must name some of the segments, not all of {', '.join(clean)}")
     batch = next(iter(clean.values())).shape[0]
     times, eps = {}, {}
     for name, x0 in clean.items():
         if t is None:
-            times[name] = _sample_times(_key(key, time_keys.get(name, name), 0), batch, config)
+            timed = main if name in given else name
+            times[name] = _sample_times(_key(key, time_keys.get(timed, timed), 0), batch, config)
         else:
             times[name] = jnp.full(batch, t, jnp.float32)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
+    targets = process.combine(config.prediction, schedule, clean, eps, times)
+    weights = {name: weight(t, config) for name, t in times.items()}
+    for name, share in given.items():
+        given_B = jax.random.bernoulli(_key(key, name, 2), share, (batch,))
+        times[name] = jnp.where(given_B, 0.0, times[name])
+        size = clean[name].size / clean[main].size
+        weights[name] = jnp.where(given_B, 0.0, size * weights[name])
     return Corrupted(
         noisy=process.add_noise(schedule, clean, eps, times),
         times=times,
         network_times={name: schedule.network_time(t) for name, t in times.items()},
-        targets=process.combine(config.prediction, schedule, clean, eps, times),
-        weights={name: weight(t, config) for name, t in times.items()},
+        targets=targets,
+        weights=weights,
         steps={
             name: bound.reverse_step(schedule, config.prediction, clean[name], times[name])
             for name in learned_range
@@ -254,6 +271,6 @@ def _sample_times(key: jax.Array, batch: int, config: ObjectiveConfig) -> jax.Ar
 
 
 def _key(key: jax.Array, segment: str, purpose: int) -> jax.Array:
-    """The key of a segment's times (purpose 0) or noise (1)."""
+    """The key of a segment's times (purpose 0), noise (1) or whether it is given (2)."""
     named = jax.random.fold_in(key, np.uint32(zlib.crc32(segment.encode())))
     return jax.random.fold_in(named, purpose)

@@ -32,8 +32,8 @@ def check_data(model: Model, dataset: Dataset) -> None:
         shape = segment.data_shape if segment else shape
         if inputs[name].shape[1:] != shape:
             raise UvitError(
-                f"segment {name!r} takes {shape}, and {name!r} of the data is "
-                f"{inputs[name].shape[1:]}; make them equal"
+                f"segment {name!r} takes {shape}, and the data have {inputs[name].shape[1:]}; change "
+                "the segment's shape, or the keys of config.data that set it"
             )
 
 
@@ -48,9 +48,10 @@ def _remedy(segment: Segment | None) -> str:
 
 def _problem(segment: Segment, dataset: Dataset) -> str:
     """The error if a data set lacks the inputs of a segment; "" if it has them."""
-    if segment.kind == "patches" and segment.shape != tuple(dataset.image_shape):
+    images = tuple(dataset.segment_shapes.get(segment.name, dataset.image_shape))
+    if segment.kind == "patches" and segment.shape != images:
         return (
-            f" has shape={segment.shape}, the images of the data {tuple(dataset.image_shape)}; set "
+            f" has shape={segment.shape}, the images of the data {images}; set "
             "config.data.image_size or the segment's shape"
         )
     if segment.default(1) is not None:

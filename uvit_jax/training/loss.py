@@ -22,6 +22,7 @@ def corrupt(
     batch: Batch,
     diffusion: ObjectiveConfig,
     *,
+    given: Mapping[str, float] | None = None,
     draws: int = 1,
     t: jax.Array | float | None = None,
 ) -> tuple[dict[str, jax.Array], Corrupted]:
@@ -30,6 +31,7 @@ def corrupt(
     Args:
       key: one PRNG key for the batch.
       batch: the model's inputs, leaves (B, …), noisy segments as clean data.
+      given: see `objective.corrupt`.
       draws: how many times and noises are sampled for each example: leaves of the noisy segments
         are (B · draws, …), those of one example in a row.
       t: one time in [0, 1] for all, instead of sampled ones.
@@ -41,6 +43,7 @@ def corrupt(
         diffusion,
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],
+        given=given,
         t=t,
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted

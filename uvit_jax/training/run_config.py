@@ -22,6 +22,7 @@ from uvit_jax.parallel.attention.context import check_ulysses
 from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
 from uvit_jax.parallel.sharding import path_string
 from uvit_jax.sampling.sampler import SampleConfig, generated_segments, mode_configs
+from uvit_jax.tokens.layout import Layout
 
 
 def check_adam(b1: float, b2: float, eps: float) -> None:
@@ -130,6 +131,8 @@ class TrainConfig:
         run's average forgets its initial values. The published recipes have none.
       drop: for each condition, the share of examples whose value is replaced by the null value (for
         classifier-free guidance), independently.
+      given: for each noisy segment that can be given, such as a video's first frame, the share of
+        examples in which it is, independently (see `objective.corrupt`).
       drop_references: the share of examples that lose all their references.
       drop_jointly: the share that lose all their references and all that is not a reference, which
         guidance's unconditional branch is trained on.
@@ -154,6 +157,7 @@ class TrainConfig:
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     drop: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, float] = dataclasses.field(default_factory=dict)
     drop_references: float = 0.0
     drop_jointly: float = 0.0
     drop_each_reference: float = 0.0
@@ -307,6 +311,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         for segment in layout.conditions:
             if segment.role == "condition" and segment.kind != "features":
                 layout.null(segment.name, 1)
+    _check_given(run, layout)
     for part in mode_configs(layout, run.sample):
         generated_segments(layout, part)
     try:
@@ -344,6 +349,23 @@ def _check_text_pretraining(run: RunConfig) -> None:
             f"config.text_pretraining needs an encoder; set encoder_depth and encoder_width of "
             f"config.model.segments.{segment.name}"
         )
+
+
+def _check_given(run: RunConfig, layout: Layout) -> None:
+    keys = {s.name: s.time_key for s in layout.noisy}
+    others = {key for name, key in keys.items() if name not in run.train.given}
+    for name, share in run.train.given.items():
+        where = f"config.train.given.{name}"
+        if name not in keys:
+            raise UvitError(f"{where} is not a noisy segment of the model{nearest(name, keys)}")
+        if not 0 <= share <= 1:
+            raise UvitError(f"{where} must lie in [0, 1], got {share}")
+        if not others or list(keys.values()).count(keys[name]) > 1:
+            raise UvitError(
+                f"{where} needs a time of its own, and another noisy segment that is never given"
+            )
+        if layout.by_name[name].learned_range:
+            raise UvitError(f"{where}: a segment with learned_range cannot be given in training")
 
 
 def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:

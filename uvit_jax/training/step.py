@@ -59,7 +59,9 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion, draws=draws)
+        conditions, corrupted = corrupt(
+            noise_key, model, batch, config.diffusion, given=config.train.given, draws=draws
+        )
         conditions = drop_conditions(
             drop_key, model.layout, conditions, config.train, vocabulary.null_features, words
         )

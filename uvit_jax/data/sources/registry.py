@@ -1,6 +1,8 @@
 """`SOURCES`: the data sources by `DataConfig.name`. Any other name is a TFDS data set's."""
 
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.sources.animated_emoji_source import AnimatedEmojiSource
+from uvit_jax.data.sources.clips import ClipSource
 from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.data.sources.latents import LatentSource
@@ -8,6 +10,7 @@ from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.subjects import SubjectSource
 from uvit_jax.data.sources.tfds import TfdsSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
+from uvit_jax.data.sources.worlds.scene_video_source import SceneVideoSource
 from uvit_jax.errors import UvitError, nearest
 
 SOURCES: dict[str, type[Source]] = {
@@ -17,6 +20,9 @@ SOURCES: dict[str, type[Source]] = {
     "subjects": SubjectSource,
     "totems": SceneSource,
     "emoji_scenes": SceneSource,
+    "totem_videos": SceneVideoSource,
+    "clips": ClipSource,
+    "animated_emoji": AnimatedEmojiSource,
 }
 
 

@@ -1,0 +1,33 @@
+"""Small causal video autoencoders, trained from scratch.
+
+    python -m experiments.train_autoencoder --config=configs/video_autoencoder.py:totems
+
+totems: 9 frames of 32×32 pixels, whose squares of 4×4 become channels, so that few 3-D convolutions
+    on 8×8 positions remain; 3 latent frames of 4×4×16. For two CPU cores.
+clips: the same for one's own videos at 64×64; set data.path and validation.path.
+"""
+
+from typing import Any
+
+NAMES = ("totems", "clips")
+
+
+def get_config(name: str = "totems") -> dict[str, Any]:
+    """The config of a run of `NAMES`."""
+    clips = name == "clips"
+    return dict(
+        autoencoder=dict(
+            widths=(64, 128),
+            temporal=(True,),
+            num_blocks=1,
+            latent_channels=16,
+            patch_size=4,
+            mid_attention=False,
+            convolutions="2d",
+        ),
+        data=dict(name="clips", path="videos", image_size=64, frames=9, workers=2)
+        if clips
+        else dict(name="totem_videos", image_size=32, frames=9, max_views=0, workers=1),
+        validation=dict(path="validation_videos") if clips else dict(split="validation"),
+        train=dict(steps=4000, batch_size=8, learning_rate=2e-3),
+    )

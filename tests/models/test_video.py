@@ -1,0 +1,172 @@
+"""The preset of video models: tasks by what is given, training with given segments, one frame."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import uvit_jax
+from tests.helpers.weights import random_params
+from uvit_jax.diffusion import objective
+from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.schedule import ScheduleConfig
+from uvit_jax.diffusion.solvers.solve import SamplerConfig
+from uvit_jax.errors import UvitError
+from uvit_jax.models.presets import unified, video
+from uvit_jax.sampling.sampler import SampleConfig, make_sampler
+from uvit_jax.training.loss import corrupt, diffusion_loss
+
+FLOW = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="velocity")
+SMALL = dict(patch_size=4, width=32, depth=2, num_heads=2)
+TEXT = dict(shape=(6,), vocab_size=300)
+
+
+def build(style="uvit", shape=(4, 8, 8, 3), **options):
+    defaults = dict(subjects=1, views=2, camera=5, amplitude=2, text=TEXT)
+    return uvit_jax.build(video.preset(style, shape, **SMALL | defaults | options))
+
+
+def inputs_of(model, B=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.ones(a.shape, a.dtype)
+        if a.dtype != jnp.float32
+        else jnp.asarray(rng.normal(size=a.shape), jnp.float32)
+        for name, a in model.abstract_inputs(B).items()
+    }
+
+
+@pytest.mark.parametrize("style", unified.STYLES)
+def test_the_sequence(style):
+    model = build(style)
+    tokens = {s.name: s.num_tokens for s in model.layout.tokens}
+    clip = {"first": 4, "video": 8, "last": 4}
+    assert clip.items() <= tokens.items() and tokens["camera"] == 4
+    assert tokens["ref_1_1"] == tokens["ref_1_2"] == 4
+    assert model.layout.time_keys == ("first", "last", "video")
+    assert {s.name for s in model.layout.adaln} == (
+        {"text", "time", "time_first", "time_last", "amplitude"} if style == "dit" else set()
+    )
+    assert model.layout.only_references.num_tokens == 8  # references can be cached
+    # The frames of the clip share one embedding, one head, and one frame axis.
+    assert set(model.abstract_params["heads"]["segments"]) == {"video"}
+    assert [model.layout.by_name[n].start for n in video.VIDEO_SEGMENTS] == [0, 1, 3]
+
+
+def test_tubelets_have_an_embedding_of_their_own_beside_the_references():
+    model = build(patch_size_t=2, first=2, last=0, shape=(6, 8, 8, 3))
+    embeddings = model.abstract_params["embed"]["segments"]
+    assert {"video", "ref_1_1"} <= set(embeddings) and "ref_1_2" not in embeddings
+    assert model.layout.by_name["video"].num_tokens == 2 * 4
+
+
+def test_a_video_of_one_frame_is_the_image_model():
+    clip = build(shape=(1, 8, 8, 3), first=0, last=0, camera=0, amplitude=0)
+    image = uvit_jax.build(
+        unified.preset(
+            *("uvit", (8, 8, 3)),
+            **SMALL | dict(subjects=1, views=2, text=TEXT, position="rope"),
+            axes=("frame", "row", "column"),
+        )
+    )
+    params = random_params(clip)
+    for part in ("embed", "heads"):
+        own = dict(params[part]["segments"])
+        own["image"] = own.pop("video")
+    renamed = {
+        **params,
+        "embed": params["embed"]
+        | {
+            "segments": {
+                n.replace("video", "image"): p for n, p in params["embed"]["segments"].items()
+            }
+        },
+        "heads": {"segments": {"image": params["heads"]["segments"]["video"]}},
+    }
+    inputs = inputs_of(clip)
+    t = jnp.array([100.0, 900.0])
+    of_clip = jax.jit(clip.apply)(params, inputs, {"video": t})["video"][:, 0]
+    inputs["image"] = inputs.pop("video")[:, 0]
+    of_image = jax.jit(image.apply)(renamed, inputs, {"image": t})["image"]
+    assert np.abs(of_clip).max() > 0.1
+    np.testing.assert_allclose(of_clip, of_image, atol=1e-5)
+
+
+def test_given_segments_are_clean_at_time_0_without_loss():
+    clean = {n: jnp.ones((64, t, 2, 2, 1)) for n, t in (("first", 1), ("video", 3))}
+    key = jax.random.key(0)
+    plain = objective.corrupt(key, clean, FLOW)
+    mixed = objective.corrupt(key, clean, FLOW, given={"first": 0.5})
+    np.testing.assert_array_equal(plain.noisy["video"], mixed.noisy["video"])
+    shared = mixed.times["first"] == mixed.times["video"]
+    assert 16 < shared.sum() < 48 and (mixed.times["first"][~shared] == 0).all()
+    assert (mixed.noisy["first"][~shared] == 1).all()
+    np.testing.assert_allclose(mixed.weights["first"], jnp.where(shared, 1 / 3, 0.0))
+    always = objective.corrupt(key, clean, FLOW, given={"first": 1.0})
+    assert (always.weights["first"] == 0).all() and (always.weights["video"] == 1).all()
+    with pytest.raises(UvitError, match="given must name some"):
+        objective.corrupt(key, clean, FLOW, given={"first": 1.0, "video": 1.0})
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = build(subjects=0)
+    return model, random_params(model)
+
+
+def test_gradients_of_a_batch_with_given_frames_are_finite(small):
+    model, params = small
+    batch = inputs_of(model)
+
+    def loss(params):
+        conditions, corrupted = corrupt(
+            jax.random.key(0), model, batch, FLOW, {"first": 0.5, "last": 0.5}
+        )
+        return diffusion_loss(model, params, conditions, corrupted)[0].mean()
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+def test_tasks_follow_from_what_is_given_and_generated(small):
+    """What is given is attended to, and is not among the samples."""
+    model, params = small
+    batch = inputs_of(model)
+    conditions = {name: batch[name] for name in model.layout.condition_shapes}
+    euler = SamplerConfig(name="euler", steps=2)
+
+    def sample(generate, **given):
+        config = SampleConfig(sampler=euler, generate=generate)
+        sampler = jax.jit(make_sampler(model, FLOW, config, batch_size=2))
+        return sampler(params, jax.random.key(0), conditions | given)
+
+    assert set(sample(())) == {"first", "video", "last"}  # text → video
+    ends = ("video",)
+    one = sample(ends, first=batch["first"], last=batch["last"])  # start and end → video
+    other = sample(ends, first=batch["first"], last=-batch["last"])
+    assert set(one) == {"video"} and np.abs(one["video"] - other["video"]).max() > 1e-3
+
+
+def test_other_lengths_and_sizes_than_trained(small):
+    model, params = small
+    longer = model.resized(
+        {"video": (6, 16, 8, 3), "camera": (8, 5)} | dict.fromkeys(("first", "last"), (1, 16, 8, 3))
+    )
+    inputs = inputs_of(longer)
+    times = dict.fromkeys(model.layout.time_keys, jnp.ones(2))
+    outputs = jax.jit(longer.apply)(params, inputs, times)
+    assert outputs["video"].shape == (2, 6, 16, 8, 3)
+    assert all(np.isfinite(x).all() for x in outputs.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(first=2, last=2), "less than the 4 frames"),
+        (dict(style="unet"), "style='unet'"),
+        (dict(patch_size_t=2), "patch_size_t=2 does not divide"),
+    ],
+)
+def test_errors_name_the_argument(wrong, message):
+    with pytest.raises(UvitError, match=message):
+        build(**wrong)

@@ -32,8 +32,8 @@ def check_data(model: Model, dataset: Dataset) -> None:
         shape = segment.data_shape if segment else shape
         if inputs[name].shape[1:] != shape:
             raise UvitError(
-                f"segment {name!r} takes {shape}, and the data have {inputs[name].shape[1:]}; change "
-                "the segment's shape, or the keys of config.data that set it"
+                f"segment {name!r} takes {shape}, and the data have {inputs[name].shape[1:]}; "
+                "change the segment's shape, or the keys of config.data that set it"
             )
 
 

@@ -32,8 +32,8 @@ def add_flags(parser: Any) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="samples generated at once")
     parser.add_argument(
         "--sampler",
-        help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver or dpm_solver_pp (see "
-        "docs/sampling.md); default the run's",
+        help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver, dpm_solver_pp, "
+        "sde_dpm_solver_pp or unipc (see docs/sampling.md); default the run's",
     )
     parser.add_argument("--steps", type=int, help="of the sampler; default the run's")
     parser.add_argument(

@@ -58,6 +58,8 @@ def errors(schedule, steps, t_start=0.9, t_end=0.05, **kwargs):
         (2, "rectified_flow", {**PP, **MULTI, "order": 2}),
         (3, "vp_linear", {**PP, **MULTI, "order": 3, "spacing": "log_snr"}),
         (3, "vp_linear", {**PP, **MULTI, "order": 3}),
+        (3, "vp_linear", {"name": "unipc", "lower_order_final": False, "spacing": "log_snr"}),
+        (3, "rectified_flow", {"name": "unipc", "lower_order_final": False}),
     ],
 )
 def test_order_of_convergence(order, schedule, kwargs):
@@ -98,6 +100,8 @@ def test_published_settings_of_the_dpm_solvers_sample_the_mixture():
         ("cosine", {"name": "ddpm", "steps": 250}),
         ("rectified_flow", {"name": "euler_maruyama", "steps": 500}),
         ("rectified_flow", {"name": "ddpm", "steps": 250}),
+        ("vp_linear", {"name": "sde_dpm_solver_pp", "steps": 60, "spacing": "log_snr"}),
+        ("rectified_flow", {"name": "sde_dpm_solver_pp", "steps": 120}),
     ],
 )
 def test_stochastic_samplers_sample_the_mixture(schedule, kwargs):

@@ -20,6 +20,7 @@ from uvit_jax.diffusion import process
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.diffusion.solvers.dpm_solver import fast_orders, rows
 from uvit_jax.diffusion.solvers.solve import SamplerConfig, num_evaluations, sample
+from uvit_jax.diffusion.solvers.table import time_grid
 
 torch = pytest.importorskip("torch", reason="PyTorch is in the extra `test`")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is in the extra `test`")
@@ -161,5 +162,38 @@ def test_ddim(eta):
         noise = our_noise(i, tuple(x.shape)) if eta else None
         x = theirs.step(eps, n, x, eta=eta, variance_noise=noise).prev_sample
     config = SamplerConfig(name="ddim", steps=50, spacing="time", eta=eta)
+    ours = sample(config, mixture.denoiser(schedule), schedule, {"image": X}, KEY)["image"]
+    assert_same(ours, x.numpy())
+
+
+@pytest.mark.parametrize("name", ["unipc", "sde_dpm_solver_pp"])
+@pytest.mark.parametrize("schedule", ["sd", "ddpm_linear"])
+def test_multistep_solvers(name, schedule):
+    schedule = make(ScheduleConfig(name=schedule))
+    config = SamplerConfig(name=name, steps=20, t_end=0.01)
+    kind, options = {
+        "unipc": (diffusers.UniPCMultistepScheduler, dict(solver_type="bh2")),
+        "sde_dpm_solver_pp": (
+            diffusers.DPMSolverMultistepScheduler,
+            dict(algorithm_type="sde-dpmsolver++", solver_type="midpoint", euler_at_final=True),
+        ),
+    }[name]
+    theirs = kind(
+        **settings(schedule.config.name),
+        **options,
+        solver_order=2,
+        lower_order_final=True,
+        final_sigmas_type="sigma_min",
+    )
+    theirs.set_timesteps(config.steps)
+    times = time_grid(config, schedule)
+    theirs.sigmas = torch.tensor(schedule.sigma(times) / schedule.alpha(times))
+    theirs.set_begin_index(0)
+    x = torch.tensor(np.array(X), dtype=torch.float64)
+    for i, t in enumerate(times[:-1]):
+        eps = eps_at(schedule, t)(x).to(x.dtype)
+        noise = dict(variance_noise=our_noise(i, tuple(x.shape)).to(x.dtype))
+        options = noise if name == "sde_dpm_solver_pp" else {}
+        x = theirs.step(eps, theirs.timesteps[i], x, **options).prev_sample
     ours = sample(config, mixture.denoiser(schedule), schedule, {"image": X}, KEY)["image"]
     assert_same(ours, x.numpy())

@@ -7,7 +7,7 @@ h = lambda_t - lambda_s, with u in [0, 1] the fraction of the way:
     DPM-Solver    m = eps:  x_t = alpha_t/alpha_s x - sigma_t h int exp((1 - u) h) m(u) du
     DPM-Solver++  m = x0:   x_t = sigma_t/sigma_s x + alpha_t h int exp(-(1 - u) h) m(u) du
 
-(Lu et al. 2022a, eq. 3.4; 2022b, eq. 9.) `_weights` gives the contributions of m = 1, u and u^2.
+(Lu et al. 2022a, eq. 3.4; 2022b, eq. 9.) `weights` gives the contributions of m = 1, u and u^2.
 """
 
 from itertools import pairwise
@@ -61,7 +61,7 @@ def _between(schedule: Schedule, ends: np.ndarray, order: int) -> np.ndarray:
     return schedule.inverse_half_log_snr(start + (end - start) * np.arange(1, order) / order)
 
 
-def _weights(form: str, schedule: Schedule, t: float, h: float) -> np.ndarray:
+def weights(form: str, schedule: Schedule, t: float, h: float) -> np.ndarray:
     """The contributions of m = 1, u and u^2 to x_t over a step of length h that ends at t; (3,)."""
     if form == "x0":
         scale, z = schedule.alpha(t), -h
@@ -74,7 +74,7 @@ def _weights(form: str, schedule: Schedule, t: float, h: float) -> np.ndarray:
     return scale * np.array([first, second, third])
 
 
-def _carry(form: str, schedule: Schedule, s: float, t: float) -> float:
+def carry(form: str, schedule: Schedule, s: float, t: float) -> float:
     """The coefficient of x over a step from s to t."""
     size = schedule.sigma if form == "x0" else schedule.alpha
     return size(t) / size(s)
@@ -92,7 +92,7 @@ def _singlestep(form: str, schedule: Schedule, times: np.ndarray) -> list[Solver
     table = []
     for i, (t, t_next) in enumerate(pairwise(times)):
         last = i == len(times) - 2
-        w = _weights(form, schedule, t_next, lam[i + 1] - lam[0])
+        w = weights(form, schedule, t_next, lam[i + 1] - lam[0])
         slope = 0.0  # the coefficient of (m_i - m_0)
         if i == 1:
             slope = w[0] / (2 * r[1]) if last else w[1] * r[2] / r[1]
@@ -103,7 +103,7 @@ def _singlestep(form: str, schedule: Schedule, times: np.ndarray) -> list[Solver
             SolverRow(
                 t=t,
                 t_next=t_next,
-                x=_carry(form, schedule, times[0], t_next),
+                x=carry(form, schedule, times[0], t_next),
                 past1=first if i == 1 else 0.0,
                 past2=first if i == 2 else 0.0,
                 ends_step=last,
@@ -128,7 +128,7 @@ def _multistep(config: SamplerConfig, schedule: Schedule, form: str) -> list[Sol
         if config.lower_order_final:
             order = min(order, config.steps - i)
         h = lam[i + 1] - lam[i]
-        w = _weights(form, schedule, t_next, h)
+        w = weights(form, schedule, t_next, h)
         m0, m1, m2 = np.eye(3)  # now, one and two evaluations ago
         value = w[0] * m0
         if order > 1:
@@ -144,7 +144,7 @@ def _multistep(config: SamplerConfig, schedule: Schedule, form: str) -> list[Sol
             SolverRow(
                 t=t,
                 t_next=t_next,
-                x=_carry(form, schedule, t, t_next),
+                x=carry(form, schedule, t, t_next),
                 past1=value[1],
                 past2=value[2],
                 **{form: value[0]},

@@ -19,7 +19,7 @@ import numpy as np
 
 from uvit_jax.diffusion.process import Denoised
 from uvit_jax.diffusion.schedule import Schedule
-from uvit_jax.diffusion.solvers import dpm_solver, simple
+from uvit_jax.diffusion.solvers import dpm_solver, multistep, simple
 from uvit_jax.diffusion.solvers.stability import stable_rows
 from uvit_jax.diffusion.solvers.table import EVALUATIONS, SamplerConfig, SolverRow, time_grid
 from uvit_jax.errors import UvitError
@@ -187,7 +187,8 @@ def table_of(
 def _table(config: SamplerConfig, schedule: Schedule) -> list[SolverRow]:
     if config.name.startswith("dpm_solver"):
         return dpm_solver.rows(config, schedule)
-    return getattr(simple, config.name)(config, schedule, time_grid(config, schedule))
+    rows = getattr(simple, config.name, None) or getattr(multistep, config.name)
+    return rows(config, schedule, time_grid(config, schedule))
 
 
 def _sum(terms: list[tuple[jax.Array, Tree]]) -> Tree:

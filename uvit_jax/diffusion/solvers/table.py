@@ -20,10 +20,15 @@ from uvit_jax.config import Config
 from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.errors import UvitError
 
-Sampler = Literal["ddpm", "ddim", "euler_maruyama", "euler", "heun", "dpm_solver", "dpm_solver_pp"]
+Sampler = Literal[
+    *("ddpm", "ddim", "euler_maruyama", "euler", "heun", "dpm_solver", "dpm_solver_pp"),
+    *("sde_dpm_solver_pp", "unipc"),
+]
 EVALUATIONS = {"heun": 2}
 """Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
 
+FINITE = ("dpm_solver", "euler_maruyama", "sde_dpm_solver_pp", "unipc")
+"""How the names of samplers begin that need a finite log-SNR at both ends."""
 MAX_STEPS = 100_000
 """Tables are built on the host, row by row."""
 
@@ -40,6 +45,8 @@ class SamplerConfig(Config):
         `euler`, `heun`: of the probability-flow ODE dx/dt = alpha' x0 + sigma' eps.
         `dpm_solver`: DPM-Solver, in terms of eps (Lu et al. 2022a).
         `dpm_solver_pp`: DPM-Solver++, in terms of x0 (Lu et al. 2022b).
+        `sde_dpm_solver_pp`: SDE-DPM-Solver++(2M), which adds noise (Lu et al. 2022b).
+        `unipc`: UniPC of order 2, in terms of x0 (Zhao et al. 2023).
       steps: the number of steps; with method `fast`, the number of network evaluations.
       spacing: of the step ends. `time`: uniform in t (after the schedule's `warp`);
         `time_quadratic`: uniform in sqrt(t); `log_snr`: uniform in log-SNR; `respaced`: `steps` of
@@ -57,8 +64,8 @@ class SamplerConfig(Config):
         throughout where these are too few (see stability.py); `singlestep`; `multistep`, for
         dpm_solver_pp only.
       order: of singlestep and multistep.
-      lower_order_final: lowers the order of `multistep` to 1 towards the last step: more stable
-        with few steps, at the price of the asymptotic order of 3M.
+      lower_order_final: lowers the order of `multistep`, unipc and sde_dpm_solver_pp to 1 towards
+        the last step: more stable with few steps, at the price of the asymptotic order.
 
     Raises:
       UvitError: for an unknown name, an impossible value, or a setting of another sampler.
@@ -146,7 +153,7 @@ def time_grid(
         spacing = "respaced" if direct and schedule.discrete_steps and free else "time"
     if spacing == "respaced":
         return _respaced(intervals, schedule)
-    finite = spacing == "log_snr" or config.name.startswith(("dpm_solver", "euler_maruyama"))
+    finite = spacing == "log_snr" or config.name.startswith(FINITE)
     t_end, t_start = schedule.log_snr_range if finite else (schedule.t_min, schedule.t_max)
     if direct and spacing != "log_snr":
         t_end = 0.0

@@ -23,9 +23,9 @@ def shown(folder):
             content = content[16 + size :]
             if event.session_log.status == SessionLog.START:
                 rows = {step: row for step, row in rows.items() if step < event.step}
-            if event.summary.value:
+            if scalars := [v for v in event.summary.value if v.HasField("simple_value")]:
                 assert event.step not in rows
-                rows[event.step] = {v.tag: v.simple_value for v in event.summary.value}
+                rows[event.step] = {v.tag: v.simple_value for v in scalars}
     return rows
 
 

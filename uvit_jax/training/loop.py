@@ -11,6 +11,8 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
-from uvit_jax.models.model import Model, build
+from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel import cpu, distributed
 from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.distributed import StopSignal
@@ -42,6 +44,8 @@ from uvit_jax.training.sample_grid import SampleGrid
 from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
 from uvit_jax.training.text_pretraining import pretrained, with_encoder
+from uvit_jax.training.validation import make_validations
+from uvit_jax.training.wandb_writer import WandbWriter
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -96,7 +100,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
-        probe = make_probe(run, model, mesh) if train.probe_every else None
+        measures = _measures(run, model, dataset, mesh)
         sample_grid = SampleGrid(model, run, dataset, vocabulary, mesh, folder)
         main = jax.process_index() == 0
         if main:
@@ -143,6 +147,11 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             with clock.at("checkpoint"):
                 checkpointer.save(state, loader.position)
 
+        def sample(step: int) -> None:
+            with clock.at("sample"):
+                sample_grid(state.ema, step)
+                monitor.images(step, sample_grid.files)
+
         # Train. A step's metrics are read only once the next step has been dispatched, so that the
         # devices never wait for the host; a state is saved only after its own have been checked.
         stopped = False
@@ -166,9 +175,10 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                     stop.listen()  # before the first step there is nothing to save
                 state, metrics = step_function(state, batch)
             profiler.after(step, state)
-            if probe is not None and (step % train.probe_every == 0 or step == train.steps):
-                with clock.at("sample"):
-                    metrics |= probe(state.ema)
+            for every, measure in measures:
+                if step % every == 0 or step == train.steps:
+                    with clock.at("sample"):
+                        metrics |= measure(state.ema)
             monitor.add(step, metrics, indices, wait=step == start + 1)
 
             last, stopping = step == train.steps, stop.requested(step)
@@ -179,15 +189,13 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 break
             if last or (train.sample_every and step % train.sample_every == 0):
                 monitor.flush()
-                with clock.at("sample"):
-                    sample_grid(state.ema, step)
+                sample(step)
 
         step, loss = int(state.step), monitor.loss
         if start >= train.steps:  # nothing was left to do
             loss = _last_loss(folder) if main else loss
             if sample_grid.last_step != step:
-                with clock.at("sample"):
-                    sample_grid(state.ema, step)
+                sample(step)
     seconds = clock.total()
     last_grid = str(sample_grid.last or "")
     return Summary(step, loss, stopped, sum(seconds.values()), seconds, last_grid)
@@ -221,6 +229,12 @@ class Monitor:
     def flush(self) -> None:
         """Processes all metrics; raises as `add` does."""
         self._process(keep=0)
+
+    def images(self, step: int, files: Mapping[str, Path]) -> None:
+        """Logs grids of samples, by segment."""
+        if self._writer is not None:
+            for name, file in files.items():
+                self._writer.image(step, f"samples/{name}", file)
 
     def close(self) -> None:
         """Closes the writer."""
@@ -315,13 +329,29 @@ def _with_text_encoder(
     return dataclasses.replace(state, **trees)
 
 
+def _measures(
+    run: RunConfig, model: Model, dataset: Dataset, mesh: Mesh
+) -> list[tuple[int, Callable[[Params], dict[str, float]]]]:
+    """The functions from averaged parameters to metrics, each with its interval in steps."""
+    measures = []
+    if run.train.probe_every:
+        measures.append((run.train.probe_every, make_probe(run, model, mesh)))
+    if run.validation.every:
+        measures.append((run.validation.every, make_validations(run, model, dataset, mesh)))
+    return measures
+
+
 def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:
+    sinks = []
+    if run.train.wandb:
+        sinks.append(WandbWriter(run.train.wandb, folder.path, to_dict(run)))
     return MetricsWriter(
         folder.metrics,
         start=start,
         steps=run.train.steps,
         batch_size=run.train.batch_size,
         tflops=6e-12 * forward_cost(run.model, draws=run.train.draws).total / mesh.size,
+        sinks=sinks,
     )
 
 

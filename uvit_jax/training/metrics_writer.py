@@ -1,19 +1,33 @@
-"""Logs a run's metrics to `metrics.jsonl`, TensorBoard and a progress bar, on process 0."""
+"""Logs a run's metrics to `metrics.jsonl`, TensorBoard, a progress bar and Weights & Biases."""
 
 import io
 import json
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
+from PIL import Image
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from uvit_jax.errors import UvitError
 from uvit_jax.io import named_errors, write_text
+
+
+class Sink(Protocol):
+    """Where metrics and samples are logged besides `metrics.jsonl`."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, file: Path) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricsWriter:
@@ -27,14 +41,24 @@ class MetricsWriter:
       batch_size: examples per step, for images/s.
       tflops: 10^12 model FLOPs per example and device: three forward passes, counted by
         `models.cost` as two FLOPs per multiply-add, without recomputation by remat.
+      sinks: what gets the values as well.
     """
 
-    def __init__(self, path: Path, *, start: int, steps: int, batch_size: int, tflops: float):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start: int,
+        steps: int,
+        batch_size: int,
+        tflops: float,
+        sinks: Sequence[Sink] = (),
+    ):
         _delete_after(path, start)
         self._path = path
         with named_errors(path):
             self._file = path.open("ab", buffering=0)
-        self._events = EventFile(path.parent, start)
+        self._sinks: tuple[Sink, ...] = (EventFile(path.parent, start), *sinks)
         self._batch_size, self._tflops = batch_size, tflops
         self._last_step = start
         interactive = sys.stderr.isatty()
@@ -67,13 +91,19 @@ class MetricsWriter:
             **{f"seconds/{activity}": value for activity, value in seconds.items()},
         }
         # First, so that TensorBoard misses no row that a killed run has in metrics.jsonl.
-        self._events.write(step, {name: value for name, value in row.items() if name != "step"})
+        for sink in self._sinks:
+            sink.write(step, {name: value for name, value in row.items() if name != "step"})
         with named_errors(self._path):
             _write_all(self._file, (json.dumps(row) + "\n").encode())
         text = f"loss {values['loss']:.4f}, {rate:.0f} images/s"
         if seconds["input"] > 0.1 * training:
             text += f", {seconds['input'] / training:.0%} waiting for data"
         self._bar.set_postfix_str(text, refresh=False)
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        """Logs an image file, such as a grid of samples, to the sinks."""
+        for sink in self._sinks:
+            sink.image(step, name, file)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to `step`."""
@@ -82,7 +112,8 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the files and the progress bar."""
         self._file.close()
-        self._events.close()
+        for sink in self._sinks:
+            sink.close()
         self._bar.close()
 
 
@@ -108,7 +139,16 @@ class EventFile:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds the scalars of one step."""
         scalars = [summary.scalar(name, value).value[0] for name, value in values.items()]
-        self._add(Event(step=step, summary=summary.Summary(value=scalars)))
+        self._add(Event(step=step, summary=Summary(value=scalars)))
+
+    def image(self, step: int, name: str, file: Path) -> None:
+        """Adds a PNG."""
+        with Image.open(file) as image:
+            width, height = image.size
+        png = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
+        )
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=png)])))
 
     def close(self) -> None:
         """Closes the file."""

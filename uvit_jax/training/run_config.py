@@ -148,6 +148,7 @@ class TrainConfig:
         never.
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
+      wandb: a project of Weights & Biases, for metrics and samples; "" is none.
     """
 
     steps: int
@@ -168,6 +169,7 @@ class TrainConfig:
     sample_every: int = 0
     probe_every: int = 0
     profile_steps: tuple[int, ...] = ()
+    wandb: str = ""
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "accumulate", "draws")
@@ -203,12 +205,41 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig(Config):
+    """The training objective on held-out data, with fixed noise, during training.
+
+    Attributes:
+      every: interval in steps, a multiple of `train.log_every`; 0 is never.
+      splits: of the data, such as ("train", "test") to see the difference; for rendered scenes,
+        "train" has the identities of training and "test" others. Metrics are
+        `validation/SPLIT/loss`, and `validation/SPLIT/loss_T` at the times T.
+      path: held-out images, for data read from a folder or a manifest, which have one split.
+      count: of examples, rounded up to a multiple of the batch size.
+      times: fixed times in [0, 1] besides random ones.
+    """
+
+    every: int = 0
+    splits: tuple[str, ...] = ("test",)
+    path: str = ""
+    count: int = 256
+    times: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 0 or self.count < 1:
+            raise UvitError("every must be at least 0, and count at least 1")
+        if not all(0 <= t <= 1 for t in self.times):
+            raise UvitError(f"times must lie in [0, 1], got {self.times}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A run. Each group's keys are the fields of its class.
 
     Attributes:
       model: layout and backbone. data: the data set. train: the loop. diffusion: the objective.
       text_pretraining: of a text segment's encoder, before the first step.
+      validation: the objective on held-out data.
       optimizer: AdamW or Muon. sample: the grids of samples in training, and the defaults of
         `experiments.sample`. mesh: how devices are used.
       seed: of parameters, data order and noise, in [0, 2^32).
@@ -221,12 +252,18 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
     text_pretraining: TextPretrainingConfig = TextPretrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
+        if self.validation.every % self.train.log_every:
+            raise UvitError(
+                f"validation.every={self.validation.every} must be a multiple of "
+                f"train.log_every={self.train.log_every}"
+            )
 
     @property
     def of_latents(self) -> bool:
@@ -250,6 +287,8 @@ FREE_KEYS = (
     "train.profile_steps",
     "train.accumulate",
     "sample",
+    "validation",
+    "train.wandb",
     "mesh",
     "data.data_dir",
     "data.workers",

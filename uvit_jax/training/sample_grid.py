@@ -1,6 +1,7 @@
 """The grids of samples that a run saves during training: images, or latents without a decoder."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ class SampleGrid:
 
     Attributes:
       last, last_step: path and step of the last grid.
+      files: the last grids of images, by segment; on process 0.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class SampleGrid:
             # Its parameters are on the devices only while it decodes.
             self._decode = lambda latents: jax.device_get(traced(decode.params, (latents,)))
         self.last, self.last_step = None, -1
+        self.files: dict[str, Path] = {}
 
     def __call__(self, params: Any, step: int) -> None:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
@@ -81,6 +84,7 @@ class SampleGrid:
             suffix = "" if len(names) == 1 else f"_{name}"
             self.last = self._folder.samples / f"{step:08d}{suffix}.png"
             io.save_png(io.grid(images, captions=captions), self.last)
+            self.files[name] = self.last
 
 
 def _check_scale(run: RunConfig, dataset: Any, decode: decoding.Decoder | None) -> None:

@@ -4,6 +4,7 @@ The training loss is noisy, since each step has other images, noise and times. H
 fixed, so that two sets of parameters are compared on exactly the same examples.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -12,13 +13,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from uvit_jax.data import pipeline
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.encoders.image_encoder import spread
+from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.image_sets import check_batch_size
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.sharding import shardings
+from uvit_jax.training.check_data import check_data
 from uvit_jax.training.loss import corrupt, diffusion_loss
+from uvit_jax.training.run_config import RunConfig
 
 
 def make_validation(
@@ -30,8 +35,8 @@ def make_validation(
     batch_size: int,
     seed: int,
     mesh: Mesh,
-) -> Callable[[Params], float]:
-    """A function from parameters to their mean loss on held-out data.
+) -> Callable[..., float]:
+    """A function from parameters, and optionally a time, to their mean loss on held-out data.
 
     Args:
       dataset: the held-out split. Its images are used in order, without augmentation, with all
@@ -47,13 +52,16 @@ def make_validation(
     """
     check_batch_size(mesh, batch_size)
 
-    def loss(params: Params, key: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-        losses_B, _ = diffusion_loss(model, params, *corrupt(key, model, batch, diffusion))
+    def loss(
+        params: Params, key: jax.Array, batch: dict[str, jax.Array], t: jax.Array | None
+    ) -> jax.Array:
+        losses_B, _ = diffusion_loss(model, params, *corrupt(key, model, batch, diffusion, t=t))
         return jnp.mean(losses_B)
 
     run = jax.jit(loss, out_shardings=NamedSharding(mesh, P()))
 
-    def validate(params: Params) -> float:
+    def validate(params: Params, t: float | None = None) -> float:
+        time = None if t is None else jnp.float32(t)
         losses = []
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, shardings(params, mesh))
@@ -63,7 +71,54 @@ def make_validation(
             batch = {name: spread(rows[name], mesh) for name in model.layout.inputs_in(rows)}
             with jax.set_mesh(mesh):
                 key = jax.random.fold_in(jax.random.key(seed), start)
-                losses.append(run(placed, key, batch))
+                losses.append(run(placed, key, batch, time))
         return float(np.mean(jax.device_get(losses), dtype=np.float64))
 
     return validate
+
+
+def make_validations(
+    run: RunConfig, model: Model, trained: Dataset, mesh: Mesh
+) -> Callable[[Params], dict[str, float]]:
+    """A function from parameters to the metrics of `run.validation`.
+
+    Args:
+      trained: the training data, whose classes and words the model knows.
+
+    Raises:
+      UvitError: if the data have no such split, or do not fit the model or the run's data.
+    """
+    config, functions = run.validation, {}
+    for split in config.splits:
+        changes = dict(split=split, flip=False)
+        if config.path:
+            changes = dict(path=config.path, flip=False)
+        try:
+            dataset = pipeline.dataset(dataclasses.replace(run.data, **changes))
+            if dataset.class_names != trained.class_names:
+                raise UvitError(
+                    f"its classes are {dataset.class_names} and those of training "
+                    f"{trained.class_names}; they must be equal"
+                )
+            dataset = type(dataset)(dataset.config, dataset.source, trained.tokenizer)
+            check_data(model, dataset)
+        except UvitError as error:
+            raise UvitError(f"config.validation: {error}") from None
+        functions[split] = make_validation(
+            model,
+            run.diffusion,
+            dataset,
+            count=config.count,
+            batch_size=run.train.batch_size,
+            seed=run.seed,
+            mesh=mesh,
+        )
+
+    def measure(params: Params) -> dict[str, float]:
+        metrics = {}
+        for split, validate in functions.items():
+            metrics[f"validation/{split}/loss"] = validate(params)
+            metrics |= {f"validation/{split}/loss_{t:g}": validate(params, t) for t in config.times}
+        return metrics
+
+    return measure

@@ -16,6 +16,7 @@ from experiments.subjects.study import Comparison
 from experiments.subjects.study_config import SettingConfig, parse_compare
 from tests.helpers import comparisons
 from uvit_jax.config import replaced
+from uvit_jax.data import pipeline
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.training.run_config import parse_run
@@ -54,6 +55,25 @@ def test_the_shipped_networks_have_equal_compute(name):
         run = parse_run(given)
         flops.append(forward_cost(run.model).total * run.train.batch_size * run.train.steps)
     assert max(flops) < (1.02 if not name else 1.1) * min(flops)
+
+
+def test_the_networks_of_64x64_images_have_equal_compute_and_one_encoder():
+    runs = [parse_run(subjects.get_config(f"{name}_64")) for name in subjects.STEPS]
+    flops = [
+        forward_cost(run.model, draws=run.train.draws).total
+        * run.train.batch_size
+        * run.train.steps
+        for run in runs
+    ]
+    assert max(flops) < 1.02 * min(flops)
+    texts = [run.model.segments["text"] for run in runs]
+    assert len({(t.encoder_depth, t.encoder_width, t.vocab_size, t.shape) for t in texts}) == 1
+    words = pipeline.dataset(runs[0].data).tokenizer.encode("@1 @2 @3 @4", 4)
+    for run, text in zip(runs, texts, strict=True):
+        assert text.names == tuple(words[: run.model.max_subjects])
+        references = run.model.layout().references
+        assert all(s.names_from == "text" for s in references)
+        assert bool(references) == bool(run.train.probe_every)
 
 
 def test_unequal_compute_is_an_error():

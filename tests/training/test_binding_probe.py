@@ -39,8 +39,8 @@ class Reader:
     def __init__(self, model, error):
         self.layout, self.error = model.layout, error
 
-    def apply(self, params, inputs, times):
-        del params
+    def apply(self, params, inputs, times, cache=None):
+        del params, cache
         wrong_B = inputs[SUBJECT_SLOTS][:, 0] != 0
         noise = inputs["image"]  # pure noise: the data are zeros here
         return {"image": noise + jnp.where(wrong_B, self.error, 0.1)[:, None, None, None]}

@@ -26,7 +26,7 @@ def get_config():
     )
     config.model = uvit.preset("S", (8, 8, 3), patch_size=4, width=16, depth=2, num_heads=2)
     config.model["segments"]["text_time"] = dict(kind="time", time="text")
-    text = dict(kind="codes", role="noisy", shape=(12, 16), vocab_size=400)
+    text = dict(kind="codes", role="noisy", shape=(12, 16), vocab_size=2048)
     config.model["segments"]["text"] = text
     config.model["sequence"] = ("time", "text_time", "text", "image")
     config.diffusion = dict(schedule=dict(name="rectified_flow"), prediction="x0")

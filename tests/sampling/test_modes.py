@@ -235,6 +235,9 @@ def test_missing_and_superfluous_data_are_named():
         run("image_to_text", "image")
     with pytest.raises(UvitError, match="'image', which is generated"):
         run("text_to_image", "text", "image")
+    with pytest.raises(UvitError, match=r"\['image'\] has shape .*expected .*10, 10, 4"):
+        inputs["image"] = np.zeros((B, 8, 8, 4), np.float32)
+        run("image_to_text", "image", "clip_image")
     with pytest.raises(UvitError, match=r"'data_type'"):
         inputs["data_type"] = np.zeros(B, np.int32)
         run("joint", "data_type")

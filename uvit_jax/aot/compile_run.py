@@ -27,7 +27,8 @@ from uvit_jax.models.model import Model, build
 from uvit_jax.parallel.attention.implementations import check_platform
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.sharding import jit_replicated, path_string, spec
-from uvit_jax.sampling.sampler import Sampler, make_sampler
+from uvit_jax.sampling import modes
+from uvit_jax.sampling.sampler import SampleConfig, Sampler, make_sampler
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.run_config import RunConfig, check_mesh
 from uvit_jax.training.state import abstract_state
@@ -188,7 +189,7 @@ def _sample(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrappe
     optimizer, _ = make_optimizer(run.optimizer, run.train)
     state, state_shardings = abstract_state(model, optimizer, mesh)
     program = jit_replicated(_sampler(run, model), mesh, state_shardings.ema)
-    return program, (state.ema, (state.key, _conditions(model, run.sample.count)))
+    return program, (state.ema, (state.key, _conditions(model, run.sample)))
 
 
 def _sampler(run: RunConfig, model: Model) -> Sampler:
@@ -198,9 +199,12 @@ def _sampler(run: RunConfig, model: Model) -> Sampler:
     )
 
 
-def _conditions(model: Model, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    inputs = model.abstract_inputs(count)
-    return {name: inputs[name] for name in model.layout.condition_shapes}
+def _conditions(model: Model, sample: SampleConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    inputs = model.abstract_inputs(sample.count)
+    names = list(model.layout.condition_shapes)
+    if given := modes.GIVEN.get(sample.mode):
+        names += modes.modalities(model.layout, sample.mode)[given][1]
+    return {name: inputs[name] for name in names}
 
 
 def _vocabulary(model: Model) -> Vocabulary:
@@ -219,7 +223,7 @@ def _macs(run: RunConfig, what: Program, mesh: Mesh) -> int:
     if what == "sample":
         sampler = _sampler(run, model)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        conditions = _conditions(model, run.sample.count)
+        conditions = _conditions(model, run.sample)
         return count(jax.make_jaxpr(sampler)(model.abstract_params, key, conditions).jaxpr).total
     optimizer, rate = make_optimizer(run.optimizer, run.train)
     state, _ = abstract_state(model, optimizer, mesh)

@@ -60,6 +60,10 @@ def test_tubelets_have_an_embedding_of_their_own_beside_the_references():
     assert model.layout.by_name["video"].num_tokens == 2 * 4
 
 
+def _image_for_video(segments):
+    return {name.replace("video", "image"): params for name, params in segments.items()}
+
+
 def test_a_video_of_one_frame_is_the_image_model():
     clip = build(shape=(1, 8, 8, 3), first=0, last=0, camera=0, amplitude=0)
     image = uvit_jax.build(
@@ -70,18 +74,10 @@ def test_a_video_of_one_frame_is_the_image_model():
         )
     )
     params = random_params(clip)
-    for part in ("embed", "heads"):
-        own = dict(params[part]["segments"])
-        own["image"] = own.pop("video")
     renamed = {
         **params,
-        "embed": params["embed"]
-        | {
-            "segments": {
-                n.replace("video", "image"): p for n, p in params["embed"]["segments"].items()
-            }
-        },
-        "heads": {"segments": {"image": params["heads"]["segments"]["video"]}},
+        "embed": params["embed"] | {"segments": _image_for_video(params["embed"]["segments"])},
+        "heads": {"segments": _image_for_video(params["heads"]["segments"])},
     }
     inputs = inputs_of(clip)
     t = jnp.array([100.0, 900.0])
@@ -149,9 +145,8 @@ def test_tasks_follow_from_what_is_given_and_generated(small):
 
 def test_other_lengths_and_sizes_than_trained(small):
     model, params = small
-    longer = model.resized(
-        {"video": (6, 16, 8, 3), "camera": (8, 5)} | dict.fromkeys(("first", "last"), (1, 16, 8, 3))
-    )
+    ends = dict.fromkeys(("first", "last"), (1, 16, 8, 3))
+    longer = model.resized({"video": (6, 16, 8, 3), "camera": (8, 5)} | ends)
     inputs = inputs_of(longer)
     times = dict.fromkeys(model.layout.time_keys, jnp.ones(2))
     outputs = jax.jit(longer.apply)(params, inputs, times)

@@ -8,6 +8,8 @@
         --adapter=bear.safetensors --adapter=style.safetensors:0.5
     python -m experiments.sample --workdir=workdirs/subjects --prompt="@1 left of @2" \\
         --references=photos
+    python -m experiments.sample --workdir=workdirs/video_totems --prompt="@1 in the snow" \\
+        --references=photos --first_frame=start.png --camera=pan=0.3,roll=6 --extend=2
 
 Sampler, steps, guidance, autoencoder and text encoder are those of the run's config unless flags
 override them. --references is a folder with a sub-folder per subject, @1, @2, … in the order of
@@ -21,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, sampling_flags
+from experiments import cli, sampling_flags, video_flags
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -51,6 +53,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="CLIP, if the model has its text features"
     )
+    video_flags.add_flags(parser)
     sampling_flags.add_adapter_flags(parser)
     sampling_flags.add_attention_flag(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -75,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = sampling_flags.sample_config(run.sample, args, **_changes(args))
     cpu.keep_freed_memory()
     model, params = _load(folder.path, args)
+    config, given = video_flags.task(args, model.layout, config)
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
@@ -82,11 +86,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.references:
         subjects = from_folder(model.layout, args.references, decode, latents=latents)
     conditions, captions = conditions_for(
-        model, vocabulary, config, encode_text, list(subjects.values())
+        model,
+        vocabulary,
+        config,
+        encode_text,
+        list(subjects.values()),
+        video_flags.conditions(args, model.layout, config.count),
     )
     if encode_text is None:
         _warn_of_unknown_words(vocabulary, config.prompts)
-    samples = _sample(args, model, params, run.diffusion, config, vocabulary, conditions)
+
+    def sample(config: Any, given: Any, seed: int) -> dict[str, Any]:
+        inputs = conditions | given
+        return _sample(args, model, params, run.diffusion, config, vocabulary, inputs, seed)
+
+    samples = sample(config, given, args.seed)
+    samples = video_flags.clips(args, model.layout, config, samples, given, sample)
     samples = decoding.decoded(model.layout, samples, decode, latents=latents)
 
     step = "" if args.step is None else f"_step{args.step}"
@@ -99,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "use uvit_jax.autoencoders.kl.decode_in_batches(…, "
             f"scale={config.latent_scale}) on the npz"
         )
+    video = video_flags.write(args, out, samples) if images else ""
     results = {"png": str(out) if images else None, "npz": str(out.with_suffix(".npz"))}
+    results |= {"video": video} if video else {}
     results |= {"captions": captions, "references": list(subjects)}
     results |= {"seed": args.seed, "count": config.count}
     results |= sampling_flags.settings(config) | {"adapters": args.adapter}
@@ -128,6 +145,8 @@ def _load(workdir: Path, args: argparse.Namespace) -> tuple[Any, Any]:
 
     model, params = load(workdir, step=args.step, ema=not args.raw)
     model = sampling_flags.with_attention(model, args.attention)
+    video_flags.check(args, model.layout)
+    model = video_flags.resized(args, model)
     if args.image_size is not None:
         model = model.resized(
             {
@@ -146,6 +165,7 @@ def _sample(
     config: Any,
     vocabulary: Any,
     conditions: dict[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """The samples by segment, generated on all local devices."""
     import jax
@@ -162,7 +182,7 @@ def _sample(
     params = jax.device_put(params, shardings(params, mesh))
     with jax.set_mesh(mesh):
         return sample_all(
-            lambda *batch: sampler(params, batch), conditions, config.count, size, args.seed
+            lambda *batch: sampler(params, batch), conditions, config.count, size, seed
         )
 
 

@@ -10,6 +10,8 @@
         --references=photos
     python -m experiments.sample --workdir=workdirs/unidiffuser --mode=image_to_text \\
         --image=photo.jpg --image_encoder=pipeline --caption_decoder=pipeline --autoencoder=vae
+    python -m experiments.sample --workdir=workdirs/video_totems --prompt="@1 in the snow" \\
+        --references=photos --first_frame=start.png --camera=pan=0.3,roll=6 --extend=2
 
 Sampler, steps, guidance, autoencoder and text encoder are those of the run's config unless flags
 override them. --references is a folder with a sub-folder per subject, @1, @2, … in the order of
@@ -24,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, sampling_flags
+from experiments import cli, sampling_flags, video_flags
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -75,6 +77,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument(
         "--caption_decoder", metavar="DIR", help="if the model generates features of texts"
     )
+    video_flags.add_flags(parser)
     sampling_flags.add_adapter_flags(parser)
     sampling_flags.add_attention_flag(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -103,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UvitError(f"--image={args.image[0]} needs --mode, such as image_to_text")
     cpu.keep_freed_memory()
     model, params = _load(folder.path, args)
+    config, frames = video_flags.task(args, model.layout, config)
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
@@ -114,12 +118,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         conditions, captions = given.inputs(args.image)
     else:
         conditions, captions = conditions_for(
-            model, vocabulary, config, encode_text, list(subjects.values())
+            model,
+            vocabulary,
+            config,
+            encode_text,
+            list(subjects.values()),
+            video_flags.conditions(args, model.layout, config.count),
         )
     conditions |= _data_type(model, args.data_type, config.count)
     if encode_text is None and given is None:
         _warn_of_unknown_words(vocabulary, config.prompts)
-    samples = _sample(args, model, params, run.diffusion, config, vocabulary, conditions)
+
+    def sample(config: Any, frames: Any, seed: int) -> dict[str, Any]:
+        inputs = conditions | frames
+        return _sample(args, model, params, run.diffusion, config, vocabulary, inputs, seed)
+
+    samples = sample(config, frames, args.seed)
+    samples = video_flags.clips(args, model.layout, config, samples, frames, sample)
     if given is not None:
         captions = given.captions(samples) or captions
     samples = decoding.decoded(model.layout, samples, decode, latents=latents)
@@ -137,7 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "use uvit_jax.autoencoders.kl.decode_in_batches(…, "
             f"scale={config.latent_scale}) on the npz"
         )
+    video = video_flags.write(args, out, samples) if images else ""
     results = {"png": str(out) if images else None, "npz": str(out.with_suffix(".npz"))}
+    results |= {"video": video} if video else {}
     results |= {"captions": captions, "references": list(subjects)}
     results |= {"seed": args.seed, "count": config.count}
     results |= sampling_flags.settings(config) | {"adapters": args.adapter}
@@ -166,6 +183,8 @@ def _load(workdir: Path, args: argparse.Namespace) -> tuple[Any, Any]:
 
     model, params = load(workdir, step=args.step, ema=not args.raw)
     model = sampling_flags.with_attention(model, args.attention)
+    video_flags.check(args, model.layout)
+    model = video_flags.resized(args, model)
     if args.image_size is not None:
         model = model.resized(
             {
@@ -184,6 +203,7 @@ def _sample(
     config: Any,
     vocabulary: Any,
     conditions: dict[str, Any],
+    seed: int,
 ) -> dict[str, Any]:
     """The samples by segment, generated on all local devices."""
     import jax
@@ -200,7 +220,7 @@ def _sample(
     params = jax.device_put(params, shardings(params, mesh))
     with jax.set_mesh(mesh):
         return sample_all(
-            lambda *batch: sampler(params, batch), conditions, config.count, size, args.seed
+            lambda *batch: sampler(params, batch), conditions, config.count, size, seed
         )
 
 

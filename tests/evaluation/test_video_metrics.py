@@ -34,7 +34,7 @@ def true():
 
 def pixels(videos):
     """The simplest encoder, named `pixels`."""
-    return videos.reshape(*videos.shape[:2], -1)
+    return videos[:, :, 4::8, 4::8].reshape(*videos.shape[:2], -1)
 
 
 def test_true_videos_follow_their_cameras(true):

@@ -116,7 +116,7 @@ def test_gradients_of_a_batch_with_given_frames_are_finite(small):
 
     def loss(params):
         conditions, corrupted = corrupt(
-            jax.random.key(0), model, batch, FLOW, {"first": 0.5, "last": 0.5}
+            jax.random.key(0), model, batch, FLOW, given={"first": 0.5, "last": 0.5}
         )
         return diffusion_loss(model, params, conditions, corrupted)[0].mean()
 

@@ -76,6 +76,7 @@ def conditions_for(
     config: SampleConfig,
     encode_text: EncodeText | None = None,
     references: Sequence[Sequence[np.ndarray]] = (),
+    further: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The conditions of `config.count` samples, and a caption of each.
 
@@ -84,6 +85,7 @@ def conditions_for(
       encode_text: the frozen text encoder, for a model that uses one's features.
       references: for a model with references, the subjects of every sample, `@1`, `@2`, … of its
         prompt, each with its views as the model takes images (see `reference_folder`).
+      further: conditions of other kinds, such as a camera's path, leaves (count, …).
 
     Raises:
       UvitError: for a label, prompt or reference that the model cannot take, or no reference for a
@@ -104,6 +106,9 @@ def conditions_for(
             conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
             names = [vocabulary.class_name(i) for i in conditions[segment.name]]
         elif segment.is_reference:
+            continue
+        elif segment.name in (further or {}):
+            conditions[segment.name] = further[segment.name]
             continue
         elif segment.kind in ("text", "features"):
             prompts = config.prompts or ("",)

@@ -33,7 +33,7 @@ def check_data(model: Model, dataset: Dataset) -> None:
         if inputs[name].shape[1:] != shape:
             raise UvitError(
                 f"segment {name!r} takes {shape}, and the data have {inputs[name].shape[1:]}; "
-                "change the segment's shape, or the keys of config.data that set it"
+                "make them equal: the segment's shape, or the keys of config.data that set it"
             )
 
 

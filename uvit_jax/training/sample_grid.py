@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from uvit_jax import io
 from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.video_frames import joined_frames
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
@@ -23,6 +24,7 @@ from uvit_jax.sampling.conditions import (
 )
 from uvit_jax.sampling.given_data import captions_of
 from uvit_jax.sampling.sampler import make_sampler
+from uvit_jax.sampling.video_tasks import is_clip
 from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.workdir import Workdir
 
@@ -73,6 +75,8 @@ class SampleGrid:
         if jax.process_index() != 0:
             return
         names = [s.name for s in self._layout.noisy_images]
+        if is_clip(self._layout, samples):
+            names, samples = ["video"], {"video": joined_frames(samples)}
         for name in names:
             if name not in samples:
                 if f"{name}_latents" in samples:

@@ -1,0 +1,188 @@
+"""Video U-ViTs and DiTs: clip, given frames, references, camera and amplitude in one sequence.
+
+    python -m experiments.train --config=configs/video.py:totems
+    python -m experiments.train --config=configs/video.py:totems_dit
+    python -m experiments.train --config=configs/video.py:clips --config.data.path=videos
+    python -m experiments.compile --config=configs/video.py:uvit_1b-720p-5s --topology=v5p:4x4x4
+
+totems, totems_dit: 8 frames of 32×32 pixels with up to two references, for CPU cores. One network
+    for text → video, image → video, start and end → video and reference → video: the first and the
+    last frame are given in 30% of the examples each.
+clips: text → video and image → video of one's own files, 16 frames of 64×64 pixels at 8 a second.
+SIZE-RESOLUTION-LENGTH: on latents of Wan's autoencoder, for pods; sizes of `SIZES`, resolutions of
+    `RESOLUTIONS`, and seconds at 16 frames a second. There is no data set of latents of videos yet:
+    these are for `experiments.compile` and `--plan`.
+"""
+
+from typing import Any
+
+from uvit_jax.models.presets import video
+
+TEXT = 48
+SIZES = {  # style, width, depth, number of heads
+    "uvit_300m": ("uvit", 1024, 20, 16),
+    "uvit_1b": ("uvit", 1536, 28, 24),
+    "dit_1b": ("dit", 1536, 24, 24),
+}
+RESOLUTIONS = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920)}
+NAMES = ("totems", "totems_dit", "clips", "uvit_1b-720p-5s")
+
+
+def totems(style: str) -> dict[str, Any]:
+    """The run on totems with a backbone of this style."""
+    width = 160
+    model = video.preset(
+        style,
+        (8, 32, 32, 3),
+        patch_size=4,
+        first=1,
+        last=1,
+        camera=5,
+        amplitude=2,
+        # Two reference slots, for one view of two subjects or two views of one.
+        subjects=2,
+        views=1,
+        max_subjects=3,
+        max_views=3,
+        text=dict(shape=(TEXT,), vocab_size=330, enter="token"),
+        position="sincos",
+        width=width,
+        depth=6 if style == "uvit" else 7,
+        num_heads=width // 32,
+        init="xavier",
+        unroll=3,
+        attention="blocked",
+        products="flat",
+    )
+    return dict(
+        model=model,
+        data=dict(
+            name="totem_videos",
+            image_size=32,
+            frames=8,
+            first_frames=1,
+            last_frames=1,
+            text=True,
+            text_length=TEXT,
+            max_subjects=2,
+            max_views=2,
+            places=2,
+            portraits=0.05,
+            workers=1,
+        ),
+        diffusion=dict(
+            schedule=dict(name="rectified_flow"),
+            prediction="x0",
+            time_sampling="logit_normal",
+            logit_mean=0.5,
+        ),
+        optimizer=dict(
+            name="muon",
+            learning_rate=2e-3,
+            schedule="cosine",
+            warmup_steps=50,
+            b1=0.9,
+            b2=0.99,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        train=dict(
+            steps=4000,
+            batch_size=8,
+            ema_decay=0.995,
+            drop={"text": 0.1, "camera": 0.3, "amplitude": 0.3},
+            drop_references=0.1,
+            given={"first": 0.3, "last": 0.3},
+            checkpoint_every=100,
+            log_every=10,
+            sample_every=500,
+        ),
+        sample=dict(
+            sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=16),
+            guidance_scale=0.5,
+            reference_guidance_scale=1.0,
+            count=6,
+            clip=1.0,
+        ),
+    )
+
+
+def clips() -> dict[str, Any]:
+    """The run on one's own video files."""
+    config = totems("uvit")
+    config["data"] = dict(
+        name="clips",
+        path="videos",
+        image_size=64,
+        frames=16,
+        first_frames=1,
+        last_frames=1,
+        fps=8,
+        text=True,
+        text_length=TEXT,
+    )
+    config["model"] = video.preset(
+        "uvit",
+        (16, 64, 64, 3),
+        patch_size=8,
+        text=dict(shape=(TEXT,), vocab_size=4096),
+        width=512,
+        depth=12,
+        num_heads=8,
+    )
+    config["train"] |= dict(drop={"text": 0.1}, drop_references=0.0, batch_size=32, steps=50_000)
+    config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=2.0)
+    return config
+
+
+def pod(name: str) -> dict[str, Any]:
+    """A run of `SIZE-RESOLUTION-LENGTH` on latents, with context parallelism."""
+    size, resolution, seconds = name.split("-")
+    style, width, depth, heads = SIZES[size]
+    height, side = RESOLUTIONS[resolution]
+    frames = 1 + 4 * int(seconds.removesuffix("s"))  # of latents: 1 + 16 · 4 / 16 a second
+    config = totems(style)
+    # Sides of the latents, in whole patches of 2×2.
+    shape = (frames, -(-height // 16) * 2, -(-side // 16) * 2, 16)
+    config["model"] = video.preset(
+        style,
+        shape,
+        patch_size=2,
+        camera=5,
+        amplitude=2,
+        text=dict(shape=(256,), vocab_size=32_768, enter="token"),
+        width=width,
+        depth=depth,
+        num_heads=heads,
+        qk_norm="rms",
+        remat="full",
+        attention="ulysses",
+    ) | dict(dtype="bfloat16")
+    for part in video.VIDEO_SEGMENTS:
+        config["model"]["segments"][part]["final_conv"] = "none"
+    config["data"] = dict(
+        name="clips",
+        path="videos",
+        image_size=720,
+        frames=frames,
+        first_frames=1,
+        last_frames=1,
+        text=True,
+        text_length=256,
+    )
+    config["mesh"] = dict(data=1, fsdp=8, context=8)
+    config["train"] |= dict(
+        drop={"text": 0.1, "camera": 0.3, "amplitude": 0.3}, drop_references=0.0, batch_size=8
+    )
+    config["optimizer"] |= dict(name="adamw", learning_rate=1e-4, warmup_steps=1000)
+    config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=5.0, count=8)
+    return config
+
+
+def get_config(name: str = "totems") -> dict[str, Any]:
+    """The config of a run, see the module."""
+    if name == "clips":
+        return clips()
+    if name.startswith("totems"):
+        return totems("dit" if name.endswith("dit") else "uvit")
+    return pod(name)

@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     import uvit_jax
     from uvit_jax.errors import UvitError
     from uvit_jax.interop.exporting import export
-    from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
     names = ("num_heads", "num_classes", "image_size", "text_tokens")
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(value is not None for value in hints.values()):
             raise UvitError(f"{', '.join(names)} need --checkpoint; drop them")
         folder = Workdir(args.workdir)
-        run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
+        run, vocabulary = folder.read_run(), folder.read_vocabulary()
     model, params = uvit_jax.load(
         args.workdir or args.checkpoint, step=args.step, ema=not args.raw, **hints
     )

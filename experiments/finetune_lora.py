@@ -133,12 +133,11 @@ class SubjectTuning:
         from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
         from uvit_jax.sampling.given_data import GivenData
         from uvit_jax.training.finetune import Finetuner
-        from uvit_jax.training.run_config import parse_run
         from uvit_jax.training.workdir import Workdir
 
         self.args, self.config = args, config
         folder = Workdir(args.workdir)
-        self.run = parse_run(folder.read_config())
+        self.run = folder.read_run()
         model, self.params = load(folder.path, step=args.step, ema=not args.raw)
         # Check the flags before minutes of sampling.
         if config.method == "lora":

@@ -96,11 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
     from uvit_jax.sampling.given_data import GivenData
     from uvit_jax.sampling.reference_folder import from_folder
-    from uvit_jax.training.run_config import parse_run
     from uvit_jax.training.workdir import Workdir
 
     folder = Workdir(args.workdir)
-    run, vocabulary = parse_run(folder.read_config()), folder.read_vocabulary()
+    run, vocabulary = folder.read_run(), folder.read_vocabulary()
     config = sampling_flags.sample_config(run.sample, args, **_changes(args))
     if args.image and not config.mode:
         raise UvitError(f"--image={args.image[0]} needs --mode, such as image_to_text")

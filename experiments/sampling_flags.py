@@ -161,12 +161,11 @@ class Run:
     """The run of `args.workdir` for `experiments.evaluate`: its data and its samples."""
 
     def __init__(self, args: argparse.Namespace):
-        from uvit_jax.training.run_config import parse_run
         from uvit_jax.training.workdir import Workdir
 
         self.args = args
         self.folder = Workdir(args.workdir)
-        self.config = parse_run(self.folder.read_config())
+        self.config = self.folder.read_run()
         self.data = self._data_config()
         self._dataset = None
 

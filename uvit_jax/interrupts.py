@@ -30,8 +30,11 @@ def watch() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt, or ends the process where that is unsafe.
 
     The process ends after `GRACE` seconds if the exception had no effect, and at once at a second
-    Ctrl-C. Call it from the main thread.
+    Ctrl-C. If it is ignored, as in a command that a script runs in the background, it stays so.
+    Call it from the main thread.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        return
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
@@ -40,7 +43,9 @@ def watch() -> None:
 
 
 def end_at_once() -> None:
-    """From now on Ctrl-C ends the process, until `watch` is called."""
+    """From now on Ctrl-C ends the process, until `watch` is called, unless it is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        return
     signal.signal(signal.SIGINT, lambda *_: end())
 
 
@@ -50,6 +55,11 @@ def end() -> None:
         time.sleep(60)  # another thread is about to end the process
     say(("\n" if os.isatty(2) else "") + LINE)
     os._exit(128 + signal.SIGINT)
+
+
+def leave_to_parent(*_: object) -> None:
+    """Ignores Ctrl-C in a worker process, which its parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def say(text: str) -> None:

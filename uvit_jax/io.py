@@ -1,6 +1,7 @@
 """Images as files: arrays in [-1, 1] to PNG grids."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,12 +97,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """The path of a temporary file, which replaces `path` at the end, or is removed on an error.
 
+    What a link leads to is replaced, not the link. A device or a pipe, such as /dev/stdout, is
+    yielded itself.
+
     Raises:
       UvitError: on an OSError, such as a full disk; `path` is as before.
     """
     path = local_path(path)
-    partial = path.with_name(path.name + ".partial")
     with named_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            yield path
+            return
+        path = path.resolve()
+        partial = path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
@@ -118,8 +126,10 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or error
+        # Libraries drop the number of the error, and quote its text.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        remedy = "make space" if full else "check the path and its folder"
         raise UvitError(
-            f"{path} cannot be written ({reason}); make space or check the folder, and run the "
-            "same command again"
+            f"{path} cannot be written ({error.strerror or error}); {remedy}, and run the same "
+            "command again"
         ) from error

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.ablation.run_records import Measurement
 from experiments.ablation.variants import AblationPlan, AblationRun
 from uvit_jax.data import pipeline
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.encoders.image_encoder import encoder
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation import frechet, image_metrics, image_sets
@@ -20,6 +21,7 @@ from uvit_jax.io import atomic
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.sampling.conditions import conditions_like
+from uvit_jax.sampling.sampler import make_sampler
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import load_workdir
 from uvit_jax.training.run_config import parse_run
@@ -54,12 +56,16 @@ class RunMeasurer:
                 f"the splits {self._metrics.split!r} and {base.data.split!r} differ in classes; "
                 "choose another config.metrics.split"
             )
+        data = self._data
+        vocabulary = Vocabulary(data.class_names, data.tokenizer, data.features)
         for name, run in {job.name: job.run for job in plan.jobs}.items():
             model = build(run.model)
             try:
                 check_data(model, self._data)
                 if self._metrics.samples:
                     image_sets.image_segment(model, latents=base.of_latents)
+                # Raises if the run could not sample.
+                make_sampler(model, run.diffusion, run.sample, batch_size=1, vocabulary=vocabulary)
             except UvitError as error:
                 raise UvitError(f"{name}: {error}") from None
         self._encoder = self._reference = None

@@ -25,7 +25,7 @@ from uvit_jax.models.presets.unified import with_references
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler, padded_rows
 from uvit_jax.tokens.reference_inputs import reference_inputs
 from uvit_jax.training import text_pretraining
-from uvit_jax.training.run_config import RunConfig, parse_run
+from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.workdir import Workdir
 
 Conditions = Mapping[str, np.ndarray]
@@ -44,7 +44,7 @@ class TrainedNetwork:
 
     def __init__(self, name: str, workdir: Path, run: RunConfig | None = None):
         folder = Workdir(workdir)
-        self.name, self.run = name, run or parse_run(folder.read_config())
+        self.name, self.run = name, run or folder.read_run()
         self.model, params = uvit_jax.load(folder.path)
         self.params: Params = jax.device_put(params)
         self.vocabulary = folder.read_vocabulary()

@@ -1,5 +1,6 @@
 """A checkpoint whose bytes are not those that were saved is never restored."""
 
+import json
 import logging
 import random
 import shutil
@@ -13,6 +14,7 @@ from experiments import train as command
 from tests.helpers.running import ROOT, TINY, train
 from uvit_jax.errors import UvitError
 from uvit_jax.training.checkpoint import CHECKSUMS, check_checksums
+from uvit_jax.training.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +114,36 @@ def test_a_checkpoint_of_an_earlier_version_loads(trained, tmp_path):
         (workdir / "checkpoints" / str(step) / CHECKSUMS).unlink()
     uvit_jax.load(workdir)
     assert set(train(workdir, "--config.train.steps=11")) == set(range(1, 12))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "[[", "[" * 100_000, "partial"])
+def test_checksums_that_do_not_list_every_file_are_damage(trained, tmp_path, content):
+    copy = tmp_path / "10"
+    shutil.copytree(trained[0] / "checkpoints" / "10", copy)
+    listed = json.loads((copy / CHECKSUMS).read_text())
+    if content == "partial":
+        listed.popitem()
+        content = json.dumps(listed)
+    (copy / CHECKSUMS).write_text(content)
+    with pytest.raises(ValueError, match=CHECKSUMS):
+        check_checksums(copy)
+
+
+def test_a_changed_word_of_the_vocabulary_is_named_with_both_remedies(trained, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(trained[0], copy)
+    vocabulary = json.loads((copy / "vocabulary.json").read_text())
+    vocabulary["classes"][0] = "x" + vocabulary["classes"][0][1:]
+    (copy / "vocabulary.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UvitError, match=r"class 0 is 'x.*--workdir; if not, .*rm .*vocabulary"):
+        command.main([f"--config={ROOT / TINY}", f"--workdir={copy}", "--config.train.steps=11"])
+
+
+def test_a_stored_value_that_is_refused_is_found_in_its_file(trained, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(trained[0], copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["sample"]["clip"] = -1.0
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UvitError, match=rf"clip must be .*{copy}/config\.json: correct it"):
+        Workdir(copy).read_run()

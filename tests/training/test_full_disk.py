@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +98,19 @@ def test_a_full_disk_raises_from_the_event_file_at_once(small_disk):
         for step in range(10_000):
             events.write(step, {"loss": 1.0})
     events.close()
+
+
+def test_links_and_devices_are_not_replaced(tmp_path):
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("before")
+    link.symlink_to(target)
+    io.write_text(link, "after")
+    assert link.is_symlink() and target.read_text() == "after"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    io.write_text(pipe, "through")
+    assert reader.communicate(timeout=10)[0] == "through" and pipe.is_fifo()
+    io.write_text("/dev/null", "nothing")
+    assert Path("/dev/null").is_char_device()
+    assert not list(tmp_path.glob("*.partial"))

@@ -115,3 +115,35 @@ def test_nohup_ignores_a_closed_terminal(tmp_path):
     wait_for_step(workdir, max(losses(workdir)) + 3, process)
     process.send_signal(signal.SIGTERM)
     assert finish(process, 60)[0] == 143
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As that of a command which a shell script runs in the background."""
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from uvit_jax import interrupts; interrupts.end_at_once(); interrupts.watch()\n"
+        "assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True)
+
+
+def test_a_ctrl_c_of_the_terminal_reaches_no_worker_process(tmp_path):
+    """A terminal sends it to all processes; those that prepare batches are ended by the run."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "experiments.train", f"--config={TINY}"]
+    command += [f"--workdir={workdir}", "--config.train.steps=100000", "--config.data.processes=1"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(workdir, 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, err = finish(process, 60)
+    assert status == 130, err
+    assert "Traceback" not in err
+    assert (workdir / "checkpoints").is_dir()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from uvit_jax import interrupts
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.pipeline import dataset
@@ -154,7 +155,10 @@ def _prefetch(loader: BatchLoader, start: int) -> Iterator[Any]:
         # Grain's processes read absl flags, which only absl's own `app.run` parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        steps = steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.processes))
+        steps = steps.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.processes),
+            worker_init_fn=interrupts.leave_to_parent,
+        )
     return iter(steps)
 
 

@@ -211,8 +211,7 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
 
 def write_checksums(checkpoint: Path) -> None:
     """Writes `CHECKSUMS` into a complete checkpoint."""
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
-    checksums = {p.relative_to(checkpoint).as_posix(): _checksum(p) for p in files}
+    checksums = {name: _checksum(file) for name, file in _files(checkpoint).items()}
     write_text(checkpoint / CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
 
 
@@ -222,13 +221,21 @@ def check_checksums(checkpoint: Path) -> None:
         return
     try:
         checksums = dict(json.loads((checkpoint / CHECKSUMS).read_bytes()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{CHECKSUMS} is damaged") from None
+    if unlisted := sorted(_files(checkpoint).keys() - checksums.keys()):
+        raise ValueError(f"{CHECKSUMS} does not list {unlisted[0]}")
     for name, checksum in checksums.items():
         if not (checkpoint / name).is_file():
             raise ValueError(f"{name} is missing")
         if _checksum(checkpoint / name) != checksum:
             raise ValueError(f"{name} differs from its checksum")
+
+
+def _files(checkpoint: Path) -> dict[str, Path]:
+    """The files of a checkpoint without `CHECKSUMS`, by their relative paths, sorted."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    return {p.relative_to(checkpoint).as_posix(): p for p in files}
 
 
 def _checksum(path: Path) -> str:

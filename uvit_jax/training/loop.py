@@ -134,6 +134,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             make_step(model, run, optimizer, learning_rate, vocabulary), shardings, mesh
         )
         loader = Batches(run, model, dataset, mesh, position)
+        stack.callback(loader.close)
         profiler = Profiler(train.profile_steps, folder.profile, start)
         stack.callback(profiler.close)
         writer = _writer(run, folder, mesh, start) if main else None
@@ -291,6 +292,10 @@ class Batches:
     def position(self) -> int:
         """The number of global batches taken so far."""
         return self._iterator.position
+
+    def close(self) -> None:
+        """Stops the workers."""
+        self._iterator.close()
 
     def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
         local = next(self._iterator)

@@ -4,6 +4,7 @@ Opening a folder that belongs to another run, or to no run, changes nothing in i
 """
 
 import fcntl
+import itertools
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
 from uvit_jax.paths import local_path
-from uvit_jax.training.run_config import changed_keys, parse_run
+from uvit_jax.training.run_config import RunConfig, changed_keys, parse_run
 
 
 def filled(config: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +103,14 @@ class Workdir:
             raise UvitError(f"{self.config} is damaged (it has no model){self._restore()}")
         return config
 
+    def read_run(self) -> RunConfig:
+        """The parsed config; UvitError as `read_config`, or if this version refuses a value."""
+        config = self.read_config()
+        try:
+            return parse_run(config)
+        except UvitError as error:
+            raise UvitError(f"{error}; the value is in {self.config}: correct it there") from None
+
     def read_vocabulary(self) -> Vocabulary:
         """The vocabulary of the run in this folder; UvitError if there is none or it is damaged."""
         try:
@@ -149,8 +158,20 @@ class Workdir:
         if resumed and self.vocabulary.read_bytes().decode(errors="replace") not in known:
             self.read_vocabulary()  # raises if it is damaged
             raise UvitError(
-                f"the classes or texts of the data differ from those of the run in {self.path}; "
-                "give another --workdir"
+                f"the classes or words of the data differ from those in {self.vocabulary}"
+                f"{_first_difference(self.read_vocabulary(), vocabulary)}; if the data have "
+                "changed, give another --workdir; if not, the file is damaged: delete it with "
+                f"{shlex.join(['rm', str(self.vocabulary)])}, and run the same command to resume"
             )
         write_text(self.vocabulary, text)
         write_text(self.config, json.dumps(config, indent=2) + "\n")
+
+
+def _first_difference(stored: Vocabulary, new: Vocabulary) -> str:
+    """The first class or word in which two vocabularies differ, in brackets."""
+    words = [v.tokenizer.words if v.tokenizer else () for v in (stored, new)]
+    for kind, pair in (("class", (stored.classes, new.classes)), ("word", words)):
+        for number, (old, now) in enumerate(itertools.zip_longest(*pair)):
+            if old != now:
+                return f" ({kind} {number} is {old!r} there and {now!r} in the data)"
+    return ""

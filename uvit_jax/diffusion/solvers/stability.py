@@ -40,6 +40,7 @@ def stable_rows(
     Raises:
       UvitError: if `make_rows` does, for an unknown prediction, or if `amplification` exceeds 5.
     """
+    ends = [key for key in ("t_start", "t_end") if getattr(config, key) is not None]
     singular = prediction in ("eps", "score") and schedule.alpha(schedule.t_max) < TINY
     if singular and config.t_start is None:
         start = float(schedule.inverse_half_log_snr(-np.log(_NOISE_TO_SIGNAL)))
@@ -55,7 +56,6 @@ def stable_rows(
         rows = make_rows(dataclasses.replace(config, method="singlestep", order=1), schedule)
         size = amplification(rows, schedule, prediction)
     if not size <= LIMIT:
-        ends = [key for key in ("t_start", "t_end") if getattr(config, key) is not None]
         remedy = "increase sampler.steps, or set sampler.name='dpm_solver_pp'"
         if ends:
             remedy = f"leave out sampler.{' and sampler.'.join(ends)}, {remedy}"
@@ -72,7 +72,8 @@ def amplification(rows: list[SolverRow], schedule: Schedule, prediction: str) ->
 
     The exact denoiser of such data is linear. The size is the root mean square over the noise, plus
     the largest sum of the network's errors, each 1% of the root mean square of the prediction. The
-    narrow data stand for the details of real ones: a step may fit one spread by chance.
+    narrow data stand for the details of real ones: a step may fit one spread by chance. Guidance,
+    which multiplies errors too, is not counted.
     """
     return max(_size(rows, schedule, prediction, spread) for spread in SPREADS)
 
@@ -84,20 +85,20 @@ def _size(rows: list[SolverRow], schedule: Schedule, prediction: str, spread: fl
     exact = np.stack([alpha * spread**2, sigma], 1) / (alpha**2 * spread**2 + sigma**2)[:, None]
     gains = ERROR * _gains(rows, schedule, prediction)
     form = 1 if any(row.eps for row in rows) else 0
-    # States as linear functions of x_T, the errors and the noise.
-    x = y = np.eye(1, 1 + 2 * count)[0]
-    past = (np.zeros_like(x), np.zeros_like(x))
-    for i, row in enumerate(rows):
-        x0, eps = exact[i, :, None] * y
-        x0[1 + i] += gains[i, 0]
-        eps[1 + i] += gains[i, 1]
-        y = row.x * x + row.y * y + row.x0 * x0 + row.eps * eps
-        y = y + row.past1 * past[0] + row.past2 * past[1]
-        y[1 + count + i] += row.noise
-        past = ((x0, eps)[form], past[0])
-        x = y if row.ends_step else x
-    noise = np.concatenate([x[:1], x[1 + count :]])
-    return float(np.sqrt(np.sum(noise**2)) + np.sum(np.abs(x[1 : 1 + count])))
+    # How the last state depends on the states of each row, from the last row to the first.
+    by_x, by_y, by_past1, by_past2 = 1.0, 0.0, 0.0, 0.0
+    errors, noise = np.zeros(count), np.zeros(count + 1)
+    for i, row in reversed(list(enumerate(rows))):
+        by_new = by_y + (by_x if row.ends_step else 0.0)
+        by_x = row.x * by_new + (0.0 if row.ends_step else by_x)
+        by_x0 = row.x0 * by_new + (by_past1 if form == 0 else 0.0)
+        by_eps = row.eps * by_new + (by_past1 if form == 1 else 0.0)
+        by_y = row.y * by_new + exact[i, 0] * by_x0 + exact[i, 1] * by_eps
+        by_past1, by_past2 = row.past1 * by_new + by_past2, row.past2 * by_new
+        errors[i] = by_x0 * gains[i, 0] + by_eps * gains[i, 1]
+        noise[i] = row.noise * by_new
+    noise[-1] = by_x + by_y  # of x_T, which is both at the start
+    return float(np.sqrt(np.sum(noise**2)) + np.sum(np.abs(errors)))
 
 
 def _gains(rows: list[SolverRow], schedule: Schedule, prediction: str) -> np.ndarray:

@@ -5,18 +5,19 @@
 
 The workdir gets results.csv (all measurements), results.json, table.md (means and paired
 differences with 95 % intervals over seeds), curves.png and samples/. Rerunning the command resumes
-a stopped ablation; SIGTERM and Ctrl-C save first. The config is that of a run, with `groups` of
-variants.
+a stopped ablation; Ctrl-C, SIGTERM and SIGHUP save first. The config is that of a run, with
+`groups` of variants.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import cli
+from uvit_jax import interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 143 if it was stopped by a signal."""
+    """Runs the command; the exit status is 0, or 128 + the signal that stopped it."""
     parser = cli.Parser(
         __doc__,
         keys="experiments.ablation.variants.AblationConfig",
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = make_plan(config, groups=groups, seeds=args.seeds)
     results = run(plan, workdir)
     if results is None:
-        return 143
+        return interrupts.stop_status()
     if jax.process_index() == 0:
         cli.write_json(args.json, {"workdir": str(workdir), **results})
         print((workdir / "table.md").read_text())

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import compilation_cache
+from uvit_jax import interrupts
 from uvit_jax.config import replaced
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.parallel import libtpu
 from uvit_jax.paths import local_path
 
 SHARED_HELP = {"--seed": "of all random numbers; the same seed gives the same results"}
@@ -205,18 +207,22 @@ def config_name(spec: str) -> str:
 def write_json(path: str | None, results: Any) -> None:
     """Writes `results` to the file `path`, the value of `--json`, unless it is None."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(results, indent=2) + "\n")
+        from uvit_jax.io import write_text
+
+        write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> None:
     """Runs a command's `main(argv) → exit status` with the compilation cache, and exits.
 
     A `UvitError` and an OSError (a full disk, a read-only folder) print one line; the status is 2.
+    So does Ctrl-C, and the status is 130.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvit_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax are verbose
+    interrupts.watch()
+    libtpu.quiet()
     try:
         compilation_cache.enable()
         status = main(None)
@@ -224,6 +230,6 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
-        status = 130
+        sys.stdout.flush()
+        interrupts.end()
     sys.exit(status)

@@ -6,7 +6,8 @@
 
 It trains, samples and scores, and writes results.csv.gz (every score), manifest.json (their
 provenance), tables.md and report.html (tables, paired differences with intervals, plots, costs,
-samples) to the workdir. Rerunning the command resumes a stopped run; SIGTERM and Ctrl-C save first.
+samples) to the workdir. Rerunning the command resumes a stopped run; Ctrl-C, SIGTERM and
+SIGHUP save first.
 --report only scores and reports existing samples; in a folder with only results.csv.gz and
 manifest.json, it writes report.html from these.
 """
@@ -15,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import cli
+from uvit_jax import interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 143 if it was stopped by a signal."""
+    """Runs the command; the exit status is 0, or 128 + the signal that stopped it."""
     parser = cli.Parser(
         __doc__,
         keys="experiments.subjects.study_config.CompareConfig",
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison = Comparison(config, workdir, only)
         summary = write(comparison.space) if args.report else comparison()
     if summary is None:
-        return 143
+        return interrupts.stop_status()
     cli.write_json(args.json, {"workdir": str(workdir), **summary})
     print(f"{workdir}: {RESULTS}, manifest.json, tables.md, report.html")
     return 0

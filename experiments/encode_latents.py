@@ -43,14 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.autoencoder, num_groups=args.num_groups, dtype=args.precision
     )
     data = pipeline.dataset(args.data)
-    scale = args.scale if args.scale is not None else settings.get("scaling_factor", SCALE)
+    scale = args.scale if args.scale is not None else settings.get("scaling_factor")
+    described = dataclasses.asdict(autoencoder.config).items()
     index = dict(
         shape=autoencoder.latent_shape(data.image_shape),
         count=len(data),
         shard_size=args.shard_size,
         mirrored=args.mirror,
         dtype=args.dtype,
-        scale=scale,
+        scale=SCALE if scale is None else scale,
         labels=bool(args.data.labels),
         captions=args.data.text,
         class_names=data.class_names,
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         autoencoder={
             "file": file.name,
             "sha256": _sha256(file),
-            "config": dataclasses.asdict(autoencoder.config),
+            # As folders of before the latents' mean and standard deviation have it.
+            "config": {key: value for key, value in described if value != ()},
         },
     )
     index = parse(LatentIndex, index, "encode_latents")

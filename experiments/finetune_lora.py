@@ -121,6 +121,7 @@ class SubjectTuning:
         from uvit_jax import load
         from uvit_jax.errors import UvitError
         from uvit_jax.evaluation.image_metrics import params_sha256
+        from uvit_jax.evaluation.image_sets import image_segment
         from uvit_jax.models.lora import targeted
         from uvit_jax.sampling import decoding
         from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
@@ -149,6 +150,8 @@ class SubjectTuning:
         self._tuner = Finetuner(self.model, self.run.diffusion, config)
         self._classes: dict[str, Any] = {}
         self._decoder = decoding.decoder(self.model.layout, self.sample)
+        latents = self.run.of_latents
+        self._segment = image_segment(self.model, self._decoder, latents=latents)
 
     def tune(self, folders: dict[str, Path]) -> Any:
         """Fine-tunes to the images in folders, by the names of the subjects."""
@@ -239,9 +242,8 @@ class SubjectTuning:
         from uvit_jax.data.data_config import DataConfig
         from uvit_jax.data.pipeline import dataset
         from uvit_jax.errors import UvitError
-        from uvit_jax.evaluation.image_sets import image_segment
 
-        segment = self.model.layout.by_name[image_segment(self.model, self._decoder)]
+        segment = self.model.layout.by_name[self._segment]
         side, channels = segment.shape[-3], segment.shape[-1]
         if self._decoder is not None:
             autoencoder = self._decoder.autoencoder.config

@@ -78,14 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     decode = decoding.decoder(model.layout, config)
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
-    subjects = from_folder(model.layout, args.references, decode) if args.references else {}
+    latents, subjects = run.of_latents, {}
+    if args.references:
+        subjects = from_folder(model.layout, args.references, decode, latents=latents)
     conditions, captions = conditions_for(
         model, vocabulary, config, encode_text, list(subjects.values())
     )
     if encode_text is None:
         _warn_of_unknown_words(vocabulary, config.prompts)
     samples = _sample(args, model, params, run.diffusion, config, vocabulary, conditions)
-    samples = decoding.decoded(model.layout, samples, decode)
+    samples = decoding.decoded(model.layout, samples, decode, latents=latents)
 
     step = "" if args.step is None else f"_step{args.step}"
     out = Path(args.out).expanduser() if args.out else None
@@ -197,7 +199,8 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     # A text encoder's features follow from the prompts, and are large.
     small = {name: value for name, value in conditions.items() if value.ndim < 3}
-    np.savez_compressed(out.with_suffix(".npz"), **samples, **small)
+    with io.atomic(out.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **samples, **small)
     names = [s.name for s in model.layout.noisy_images if s.name in samples]
     for name in names:
         path = out if len(names) == 1 else out.with_stem(f"{out.stem}_{name}")

@@ -8,6 +8,7 @@ samples, record = Run(args).samples(mesh)             # with the data's conditio
 
 import argparse
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -145,9 +146,14 @@ def _weighted(given: str) -> tuple[str, float]:
     """`FILE:WEIGHT` or `FILE` as both."""
     file, colon, weight = given.rpartition(":")
     try:
-        return (file, float(weight)) if colon else (given, 1.0)
+        value = float(weight) if colon else 1.0
     except ValueError:  # a colon in the file's own name
         return given, 1.0
+    if not math.isfinite(value):
+        from uvit_jax.errors import UvitError
+
+        raise UvitError(f"--adapter={given}: the weight must be a finite number")
+    return (file, value) if colon else (given, 1.0)
 
 
 class Run:
@@ -231,7 +237,7 @@ class Run:
         model = with_attention(model, args.attention)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
-        image_sets.image_segment(model, decoder)
+        image_sets.image_segment(model, decoder, latents=self.config.of_latents)
         conditions, vocabulary, source = self.conditions(model, count)
         record = {
             "source": str(self.folder.path),

@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/quickstart.py
     python -m experiments.train --config=configs/uvit_l.py --workdir=/data/uvit_l
 
-Running the command again resumes from the newest checkpoint; SIGTERM and Ctrl-C save one first.
+Running the command again resumes from the newest checkpoint. Ctrl-C, SIGTERM and SIGHUP
+save one first.
 `--plan` prints how the run's state would be sharded over the mesh, without needing its devices.
 """
 
@@ -14,13 +15,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments import cli
+from uvit_jax import interrupts
 
 if TYPE_CHECKING:
     from uvit_jax.training.run_config import RunConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status is 0, or 143 if a signal stopped it before the end."""
+    """Runs the command; the exit status is 0, or 128 + the signal that stopped it."""
     args = _parse(argv)
     run = _run_config(args)
     if args.plan is not None:
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"({shares(summary.seconds_by_place)})"
             )
             print(f"samples: {summary.samples}")
-    return 143 if summary.stopped else 0
+    return interrupts.stop_status() if summary.stopped else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

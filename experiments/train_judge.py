@@ -1,7 +1,6 @@
 """Trains a judge of totems, or calibrates judges.
 
-    python -m experiments.train_judge --seed=0                # five minutes on two cores
-    python -m experiments.train_judge --seed=1
+    python -m experiments.train_judge --seed=0 --out=judges/totems_0.safetensors
     python -m experiments.train_judge --calibrate --out=docs/subjects/judges.md
 
 A judge is a network that embeds a subject and classifies its factors. It is trained on training
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="of the weights, or of --calibrate's table; default: the shipped weights",
+        help="of the weights (required), or of --calibrate's table",
     )
     parser.add_argument("--calibrate", action="store_true", help="calibrate instead of training")
     parser.add_argument(
@@ -51,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.steps < 1 or args.seed < 0:
         raise UvitError("--steps must be at least 1, and --seed not negative")
-    out = args.out or totem_judge.FOLDER / f"totems_{args.seed}.safetensors"
+    if not args.out:
+        raise UvitError("pass --out=FILE.safetensors, where the weights are written")
+    out = Path(args.out).expanduser()
+    if out.exists():
+        raise UvitError(f"--out={out} exists; give another file, or move it away")
     began = time.perf_counter()
     judge, loss = train(args.seed, args.steps, lambda judge: totem_judge.save(out, judge))
     totem_judge.save(out, judge)

@@ -7,6 +7,7 @@ annotated with `Literal`: `parse` checks them, and so does `Config` for dataclas
 
 import collections.abc
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ T = TypeVar("T")
 
 
 class Config:
-    """Base class of config dataclasses: a field annotated with `Literal` takes no other value.
+    """Base class of config dataclasses: a field annotated with `Literal` takes no other value, and
+    numbers are neither infinite nor 0 in float32 unless they are 0.
 
     Subclasses with checks of their own call `super().__post_init__()` first.
 
@@ -29,6 +31,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, known in _literals(type(self)).items():
             _check_literal(getattr(self, name), known, name)
+        for field in dataclasses.fields(self):
+            _check_float32(getattr(self, field.name), field.name)
 
 
 def _literals(cls: type) -> dict[str, tuple[Any, ...]]:
@@ -52,7 +56,7 @@ def _known_values(hint: Any) -> tuple[Any, ...]:
 def _check_literal(value: Any, known: tuple[Any, ...], where: str) -> None:
     if not any(value is v or (type(value) is type(v) and value == v) for v in known):
         hint = nearest(value, [v for v in known if v is not None])
-        raise UvitError(f"{where}={value!r} is not a known value{hint}")
+        raise UvitError(f"{where}={brief(value)} is not a known value{hint}")
 
 
 def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
@@ -74,6 +78,7 @@ def parse(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
         if key not in fields:
             raise UvitError(f"{where}.{key} is not a known key{nearest(key, fields)}")
         values[key] = _coerce(hints[key], config[key], f"{where}.{key}")
+        _check_float32(values[key], f"{where}.{key}")
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -102,7 +107,7 @@ def plain(config: Any, where: str = "config") -> dict[str, Any]:
 
     converted = convert(config)
     if not isinstance(converted, dict):
-        raise UvitError(f"{where} must be a group of keys, got {config!r}")
+        raise UvitError(f"{where} must be a group of keys, got {brief(config)}")
     return converted
 
 
@@ -151,27 +156,60 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
-            raise UvitError(f"{where} must be a group of keys, got {value!r}")
+            raise UvitError(f"{where} must be a group of keys, got {brief(value)}")
         return parse(hint, value, where)
     if origin is collections.abc.Mapping:
         if not isinstance(value, Mapping):
-            raise UvitError(f"{where} must be a group of keys, got {value!r}")
+            raise UvitError(f"{where} must be a group of keys, got {brief(value)}")
         kind = typing.get_args(hint)[1]
         return {key: _coerce(kind, inner, f"{where}.{key}") for key, inner in value.items()}
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, tuple | list):
-            raise UvitError(f"{where} must be a list, got {value!r}")
+            raise UvitError(f"{where} must be a list, got {brief(value)}")
         inner = typing.get_args(hint)
         kind = inner[0] if inner else Any
         return tuple(_coerce(kind, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise UvitError(f"{where} must lie within ±{MAX_INTEGER}, got {brief(value)}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UvitError(f"{where} must be a finite number, got {value}")
     if hint in (int, float, str, bool) and (
         not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     ):
-        raise UvitError(f"{where} must be {_ARTICLE[hint]}, got {value!r}")
+        raise UvitError(f"{where} must be {_ARTICLE[hint]}, got {brief(value)}")
+    if isinstance(value, str) and len(value) > MAX_STRING:
+        raise UvitError(f"{where} must have at most {MAX_STRING} characters, got {brief(value)}")
     return value
 
 
+def brief(value: Any) -> str:
+    """The `repr` of a value, for one line of an error."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits or levels
+        return f"a large {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _check_float32(value: Any, where: str) -> None:
+    """Raises UvitError for a number that float32, in which it is used, rounds to 0 or infinity."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_float32(inner, f"{where}.{key}")
+    elif isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            _check_float32(inner, f"{where}[{i}]")
+    elif isinstance(value, float) and value and not _FLOAT32[0] <= abs(value) <= _FLOAT32[1]:
+        rounded = "0" if abs(value) < 1 else "not finite"
+        raise UvitError(f"{where}={value} is {rounded} in float32; give another number")
+
+
+MAX_INTEGER = 2**32
+"""Of the integers of a config; sizes and steps are counted in 32 bits."""
+MAX_STRING = 4096
+"""Characters of a string in a config; the longest are paths."""
+_FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # its least and greatest normal number
 _UNIONS = (typing.Union, types.UnionType)
 _ARTICLE = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}

@@ -1,11 +1,14 @@
 """Images as files: arrays in [-1, 1] to PNG grids."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from uvit_jax.errors import UvitError
 from uvit_jax.paths import local_path
 
 
@@ -79,15 +82,44 @@ def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
 
 def save_png(image: Image.Image, path: str | os.PathLike) -> None:
     """Writes a PNG that appears whole or not at all."""
-    path = local_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    with atomic(path) as partial:
+        image.save(partial, format="PNG")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file that appears whole or not at all."""
+    with atomic(path) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[Path]:
+    """The path of a temporary file, which replaces `path` at the end, or is removed on an error.
+
+    Raises:
+      UvitError: on an OSError, such as a full disk; `path` is as before.
+    """
+    path = local_path(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Raises an OSError of the block, such as that of a full disk, as a UvitError with the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UvitError(
+            f"{path} cannot be written ({reason}); make space or check the folder, and run the "
+            "same command again"
+        ) from error

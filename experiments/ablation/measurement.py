@@ -16,6 +16,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.encoders.image_encoder import encoder
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation import frechet, image_metrics, image_sets
+from uvit_jax.io import atomic
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.sampling.conditions import conditions_like
@@ -58,7 +59,7 @@ class RunMeasurer:
             try:
                 check_data(model, self._data)
                 if self._metrics.samples:
-                    image_sets.image_segment(model)
+                    image_sets.image_segment(model, latents=base.of_latents)
             except UvitError as error:
                 raise UvitError(f"{name}: {error}") from None
         self._encoder = self._reference = None
@@ -147,7 +148,8 @@ class RunMeasurer:
         values = image_metrics.metrics(self._encoder, features, self._reference_features())
         if jax.process_index() == 0:
             image = np.concatenate([*first, np.zeros((0, *model_shape(model)))])[: metrics.grid]
-            np.savez_compressed(path / SAMPLES, image=image.astype(np.float32))
+            with atomic(path / SAMPLES) as partial, partial.open("wb") as file:
+                np.savez_compressed(file, image=image.astype(np.float32))
         return values
 
     def _reference_features(self) -> image_metrics.ImageFeatures:

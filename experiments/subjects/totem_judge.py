@@ -118,7 +118,9 @@ def load(which: int | str | Path) -> TotemJudge:
     """
     path = FOLDER / f"totems_{which}.safetensors" if isinstance(which, int) else Path(which)
     if not path.is_file():
-        raise UvitError(f"there is no judge {path}; `python -m experiments.train_judge` trains one")
+        raise UvitError(
+            f"there is no judge {path}; `python -m experiments.train_judge --out=FILE` trains one"
+        )
     try:
         params = load_file(path)
     except Exception as error:  # safetensors has an exception of its own, not an OSError
@@ -127,10 +129,13 @@ def load(which: int | str | Path) -> TotemJudge:
 
 
 def save(path: str | Path, module: TotemJudgeNetwork) -> None:
-    """Writes a judge's parameters as float16."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Writes a judge's parameters as float16; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = nnx.split(module)[1]
-    save_file({k: np.asarray(v, np.float16) for k, v in _flat(state).items()}, str(path))
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: np.asarray(v, np.float16) for k, v in _flat(state).items()}, str(partial))
+    partial.replace(path)
 
 
 def _flat(state) -> dict[str, jax.Array]:

@@ -79,7 +79,7 @@ def test_broken_files_raise_when_the_folder_is_opened(tmp_path):
     write_image(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"not an image")
     (tmp_path / "c.webp").write_bytes(b"")
-    with pytest.raises(UvitError, match=r"b\.jpg .*and 1 more; replace or remove"):
+    with pytest.raises(UvitError, match=r"b\.jpg .*c\.webp .*; replace or remove"):
         dataset(config(tmp_path))
     (tmp_path / "b.jpg").unlink()
     (tmp_path / "c.webp").unlink()
@@ -87,6 +87,14 @@ def test_broken_files_raise_when_the_folder_is_opened(tmp_path):
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UvitError, match=r"a\.png"):
         dataset(config(tmp_path))
+
+
+def test_all_broken_files_are_named_in_the_error_or_logged(tmp_path, caplog):
+    for i in range(25):
+        (tmp_path / f"{i:02d}.png").write_bytes(b"not an image")
+    with pytest.raises(UvitError, match=r"00\.png .*19\.png .*and 5 more") as error:
+        dataset(config(tmp_path))
+    assert all(f"{i:02d}.png" in f"{error.value}{caplog.text}" for i in range(25))
 
 
 @pytest.mark.parametrize("image_size", [0, 8])

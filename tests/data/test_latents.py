@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from tests.helpers.latent_folders import COUNT, INDEX, SHAPE, NumberedImages, moments_of, write
+from tests.sampling.test_conditions import model
 from uvit_jax.data.batches import batches, random_bits
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.latent_shards import encode_images
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.sources.latents import LOGVAR_RANGE
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.sampling.conditions import conditions_like
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,36 @@ def test_shapes_and_dtypes(data):
         "text": ((8, 24), "int32"),
         "index": ((8,), "int64"),
     }
+
+
+@pytest.mark.parametrize("label", [-1, 3, -(2**31)])
+def test_labels_that_are_no_classes_are_refused(tmp_path, monkeypatch, label):
+    images = NumberedImages.__getitem__
+
+    def labelled(self, example):
+        return images(self, example) | ({"label": label} if example == 7 else {})
+
+    monkeypatch.setattr(NumberedImages, "__getitem__", labelled)
+    write(tmp_path)
+    data = dataset(DataConfig(name="latents", path=str(tmp_path), labels="label"))
+    assert data.batch([6, 8], [1, 2])["label"].tolist() == [0, 2]
+    for read in (
+        lambda: data.batch([6, 7, 8], [1, 2, 3]),
+        lambda: data.decode(data.source[7]),
+        lambda: conditions_like(model(num_classes=3), data, Vocabulary(), COUNT, seed=0),
+    ):
+        with pytest.raises(UvitError, match=rf"number 7 has label={label}.*class_names"):
+            read()
+    unlabelled = dataset(DataConfig(name="latents", path=str(tmp_path)))
+    assert "label" not in unlabelled.batch([7])
+
+
+def test_examples_are_not_counted_from_the_end(data):
+    for example in (-1, COUNT, -COUNT - 1):
+        with pytest.raises(UvitError, match=rf"no example {example} .*0 to {COUNT - 1}"):
+            data.batch([example])
+        with pytest.raises(UvitError, match=f"no example {example} "):
+            data.caption(example)
 
 
 def test_rows_are_samples_of_either_copy(data):

@@ -66,6 +66,10 @@ def test_values_that_the_source_does_not_declare_are_refused(open_squares, confi
     [
         ({"label": 2}, "square 1 has label=2.*class_names"),
         ({"label": None}, "square 1 has label=None.*class_names"),
+        ({"label": -1}, "square 1 has label=-1.*class_names.*split"),
+        ({"label": 0.5}, "square 1 has label=0.5.*class_names"),
+        ({"label": float("nan")}, "square 1 has label=nan.*class_names"),
+        ({"label": 2**40}, "square 1 has label=1099511627776.*class_names"),
         ({"captions": "a square"}, "square 1 has captions='a square'.*tuple"),
         ({"captions": None}, r"square 1 has captions=None.*data\.text=False"),
     ],

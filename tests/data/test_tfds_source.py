@@ -116,6 +116,29 @@ def test_class_names_serve_as_captions_where_there_are_none(tmp_path):
             assert text.min() == 0 and (text[text > 0] >= 257).all()
 
 
+class Hidden(Plants):
+    """A test split whose labels are not published: TFDS stores -1."""
+
+    name = "hidden"
+
+    def _generate_examples(self):
+        for i in range(3):
+            yield i, {"image": png(i), "label": i - 1}
+
+
+def test_hidden_labels_are_no_classes(tmp_path):
+    Hidden(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    config = dict(name="hidden", data_dir=str(tmp_path), workers=0)
+    data = dataset(DataConfig(**config, labels="label"))
+    read = [i for i in range(3) if data.source[i]["label"] >= 0]
+    assert data.batch(read)["label"].tolist() == [data.source[i]["label"] for i in read]
+    with pytest.raises(UvitError, match=r"hidden, train.*label=-1.*split.*labels=''"):
+        data.batch([i for i in range(3) if i not in read])
+    named = dataset(DataConfig(**config, text=True))
+    with pytest.raises(UvitError, match=r"hidden, train.*class -1.*split.*text=False"):
+        named.batch(range(3))
+
+
 def test_errors_name_missing_features_and_splits(holidays, emoji_dir):
     with pytest.raises(UvitError, match=r"holidays has no .*'label'.*leave labels empty"):
         dataset(DataConfig(name="holidays", data_dir=holidays, labels="label"))

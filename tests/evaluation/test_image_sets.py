@@ -60,7 +60,8 @@ def test_an_unconditional_model_generates_every_sample_once(mesh):
 
     samples = all_of()
     assert drawn.count == 10 and samples.shape == (12, 8, 8, 3)
-    assert len(np.unique(samples.reshape(12, -1), axis=0)) == 12
+    assert len(np.unique(samples.reshape(12, -1)[:10], axis=0)) == 10
+    np.testing.assert_allclose(samples[10:], samples[:2], atol=1e-4)  # the padding
     assert np.array_equal(samples, all_of())
     pixels = encoder("pixels", mesh=mesh)
     found = encode(pixels, drawn, keep=7)

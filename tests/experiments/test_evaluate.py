@@ -7,12 +7,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import uvit_jax
 from experiments import evaluate, sample, train
 from tests.helpers import latent_folders
+from tests.helpers.autoencoders import randomised
 from tests.helpers.running import ROOT, TINY, finish, start
+from uvit_jax.autoencoders.kl import AutoencoderConfig, build_autoencoder
+from uvit_jax.autoencoders.kl_weights import export_autoencoder
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import read_statistics
@@ -159,6 +163,14 @@ def cats_and_dogs(tmp_path_factory):
 def test_imported_weights_need_no_data_for_uniform_labels(workdir, cats_and_dogs, tmp_path):
     gone, few = tmp_path / "gone", ("--encoder=pixels", "--count=4", "--steps=2")
     run = of_other_data(workdir, tmp_path / "run", (), name="latents", path=str(gone))
+    with pytest.raises(UvitError, match=r"of latents.*--autoencoder=FILE"):
+        measure(tmp_path, run, *few, f"--reference={cats_and_dogs}", "--labels=uniform")
+    autoencoder = build_autoencoder(  # of as many pixels as latents
+        AutoencoderConfig(widths=(32,), num_blocks=1, latent_channels=3)
+    )
+    weights = tmp_path / "autoencoder.safetensors"
+    safetensors.numpy.save_file(export_autoencoder(*randomised(autoencoder)), weights)
+    few = (*few, f"--autoencoder={weights}")
     base = (run, *few, f"--reference={cats_and_dogs}")
     with pytest.raises(UvitError, match=r"there are no latents in .*--labels=uniform"):
         measure(tmp_path, *base)

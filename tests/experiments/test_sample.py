@@ -53,6 +53,16 @@ def test_seed_batch_size_and_flags_mean_what_they_say(workdir, tmp_path):
     assert np.array_equal(images("--label=cat-face"), images(f"--label={number}"))
 
 
+def test_the_batch_size_does_not_change_the_images(workdir, tmp_path):
+    few = ("--count=5", "--sampler=ddpm", "--steps=2")
+    base = generate(workdir, tmp_path, *few)[0]["image"]
+    for size in (1, 2):
+        ours = generate(workdir, tmp_path, *few, f"--batch_size={size}")[0]["image"]
+        np.testing.assert_allclose(ours, base, atol=1e-3)
+    fewer = generate(workdir, tmp_path, "--count=3", *few[1:])[0]["image"]
+    np.testing.assert_allclose(fewer, base[:3], atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "args, message",
     [

@@ -1,11 +1,17 @@
 """Every published size is recognised from names and shapes alone; nothing large is allocated."""
 
+import jax
 import numpy as np
 import pytest
 
+import uvit_jax
+from tests.helpers.weights import random_params
 from uvit_jax.errors import UvitError
+from uvit_jax.interop import dit_weights, uvit_weights
+from uvit_jax.interop.exporting import export
 from uvit_jax.interop.recognise import recognise, title
 from uvit_jax.interop.weight_files import WeightFile
+from uvit_jax.models.presets import dit
 
 # name: (pixels, patch, channels), (width, depth, heads), the options of the PyTorch model
 UVITS = {
@@ -92,6 +98,64 @@ def test_what_shapes_do_not_imply_is_an_argument():
     assert title(found.config) == "DiT/2 of width 1152, depth 27 and 8 heads"
     with pytest.raises(UvitError, match=r"1001 rows.*num_classes=10"):
         recognise(WeightFile("here", official_dit(1152, 28, 2, 32)), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "rows, given, classes",
+    [
+        (1001, None, 1000),
+        (1000, None, 1000),
+        (100, None, 100),
+        (10, None, 10),
+        (11, None, 10),
+        (101, None, 100),
+        (10, 9, 9),
+        (6, 5, 5),
+        (6, 6, 6),
+        (1000, 999, 999),
+        (1001, 1001, 1001),
+    ],
+)
+@pytest.mark.parametrize("family", ["DiT", "U-ViT"])
+def test_tables_of_labels_with_and_without_a_null_class(family, rows, given, classes):
+    if family == "DiT":
+        tensors = official_dit(1152, 28, 2, 32)
+        tensors |= virtual({"y_embedder.embedding_table.weight": (rows, 1152)})
+        style = dit_weights
+    else:
+        shapes = {"pos_embed": (1, 2 + 16**2, 512), "label_emb.weight": (rows, 512)}
+        shapes |= {"patch_embed.proj.weight": (512, 3, 2, 2), "out_blocks.0.x": ()}
+        shapes |= {"mid_block.mlp.fc1.weight": (2048, 512)}
+        tensors = virtual(shapes | {f"in_blocks.{i}.x": () for i in range(6)})
+        style = uvit_weights
+    label = recognise(WeightFile("here", tensors), num_classes=given).config.segments["label"]
+    assert (label.num_classes, label.null_class) == (classes, rows == classes + 1)
+    for wrong in (rows + 1, rows - 2):
+        with pytest.raises(UvitError, match=rf"{rows} rows.*num_classes={wrong}"):
+            style.describe(tensors, "here", num_classes=wrong)
+
+
+def test_a_dit_without_null_class_round_trips(tmp_path):
+    config = dit.preset(
+        "S",
+        (8, 8, 4),
+        patch_size=2,
+        num_classes=7,
+        null_class=False,
+        width=24,
+        depth=2,
+        num_heads=3,
+    )
+    model = uvit_jax.build(config)
+    params = random_params(model, seed=1)
+    export(tmp_path / "x.safetensors", model, params, "official")
+    again, read_params = uvit_jax.load(tmp_path / "x.safetensors", num_heads=3, num_classes=7)
+    assert again.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, read_params, params)
+    with pytest.raises(UvitError, match=r"null class.*--format=official"):
+        export(tmp_path / "y.safetensors", model, params, "diffusers")
+    with pytest.raises(UvitError, match="no null value"):
+        model.layout.null("label", 1)
 
 
 def test_models_of_other_families_raise_with_their_tensors():

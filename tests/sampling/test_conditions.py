@@ -34,6 +34,9 @@ class Data:
     def __len__(self):
         return len(self.source)
 
+    def label(self, record):
+        return record["label"]
+
 
 def test_labels_are_distributed_as_the_datas_and_mean_the_models_classes():
     net, vocabulary = model(num_classes=3), Vocabulary(("bird", "dog", "cat"))
@@ -57,6 +60,19 @@ def test_without_class_names_labels_are_the_datas_numbers():
     nameless.class_names = ()
     with pytest.raises(UvitError, match=r"config\.data\.labels"):
         conditions_like(model(num_classes=2), nameless, Vocabulary(), 4, seed=1)
+
+
+def test_classes_that_the_model_lacks_are_refused():
+    net, names = model(num_classes=2), Vocabulary(("cat", "dog", "bird"))
+    for label in ("-1", "2", "-0", "1.0", "9" * 5000):
+        with pytest.raises(UvitError, match="is not a class"):
+            conditions_for(net, Vocabulary(), SampleConfig(count=1, labels=(label,)))
+    for labels in ((), ("bird",)):
+        with pytest.raises(UvitError, match=r"3 classes.*num_classes=2.*vocabulary\.json"):
+            conditions_for(net, names, SampleConfig(count=1, labels=labels))
+    with pytest.raises(UvitError, match=r"num_classes=2.*vocabulary\.json"):
+        uniform_labels(net, names, 4, seed=0)
+    assert names.class_name(-1) == "-1"
 
 
 def test_uniform_labels_are_each_class_equally_often_in_random_order():

@@ -1,6 +1,7 @@
 """From models to samples: learned ranges and guided channels, whatever the sampler."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import uvit_jax
 from uvit_jax.config import parse
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
+from uvit_jax.diffusion.solvers.solve import SamplerConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models.presets import dit
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-from uvit_jax.sampling.sampler import SampleConfig, batches, make_sampler
+from uvit_jax.sampling.sampler import SampleConfig, batches, make_sampler, sample_all
 
 C, P, D = 3, 4, 16
 FLOW = ScheduleConfig(name="rectified_flow")
@@ -170,11 +172,52 @@ def test_context_parallel_models_have_no_cache(unified):
 def test_batches_are_of_one_shape_and_hold_every_row():
     conditions = {"label": np.arange(5), "text": np.arange(10).reshape(5, 2)}
     found = list(batches(conditions, 5, 2, seed=3))
-    keys = [jax.random.key_data(key).tolist() for key, _ in found]
-    assert len(found) == 3 and len(set(map(tuple, keys))) == 3
+    keys = np.concatenate([jax.random.key_data(key) for key, _ in found])
+    assert len(found) == 3 and len(keys) == 6
+    assert len({tuple(key) for key in keys[:5].tolist()}) == 5
     assert all(len(batch["label"]) == 2 for _, batch in found)
     for name, value in conditions.items():
         assert np.array_equal(np.concatenate([b[name] for _, b in found])[:5], value)
+
+
+SAMPLERS = [
+    dict(name="ddpm"),
+    dict(name="ddpm", variance="learned"),
+    dict(name="ddim", eta=0.5),
+    dict(name="euler_maruyama"),
+    dict(name="dpm_solver_pp", method="multistep"),
+]
+
+
+@pytest.mark.parametrize("solver", SAMPLERS, ids=lambda s: "-".join(map(str, s.values())))
+def test_samples_do_not_depend_on_the_batch_size(solver, learned):
+    """Nor on the number of samples: sample i follows from the seed, i and its conditions."""
+    model, params = learned
+    diffusion = ObjectiveConfig(schedule=ScheduleConfig(name="ddpm_linear"))
+    config = parse(SampleConfig, dict(sampler=solver | dict(steps=8), guidance_scale=0.5))
+    labels = {"label": np.array([0, 3, 1, 4, 2])}
+
+    def sampled(batch_size, count=5, seed=7):
+        function = jax.jit(make_sampler(model, diffusion, config, batch_size=batch_size))
+        draw = functools.partial(function, params)
+        return sample_all(draw, labels, count, batch_size, seed)["image"]
+
+    whole = sampled(5)
+    size = np.abs(whole).max()
+    for batch_size in (1, 2, 3, 8):
+        np.testing.assert_allclose(sampled(batch_size), whole, atol=1e-4 * size)
+    np.testing.assert_allclose(sampled(2, count=3), whole[:3], atol=1e-4 * size)
+    assert np.abs(sampled(5, seed=8) - whole).max() > 1e-2 * size
+
+
+def test_as_many_keys_as_examples_are_required(learned):
+    model, params = learned
+    config = SampleConfig(sampler=parse(SamplerConfig, dict(name="ddim", steps=1)))
+    function = make_sampler(model, ObjectiveConfig(), config, batch_size=2)
+    with pytest.raises(UvitError, match="batch_size=2"):
+        function(params, jax.random.split(jax.random.key(0), 3), LABELS)
+    raw = function(params, jax.random.PRNGKey(0), LABELS)["image"]
+    np.testing.assert_array_equal(raw, function(params, jax.random.key(0), LABELS)["image"])
 
 
 def test_misuse_of_references_raises(unified):

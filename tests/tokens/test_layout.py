@@ -48,6 +48,42 @@ def test_segments_are_in_order():
     assert layout.visibility() is None
 
 
+def test_indices_beyond_a_table_are_refused_by_segment():
+    label = Label(name="label", num_classes=3)
+    model = build(time(), label, text(), image())
+    params = model.init(jax.random.key(0))
+    times = {"image": jnp.zeros(2)}
+
+    def inputs(**given):
+        data = dict(label=np.array([3, 0]), text=np.full((2, 5), 8), image=np.zeros((2, 8, 8, 3)))
+        return {k: jnp.asarray(v) for k, v in (data | given).items()}
+
+    finite = jax.jit(model.apply)(params, inputs(), times)["image"]
+    assert np.isfinite(finite).all()
+    # As model.apply alone: the null class and the last word are the last indices.
+    np.testing.assert_allclose(model.apply(params, inputs(), times)["image"], finite, atol=1e-5)
+    for name, wrong in (
+        ("label", [0, -1]),
+        ("label", [4, 0]),
+        ("text", [[0, 0, 0, 0, -1]] * 2),
+        ("text", [[0, 9, 0, 0, 0]] * 2),
+    ):
+        given = inputs(**{name: np.array(wrong, np.int32)})
+        with pytest.raises(UvitError, match=rf"'{name}'.* (-1|4|9) at .*from 0 to"):
+            model.apply(params, given, times)
+        # Under jit the values are unknown: then the outputs are not those of another class.
+        assert np.isnan(jax.jit(model.apply)(params, given, times)["image"]).any()
+
+
+def test_slots_of_references_are_not_counted_from_the_end():
+    ref = image(name="ref", role="clean", share="image", slot=(0, 0))
+    layout = Layout([time(), image(), ref], max_subjects=3, max_views=2)
+    layout.check_ids({"subject_slots": np.array([[2]]), "view_slots": np.array([[[1]]])})
+    for name, value in (("subject_slots", [[-1]]), ("subject_slots", [[3]]), ("view_slots", [[2]])):
+        with pytest.raises(UvitError, match=rf"{name}.*from 0 to"):
+            layout.check_ids({name: np.array(value)})
+
+
 REF = dict(role="clean", share="image")
 SLOT = dict(role="clean", slot=(0,), shape=(8, 8, 3), patch_size=4)
 IMPOSSIBLE = {

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli, train
-from tests.helpers.running import ROOT, TINY, finish, start
+from tests.helpers.running import ROOT, TINY, finish, losses, start
 from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.errors import UvitError
@@ -50,13 +50,49 @@ CASES = {
     ),
     "drop": (["--config.train.drop.lable=0.1"], r"drop\.lable.*did you mean 'label'"),
     "seed": (["--config.seed=-1"], r"seed must lie in"),
-    "rate": (["--config.optimizer.learning_rate=-1"], r"optimizer: learning_rate and eps"),
+    "rate": (["--config.optimizer.learning_rate=-1"], r"optimizer.*learning_rate"),
+    "eps": (["--config.optimizer.eps=1e-300"], r"config\.optimizer\.eps"),
+    "b2": (["--config.optimizer.b2=0.9999999999"], r"config\.optimizer: b2"),
+    "weight": (["--config.sample.guidance_scale=1e60"], r"config\.sample\.guidance_scale"),
+    "time": (["--config.sample.times.image=1e-50"], r"config\.sample\.times\.image"),
+    "channel": (["--config.sample.guidance_interval=(1e-50,1.0)"], r"guidance_interval\[0\]"),
     "not a group": (
         ["--config.model.segments.image=3"],
         r"segments\.image must be a group of keys",
     ),
     "share": (["--config.train.drop.label=x"], r"drop\.label must be a number"),
     "attention": (["--config.model.backbone.attention=cudnn"], r"NVIDIA GPUs, not on cpu"),
+    "reversed interval": (
+        ["--config.sample.guidance_interval=(0.8, 0.2)"],
+        r"config\.sample.*guidance_interval",
+    ),
+    "times reversed": (
+        ["--config.sample.sampler.t_start=0.2", "--config.sample.sampler.t_end=0.7"],
+        r"config\.sample\.sampler.*t_start=0\.2 must be larger than t_end=0\.7",
+    ),
+    "end after the default start": (
+        ["--config.sample.sampler.t_end=1.0"],
+        r"config\.sample\.sampler.*t_end=1\.0 must satisfy",
+    ),
+    "time outside": (["--config.sample.sampler.t_start=1.5"], r"t_start must lie in \[0, 1\]"),
+    "clip": (["--config.sample.clip=-1"], r"config\.sample: clip must be positive, or 0"),
+    "respaced": (
+        ["--config.sample.sampler.name=ddpm", "--config.sample.sampler.spacing=respaced"],
+        r"config\.sample\.sampler: spacing='respaced' needs a schedule with discrete steps",
+    ),
+    "infinite log-SNR": (
+        ["--config.sample.sampler.t_end=0.0"],
+        r"config\.sample\.sampler.*finite log-SNR",
+    ),
+    "samplers' steps": (["--config.sample.sampler.steps=1000000000"], r"steps must lie in \[1,"),
+    "batch too large": (["--config.train.batch_size=1000000000"], r"train\.batch_size=.*lower it"),
+    "too many samples": (["--config.sample.count=1000000000"], r"sample\.count=.*lower it"),
+    "model too large": (["--config.model.backbone.width=4000000000"], r"config\.model needs"),
+    "many digits": ([f"--config.optimizer.b1=1{400 * '0'}"], r"optimizer\.b1 must lie within"),
+    "infinite": (["--config.optimizer.b1=1e999"], r"optimizer\.b1 must be a finite number"),
+    "kind": (["--config.model.segments.label.kind={1: 2}"], r"label\.kind=.*known"),
+    "deep": ([f"--config.seed={'[' * 3000}"], r"seed must be an integer"),
+    "workers": (["--config.data.workers=1000000"], r"workers must be at most 1024"),
     "guidance label": (["--config.sample.labels=('nobody',)"], r"label 'nobody'"),
 }
 
@@ -94,6 +130,18 @@ def test_workdir_of_another_config_is_left_alone(trained, tmp_path):
     with pytest.raises(UvitError, match=r"another config; it differs in .*optimizer\.b1.*seed"):
         run(f"--workdir={workdir}", "--config.seed=1", "--config.optimizer.b1=0.5")
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "change", ["sampler.t_end=1.0", "sampler.t_start=-1", "clip=-0.5", "guidance_interval=(1,0)"]
+)
+def test_impossible_sampling_is_not_written_into_a_finished_run(change, trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    before = (workdir / "config.json").read_bytes()
+    key = change.partition("=")[0].rpartition(".")[2]
+    with pytest.raises(UvitError, match=rf"config\.sample.*{key}"):
+        run(f"--workdir={workdir}", "--config.train.steps=2", f"--config.sample.{change}")
+    assert (workdir / "config.json").read_bytes() == before
 
 
 def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
@@ -182,3 +230,45 @@ def test_damaged_metrics_raise_and_are_unchanged(trained, tmp_path):
     with pytest.raises(UvitError, match=r"line 1 of .*metrics\.jsonl is damaged"):
         run(f"--workdir={workdir}", "--config.train.steps=3")
     assert metrics.read_text() == damaged
+
+
+def test_a_damaged_vocabulary_names_the_file_and_the_command(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "vocabulary.json").write_text("{")
+    with pytest.raises(UvitError, match=r"vocabulary\.json is damaged.*rm .*experiments\.train"):
+        run(f"--workdir={workdir}", "--config.train.steps=2")
+
+
+def test_a_missing_config_names_the_checkpoints_and_the_way_back(trained, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "config.json").unlink()
+    with pytest.raises(UvitError, match=r"config\.json is missing.*steps .*cp NEW/config\.json"):
+        run(f"--workdir={workdir}", "--config.train.steps=2")
+
+
+def test_a_broken_image_met_late_saves_the_steps_before(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        image.save(folder / f"{i:02d}.jpg", quality=95)
+    data = dict(name="folder", path=str(folder), labels="", keep_vendors=(), keep_groups=())
+    data = [f"--config.data.{key}={value!r}" for key, value in data.items()]
+    unlabelled = ["--config.model.sequence=('time', 'image')", "--config.train.drop={}"]
+    args = [*data, *unlabelled, "--config.sample.guidance_scale=0", "--config.train.steps=5"]
+    args += ["--config.train.batch_size=4"]
+    assert run(*args, f"--workdir={tmp_path / 'intact'}") == 0
+
+    order = batches(DataConfig(name="folder", path=str(folder)), batch_size=4, seed=0)
+    first_three = [next(order)["index"] for _ in range(3)]
+    broken = folder / f"{first_three[2][0]:02d}.jpg"  # not before the third batch, in one epoch
+    content = broken.read_bytes()
+    broken.write_bytes(content[: -len(content) // 5])  # its header is intact
+    workdir = tmp_path / "run"
+    with pytest.raises(UvitError, match=rf"{broken.name}.*Step 2 is saved.*same command"):
+        run(*args, f"--workdir={workdir}")
+    assert (workdir / "checkpoints" / "2").is_dir()
+    broken.write_bytes(content)
+    assert run(*args, f"--workdir={workdir}") == 0
+    assert losses(workdir) == losses(tmp_path / "intact")

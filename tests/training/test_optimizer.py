@@ -12,6 +12,7 @@ from tests.helpers.running import ROOT, environment
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import build
 from uvit_jax.models.presets import dit
+from uvit_jax.training.finetune import FinetuneConfig
 from uvit_jax.training.optimizer import make_optimizer, matrices
 from uvit_jax.training.run_config import OptimizerConfig, TrainConfig
 
@@ -49,6 +50,36 @@ def update(params, gradients):
     config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
     optimizer, _ = make_optimizer(config, TrainConfig(steps=9, batch_size=1))
     return jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0]
+
+
+@pytest.mark.parametrize("config", [OptimizerConfig, FinetuneConfig])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("eps", 1e-300),
+        ("eps", 1e-46),
+        ("eps", 0.0),
+        ("b1", 0.9999999999),
+        ("b2", 0.9999999999),
+        ("b2", 1 - 2.0**-26),
+        ("b2", float("nan")),
+        ("learning_rate", 1e-60),
+        ("learning_rate", float("inf")),
+        ("weight_decay", 1e39),
+        ("clip_norm", 1e-300),
+    ],
+)
+def test_numbers_that_float32_cannot_hold_are_refused_by_key(config, key, value):
+    with pytest.raises(UvitError, match=rf"\b{key}\b.*float32"):
+        config(**{key: value})
+
+
+def test_numbers_that_float32_can_hold_are_taken():
+    for config in (OptimizerConfig, FinetuneConfig):
+        config(eps=1e-30, b1=0.0, b2=0.9999999, weight_decay=0.0, clip_norm=1e-30)
+    assert TrainConfig(steps=1, batch_size=1, ema_decay=0.9999999).ema_decay == 0.9999999
+    with pytest.raises(UvitError, match=r"ema_decay.*float32"):
+        TrainConfig(steps=1, batch_size=1, ema_decay=0.9999999999)
 
 
 @pytest.fixture(scope="module")

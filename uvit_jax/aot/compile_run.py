@@ -124,16 +124,13 @@ def compile_for(
     check_platform(run.model.backbone.attention, devices[0].platform)
     model = build(run.model)
     began = time.perf_counter()
-    with jax.set_mesh(mesh):
-        program, arguments = {"step": _step, "sample": _sample}[what](run, model, mesh)
-        lowered = program.lower(*arguments)
-        compiled, memory_bytes = None, 0
-        try:
-            compiled = lowered.compile(OPTIONS.get(devices[0].platform))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            memory_bytes = _requested_bytes(str(error))
+    compiled, memory_bytes = None, 0
+    try:
+        compiled = lower(run, model, mesh, what).compile(OPTIONS.get(devices[0].platform))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory_bytes = _requested_bytes(str(error))
     seconds = time.perf_counter() - began
     if compiled is not None:
         memory = compiled.memory_analysis()
@@ -164,6 +161,13 @@ def compile_for(
     if compiled is None:
         return report
     return _with_traffic(report, Module(compiled.as_text()), model, mesh, chip)
+
+
+def lower(run: RunConfig, model: Model, mesh: Mesh, what: Program = "step") -> jax.stages.Lowered:
+    """Traces a run's training step, or its sampler, on a mesh, without compiling it."""
+    with jax.set_mesh(mesh):
+        program, arguments = {"step": _step, "sample": _sample}[what](run, model, mesh)
+        return program.lower(*arguments)
 
 
 def _step(run: RunConfig, model: Model, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple]:

@@ -15,17 +15,10 @@ from jax.experimental import topologies
 
 from uvit_jax.aot.chips import CHIPS, GPUS, TPUS, Chip
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.parallel import libtpu
 
 GPUS_PER_HOST = 8
 EXAMPLES = "v5e:4x4, v5p:2x2x4 or gpu:h100x8"
-
-# Without these variables, libtpu looks for TPU metadata and logs errors on other machines.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-}
 
 
 def devices_of(name: str) -> tuple[list[Any], Chip]:
@@ -50,7 +43,7 @@ def _tpus(name: str, generation: str, shape: str) -> tuple[list[Any], Chip]:
         raise UvitError(
             f"unknown topology {name!r}: use KIND:SHAPE with a kind of {known}, such as {EXAMPLES}"
         )
-    for key, value in _ENVIRONMENT.items():
+    for key, value in {**libtpu.ENVIRONMENT, "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}.items():
         os.environ.setdefault(key, value)
     options = {"chip_config_name": "megacore"} if generation in ("v4", "v5p") else {}
     try:

@@ -47,6 +47,8 @@ class AutoencoderConfig(Config):
       num_groups: of the GroupNorms, whose epsilon is 1e-6 (`norm_num_groups`).
       mid_attention: single-head attention at the lowest resolution.
       quant_conv, post_quant_conv: a 1×1 convolution after the encoder, and before the decoder.
+      latent_mean, latent_std: C numbers each, or () for 0 and 1: the network's latents z become
+        (z - mean) / std (`shift_factor`, or `latents_mean` and `latents_std`).
       dtype: of the computation. Norm statistics, softmaxes and outputs are float32.
     """
 
@@ -58,6 +60,8 @@ class AutoencoderConfig(Config):
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
+    latent_mean: tuple[float, ...] = ()
+    latent_std: tuple[float, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -67,6 +71,11 @@ class AutoencoderConfig(Config):
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
         if not self.widths or min(self.widths) < 1:
             raise UvitError(f"widths must be one or more positive numbers, got {self.widths}")
+        for key in ("latent_mean", "latent_std"):
+            if len(getattr(self, key)) not in (0, self.latent_channels):
+                raise UvitError(f"{key} must have latent_channels={self.latent_channels} numbers")
+        if min(self.latent_std, default=1.0) <= 0:
+            raise UvitError(f"latent_std must be positive, got {self.latent_std}")
         for width in self.widths:
             if width % self.num_groups:
                 raise UvitError(f"num_groups={self.num_groups} does not divide the width {width}")
@@ -245,7 +254,7 @@ class KLNetwork(nnx.Module):
     """Encoder, two 1×1 convolutions, decoder."""
 
     def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
-        C = config.latent_channels
+        C, self.config = config.latent_channels, config
         self.encoder = KLEncoder(config, rngs=rngs)
         self.quant_conv = _conv(config, 2 * C, 2 * C, 1, rngs) if config.quant_conv else None
         self.post_quant_conv = _conv(config, C, C, 1, rngs) if config.post_quant_conv else None
@@ -253,9 +262,22 @@ class KLNetwork(nnx.Module):
 
     def encode(self, x_BHWC: jax.Array) -> jax.Array:
         m_BHWC = self.encoder(x_BHWC)
-        return m_BHWC if self.quant_conv is None else self.quant_conv(m_BHWC)
+        m_BHWC = m_BHWC if self.quant_conv is None else self.quant_conv(m_BHWC)
+        m_BHWC = m_BHWC.astype(jnp.float32)
+        zeros = (0.0,) * self.config.latent_channels
+        if mean := self.config.latent_mean:
+            m_BHWC -= np.float32([*mean, *zeros])
+        if std := self.config.latent_std:
+            m_BHWC -= np.float32([*zeros, *(2 * np.log(std))])
+            m_BHWC /= np.float32([*std, *np.ones(len(std))])
+        return m_BHWC
 
     def decode(self, z_BHWC: jax.Array) -> jax.Array:
+        if std := self.config.latent_std:
+            z_BHWC = z_BHWC * np.float32(std)
+        if mean := self.config.latent_mean:
+            z_BHWC = z_BHWC + np.float32(mean)
+        z_BHWC = z_BHWC.astype(jnp.dtype(self.config.dtype))
         if self.post_quant_conv is not None:
             z_BHWC = self.post_quant_conv(z_BHWC)
         return self.decoder(z_BHWC)
@@ -318,14 +340,15 @@ class Autoencoder:
           images: (B, H, W, image channels) in [-1, 1], H and W multiples of `config.factor`.
 
         Returns:
-          float32 (B, H/f, W/f, 2C): means, then log-variances, neither clamped nor scaled.
+          float32 (B, H/f, W/f, 2C): means, then log-variances, of latents with the config's mean
+          and standard deviation taken out; neither clamped nor scaled.
 
         Raises:
           UvitError: on another shape.
         """
         self.latent_shape(images.shape[1:])
         x_BHWC = images.astype(jnp.dtype(self.config.dtype))
-        return nnx.merge(self._graph, params).encode(x_BHWC).astype(jnp.float32)
+        return nnx.merge(self._graph, params).encode(x_BHWC)
 
     def decode(self, params: Params, latents: jax.Array, *, scale: float = 1.0) -> jax.Array:
         """Decodes latents to images. Pure.
@@ -346,8 +369,7 @@ class Autoencoder:
                 f"the autoencoder's latents have {self.config.latent_channels} channels, "
                 f"these have {latents.shape[-1]}"
             )
-        z_BHWC = (latents / scale).astype(jnp.dtype(self.config.dtype))
-        return nnx.merge(self._graph, params).decode(z_BHWC).astype(jnp.float32)
+        return nnx.merge(self._graph, params).decode(latents / scale).astype(jnp.float32)
 
     def check_latents(self, shape: tuple[int, ...], name: str) -> None:
         """Raises UvitError if latents (h, w, C) of the segment `name` have other channels."""

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -204,6 +205,7 @@ def load_autoencoder(
         num_groups = settings.get("norm_num_groups", 32)
     tensors = own_tensors(_read(file))
     config = describe(tensors, str(file), num_groups=num_groups)
+    config = _with_statistics(config, settings, str(file.with_name("config.json")))
     autoencoder = build_autoencoder(dataclasses.replace(config, dtype=dtype))
     listed = entries(config, style_of(tensors))
     return autoencoder, mapping.imported(listed, tensors, autoencoder.abstract_params, str(file))
@@ -230,7 +232,47 @@ def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
         raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
     if kind != "AutoencoderKL":
         raise UvitError(f"{path} holds diffusers' {kind}; only AutoencoderKL is supported")
+    if settings.get("act_fn", "silu") != "silu":
+        raise UvitError(
+            f"{path / 'config.json'}: act_fn={settings['act_fn']!r} is not supported; use an "
+            "autoencoder with 'silu'"
+        )
     return file, settings
+
+
+def _with_statistics(
+    config: AutoencoderConfig, settings: Mapping[str, Any], where: str
+) -> AutoencoderConfig:
+    """The config with the mean and standard deviation of the latents that diffusers' folder has.
+
+    Its pipelines take `(z - shift_factor) * scaling_factor`, or per channel
+    `(z - latents_mean) * scaling_factor / latents_std`.
+
+    Raises:
+      UvitError: if they are not numbers of every channel, or there are both.
+    """
+    C, shift = config.latent_channels, settings.get("shift_factor")
+    mean, std = settings.get("latents_mean"), settings.get("latents_std")
+    if shift and mean is not None:
+        raise UvitError(
+            f"{where} has both shift_factor={shift!r} and latents_mean; remove the one that the "
+            "model was not trained with"
+        )
+    mean = [shift] * C if mean is None and shift else mean
+    changes = {}
+    for key, value in (("latents_mean", mean), ("latents_std", std)):
+        if value is None:
+            continue
+        name = "shift_factor" if key == "latents_mean" and shift else key
+        real = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+        if not real or len(value) != C or not np.isfinite(value).all():
+            given = shift if name == "shift_factor" else value
+            raise UvitError(f"{where}: {name}={given!r} must be finite, of {C} latent channels")
+        changes[key.replace("latents", "latent")] = tuple(map(float, value))
+    try:
+        return dataclasses.replace(config, **changes)
+    except UvitError as error:
+        raise UvitError(f"{where}: {error}") from None
 
 
 def export_autoencoder(

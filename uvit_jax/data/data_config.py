@@ -98,6 +98,9 @@ class DataConfig(Config):
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must not be negative, got {getattr(self, key)}")
+        for key in ("workers", "processes"):
+            if getattr(self, key) > 1024:
+                raise UvitError(f"{key} must be at most 1024, got {getattr(self, key)}")
         if self.text and self.text_length < 1:
             raise UvitError(f"text_length must be at least 1, got {self.text_length}")
         if self.features and self.name != "latents":

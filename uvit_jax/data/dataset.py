@@ -46,6 +46,24 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    def label(self, record: dict) -> int | None:
+        """A record's label; None if labels are off.
+
+        Raises:
+          UvitError: if it is not the index of a class, such as the -1 of a split whose labels are
+            not published.
+        """
+        if not self.config.labels:
+            return None
+        label = record.get("label")
+        if not isinstance(label, int | np.integer) or not 0 <= label < self.num_classes:
+            raise UvitError(
+                f"{record['name']} has label={label}; it must be an index into the "
+                f"{self.num_classes} class_names: choose another split, or set "
+                "config.data.labels=''"
+            )
+        return int(label)
+
     def decode(self, record: dict) -> dict[str, np.ndarray]:
         """A record as inputs of a model, without augmentation and without a batch dimension."""
         raise NotImplementedError
@@ -173,12 +191,7 @@ class ImageDataset(Dataset):
 
     def _fields(self, record: dict) -> tuple:
         """A record's label, captions and further inputs, None where it has none."""
-        label, captions = record.get("label"), record.get("captions")
-        if self.config.labels and (label is None or not 0 <= label < self.num_classes):
-            raise UvitError(
-                f"{record['name']} has label={label}; it must be an index into the source's "
-                f"{self.num_classes} class_names"
-            )
+        label, captions = self.label(record), record.get("captions")
         if self.tokenizer is not None and (captions is None or isinstance(captions, str)):
             raise UvitError(
                 f"{record['name']} has captions={captions!r}; they must be a tuple of texts, or "

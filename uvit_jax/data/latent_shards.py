@@ -68,8 +68,8 @@ class LatentIndex(ShardIndex):
         super().__post_init__()
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise UvitError(f"shape must be (h, w, C), got {self.shape}")
-        if not math.isfinite(self.scale):
-            raise UvitError(f"scale must be finite, got {self.scale}")
+        if not 0 < self.scale < math.inf:
+            raise UvitError(f"scale must be positive and finite, got {self.scale}")
         config = self.autoencoder.get("config")
         if "file" not in self.autoencoder or not isinstance(config, Mapping):
             raise UvitError("autoencoder must have the keys file and config")
@@ -121,7 +121,7 @@ class LatentReader(ShardReader):
         Raises:
           UvitError: if its shard is damaged.
         """
-        shard, row = divmod(example, self.index.shard_size)
+        shard, row = self.locate(example)
         record = self.read_record(shard, row * (1 + self.index.mirrored) + mirrored)
         if len(record) < self._moments_size + _LABEL.size:
             raise self._damaged(shard, ValueError(f"the record of example {example} is too short"))

@@ -131,6 +131,19 @@ class ShardReader:
         except (RuntimeError, ValueError, IndexError) as error:
             raise self._damaged(shard, error) from None
 
+    def locate(self, example: int) -> tuple[int, int]:
+        """The shard of an example, and its number there.
+
+        Raises:
+          UvitError: if there is no such example; negative ones are not counted from the end.
+        """
+        if not 0 <= example < self.index.count:
+            raise UvitError(
+                f"there is no example {example} in {self.folder}, which has those from 0 to "
+                f"{self.index.count - 1}"
+            )
+        return divmod(example, self.index.shard_size)
+
     def open_shard(self, shard: int) -> Any:
         """A shard's `ArrayRecordReader`, opened and checked on first use.
 

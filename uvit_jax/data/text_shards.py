@@ -134,7 +134,7 @@ class TextReader(ShardReader):
         Args:
           number: of the caption, modulo their count; the empty text's features if there are none.
         """
-        shard, row = divmod(example, self.index.shard_size)
+        shard, row = self.locate(example)
         self.open_shard(shard)
         first, end = self._offsets[shard][row : row + 2].tolist()
         if first == end:

@@ -70,14 +70,17 @@ class Vocabulary:
         if text in names:
             return names.index(text)
         named_by_numbers = any(name.isdecimal() for name in names)
-        if text.isdecimal() and not named_by_numbers and int(text) < num_classes:
+        # More than 18 digits are no class, and Python refuses thousands.
+        digits = text.isdecimal() and len(text) <= 18 and not named_by_numbers
+        if digits and int(text) < num_classes:
             return int(text)
+        text = text if len(text) <= 100 else f"{text[:99]}…"
         hint = nearest(text, self.classes) if self.classes else f"; known: 0 to {num_classes - 1}"
         raise UvitError(f"label {text!r} is not a class of this model{hint}")
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number if it has none."""
-        return self.classes[index] if index < len(self.classes) else str(index)
+        return self.classes[index] if 0 <= index < len(self.classes) else str(index)
 
     def encode(self, prompt: str, length: int) -> np.ndarray:
         """Token ids of a prompt, int32 (length,); UvitError if it is too long."""

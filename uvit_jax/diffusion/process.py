@@ -17,8 +17,8 @@ Together with x_t = alpha x0 + sigma eps it determines x0 and eps, unless the de
 alpha b - sigma a vanishes: `eps` and `score` do not determine the data where alpha = 0, nor `x0`
 the noise where sigma = 0. There the determinant is floored at 1e-6 (keeping its sign), as is sigma
 in `score`: conversions are finite at both ends of every schedule, exact where the result is
-determined, and amplified rounding errors where it is not. On a schedule with alpha(1) = 0 start
-sampling of `eps` models at a t below 1.
+determined, and amplified errors where it is not. Samplers keep away from such times
+(solvers/stability.py).
 """
 
 from collections.abc import Callable, Mapping

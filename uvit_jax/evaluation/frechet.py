@@ -10,6 +10,7 @@ import numpy as np
 
 from uvit_jax.encoders.weights import read_npz
 from uvit_jax.errors import UvitError
+from uvit_jax.io import atomic
 from uvit_jax.paths import local_path
 
 
@@ -110,16 +111,13 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def write_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
     """Writes `mu`, `sigma` (as pytorch-fid does), `count` and `encoder`, atomically."""
     path = local_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = dict(mu=statistics.mean, sigma=statistics.covariance)
     if statistics.count is not None:
         arrays["count"] = np.asarray(statistics.count)
     if statistics.encoder:
         arrays["encoder"] = np.asarray(statistics.encoder)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with atomic(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    partial.replace(path)
 
 
 def read_statistics(path: str | os.PathLike) -> Statistics:

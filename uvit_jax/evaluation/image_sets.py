@@ -107,19 +107,23 @@ def of_model(
     return ImageSet(count, batches, name)
 
 
-def image_segment(model: Model, decoder: Decoder | None = None) -> str:
+def image_segment(model: Model, decoder: Decoder | None = None, *, latents: bool = False) -> str:
     """The name of the noisy segment that holds images, or latents with a decoder.
+
+    Args:
+      latents: see `decoding.decoded`.
 
     Raises:
       UvitError: if there is none.
     """
     noisy = model.layout.noisy_images
     for segment in noisy:
-        if decoder is not None or not segment.is_latent:
+        if decoder is not None or not (latents or segment.is_latent):
             return segment.name
     shapes = ", ".join(f"{s.name} {s.shape}" for s in noisy) or "none"
     raise UvitError(
-        f"the model generates no images with 1 or 3 channels (image segments: {shapes}); pass the "
+        f"the model generates no images with 1 or 3 channels (image segments: {shapes}"
+        f"{', of latents' if latents else ''}); pass the "
         "autoencoder of its latents with --autoencoder=FILE"
     )
 

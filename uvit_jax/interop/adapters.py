@@ -5,22 +5,28 @@ adapter into the original network; layers of other models have our own paths. An
 `NAME.safetensors`, or a folder as PEFT writes it, `adapter_model.safetensors` and
 `adapter_config.json`. The metadata identify the base parameters and say how it was trained.
 
-PEFT's A is (R, I) and its B (O, R), of one layer each. A fused kernel of P parts is one layer of
-rank P·R in PEFT: the parts' A are concatenated, and B is block-diagonal.
+PEFT's A is (R, I) and its B (O, R), of one layer each; of the convolution that embeds patches they
+are (R, C, p, p) and (O, R, 1, 1). A fused kernel of P parts is one layer of rank P·R in PEFT: the
+parts' A are concatenated, and B is block-diagonal. Ranks and scales of PEFT may differ by layer:
+ours have the largest rank of their kernel, with zeros, and one scale.
 """
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import dit_weights, exporting, files, mapping
+from uvit_jax.interop.mapping import Tensors, Transform
+from uvit_jax.interop.peft_settings import PeftSettings
 from uvit_jax.interop.recognise import FAMILIES
 from uvit_jax.io import write_text
 from uvit_jax.models import lora
@@ -33,6 +39,19 @@ KEY = "uvit_jax.adapter"  # in the safetensors' metadata: an AdapterRecord as JS
 PREFIX = "base_model.model."
 FORMS = ("own", "official", "diffusers")
 TENSORS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_FACTOR = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
+# The first of these that matches a tensor says what the file is instead.
+_OTHERS = (
+    (r"lora_magnitude_vector|dora_scale", "of DoRA, which scales the base kernels' columns"),
+    (r"\.(hada|lokr|glora|oft|boft)_", "of LoHa, LoKr or another method that is not LoRA"),
+    (
+        r"^lora_|\.lora_(down|up)\.|\.alpha$",
+        "in kohya's format, not in PEFT's",
+    ),
+    (r"^(transformer|unet)\.|_lora\.(down|up)\.|\.processor\.", "in the format of diffusers"),
+    (r"\.lora_embedding_[AB]", "an adapter of an embedding table"),
+    (r"\.lora_B(\.default)?\.bias", "a bias of LoRA (lora_bias)"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +76,14 @@ class _PeftLayer(NamedTuple):
       name: PEFT's name. path: of our adapter.
       stack_index: on the adapter's layer axis, None where it has none.
       part: index of the part of a fused kernel, None where the layer has all parts.
+      convolution: between (R, C, p, p) and (p²C, R), where PEFT's layer is a convolution.
     """
 
     name: str
     path: str
     stack_index: int | None
     part: int | None
+    convolution: Transform | None = None
 
 
 def save(
@@ -120,39 +141,56 @@ def load(
 ) -> tuple[Adapters, AdapterRecord]:
     """Reads adapters for a model: ours, or PEFT's for the original network.
 
+    PEFT's may be of some layers only, or of the queries and values only; the others' update is 0.
+
     Args:
       base: SHA-256 of the base parameters; "" skips the check. any_base: also accept adapters that
         were trained for other base parameters.
 
     Raises:
-      UvitError: if the file is missing or damaged, or for another model or another base.
+      UvitError: if the file is missing or damaged, for another model or another base, or if it has
+        a tensor or a setting that is not supported.
     """
     path = local_path(path)
-    file = path / TENSORS if path.is_dir() else path
-    tensors = files.read_tensors(file)
-    record = _record(file, files.read_metadata(file))
-    names = {key.rpartition(".lora_")[0].removeprefix(PREFIX) for key in tensors}
+    file = _file(path)
+    read = files.read_torch if file.suffix == ".bin" else files.read_tensors
+    factors = _factors(path, read(file))
+    metadata = files.read_metadata(file)
+    settings, beside = None, file.with_name(SETTINGS)
+    if beside.is_file() and (path.is_dir() or KEY not in metadata):
+        settings = PeftSettings(beside)
+    record = _record(file, metadata, settings)
     matrices = lora.matrices(model.abstract_params)
     for form in FORMS:
         try:
-            peft_layers = [p for p in _peft_layers(model, matrices, form) if p.name in names]
+            candidates = list(_peft_layers(model, matrices, form))
         except UvitError:  # the model has no such form
             continue
-        if {p.name for p in peft_layers} == names:
+        peft_layers = [layer for layer in candidates if layer.name in factors]
+        if {layer.name for layer in peft_layers} == set(factors):
             break
     else:
-        known = {p.name for p in _peft_layers(model, matrices, "own")} | {
-            p.name for p in _peft_layers(model, matrices, _form(model.config))
+        known = {
+            layer.name
+            for form in ("own", _form(model.config))
+            for layer in _peft_layers(model, matrices, form)
         }
         raise UvitError(
-            f"{path} is an adapter of another model: it has {mapping.some(sorted(names - known))}, "
-            "which this model lacks"
+            f"{path} is of another model: it has {mapping.some(sorted(set(factors) - known))}, "
+            "which are not linear layers of this model"
         )
-    adapters = _adapters(path, tensors, peft_layers, matrices, record.lora.rank)
-    try:
-        lora.check(model.abstract_params, adapters)
-    except UvitError as error:
-        raise UvitError(f"{path}: {error}") from None
+    ours = {layer.path for layer in peft_layers} if KEY in metadata else set()
+    missing = {
+        layer.name
+        for layer in candidates
+        if layer.path in ours or (settings is not None and settings.targets(layer.name))
+    } - set(factors)
+    if missing:
+        raise UvitError(
+            f"{path} lacks {mapping.some(sorted(missing))}: it is incomplete or of another model, "
+            "and not of every layer that it names; save it again, or choose the model it is of"
+        )
+    adapters = _adapters(path, factors, peft_layers, matrices, record.lora, settings)
     if base and not any_base and record.base != base:
         trained = f"parameters {record.base[:12]}…" if record.base else "an unknown base"
         raise UvitError(
@@ -161,6 +199,47 @@ def load(
             "--any_base"
         )
     return adapters, record
+
+
+def _file(path: Path) -> Path:
+    """The tensors of the file or folder at `path`."""
+    if not path.is_dir():
+        return path
+    file, older = path / TENSORS, path / "adapter_model.bin"
+    return older if older.is_file() and not file.is_file() else file
+
+
+def _factors(where: Path, tensors: Tensors) -> dict[str, dict[str, tuple[str, np.ndarray]]]:
+    """The tensors `A` and `B`, with their names in the file, by PEFT's layers, as float32."""
+    factors: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
+    matches = {key: _FACTOR.fullmatch(key) for key in tensors}
+    for pattern, what in _OTHERS:
+        if others := [key for key in tensors if re.search(pattern, key)]:
+            raise UvitError(
+                f"{where} is not supported: {mapping.some(others, 2)} is {what}; save it as plain "
+                "LoRA with PEFT's names, or merge it there and import the merged weights"
+            )
+    if unused := [key for key, match in matches.items() if match is None]:
+        raise UvitError(
+            f"{where} has {mapping.some(unused)}, which are no LoRA factors; merge it with "
+            "PEFT and import the merged weights"
+        )
+    for key, match in matches.items():
+        if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
+            raise UvitError(f"{where}: {key} has dtype {tensors[key].dtype}, not floats")
+        value = np.asarray(tensors[key], np.float32)
+        if not np.isfinite(value).all():
+            raise UvitError(f"{where}: {key} has values that are not finite (NaN or infinity)")
+        layer = factors.setdefault(match[1], {})
+        if match[2] in layer:
+            raise UvitError(f"{where} has both {layer[match[2]][0]} and {key}; keep one of them")
+        layer[match[2]] = key, value
+    for name, layer in factors.items():
+        if missing := {"A", "B"} - set(layer):
+            raise UvitError(f"{where} lacks {PREFIX}{name}.lora_{missing.pop()}.weight")
+    if not factors:
+        raise UvitError(f"{where} has no tensors; save the adapter again")
+    return factors
 
 
 def _form(config: ModelConfig) -> str:
@@ -181,7 +260,10 @@ def _peft_layers(model: Model, paths: Mapping[str, Any], form: str) -> Iterator[
         for entry in family.entries(model.config, form):
             path, _, name = entry.path.rpartition("/")
             if name == "kernel" and path in paths:
-                yield _PeftLayer(entry.key.removesuffix(".weight"), path, entry.layer, entry.part)
+                embedded = path.startswith("embed/") and entry.transform is not mapping.LINEAR
+                convolution = entry.transform if embedded else None
+                key = entry.key.removesuffix(".weight")
+                yield _PeftLayer(key, path, entry.layer, entry.part, convolution)
         return
     for path, (lead, *_) in lora.matrices(model.abstract_params).items():
         if path not in paths:
@@ -199,6 +281,8 @@ def _peft(adapter: Adapter, layer: _PeftLayer) -> tuple[np.ndarray, np.ndarray]:
         a, b = a[layer.stack_index], b[layer.stack_index]
     if layer.part is not None:
         a, b = a[layer.part, None], b[layer.part, None]
+    if layer.convolution is not None:
+        return layer.convolution.theirs(a[0]), b[0].T[..., None, None]
     P, R, O = b.shape  # noqa: E741
     B = np.zeros((P, O, P, R), np.float32)
     B[np.arange(P), :, np.arange(P)] = b.swapaxes(1, 2)
@@ -207,72 +291,90 @@ def _peft(adapter: Adapter, layer: _PeftLayer) -> tuple[np.ndarray, np.ndarray]:
 
 def _adapters(
     where: Path,
-    tensors: Mapping[str, np.ndarray],
+    factors: Mapping[str, Mapping[str, tuple[str, np.ndarray]]],
     peft_layers: list[_PeftLayer],
     matrices: Mapping[str, Matrix],
-    rank: int,
+    config: LoraConfig,
+    settings: PeftSettings | None,
 ) -> Adapters:
-    """Our adapters from PEFT's tensors."""
-    by_path: dict[str, dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]] = {}
+    """Our adapters, whose scale is `config.scale`, from PEFT's factors."""
+    by_path: dict[str, dict[tuple[int, int], Adapter]] = {}
     for layer in peft_layers:
-        keys = [f"{PREFIX}{layer.name}.lora_{letter}.weight" for letter in "AB"]
-        if missing := [key for key in keys if key not in tensors]:
-            raise UvitError(f"{where} lacks {missing[0]}")
-        A, B = (np.asarray(tensors[key], np.float32) for key in keys)
-        parts = matrices[layer.path].parts if layer.part is None else 1
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or len(B) % parts:
-            raise UvitError(
-                f"{where}: the shapes of {keys[0]} {A.shape} and {keys[1]} {B.shape} do not match"
-            )
-        own = parts > 1 and len(A) == parts * rank  # block-diagonal, if `save` wrote it
-        blocks = B.reshape(parts, -1, parts, rank) if own else None
-        own = own and not any(
-            blocks[i, :, j].any() for i in range(parts) for j in range(parts) if i != j
-        )
-        for p in range(parts):
-            pair = A.T, B.reshape(parts, -1, B.shape[1])[p].T
-            if own:
-                pair = A[p * rank : (p + 1) * rank].T, blocks[p, :, p].T
+        pairs = _parts(where, factors[layer.name], layer, matrices[layer.path], config.rank)
+        if settings is not None:
+            rank, scale = settings.layer(layer.name)
+            key, A = factors[layer.name]["A"]
+            if len(A) != rank:
+                raise UvitError(f"{where}: {key} has the rank {len(A)}, but {SETTINGS} says {rank}")
+            if not np.isclose(scale, config.scale, rtol=1e-12, atol=0):
+                factor = np.float32(scale / config.scale)
+                pairs = [pair._replace(b=factor * pair.b) for pair in pairs]
+        for p, pair in enumerate(pairs):
             part = p if layer.part is None else layer.part
-            by_path.setdefault(layer.path, {})[layer.stack_index or 0, part] = pair
+            copy = by_path.setdefault(layer.path, {}).setdefault(
+                (layer.stack_index or 0, part), pair
+            )
+            if not all(np.array_equal(*both) for both in zip(pair, copy, strict=True)):
+                raise UvitError(
+                    f"{where}: the adapter of {layer.name} differs from that of another copy of "
+                    "the same layer; only equal ones are supported"
+                )
     adapters = {}
     for path, pairs in by_path.items():
-        lead, parts, *_ = matrices[path]
-        wanted = [(i, p) for i in range(lead[0] if lead else 1) for p in range(parts)]
-        shapes = {(a.shape, b.shape) for a, b in pairs.values()}
-        if set(pairs) != set(wanted) or len(shapes) != 1:
-            raise UvitError(
-                f"{where}: the adapters of {path} differ in rank, or are not of every layer; only "
-                "adapters of all layers with one rank are supported"
-            )
-        a, b = (
-            np.stack([pairs[key][i] for key in wanted]).reshape(*lead, parts, *shape)
-            for i, shape in enumerate(next(iter(shapes)))
-        )
-        adapters[path] = Adapter(a=a, b=b)
+        lead, parts, inputs, outputs = matrices[path]
+        rank = max(pair.rank for pair in pairs.values())
+        a = np.zeros((*(lead or (1,)), parts, inputs, rank), np.float32)
+        b = np.zeros((*(lead or (1,)), parts, rank, outputs), np.float32)
+        for index, pair in pairs.items():
+            a[index][:, : pair.rank], b[index][: pair.rank] = pair
+        adapters[path] = Adapter(a=a if lead else a[0], b=b if lead else b[0])
     return adapters
 
 
-def _record(file: Path, metadata: Mapping[str, str]) -> AdapterRecord:
-    try:
-        if KEY in metadata:
-            stored = json.loads(metadata[KEY])
-            config = LoraConfig(**{**stored["lora"], "targets": tuple(stored["lora"]["targets"])})
-            return AdapterRecord(lora=config, base=stored["base"], training=stored["training"])
-        beside = file.with_name(SETTINGS)
-        if not beside.is_file():
+def _parts(
+    where: Path,
+    factors: Mapping[str, tuple[str, np.ndarray]],
+    layer: _PeftLayer,
+    matrix: Matrix,
+    rank: int,
+) -> list[Adapter]:
+    """The factors of every part that one of PEFT's layers has."""
+    (key_A, A), (key_B, B) = factors["A"], factors["B"]
+    parts = matrix.parts if layer.part is None else 1
+    if layer.convolution is not None and A.ndim == 4 and B.shape[2:] == (1, 1):
+        A, B = A.transpose(0, 2, 3, 1).reshape(len(A), -1), B[..., 0, 0]
+    R, shapes = len(A) if A.ndim else 0, (A.shape, B.shape)
+    if not R or shapes != ((R, matrix.inputs), (parts * matrix.outputs, R)):
+        raise UvitError(
+            f"{where}: the adapter of {layer.name} is of another model, or damaged: {key_A} "
+            f"{shapes[0]} and {key_B} {shapes[1]} do not match a layer of {matrix.inputs} inputs "
+            f"and {parts * matrix.outputs} outputs"
+        )
+    if parts > 1 and parts * rank == R:  # block-diagonal, if `save` wrote it
+        blocks = B.reshape(parts, -1, parts, rank)
+        if not any(blocks[i, :, j].any() for i in range(parts) for j in range(parts) if i != j):
+            return [
+                Adapter(a=A[p * rank : (p + 1) * rank].T, b=blocks[p, :, p].T) for p in range(parts)
+            ]
+    return [Adapter(a=A.T, b=B.reshape(parts, -1, R)[p].T) for p in range(parts)]
+
+
+def _record(
+    file: Path, metadata: Mapping[str, str], settings: PeftSettings | None
+) -> AdapterRecord:
+    if KEY not in metadata:
+        if settings is None:
             raise UvitError(
                 f"{file} has no rank and alpha in its metadata, and no {SETTINGS} beside"
             )
-        settings = json.loads(beside.read_text())
-        if settings.get("rank_pattern") or settings.get("alpha_pattern"):
-            raise UvitError(f"{beside} has ranks that differ by layer, which is not supported")
-        return AdapterRecord(
-            lora=LoraConfig(rank=settings["r"], alpha=float(settings["lora_alpha"]))
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UvitError):
-            raise
+        # A scale that LoraConfig cannot express is part of the factors.
+        scale = settings.scale if settings.scale > 0 else 1.0
+        return AdapterRecord(lora=LoraConfig(rank=settings.rank, alpha=scale * settings.rank))
+    try:
+        stored = json.loads(metadata[KEY])
+        config = LoraConfig(**{**stored["lora"], "targets": tuple(stored["lora"]["targets"])})
+        return AdapterRecord(lora=config, base=stored["base"], training=stored["training"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UvitError(f"{file}: the adapter's metadata are damaged: {error!r}") from None
 
 
@@ -285,7 +387,7 @@ def _settings(
     patterns = {name: count for name, count in fused.items() if count > 1}
     return {
         "peft_type": "LORA",
-        "base_model_name_or_path": record.base or None,
+        "base_model_name_or_path": None,  # PEFT would look a hash up on the network
         "r": R,
         "lora_alpha": alpha,
         "rank_pattern": {name: R * count for name, count in patterns.items()},

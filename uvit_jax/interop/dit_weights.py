@@ -132,7 +132,9 @@ def describe(
 
     Args:
       num_heads: not implied by shapes; None looks the size up among the published ones.
-      num_classes: must agree with the label table if given, which has one more row (null class).
+      num_classes: must agree with the label table if given, which has as many rows, or one more
+        for the null class. None assumes a null class, but for official files of 10, 100 or 1000
+        rows, as of CIFAR and ImageNet trained without label dropout. diffusers' have one always.
       image_size: side of the latents. Official files imply it by their fixed positions, and it must
         agree if given; diffusers' do not, and None is 32 (256×256 pixels).
 
@@ -154,9 +156,12 @@ def describe(
         )
     table = _TIME_AND_LABEL[style][2]
     rows = tensors[table if style == "official" else f"{root}.0.{table}"].shape[0]
-    if num_classes not in (None, rows - 1):
+    if num_classes is None:
+        num_classes = rows if style == "official" and rows in (10, 100, 1000) else rows - 1
+    if rows - num_classes not in ((0, 1) if style == "official" else (1,)):
         raise UvitError(
-            f"{where}: the label table has {rows} rows, not num_classes={num_classes} + 1"
+            f"{where}: the label table has {rows} rows, which is not num_classes={num_classes} + 1"
+            f"{' or num_classes' if style == 'official' else ''}; correct num_classes"
         )
     if style == "official" and "pos_embed" in tensors:
         num_tokens = tensors["pos_embed"].shape[1]
@@ -174,7 +179,8 @@ def describe(
         size or "S",
         (image_size, image_size, channels),
         patch_size=patch_size,
-        num_classes=rows - 1,
+        num_classes=num_classes,
+        null_class=rows > num_classes,
         learned_range=outputs == 2 * channels,
         width=width,
         depth=depth,
@@ -197,6 +203,7 @@ def counterpart(config: ModelConfig) -> dict[str, Any]:
         by_kind["patches"].shape,
         patch_size=by_kind["patches"].patch_size,
         num_classes=by_kind["label"].num_classes,
+        null_class=by_kind["label"].null_class,
         learned_range=by_kind["patches"].learned_range,
         **compare_models.sizes(config.backbone),
     )
@@ -213,6 +220,10 @@ def diffusers_config(config: ModelConfig) -> dict[str, Any]:
     image = segments["patches"]
     if int(backbone.mlp_ratio * backbone.width) != 4 * backbone.width:
         raise UvitError(f"diffusers' DiT supports only mlp_ratio=4, not {backbone.mlp_ratio}")
+    if not segments["label"].null_class:
+        raise UvitError(
+            "diffusers' DiT supports only label tables with a null class; use --format=official"
+        )
     return dict(
         _class_name="DiTTransformer2DModel",
         num_attention_heads=backbone.num_heads,

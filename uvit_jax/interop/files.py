@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
+from uvit_jax.io import atomic
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.sharding import path_string
@@ -224,24 +225,24 @@ def write_tensors(
     """
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UvitError(f"{path} must end in .safetensors, .pth or .pt")
-    partial = path.with_name(path.name + ".partial")
     # Both formats store the memory of a transposed view as if it were contiguous.
     tensors = {key: np.ascontiguousarray(a) for key, a in tensors.items()}
-    try:
-        if path.suffix == ".safetensors":
-            safetensors.numpy.save_file(tensors, partial, dict(metadata or {}) or None)
-        else:
-            try:
-                import torch
-            except ImportError:
-                raise UvitError(
-                    f"writing {path} needs PyTorch: pip install 'uvit-jax[interop]'; or use the "
-                    "suffix .safetensors"
-                ) from None
-            torch.save({key: torch.tensor(a) for key, a in tensors.items()}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    if path.suffix != ".safetensors":
+        try:
+            import torch
+        except ImportError:
+            raise UvitError(
+                f"writing {path} needs PyTorch: pip install 'uvit-jax[interop]'; or use the "
+                "suffix .safetensors"
+            ) from None
+    with atomic(path) as partial:
+        try:
+            if path.suffix == ".safetensors":
+                safetensors.numpy.save_file(tensors, partial, dict(metadata or {}) or None)
+            else:
+                torch.save({key: torch.tensor(a) for key, a in tensors.items()}, partial)
+        except (safetensors.SafetensorError, RuntimeError) as error:  # of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

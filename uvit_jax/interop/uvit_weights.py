@@ -108,7 +108,7 @@ def describe(
     Args:
       num_heads: not implied by shapes; None looks the size up among the published ones.
       num_classes: shapes do not imply whether the label table's last row is the null class. None
-        assumes it for 1001 rows (ImageNet with guidance) only.
+        assumes it for 11, 101 or 1001 rows (CIFAR and ImageNet with guidance) only.
       image_size: implied by the positions if there is no text, and must agree if given. With text,
         the positions beyond those of the image are the text's; None assumes a text of 77 tokens.
 
@@ -132,7 +132,7 @@ def describe(
     label = tensors.get("label_emb.weight")
     rows = label.shape[0] if label is not None else 0
     if num_classes is None:
-        num_classes = 1000 if rows == 1001 else rows
+        num_classes = rows - 1 if rows in (11, 101, 1001) else rows
     if rows - num_classes not in (0, 1):
         raise UvitError(
             f"{where}: the label table has {rows} rows, not num_classes={num_classes} or one more"

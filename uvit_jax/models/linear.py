@@ -47,7 +47,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.product(x.astype(self.dtype), self._cast(self.kernel.get_value()), self.num_axes)
-        return y if self.bias is None else y + self._cast(self.bias.get_value())
+        if self.bias is None:
+            return y
+        bias = self._cast(self.bias.get_value())
+        # Broadcasting would add an axis by an operation whose transpose is a sum.
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
     def _cast(self, kernel: Any) -> Any:
         if isinstance(kernel, Tapped):  # whose moment is a sum over many tokens, in float32

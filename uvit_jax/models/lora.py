@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax.config import Config
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.linear import LowRank
 from uvit_jax.models.model import Params
@@ -68,7 +69,7 @@ Adapters = dict[str, Adapter]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Config):
     """The rank, scale and layers of adapters.
 
     Attributes:
@@ -82,6 +83,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self):
+        super().__post_init__()
         if self.rank < 1:
             raise UvitError(f"rank must be at least 1, got {self.rank}")
         if self.alpha < 0:

@@ -198,6 +198,7 @@ class Model:
             dtype = jnp.result_type(inputs[segment.name])
             if segment.integers and not jnp.issubdtype(dtype, jnp.integer):
                 raise UvitError(f"inputs[{segment.name!r}] must be integers, got {dtype}")
+        layout.check_ids(inputs)
         if cache is not None:
             expected = (*batch, self.layout.only_references.num_tokens)
             if cache.size != expected:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from uvit_jax.config import Config, parse, plain
+from uvit_jax.config import Config, brief, parse, plain
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.upgrade import upgraded_segment
 from uvit_jax.parallel.attention.implementations import Implementation
@@ -176,9 +176,9 @@ def parse_model(config: Mapping[str, Any], where: str = "config.model") -> Model
 def _parse_segment(name: str, given: dict[str, Any], where: str) -> Segment:
     given = {"name": name, **upgraded_segment(given, where)}
     if given["name"] != name:
-        raise UvitError(f"{where}.name={given['name']!r} must be the segment's key, {name!r}")
+        raise UvitError(f"{where}.name={brief(given['name'])} must be the segment's key, {name!r}")
     kind = given.get("kind")
-    if kind not in KINDS:
-        problem = " is missing" if kind is None else f"={kind!r} is not a known kind"
+    if not isinstance(kind, str) or kind not in KINDS:
+        problem = " is missing" if kind is None else f"={brief(kind)} is not a known kind"
         raise UvitError(f"{where}.kind{problem}{nearest(str(kind), KINDS)}")
     return parse(KINDS[kind], given, where)

@@ -9,13 +9,16 @@ import os
 import re
 import signal
 import socket
+import stat
 import sys
 import time
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from uvit_jax import interrupts
 from uvit_jax.errors import UvitError
 
 logger = logging.getLogger(__name__)
@@ -119,31 +122,42 @@ def end_if_lost(error: Exception) -> None:
 
 
 class StopSignal:
-    """A context that records SIGTERM and SIGINT, so that a run can save before it ends.
+    """Records SIGINT, SIGTERM and SIGHUP, so that a run can save before it ends.
 
-    A second SIGINT raises KeyboardInterrupt as usual.
+    A second SIGINT has its usual effect. A signal that is ignored, as SIGHUP under `nohup`, stays
+    so.
     """
 
     def __init__(self):
         self.signal = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopSignal":
+    def listen(self) -> None:
+        """Records signals from now until `close`."""
         # With several processes, SIGTERM belongs to JAX's preemption service.
-        numbers = [signal.SIGINT] + [signal.SIGTERM] * (jax.process_count() == 1)
+        numbers = [signal.SIGINT, signal.SIGHUP] + [signal.SIGTERM] * (jax.process_count() == 1)
         for number in numbers:
-            self._before[number] = signal.signal(number, self._record)
-        return self
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._record)
+        interrupts.deferred = True
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Restores the handlers of before."""
+        interrupts.deferred = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _record(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            return self._before[number](number, frame)
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if not self.signal:
+            interrupts.say("stopping after this step; press Ctrl-C again to stop at once")
+        several = jax.process_count() > 1
         self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
-        if jax.process_count() > 1:
+        interrupts.stopped_by = signal.SIGTERM if several else number
+        if several:
             os.kill(os.getpid(), signal.SIGTERM)  # the preemption service notifies the others
 
     def requested(self, step: int) -> bool:
@@ -155,3 +169,15 @@ class StopSignal:
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return bool(self.signal)
+
+
+def _leave_terminal() -> None:
+    """Sends the output that would go to a terminal, which no longer exists, nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(null, descriptor)
+        except OSError:  # closed
+            pass
+    os.close(null)

@@ -98,7 +98,7 @@ def conditions_for(
         raise UvitError("prompts were given, but the model has no text segment")
     for segment in model.layout.conditions:
         if segment.kind == "label":
-            known = len(vocabulary.classes) or segment.num_classes
+            known = _num_classes(vocabulary, segment)
             named = [vocabulary.class_id(label, segment.num_classes) for label in config.labels]
             ids = named or range(known)
             conditions[segment.name] = np.resize(np.asarray(ids, np.int32), count)
@@ -128,6 +128,7 @@ def conditions_for(
             "the model takes reference images, and none were given; use --references=FOLDER of "
             "experiments.sample"
         )
+    model.layout.check_ids(conditions)
     return conditions, captions
 
 
@@ -176,7 +177,7 @@ def conditions_like(
     for index in order.tolist() if {"label", "text"} & by_kind.keys() else ():
         record = dataset.source[index]
         if "label" in by_kind:
-            labels.append(_label(int(record["label"]), dataset, vocabulary, by_kind["label"]))
+            labels.append(_label(dataset.label(record), dataset, vocabulary, by_kind["label"]))
         if "text" in by_kind:
             captions = record.get("captions") or ("",)
             caption = captions[rng.integers(len(captions))]
@@ -208,7 +209,7 @@ def uniform_labels(
     if [s.kind for s in segments] != ["label"]:
         others = ", ".join(f"{s.name} ({s.kind})" for s in segments) or "no condition"
         raise UvitError(f"--labels=uniform needs a model of classes alone; this one takes {others}")
-    known = len(vocabulary.classes) or segments[0].num_classes
+    known = _num_classes(vocabulary, segments[0])
     labels = np.random.default_rng(seed).permutation(np.arange(count, dtype=np.int32) % known)
     return {segments[0].name: labels}
 
@@ -256,6 +257,21 @@ def _encoded(
             f"takes {segment.shape}; give the encoder that the model was trained with"
         )
     return features
+
+
+def _num_classes(vocabulary: Vocabulary, segment: Segment) -> int:
+    """The number of classes that a model was trained on.
+
+    Raises:
+      UvitError: if the vocabulary is of another model.
+    """
+    known = len(vocabulary.classes) or segment.num_classes
+    if known > segment.num_classes:
+        raise UvitError(
+            f"the vocabulary names {known} classes, and segment {segment.name!r} has num_classes="
+            f"{segment.num_classes}; restore the vocabulary.json of this run"
+        )
+    return known
 
 
 def _label(label: int, dataset: Any, vocabulary: Vocabulary, segment: Segment) -> int:

@@ -61,13 +61,19 @@ def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
 
 
 def decoded(
-    layout: Layout, samples: Mapping[str, np.ndarray], decode: Decoder | None
+    layout: Layout,
+    samples: Mapping[str, np.ndarray],
+    decode: Decoder | None,
+    *,
+    latents: bool = False,
 ) -> dict[str, np.ndarray]:
     """Samples by segment, with images under the segment's name and latents as NAME_latents.
 
     Args:
       samples: by noisy segment, images as (B, h, w, C). decode: from `decoder`; None leaves latents
         undecoded.
+      latents: whether the model was trained on latents (`RunConfig.of_latents`); those of other
+        than 1 and 3 channels are recognised without.
 
     Returns:
       Images float32 (B, H, W, 1 or 3), about in [-1, 1]; latents and other segments unchanged.
@@ -79,6 +85,6 @@ def decoded(
             continue
         if decode is not None:
             images[f"{name}_latents"], images[name] = samples[name], decode(samples[name])
-        elif segment.is_latent:
+        elif latents or segment.is_latent:
             images[f"{name}_latents"] = images.pop(name)
     return images

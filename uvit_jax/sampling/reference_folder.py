@@ -18,7 +18,7 @@ from uvit_jax.tokens.layout import Layout
 
 
 def from_folder(
-    layout: Layout, folder: str | Path, decoder: Decoder | None = None
+    layout: Layout, folder: str | Path, decoder: Decoder | None = None, *, latents: bool = False
 ) -> dict[str, np.ndarray]:
     """The images of each subject by its name, both sorted by name: `@1`, `@2`, … of a prompt are
     the first, the second, … subject.
@@ -26,6 +26,7 @@ def from_folder(
     Args:
       folder: with a sub-folder for each subject; or with the images of a single one.
       decoder: of a model of latents, whose autoencoder encodes the images.
+      latents: see `decoding.decoded`.
 
     Returns:
       By subject, float32 (V, *shape), V at most the layout's views and `shape` its references'.
@@ -41,12 +42,12 @@ def from_folder(
     if len(shape) == 4:
         raise UvitError("the model's references are videos; give them from Python")
     size, channels = shape[0], shape[-1]
-    if layout.references[0].is_latent:
-        if decoder is None:
-            raise UvitError(
-                "the model's references are latents; name the autoencoder that encodes images with "
-                "--autoencoder=FILE"
-            )
+    if decoder is None and (latents or layout.references[0].is_latent):
+        raise UvitError(
+            "the model's references are latents; name the autoencoder that encodes images with "
+            "--autoencoder=FILE"
+        )
+    if decoder is not None:
         config = decoder.autoencoder.config
         size, channels = size * config.factor, config.image_channels
     data = dataset(

@@ -89,6 +89,8 @@ class SampleConfig(Config):
         super().__post_init__()
         if self.latent_scale <= 0:
             raise UvitError(f"latent_scale must be positive, got {self.latent_scale}")
+        if self.clip < 0:
+            raise UvitError(f"clip must be positive, or 0 for no clipping, got {self.clip}")
         if self.guidance_channels < 0:
             raise UvitError(f"guidance_channels must be at least 0, got {self.guidance_channels}")
         if self.count < 1:
@@ -114,6 +116,9 @@ def make_sampler(
 ) -> Sampler:
     """A pure function `sample(params, key, inputs) → {generated segment: samples}`, to be jitted.
 
+    `key` is one key for the noise of the batch, or keys (batch_size,), one per example (see
+    `batches`): then an example's noise does not depend on the batch that it is in.
+
     `inputs` holds the conditions, leaves (batch_size, …), the data of noisy segments that are given
     (see `SampleConfig.times`), and may hold slots of references (see `Model.apply`).
 
@@ -130,11 +135,15 @@ def make_sampler(
     Raises:
       UvitError: if a segment or time key is unknown, guidance has nothing to drop, a cache is
         required and the references depend on the target, the sampler needs a variance that the
-        model does not predict, or it does not fit the schedule; when called, if an input is unknown
-        or missing, or its batch is not batch_size (or 1).
+        model does not predict, it does not fit the schedule, or small errors of the network would
+        dominate its samples; when called, if an input is unknown or missing, or its batch is not
+        batch_size (or 1), or there are not batch_size keys.
     """
     layout = model.layout
     schedule = make(diffusion.schedule)
+    # What the network's errors enter by: a clipped x0 replaces the prediction.
+    erring = "x0" if config.clip else diffusion.prediction
+    solve.check(config.sampler, schedule, erring)
     generated, keys = generated_segments(layout, config)
     if branches is None:
         branches = classifier_free_branches(model, config, vocabulary)
@@ -158,15 +167,15 @@ def make_sampler(
     time_keys = sorted({s.time_key for s in generated})
 
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
-        noise_key, run_key = jax.random.split(key)
+        _check_inputs(layout, inputs, [s.name for s in generated], batch_size)
+        noise_key, run_key = _split(key, batch_size)
         noise = {
             s.name: constrain_batch(
-                jax.random.normal(jax.random.fold_in(noise_key, i), (batch_size, *s.input_shape))
+                solve.normal(solve.fold_in(noise_key, i), (batch_size, *s.input_shape))
             )
             for i, s in enumerate(layout.noisy)
         }
         x_T = {s.name: noise.pop(s.name) for s in generated}
-        _check_inputs(layout, inputs, list(x_T), batch_size)
         given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
         predict = guided(
             [
@@ -192,7 +201,7 @@ def make_sampler(
             clip=config.clip or None,
             learned_range=learned,
         )
-        return solve.sample(config.sampler, denoise, schedule, x_T, run_key)
+        return solve.sample(config.sampler, denoise, schedule, x_T, run_key, prediction=erring)
 
     return sample
 
@@ -269,6 +278,17 @@ def predictor(model: Model, params: Params, cache: Cache | None = None) -> Predi
     return predict
 
 
+def _split(key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.random.split` of one key, or of each of keys (batch_size,)."""
+    if not solve.one_per_example(key):
+        noise_key, run_key = jax.random.split(key)
+        return noise_key, run_key
+    if len(key) != batch_size:
+        raise UvitError(f"key has shape {key.shape}; pass one key, or batch_size={batch_size} keys")
+    pairs = jax.vmap(jax.random.split)(constrain_batch(key))
+    return pairs[:, 0], pairs[:, 1]
+
+
 def _check_inputs(
     layout: Layout, inputs: Arrays, generated: Sequence[str], batch_size: int
 ) -> None:
@@ -282,6 +302,7 @@ def _check_inputs(
             raise UvitError(
                 f"inputs[{name!r}] has shape {jnp.shape(value)}, and batch_size is {batch_size}"
             )
+    layout.check_ids(inputs)
 
 
 def _completed(
@@ -377,7 +398,10 @@ def padded_rows(count: int, size: int) -> Iterator[np.ndarray]:
 def batches(
     conditions: Mapping[str, Any], count: int, batch_size: int, seed: int
 ) -> Iterator[tuple[jax.Array, dict[str, Any]]]:
-    """Conditions in batches of one shape, each with a PRNG key.
+    """Conditions in batches of one shape, with a PRNG key per example.
+
+    An example's key follows from the seed and its row alone, so that its sample does not depend on
+    the batch size but for rounding.
 
     Args:
       conditions: by segment, leaves (count, …), which are indexed by arrays of rows.
@@ -385,11 +409,11 @@ def batches(
         them after the first `count` is to be dropped.
 
     Yields:
-      (key, {segment: (batch_size, …)}), ⌈count / batch_size⌉ times.
+      (keys (batch_size,), {segment: (batch_size, …)}), ⌈count / batch_size⌉ times.
     """
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))
     for rows in padded_rows(count, batch_size):
-        key = jax.random.fold_in(jax.random.key(seed), int(rows[0]))
-        yield key, {name: value[rows] for name, value in conditions.items()}
+        yield keys(rows), {name: value[rows] for name, value in conditions.items()}
 
 
 def sample_all(
@@ -399,6 +423,6 @@ def sample_all(
     batch_size: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """`count` samples by segment, generated in batches by `draw(key, inputs)`."""
+    """`count` samples by segment, generated in batches by `draw(keys, inputs)`."""
     parts = [jax.device_get(draw(*b)) for b in batches(conditions, count, batch_size, seed)]
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}

@@ -9,8 +9,10 @@ A layout is static: it holds no arrays. `embed.py` has the modules.
 
 import copy
 import functools
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
@@ -233,6 +235,30 @@ class Layout:
     def has_rope(self) -> bool:
         """Whether any token has rotary positions."""
         return any(s.position == "rope" for s in self.segments)
+
+    def check_ids(self, inputs: Mapping[str, Any]) -> None:
+        """Raises UvitError if an index among the inputs is no row of its table: JAX would count a
+        negative one from the end, silently.
+
+        Args:
+          inputs: by name; not all need be there. Arrays that `jit` traces have no values and pass.
+        """
+        sizes = {s.name: s.num_ids for s in self.inputs if s.num_ids is not None}
+        sizes |= {SUBJECT_SLOTS: self.max_subjects, VIEW_SLOTS: max(self.max_views, 1)}
+        for name, size in sizes.items():
+            values = inputs.get(name)
+            if values is None or isinstance(values, jax.core.Tracer):
+                continue
+            if isinstance(values, jax.Array) and not values.is_fully_addressable:
+                continue
+            values = np.asarray(values)
+            wrong = np.argwhere((values < 0) | (values >= size))
+            if len(wrong):
+                index = tuple(wrong[0].tolist())
+                raise UvitError(
+                    f"inputs[{name!r}] has {values[index]} at {list(index)}, which is not an index "
+                    f"from 0 to {size - 1}; correct or remove that example"
+                )
 
     def null(
         self, name: str, batch_size: int, features_null: np.ndarray | None = None

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uvit_jax.config import Config
+from uvit_jax.config import Config, brief
 from uvit_jax.errors import UvitError
 
 KINDS: dict[str, type["Segment"]] = {}
@@ -121,6 +121,11 @@ class Segment(Config):
         return self.shape
 
     @property
+    def num_ids(self) -> int | None:
+        """Of integer data, the number of rows of their table; None for others."""
+        return None
+
+    @property
     def grid(self) -> Grid:
         """Its tokens along frames, rows and columns, in the order of the sequence."""
         return (1, 1, 1)
@@ -215,7 +220,7 @@ class Segment(Config):
         if self.time and self.role != "noisy" and self.kind != "time":
             return f"time={self.time!r} needs role='noisy'"
         if len(self.slot) > 2 or any(s < 0 for s in self.slot):
-            return f"slot={self.slot} must be (subject,) or (subject, view), from 0"
+            return f"slot={brief(self.slot)} must be (subject,) or (subject, view), from 0"
         if self.enter != "token" and (self.sees or self.type or self.slot):
             return "sees, type and slot need enter='token'"
         if self.optional and not self.is_reference:

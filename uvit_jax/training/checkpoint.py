@@ -2,17 +2,23 @@
 
 A checkpoint holds the train state and the data's position in batches, so that a resumed run sees
 the examples it would have seen, also with another number of hosts. No other file imports Orbax.
+When a checkpoint is complete, process 0 adds `checksums.json`, the CRC-32 of each of its files.
+A checkpoint without it, of an older version or a run killed right after saving, is not verified.
 """
 
 import contextlib
 import functools
 import gc
 import io
+import json
 import logging
 import os
 import shutil
+import sys
+import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +28,16 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from uvit_jax.errors import UvitError
+from uvit_jax.io import write_text
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import parse_model
 from uvit_jax.training.state import TrainState
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+"""The file in a checkpoint that maps each other file's relative path to its CRC-32."""
 
 
 class Checkpointer:
@@ -45,14 +55,33 @@ class Checkpointer:
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
+        self._finishing: threading.Thread | None = None
+        self._failed: UvitError | None = None
+        # A failed save is raised, in one line; Orbax, asyncio and their threads log it at length.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
     def save(self, state: TrainState, position: int) -> None:
         """Starts saving; the state may be donated to the next step as soon as this returns."""
+        self._wait()
         step = int(state.step)
+        with self._one_line():
+            self._start(step, state, position)
+
+    def _start(self, step: int, state: TrainState, position: int) -> None:
         if any(c.step == step for c in self._orbax.checkpoints):
             return
         items = dict(state=_as_dict(state), data={"position": position})
-        self._orbax.save_checkpointables_async(step, items, force=True)
+        response = self._orbax.save_checkpointables_async(step, items, force=True)
+
+        def finish() -> None:
+            with contextlib.suppress(Exception):  # a failed save is raised by Orbax's next call
+                response.result()
+                write_checksums(self._workdir.checkpoints / str(step))
+
+        if jax.process_index() == 0:
+            self._finishing = threading.Thread(target=finish)
+            self._finishing.start()
 
     def restore(self, like: TrainState, shardings: TrainState) -> tuple[TrainState, int] | None:
         """The newest readable checkpoint as (state, data position), or None if there is none.
@@ -71,10 +100,13 @@ class Checkpointer:
         )
         broken: list[tuple[int, str]] = []
         for checkpoint in reversed(self._orbax.checkpoints):
-            items = dict(state=_as_dict(abstract), data=None)
-            loaded, reason = _try_load(
-                functools.partial(self._orbax.load_checkpointables, checkpoint.step, items)
-            )
+            reason = self._damage(checkpoint.step) if jax.process_index() == 0 else ""
+            loaded = None
+            if _on_all_processes(not reason):  # loading waits for all processes
+                items = dict(state=_as_dict(abstract), data=None)
+                loaded, reason = _try_load(
+                    functools.partial(self._orbax.load_checkpointables, checkpoint.step, items)
+                )
             if _on_all_processes(loaded is not None):
                 for step, reason in broken:
                     self._put_aside(step, reason, checkpoint.step)
@@ -90,7 +122,38 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for the last save."""
-        self._orbax.close()
+        self._wait()
+        with self._one_line():
+            self._orbax.close()
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Raises any error of saving as a UvitError that names the folder and what it has."""
+        if self._failed:  # Orbax would raise the error of the last save again
+            raise self._failed
+        try:
+            yield
+        except Exception as error:  # of many types
+            _silence_threads()
+            steps = self._workdir.steps
+            self._failed = UvitError(
+                f"a checkpoint in {self._workdir.checkpoints} cannot be saved "
+                f"({_first_line(error)}); it has those of steps {steps or 'none'}. Make space and "
+                "run the same command to resume"
+            )
+            raise self._failed from None
+
+    def _wait(self) -> None:
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+
+    def _damage(self, step: int) -> str:
+        try:
+            check_checksums(self._workdir.checkpoints / str(step))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return ""
 
     def _put_aside(self, step: int, reason: str, instead: int) -> None:
         target = self._workdir.path / "broken_checkpoints" / str(step)
@@ -128,6 +191,7 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     )
 
     def load(checkpoint: str) -> Params:
+        check_checksums(Path(checkpoint))
         stored = ocp.checkpointables_metadata(checkpoint).metadata["state"]
         partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {name: abstract}
         loaded = ocp.load_checkpointables(checkpoint, dict(state=partial))
@@ -143,6 +207,42 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     if not steps:
         raise UvitError(f"{folder} holds no checkpoint yet")
     raise UvitError(f"no checkpoint in {folder} can be read: {reason}")
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Writes `CHECKSUMS` into a complete checkpoint."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
+    checksums = {p.relative_to(checkpoint).as_posix(): _checksum(p) for p in files}
+    write_text(checkpoint / CHECKSUMS, json.dumps(checksums, indent=1) + "\n")
+
+
+def check_checksums(checkpoint: Path) -> None:
+    """Raises ValueError, naming the file, if one is missing or differs from `CHECKSUMS`, if any."""
+    if not (checkpoint / CHECKSUMS).exists():
+        return
+    try:
+        checksums = dict(json.loads((checkpoint / CHECKSUMS).read_bytes()))
+    except (ValueError, TypeError):
+        raise ValueError(f"{CHECKSUMS} is damaged") from None
+    for name, checksum in checksums.items():
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _checksum(checkpoint / name) != checksum:
+            raise ValueError(f"{name} differs from its checksum")
+
+
+def _checksum(path: Path) -> str:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _silence_threads() -> None:
+    """The threads of a failed save go on and print the same error many times."""
+    sys.unraisablehook = lambda *_: None
+    threading.excepthook = lambda *_: None
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -179,4 +279,4 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:  # the deepest cause names the file
         error = error.__cause__
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return text.splitlines()[0][:400]

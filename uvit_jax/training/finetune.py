@@ -30,6 +30,7 @@ from uvit_jax.models.lora import LoraConfig
 from uvit_jax.models.model import Model, Params
 from uvit_jax.training.examples import Stacked
 from uvit_jax.training.loss import corrupt, diffusion_loss
+from uvit_jax.training.run_config import check_adam
 
 
 class Method(NamedTuple):
@@ -98,6 +99,7 @@ class FinetuneConfig(Config):
         for key in ("steps", "batch_size"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        check_adam(self.b1, self.b2, self.eps)
         for key in ("learning_rate", "weight_decay", "clip_norm", "prior_weight"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must be at least 0, got {getattr(self, key)}")
@@ -187,7 +189,11 @@ class Finetuner:
             raise UvitError(f"at={sorted(at)} must be steps from 1 to {config.steps}")
         groups = None
         if prior is not None:
-            groups = np.zeros(len(subjects.names), np.int32) if prior_of is None else prior_of
+            groups = [0] * len(subjects.names) if prior_of is None else list(prior_of)
+            if not all(0 <= group < len(prior.names) for group in groups):
+                raise UvitError(
+                    f"prior_of={groups} must be indices from 0 to {len(prior.names) - 1}, of prior"
+                )
             groups = jnp.asarray(groups, jnp.int32)
         rate = jnp.float32(config.rate if learning_rate is None else learning_rate)
         trained, opt_state = self._start(params, subjects.seeds)
@@ -283,6 +289,7 @@ class Finetuner:
             raise UvitError(
                 f"the examples have the shapes {shapes}, but the model takes {expected}"
             )
+        self.model.layout.check_ids(stack.examples)
 
     def _check_losses(self, names: Sequence[str], losses: list[Any]) -> None:
         finite_S = np.isfinite(np.stack([own for own, _ in jax.device_get(losses)])).all(axis=0)

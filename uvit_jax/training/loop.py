@@ -37,7 +37,13 @@ from uvit_jax.training.clock import Clock
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
-from uvit_jax.training.run_config import RunConfig, TrainConfig, check_mesh, pretraining_data
+from uvit_jax.training.run_config import (
+    RunConfig,
+    TrainConfig,
+    check_memory,
+    check_mesh,
+    pretraining_data,
+)
 from uvit_jax.training.sample_grid import SampleGrid
 from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
@@ -53,7 +59,7 @@ class Summary:
 
     Attributes:
       step, loss: the last step and its loss.
-      stopped: whether it was stopped by a signal before the end, with a checkpoint.
+      stopped: whether it was stopped by a signal, with a checkpoint.
       seconds, seconds_by_place: wall time, and its parts (see `Clock`).
       samples: path of the last grid of samples; empty if there is none.
     """
@@ -74,7 +80,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
       workdir: a new or empty folder, or the run directory of the same config.
 
     Returns:
-      A `Summary`; it has `stopped=True` after SIGTERM or SIGINT, with a checkpoint saved.
+      A `Summary`; it has `stopped=True` after SIGTERM, SIGINT or SIGHUP, with a checkpoint
+      saved.
 
     Raises:
       UvitError: if config, data, mesh and workdir do not fit each other (nothing is overwritten),
@@ -91,6 +98,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_mesh(run, mesh)
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
+        check_memory(run, model, mesh)
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
@@ -105,6 +113,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         stack.enter_context(jax.set_mesh(mesh))
         optimizer, learning_rate = make_optimizer(run.optimizer, train)
         state, shardings = init_state(model, optimizer, jax.random.key(run.seed), mesh)
+        stop = StopSignal()
+        stack.callback(stop.close)  # after all that saves has been closed
         checkpointer = Checkpointer(folder.path, train.keep_checkpoints)
         stack.callback(clock.timed("checkpoint", checkpointer.close))
         restored = checkpointer.restore(state, shardings)
@@ -128,11 +138,16 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         loader = Batches(run, model, dataset, mesh, position)
         profiler = Profiler(train.profile_steps, folder.profile, start)
         stack.callback(profiler.close)
-        monitor = Monitor(train, _writer(run, folder, mesh, start) if main else None, clock)
+        writer = _writer(run, folder, mesh, start) if main else None
+        monitor = Monitor(train, writer, clock, dataset)
         stack.callback(monitor.close)
-        stop = stack.enter_context(StopSignal())
         stack.enter_context(_lost_processes())
         clock.started()
+
+        def save() -> None:
+            monitor.flush()
+            with clock.at("checkpoint"):
+                checkpointer.save(state, loader.position)
 
         # Train. A step's metrics are read only once the next step has been dispatched, so that the
         # devices never wait for the host; a state is saved only after its own have been checked.
@@ -140,11 +155,21 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         for step in range(start + 1, train.steps + 1):
             profiler.before(step, state)
             with profiler.step(step):
-                with clock.at("input"):
-                    batch, indices = next(loader)
+                try:
+                    with clock.at("input"):
+                        batch, indices = next(loader)
+                except UvitError as error:  # such as an image that cannot be decoded
+                    # Several processes cannot save: the others wait in the step for this one.
+                    if step == start + 1 or jax.process_count() > 1:
+                        raise
+                    save()
+                    raise UvitError(
+                        f"{error}. Step {step - 1} is saved: run the same command to resume"
+                    ) from None
                 if step == start + 1:
                     with clock.at("compile"):
                         step_function = step_function.lower(state, batch).compile()
+                    stop.listen()  # before the first step there is nothing to save
                 state, metrics = step_function(state, batch)
             profiler.after(step, state)
             if probe is not None and (step % train.probe_every == 0 or step == train.steps):
@@ -154,10 +179,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
 
             last, stopping = step == train.steps, stop.requested(step)
             if last or stopping or step % train.checkpoint_every == 0:
-                monitor.flush()
-                with clock.at("checkpoint"):
-                    checkpointer.save(state, loader.position)
-            if stopping and not last:
+                save()
+            if stopping:
                 stopped = True
                 break
             if last or (train.sample_every and step % train.sample_every == 0):
@@ -181,10 +204,14 @@ class Monitor:
 
     Args:
       writer: of process 0, None on others.
+      dataset: of the batches, to tell data that are not finite from a diverging run.
     """
 
-    def __init__(self, train: TrainConfig, writer: MetricsWriter | None, clock: Clock):
+    def __init__(
+        self, train: TrainConfig, writer: MetricsWriter | None, clock: Clock, dataset: Dataset
+    ):
         self.loss = math.nan
+        self._dataset = dataset
         self._train, self._writer, self._clock = train, writer, clock
         self._pending: list[tuple[int, Any, list[int]]] = []
 
@@ -215,13 +242,26 @@ class Monitor:
                 raise UvitError(
                     f"the loss of step {step} is {self.loss} and its gradient norm "
                     f"{values['grad_norm']}; the batch had the records {indices}. Checkpoints are "
-                    "of good steps before; lower config.optimizer.learning_rate or set "
-                    "config.optimizer.clip_norm"
+                    f"of good steps before; {self._remedy(indices)}"
                 )
             if self._writer is not None:
                 self._writer.advance(step)
                 if step % self._train.log_every == 0 or step in (1, self._train.steps):
                     self._writer.write(step, values, self._clock.lap())
+
+    def _remedy(self, indices: list[int]) -> str:
+        """What to do about a loss that is not finite, after a look at the data of its batch."""
+        for name, value in self._dataset.batch(indices).items():
+            if not np.issubdtype(np.asarray(value).dtype, np.floating):
+                continue
+            finite = np.isfinite(value).reshape(len(indices), -1).all(axis=1)
+            if not finite.all():
+                broken = [i for i, good in zip(indices, finite, strict=True) if not good]
+                return (
+                    f"{name!r} of the records {broken} is not finite: repair or remove them in "
+                    "the data, and rerun the same command to resume"
+                )
+        return "lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
 
 
 class Batches:
@@ -246,6 +286,11 @@ class Batches:
 
     def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
         local = next(self._iterator)
+        try:
+            self._layout.check_ids(local)
+        except UvitError as error:
+            records = np.asarray(local["index"]).tolist()
+            raise UvitError(f"in the batch of the records {records}, {error}") from None
         batch = {
             name: global_array(local[name], self._rows, self._batch_size, self._mesh)
             for name in self._layout.inputs_in(local)

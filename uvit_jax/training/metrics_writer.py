@@ -1,14 +1,19 @@
 """Logs a run's metrics to `metrics.jsonl`, TensorBoard and a progress bar, on process 0."""
 
+import io
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from uvit_jax.errors import UvitError
-from uvit_jax.io import write_text
+from uvit_jax.io import named_errors, write_text
 
 
 class MetricsWriter:
@@ -26,8 +31,10 @@ class MetricsWriter:
 
     def __init__(self, path: Path, *, start: int, steps: int, batch_size: int, tflops: float):
         _delete_after(path, start)
-        self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(path.parent), purge_step=start)
+        self._path = path
+        with named_errors(path):
+            self._file = path.open("ab", buffering=0)
+        self._events = EventFile(path.parent, start)
         self._batch_size, self._tflops = batch_size, tflops
         self._last_step = start
         interactive = sys.stderr.isatty()
@@ -59,10 +66,10 @@ class MetricsWriter:
             "model_tflops_per_second": rate * self._tflops,
             **{f"seconds/{activity}": value for activity, value in seconds.items()},
         }
-        self._file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name, value, step)
+        # First, so that TensorBoard misses no row that a killed run has in metrics.jsonl.
+        self._events.write(step, {name: value for name, value in row.items() if name != "step"})
+        with named_errors(self._path):
+            _write_all(self._file, (json.dumps(row) + "\n").encode())
         text = f"loss {values['loss']:.4f}, {rate:.0f} images/s"
         if seconds["input"] > 0.1 * training:
             text += f", {seconds['input'] / training:.0%} waiting for data"
@@ -77,6 +84,50 @@ class MetricsWriter:
         self._file.close()
         self._events.close()
         self._bar.close()
+
+
+class EventFile:
+    """A new file of TensorBoard events in `folder`; each row is in the file when `write` returns.
+
+    Args:
+      start: rows of later steps in earlier files are hidden.
+
+    Raises:
+      UvitError: if it cannot be written; `write` too.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        # TensorBoard reads the files in the order of their names.
+        now = f"{time.time():.6f}"
+        self._path = folder / f"events.out.tfevents.{now}.{socket.gethostname()}"
+        with named_errors(self._path):
+            self._file = self._path.open("xb", buffering=0)
+        self._add(Event(file_version="brain.Event:2"))
+        self._add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds the scalars of one step."""
+        scalars = [summary.scalar(name, value).value[0] for name, value in values.items()]
+        self._add(Event(step=step, summary=summary.Summary(value=scalars)))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        record = io.BytesIO()
+        writer = RecordWriter.__new__(RecordWriter)  # its __init__ would open a file
+        writer._writer = record
+        writer.write(event.SerializeToString())
+        with named_errors(self._path):
+            _write_all(self._file, record.getvalue())
+
+
+def _write_all(file: io.RawIOBase, content: bytes) -> None:
+    """Writes to an unbuffered file, which may take less than all at a time."""
+    while content:
+        content = content[file.write(content) :]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,9 +1,12 @@
 """A run's configuration: every group of keys that `--config` files set, as frozen dataclasses."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from uvit_jax.config import Config, parse, plain, to_dict
@@ -11,12 +14,23 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import make
+from uvit_jax.diffusion.solvers import solve
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig, parse_model
 from uvit_jax.parallel.attention.context import check_ulysses
-from uvit_jax.parallel.mesh import MeshConfig, check_batch, check_tensor
+from uvit_jax.parallel.mesh import MeshConfig, batch_shards, check_batch, check_tensor
 from uvit_jax.parallel.sharding import path_string
 from uvit_jax.sampling.sampler import SampleConfig, generated_segments
+
+
+def check_adam(b1: float, b2: float, eps: float) -> None:
+    """Raises UvitError if Adam with these coefficients divides by 0 in float32, naming the key."""
+    for key, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= np.float32(value) < 1:
+            raise UvitError(f"{key} must lie in [0, 1), and not round to 1 in float32, got {value}")
+    if not np.float32(eps) >= np.finfo(np.float32).tiny:
+        raise UvitError(f"eps must be positive, and not round to 0 in float32, got {eps}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +70,13 @@ class OptimizerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.learning_rate <= 0 or self.eps <= 0:
-            raise UvitError("learning_rate and eps must be positive")
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise UvitError(f"b1 and b2 must lie in [0, 1), got {self.b1} and {self.b2}")
+        if not np.float32(self.learning_rate) > 0:
+            raise UvitError(f"learning_rate must be positive, got {self.learning_rate}")
+        check_adam(self.b1, self.b2, self.eps)
         if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
             raise UvitError("warmup_steps, weight_decay and clip_norm must be at least 0")
+        if self.warmup_steps >= 2**31:
+            raise UvitError(f"warmup_steps must be less than 2**31, got {self.warmup_steps}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +173,8 @@ class TrainConfig:
         for key in (*counts, "checkpoint_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
+        if self.steps >= 2**31:
+            raise UvitError(f"steps must be less than 2**31, got {self.steps}")
         if min(self.draws, self.accumulate) > 1:
             raise UvitError(
                 f"draws={self.draws} and accumulate={self.accumulate} cannot both be above 1; "
@@ -173,8 +190,8 @@ class TrainConfig:
                 f"probe_every={self.probe_every} must be 0 or a multiple of "
                 f"log_every={self.log_every}"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise UvitError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not 0 <= np.float32(self.ema_decay) < 1:
+            raise UvitError(f"ema_decay must lie in [0, 1) in float32, got {self.ema_decay}")
         if self.profile_steps:
             given = self.profile_steps
             if len(given) != 2 or not 1 <= given[0] <= given[1] <= self.steps:
@@ -209,6 +226,11 @@ class RunConfig:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether the model's images are latents, which may have 3 channels as well."""
+        return self.data.name == "latents"
 
 
 # The keys that may change when a run is resumed: losses depend on them only by rounding.
@@ -290,11 +312,18 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
                 layout.null(segment.name, 1)
     generated_segments(layout, run.sample)
     _check_text_pretraining(run)
+    try:
+        # What only errors of the network rule out is refused by `make_sampler`: the sampling
+        # settings of an older run must not keep its weights from being loaded.
+        solve.check(run.sample.sampler, make(run.diffusion.schedule))
+    except UvitError as error:
+        raise UvitError(f"config.sample.sampler: {error}") from None
     dropping = run.train.drop_references or run.train.drop_each_reference
+    dropping = dropping or (run.train.drop_jointly and layout.references)
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(
-            "config.train.drop_references and drop_each_reference need a model with optional "
-            "references"
+            "config.train.drop_references, drop_jointly and drop_each_reference need a model with "
+            "optional references"
         )
     if any(s.learned_range for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
@@ -348,6 +377,38 @@ def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
             )
     if backbone.attention == "ulysses":
         check_ulysses(mesh, backbone.num_heads)
+
+
+def check_memory(run: RunConfig, model: Model, mesh: Mesh) -> None:
+    """Raises UvitError if parameters or batches alone exceed the memory of a device.
+
+    It is a lower bound: activations are not counted (`experiments.compile` measures them).
+    """
+    # Of another process's device nothing is known.
+    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:  # the CPU backend
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    example = 4 * sum(math.prod(x.shape) for x in model.abstract_inputs(1).values())
+    shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    for key, size, remedy in (
+        # Parameters, their average and the optimizer's moments, in float32.
+        (
+            "config.model",
+            16 * model.num_params // shards,
+            "make it smaller, or raise config.mesh.fsdp",
+        ),
+        (
+            f"config.train.batch_size={run.train.batch_size}",
+            run.train.batch_size * example // batch_shards(mesh),
+            "lower it",
+        ),
+        (f"config.sample.count={run.sample.count}", run.sample.count * example, "lower it"),
+    ):
+        if size > limit:
+            raise UvitError(
+                f"{key} needs at least {size / 2**30:.4g} GiB of memory per device, which has "
+                f"{limit / 2**30:.4g} GiB; {remedy}"
+            )
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -42,8 +42,8 @@ class SampleGrid:
     ):
         self._run, self._mesh, self._folder = run, mesh, folder
         self._layout = model.layout
-        _check_scale(run, dataset)
         decode = decoding.decoder(model.layout, run.sample)
+        _check_scale(run, dataset, decode)
         self._conditions, self._captions = _conditions(model, run, dataset, vocabulary)
         size = run.sample.count
         sampler = make_sampler(
@@ -60,7 +60,9 @@ class SampleGrid:
     def __call__(self, params: Any, step: int) -> None:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
         samples = jax.device_get(self._sample(params, (key, self._conditions)))
-        samples = decoding.decoded(self._layout, samples, self._decode)
+        samples = decoding.decoded(
+            self._layout, samples, self._decode, latents=self._run.of_latents
+        )
         self.last_step = step
         if jax.process_index() != 0:
             return
@@ -69,7 +71,8 @@ class SampleGrid:
             if name not in samples:
                 if f"{name}_latents" in samples:
                     file = self._folder.samples / f"{step:08d}_{name}.npy"
-                    np.save(file, samples[f"{name}_latents"])
+                    with io.atomic(file) as partial, partial.open("wb") as opened:
+                        np.save(opened, samples[f"{name}_latents"])
                 continue
             images = io.frames_as_images(samples[name])
             suffix = "" if len(names) == 1 else f"_{name}"
@@ -77,14 +80,24 @@ class SampleGrid:
             io.save_png(io.grid(images, captions=self._captions), self.last)
 
 
-def _check_scale(run: RunConfig, dataset: Any) -> None:
-    """Raises UvitError if samples would be decoded with another scale than that of the data."""
+def _check_scale(run: RunConfig, dataset: Any, decode: decoding.Decoder | None) -> None:
+    """Raises UvitError if samples would be decoded with another scale, mean or standard deviation
+    than those of the data."""
     index = getattr(dataset, "index", None)
     if index is not None and index.scale != run.sample.latent_scale:
         raise UvitError(
             f"the latents in {run.data.path} are scaled by {index.scale}, and "
             f"config.sample.latent_scale is {run.sample.latent_scale}; set it to {index.scale}"
         )
+    for key in ("latent_mean", "latent_std") if index is not None and decode is not None else ():
+        encoded = tuple(index.autoencoder["config"].get(key, ()))
+        decoded = getattr(decode.autoencoder.config, key)
+        if encoded != decoded:
+            raise UvitError(
+                f"the latents in {run.data.path} have {key}={encoded}, and those of "
+                f"config.sample.autoencoder {decoded}; name the folder of diffusers that "
+                f"{index.autoencoder['file']} is in, with its config.json"
+            )
 
 
 def _conditions(

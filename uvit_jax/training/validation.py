@@ -59,6 +59,7 @@ def make_validation(
             placed = jax.device_put(params, shardings(params, mesh))
         for start in range(0, count, batch_size):
             rows = dataset.batch([i % len(dataset) for i in range(start, start + batch_size)])
+            model.layout.check_ids(rows)
             batch = {name: spread(rows[name], mesh) for name in model.layout.inputs_in(rows)}
             with jax.set_mesh(mesh):
                 key = jax.random.fold_in(jax.random.key(seed), start)

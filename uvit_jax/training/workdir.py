@@ -6,6 +6,7 @@ Opening a folder that belongs to another run, or to no run, changes nothing in i
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -60,6 +61,8 @@ class Workdir:
             # A run that was killed before it wrote its config left some of these.
             own = {"samples", "lock", "vocabulary.json", "vocabulary.json.partial"}
             own.add("config.json.partial")
+            if self.steps:
+                raise UvitError(f"{self.config} is missing{self._restore()}")
             if self.path.exists() and any(p.name not in own for p in self.path.iterdir()):
                 raise UvitError(
                     f"workdir {self.path} is not empty and has no run (no config.json); "
@@ -85,21 +88,47 @@ class Workdir:
         if not self.path.exists():
             raise UvitError(f"the workdir {self.path} does not exist")
         if not self.config.is_file():
-            raise UvitError(f"{self.path} is not a workdir: it has no config.json")
+            if self.steps:
+                raise UvitError(f"{self.config} is missing{self._restore()}")
+            raise UvitError(
+                f"{self.path} is not a workdir: it has no config.json; give the --workdir of "
+                "experiments.train"
+            )
         try:
             config = json.loads(self.config.read_text())
         except ValueError as error:  # no JSON, or not even text
-            raise UvitError(f"{self.config} is damaged: {error}") from None
+            raise UvitError(f"{self.config} is damaged ({error}){self._restore()}") from None
         if not isinstance(config, dict) or "model" not in config:
-            raise UvitError(f"{self.config} is damaged: it has no model")
+            raise UvitError(f"{self.config} is damaged (it has no model){self._restore()}")
         return config
 
     def read_vocabulary(self) -> Vocabulary:
         """The vocabulary of the run in this folder; UvitError if there is none or it is damaged."""
         try:
             return Vocabulary.from_json(self.vocabulary.read_text())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UvitError(f"{self.vocabulary} is missing or damaged: {error}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            missing = not self.vocabulary.exists()
+            problem = "missing" if missing else f"damaged ({error})"
+            remedy = (
+                ""
+                if missing
+                else f"delete it with {shlex.join(['rm', str(self.vocabulary)])}, and "
+            )
+            raise UvitError(
+                f"{self.vocabulary} is {problem}; config.json and the checkpoints are intact; "
+                f"{remedy}rerun the run's experiments.train command with --workdir="
+                f"{shlex.quote(str(self.path))}, which writes it anew from the data and resumes"
+            ) from None
+
+    def _restore(self) -> str:
+        """How a lost config.json is restored."""
+        return (
+            f"; the checkpoints of steps {', '.join(map(str, self.steps))} are not affected; to "
+            "restore it, start the run's experiments.train command with a new --workdir=NEW, stop "
+            f"it, and run cp NEW/config.json {shlex.quote(str(self.path))}/"
+            if self.steps
+            else "; the folder has no checkpoint: delete it, or give a new --workdir"
+        )
 
     def create(self, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
         """Locks the folder and writes config and vocabulary. Call `check` first.
@@ -117,7 +146,8 @@ class Workdir:
         resumed = self.config.exists() and self.vocabulary.exists()
         # The vocabulary of weights that were imported without their data is empty.
         known = (text, Vocabulary().to_json())
-        if resumed and self.vocabulary.read_text() not in known:
+        if resumed and self.vocabulary.read_bytes().decode(errors="replace") not in known:
+            self.read_vocabulary()  # raises if it is damaged
             raise UvitError(
                 f"the classes or texts of the data differ from those of the run in {self.path}; "
                 "give another --workdir"

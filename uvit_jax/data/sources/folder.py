@@ -17,6 +17,8 @@ from uvit_jax.paths import local_path
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LISTED = 20
+"""How many broken images an error names; the others are logged."""
 TEXT_SUFFIXES = (".txt", ".caption")
 OTHER_IMAGES = (
     *(".gif", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff", ".jfif", ".jxl", ".jp2"),
@@ -111,9 +113,12 @@ class FolderSource(Source):
         with ThreadPoolExecutor(8) as pool:
             broken = [text for text in pool.map(problem, self.files) if text]
         if broken:
-            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            for text in broken[LISTED:]:
+                logger.warning("%s", text)
+            more = f" and {len(broken) - LISTED} more, logged" if len(broken) > LISTED else ""
             raise UvitError(
-                f"an image cannot be opened: {broken[0]}{more}; replace or remove what is broken"
+                f"{len(broken)} of {len(self.files)} images cannot be opened: "
+                f"{', '.join(broken[:LISTED])}{more}; replace or remove what is broken"
             )
 
     def _common_shape(self) -> tuple[int, int] | None:

@@ -64,7 +64,7 @@ class LatentDataset(Dataset):
         C = self.image_shape[-1]
         row = {"image": record["moments"][..., :C] * np.float32(self.index.scale)}
         if self.config.labels:
-            row["label"] = np.int32(record["label"])
+            row["label"] = np.int32(self.label(record))
         if self.tokenizer is not None:
             row["text"] = self._encode_caption((record["captions"] or ("",))[0])
         if self._texts is not None:
@@ -103,6 +103,8 @@ class LatentDataset(Dataset):
         samples *= np.float32(self.index.scale)
         batch = {"image": samples.reshape(B, *self.image_shape)}
         if self.config.labels:
+            for example in np.asarray(indices)[(labels < 0) | (labels >= self.num_classes)]:
+                self.label(self.source[int(example)])  # raises
             batch["label"] = labels
         if texts:
             batch["text"] = np.stack(texts)

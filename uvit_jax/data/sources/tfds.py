@@ -78,7 +78,14 @@ class TfdsSource(Source):
         if "label" in stored:
             record["label"] = int(stored["label"])
         if "named" in stored:
-            record["captions"] = (self._names[int(stored["named"])],)
+            number = int(stored["named"])
+            if not 0 <= number < len(self._names):
+                raise UvitError(
+                    f"{record['name']} has the class {number}, whose name would be its caption, of "
+                    f"{len(self._names)} classes: choose another split, or set "
+                    "config.data.text=False"
+                )
+            record["captions"] = (self._names[number],)
         if "captions" in stored:
             texts = stored["captions"]
             texts = texts["text"] if isinstance(texts, dict) else texts

@@ -20,6 +20,7 @@ import numpy as np
 from uvit_jax.diffusion.process import Denoised
 from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.diffusion.solvers import dpm_solver, simple
+from uvit_jax.diffusion.solvers.stability import stable_rows
 from uvit_jax.diffusion.solvers.table import EVALUATIONS, SamplerConfig, SolverRow, time_grid
 from uvit_jax.errors import UvitError
 
@@ -54,6 +55,7 @@ def sample(
     x_T: Tree,
     key: jax.Array | None = None,
     *,
+    prediction: str | None = None,
     keep_trajectory: bool = False,
 ) -> Tree | tuple[Tree, Trajectory]:
     """Generates samples with one `lax.scan`.
@@ -66,15 +68,17 @@ def sample(
       x_T: a pytree of standard normal noise, leaves (B, ...).
       key: for the samplers that add noise. The key for evaluation i and the leaf at path p is
         `fold_in(fold_in(key, i), crc32(p))`, so a segment's noise is independent of other segments.
+        With keys (B,), one per example, an example's noise is independent of the batch as well.
+      prediction: of the network, whose errors the table is fitted to (see `table_of`).
       keep_trajectory: whether to also return the intermediate states.
 
     Returns:
       x_0, like x_T, float32 (float64 if x_T is); with keep_trajectory, (x_0, Trajectory).
 
     Raises:
-      UvitError: if a key is missing, or the schedule does not support the config.
+      UvitError: if a key is missing, or `table_of` raises.
     """
-    table = _table(config, schedule)
+    table = table_of(config, schedule, prediction)
     dtype = jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(x_T)))
     columns = {
         f.name: np.array([getattr(r, f.name) for r in table]) for f in dataclasses.fields(SolverRow)
@@ -97,7 +101,7 @@ def sample(
         at |= {"x0": denoised.x0, "eps": denoised.eps}
         new = _sum([(row[name], at[name]) for name in used])
         if noisy:
-            z = _noise(jax.random.fold_in(key, row["index"]), new)
+            z = _noise(fold_in(key, row["index"]), new)
             if learned:
                 new = jax.tree.map(
                     lambda n, v, e: n + _learned_std(row, v) * e, new, _mix(denoised), z
@@ -124,6 +128,62 @@ def sample(
     return x_0, Trajectory(np.concatenate([columns["t"][:1], columns["t_next"][ends]]), states)
 
 
+def check(config: SamplerConfig, schedule: Schedule, prediction: str | None = None) -> None:
+    """Builds the sampler's table and drops it.
+
+    Raises:
+      UvitError: if `table_of` raises, or a coefficient is not finite.
+    """
+    with np.errstate(all="ignore"):
+        table = _table(config, schedule)
+    for row in table:
+        for name, value in vars(row).items():
+            if not np.isfinite(value) and not name.startswith("log_"):
+                raise UvitError(
+                    f"the sampler {config.name!r} has no finite step from t={row.t:.6g} to "
+                    f"{row.t_next:.6g} on the schedule {schedule.config.name!r}; change steps, "
+                    "spacing, t_start or t_end"
+                )
+    table_of(config, schedule, prediction)
+
+
+def one_per_example(key: jax.Array) -> bool:
+    """Whether `key` holds keys (B,), not a single one; a raw key, uint32 (2,), is a single one."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+
+
+def fold_in(key: jax.Array, data: Any) -> jax.Array:
+    """`jax.random.fold_in` of one key, or of each of keys (B,)."""
+    if one_per_example(key):
+        return jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
+    return jax.random.fold_in(key, data)
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Standard normal noise (B, …) from one key, or from one of keys (B,) for each example."""
+    if one_per_example(key):
+        return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(key)
+    return jax.random.normal(key, shape, dtype)
+
+
+def table_of(
+    config: SamplerConfig, schedule: Schedule, prediction: str | None = None
+) -> list[SolverRow]:
+    """The table of a sampler.
+
+    Args:
+      prediction: what the network predicts, with errors (see `stability.stable_rows`): with a
+        denoiser that clips x0, from which it computes eps, `x0`. None is for an exact denoiser.
+
+    Raises:
+      UvitError: if the schedule does not support the config, or small errors of the prediction
+        would dominate the samples.
+    """
+    if prediction is None:
+        return _table(config, schedule)
+    return stable_rows(config, schedule, prediction, _table)
+
+
 def _table(config: SamplerConfig, schedule: Schedule) -> list[SolverRow]:
     if config.name.startswith("dpm_solver"):
         return dpm_solver.rows(config, schedule)
@@ -140,7 +200,7 @@ def _sum(terms: list[tuple[jax.Array, Tree]]) -> Tree:
 def _noise(key: jax.Array, like: Tree) -> Tree:
     def noise(path, x):
         name = zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())
-        return jax.random.normal(jax.random.fold_in(key, np.uint32(name)), x.shape, x.dtype)
+        return normal(fold_in(key, np.uint32(name)), x.shape, x.dtype)
 
     return jax.tree_util.tree_map_with_path(noise, like)
 

@@ -24,6 +24,9 @@ Sampler = Literal["ddpm", "ddim", "euler_maruyama", "euler", "heun", "dpm_solver
 EVALUATIONS = {"heun": 2}
 """Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
 
+MAX_STEPS = 100_000
+"""Tables are built on the host, row by row."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig(Config):
@@ -44,13 +47,15 @@ class SamplerConfig(Config):
         t = 0 (ddpm, ddim and euler only). Default: `respaced` for ddpm and ddim on discrete
         schedules (unless t_start or t_end is given), `log_snr` for dpm_solver, else `time`.
       t_start, t_end: the first and the last time. Default: the schedule's t_max and t_min, except
-        that ddpm and ddim end at 0 (but not with `log_snr`), and euler_maruyama not below 1e-3.
+        that ddpm and ddim end at 0 (but not with `log_snr`), and euler_maruyama not below 1e-3; for
+        networks of eps or score on a schedule with alpha(t_max) = 0, where sigma = 100 alpha.
       eta: of ddim; 0 is deterministic, 1 is ddpm with the small variance.
       variance: of ddpm. `small`: the posterior variance given x0 (beta tilde); `large`: beta;
         `learned`: interpolated by the network's output (`denoiser(..., learned_range=True)`).
       method: of the DPM solvers. `fast`: singlestep of order 3, with lower orders at the end so
-        that `steps` is the number of evaluations (Lu et al. 2022a, section 3.4); `singlestep`;
-        `multistep`, for dpm_solver_pp only.
+        that `steps` is the number of evaluations (Lu et al. 2022a, section 3.4), and with order 1
+        throughout where these are too few (see stability.py); `singlestep`; `multistep`, for
+        dpm_solver_pp only.
       order: of singlestep and multistep.
       lower_order_final: lowers the order of `multistep` to 1 towards the last step: more stable
         with few steps, at the price of the asymptotic order of 3M.
@@ -72,8 +77,17 @@ class SamplerConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise UvitError(f"steps must be at least 1, got {self.steps}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UvitError(f"steps must lie in [1, {MAX_STEPS}], got {self.steps}")
+        for key in ("t_start", "t_end"):
+            t = getattr(self, key)
+            if t is not None and not 0 <= t <= 1:
+                raise UvitError(f"{key} must lie in [0, 1], got {t}")
+        if None not in (self.t_start, self.t_end) and self.t_start <= self.t_end:
+            raise UvitError(
+                f"t_start={self.t_start} must be larger than t_end={self.t_end}: samplers run from "
+                "noise, t = 1, to data, t = 0"
+            )
         if self.method != "fast" and not self.name.startswith("dpm_solver"):
             raise UvitError(f"method={self.method!r} needs a DPM solver, not {self.name!r}")
         if self.method == "multistep" and self.name != "dpm_solver_pp":

@@ -32,6 +32,7 @@ def preset(
     *,
     patch_size: int,
     num_classes: int = 1000,
+    null_class: bool = True,
     conditioning: str = "adaln_zero",
     learned_range: bool = True,
     **backbone: Any,
@@ -43,6 +44,7 @@ def preset(
       image_shape: (H, W, C) of the latents that are denoised.
       patch_size: side of a patch; it must divide H and W.
       num_classes: without the null class.
+      null_class: whether the label table has one, as with label dropout in training.
       conditioning: a key of `CONDITIONINGS`; the published checkpoints are `adaln_zero`.
       learned_range: whether the output has 2C channels (DiT) or C (SiT's flows may have either).
       backbone: any other key of `BackboneConfig`.
@@ -60,9 +62,10 @@ def preset(
     enter, modulation = CONDITIONINGS[conditioning]
     # As in the original, the extra tokens have no positions.
     entry = dict(enter=enter, position="none")
+    table = {} if null_class else dict(null_class=False)
     segments = dict(
         time=dict(kind="time", time="image", sinusoid_size=256, mlp_ratio=1.0, **entry),
-        label=dict(kind="label", num_classes=num_classes, init_std=0.02, **entry),
+        label=dict(kind="label", num_classes=num_classes, init_std=0.02, **table, **entry),
         image=dict(
             kind="patches",
             role="noisy",

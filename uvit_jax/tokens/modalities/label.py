@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -28,7 +29,13 @@ class Label(Segment):
     init_std: float = 1.0
 
     def problem(self) -> str:
-        return "" if self.num_classes > 0 else "num_classes must be at least 1"
+        if not 0 < self.num_classes < 2**31 - 1:  # indices are int32
+            return f"num_classes must lie in [1, 2**31 - 2], got {self.num_classes}"
+        return ""
+
+    @property
+    def num_ids(self) -> int:
+        return self.num_classes + self.null_class
 
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return LabelEmbedding(self, width, dtype=dtype, rngs=rngs)
@@ -42,7 +49,7 @@ class LabelEmbedding(nnx.Module):
 
     def __init__(self, segment: Label, width: int, *, dtype: Any, rngs: nnx.Rngs):
         self.table = nnx.Embed(
-            segment.num_classes + segment.null_class,
+            segment.num_ids,
             width,
             dtype=dtype,
             embedding_init=nnx.initializers.normal(segment.init_std),
@@ -50,4 +57,5 @@ class LabelEmbedding(nnx.Module):
         )
 
     def __call__(self, label_B: jax.Array) -> jax.Array:
-        return self.table(label_B)[:, None]
+        # Unsigned: a negative index is NaN, as one beyond the table is, not counted from its end.
+        return self.table(label_B.astype(jnp.uint32))[:, None]

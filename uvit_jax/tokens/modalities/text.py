@@ -55,7 +55,13 @@ class Text(Segment):
             return f"names must be different ids from 1 to vocab_size - 1, got {self.names}"
         if self.names and self.pooled:
             return "names needs pooled=False: a mean over all tokens has no vector of a name"
-        return "" if self.vocab_size > 0 else "vocab_size must be at least 1"
+        if not 0 < self.vocab_size < 2**31:  # ids are int32
+            return f"vocab_size must lie in [1, 2**31 - 1], got {self.vocab_size}"
+        return ""
+
+    @property
+    def num_ids(self) -> int:
+        return self.vocab_size
 
     @property
     def grid(self) -> Grid:
@@ -97,7 +103,8 @@ class TextEmbedding(nnx.Module):
         self.encoder = TextTransformer(segment, width, dtype=dtype, rngs=rngs) if encode else None
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        vectors_BTD = self.table(ids_BT)
+        # Unsigned: a negative id is NaN, as one beyond the table is, not counted from its end.
+        vectors_BTD = self.table(ids_BT.astype(jnp.uint32))
         if self.encoder is not None:
             vectors_BTD = self.encoder(vectors_BTD)
         if not self.pooled:

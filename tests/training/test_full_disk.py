@@ -1,0 +1,99 @@
+"""A full disk ends a command with one line that names the path, and leaves no cut file."""
+
+import errno
+import os
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.running import TINY, finish, start, train, wait_for_step
+from uvit_jax import io
+from uvit_jax.errors import UvitError
+from uvit_jax.interop import files
+from uvit_jax.training.metrics_writer import EventFile
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not possible")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk):
+    with (disk / "filler").open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 1000):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def errors(err):
+    assert "Traceback" not in err
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("every", [5, 100000], ids=["saving", "rows"])
+def test_training_ends_with_one_line_and_resumes(every, small_disk):
+    workdir = small_disk / "run"
+    args = (f"--config={TINY}", f"--workdir={workdir}", f"--config.train.checkpoint_every={every}")
+    many = ("--config.train.steps=100000", "--config.train.keep_checkpoints=1000")
+    process = start("experiments.train", *args, *many)
+    wait_for_step(workdir, 3, process)
+    if every > 5:
+        fill(small_disk)
+    began = time.monotonic()
+    status, _, err = finish(process, 60)
+    assert status == 2, err
+    (line,) = errors(err)
+    assert str(workdir) in line and "No space left" in line and "same command" in line
+    if every > 5:
+        assert time.monotonic() - began < 20
+        (small_disk / "filler").unlink()
+        train(workdir, "--config.train.steps=4")
+
+
+WRITERS = {
+    "text": lambda path: io.write_text(path, "x" * 3_000_000),
+    "png": lambda path: io.save_png(
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (1200, 1200, 3), np.uint8)), path
+    ),
+    "safetensors": lambda path: files.write_tensors(path, {"a": np.zeros(1_000_000)}),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_files_are_written_whole_or_not_at_all(suffix, small_disk):
+    path = small_disk / f"file.{suffix}"
+    path.write_bytes(b"before")
+    with pytest.raises(UvitError, match=rf"{path} cannot be written.*make space"):
+        WRITERS[suffix](path)
+    assert [p.name for p in small_disk.iterdir()] == [path.name]
+    assert path.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_an_error_of_the_system_names_the_path_and_removes_the_partial_file(number, tmp_path):
+    path = tmp_path / "a" / "b.json"
+    with pytest.raises(UvitError, match=r"b\.json cannot be written"), io.atomic(path) as partial:
+        partial.write_text("half")
+        raise OSError(number, os.strerror(number))
+    assert not list(path.parent.iterdir())
+
+
+def test_a_full_disk_raises_from_the_event_file_at_once(small_disk):
+    events = EventFile(small_disk, 0)
+    fill(small_disk)
+    with pytest.raises(UvitError, match=r"events\.out.* cannot be written"):
+        for step in range(10_000):
+            events.write(step, {"loss": 1.0})
+    events.close()

@@ -147,7 +147,10 @@ def run_64(name: str) -> dict[str, Any]:
     config["model"] = model(name, (64, 64, 3), 8, SIZE_64["width"], text)
     config["data"]["image_size"] = 64
     config["diffusion"] |= dict(weighting="velocity", logit_mean=0.8)
-    config["text_pretraining"] = dict(steps=400)
+    config["data"]["distractors"] = 0.3 if context else 0.0
+    # The encoder also reads captions of three subjects, which are tested and never trained.
+    several = dict(max_subjects=3) | (dict(places=3) if context else {})
+    config["text_pretraining"] = dict(steps=400, data=several)
     config["train"] |= dict(
         steps=STEPS_64[name],
         batch_size=SCENES_64[name],

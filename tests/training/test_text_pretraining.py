@@ -16,7 +16,7 @@ from uvit_jax.models.presets import unified
 from uvit_jax.tokens.modalities.text import Text
 from uvit_jax.training import text_pretraining
 from uvit_jax.training.loop import train
-from uvit_jax.training.run_config import TextPretrainingConfig, parse_run
+from uvit_jax.training.run_config import TextPretrainingConfig, parse_run, pretraining_data
 
 NAMES = (257, 258, 259)
 TEXT = dict(shape=(24,), vocab_size=320, encoder_depth=2, encoder_width=32, names=NAMES)
@@ -131,6 +131,19 @@ def test_a_run_starts_with_the_encoder(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, two)
 
 
+def test_captions_may_be_of_other_scenes_than_the_images():
+    run = parse_run(config(data=dict(max_subjects=3)))
+    segment = run.model.segments["text"]
+    counts = []
+    for data in (run.data, pretraining_data(run)):
+        dataset = pipeline.dataset(data)
+        captions = text_pretraining.read_captions(run.text_pretraining, segment, dataset)
+        named_NS = captions.named_NST.sum(-1) > 0
+        assert ((captions.facts_NSF[..., 0] >= 0) == named_NS).all()
+        counts.append(set(named_NS.sum(1).tolist()))
+    assert counts == [{1, 2}, {1, 2, 3}]
+
+
 def test_its_flops_are_counted():
     pretraining = TextPretrainingConfig(steps=10, batch_size=8)
     flops = text_pretraining.flops(pretraining, Text(name="text", **TEXT))
@@ -153,6 +166,10 @@ def test_pretraining_without_an_encoder_raises():
     fails(
         r"set encoder_depth and encoder_width",
         lambda c: c["model"]["segments"]["text"].update(encoder_width=0),
+    )
+    fails(
+        r"text_pretraining\.data\.max_subject is not a known key.*'max_subjects'",
+        lambda c: c["text_pretraining"].update(data=dict(max_subject=3)),
     )
     fails("learning_rate positive", lambda c: c["text_pretraining"].update(learning_rate=0))
     dataset = pipeline.dataset(DataConfig(**(DATA | dict(text=False))))

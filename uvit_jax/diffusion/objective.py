@@ -252,7 +252,7 @@ def weight(t: jax.Array, config: ObjectiveConfig) -> jax.Array:
         "sigmoid": lambda: alpha2 * jax.nn.sigmoid(config.bias - schedule.log_snr(t)),
         "velocity": lambda: (
             jnp.square(process.determinant("velocity", schedule, t))
-            * jnp.minimum(sigma2 / config.floor**2, 1)
+            * jnp.square(jnp.minimum(jnp.sqrt(sigma2) / config.floor, 1))
         ),
     }[config.weighting]()
     return on_x0_times_sigma2 / jnp.square(process.determinant(config.prediction, schedule, t))

@@ -39,7 +39,13 @@ from uvit_jax.training.clock import Clock
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
-from uvit_jax.training.run_config import RunConfig, TrainConfig, check_memory, check_mesh
+from uvit_jax.training.run_config import (
+    RunConfig,
+    TrainConfig,
+    check_memory,
+    check_mesh,
+    pretraining_data,
+)
 from uvit_jax.training.sample_grid import SampleGrid
 from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
@@ -119,7 +125,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         state, position = restored or (state, 0)
         start = int(state.step)
         if not restored and run.text_pretraining.steps:
-            state = _with_text_encoder(run, state, shardings, dataset)
+            state = _with_text_encoder(run, state, shardings)
         if main:
             logger.info(
                 "%s on %d %s device(s), %s at step %d",
@@ -311,13 +317,12 @@ class Batches:
         return batch, np.asarray(local["index"]).tolist()
 
 
-def _with_text_encoder(
-    run: RunConfig, state: TrainState, shardings: TrainState, dataset: Dataset
-) -> TrainState:
+def _with_text_encoder(run: RunConfig, state: TrainState, shardings: TrainState) -> TrainState:
     """A fresh state with the pretrained encoder in its parameters and their average."""
     config = run.text_pretraining
     segment = run.model.segments[config.segment]
     began = time.perf_counter()
+    dataset = pipeline.dataset(pretraining_data(run))
     encoder, loss = pretrained(config, segment, dataset, seed=run.seed)
     logger.info(
         "text encoder: %d steps on captions, loss %.4f, %.0f s",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from uvit_jax.config import Config, parse, plain
+from uvit_jax.config import Config, parse, plain, to_dict
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
@@ -91,6 +91,8 @@ class TextPretrainingConfig(Config):
       segment: the text segment, with `encoder_depth`.
       facts: whether the output at a subject's name predicts what the caption states of it as well
         (its place and facing in rendered scenes), for data that say so in records' `facts`.
+      data: keys of config.data that differ for these captions: {"max_subjects": 3} teaches how
+        captions of three subjects read, of which the run need not have images.
       freeze: whether the run leaves the encoder as it is, and trains only the projection of its
         output into the sequence.
       batch_size: captions a step. learning_rate: the peak.
@@ -99,6 +101,7 @@ class TextPretrainingConfig(Config):
     steps: int = 0
     segment: str = "text"
     facts: bool = True
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     freeze: bool = True
     batch_size: int = 128
     learning_rate: float = 3e-3
@@ -361,14 +364,25 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         raise UvitError(f"config.sample.sampler: {error}") from None
     _check_text_pretraining(run)
     dropping = run.train.drop_references or run.train.drop_each_reference
+    dropping = dropping or (run.train.drop_jointly and layout.references)
     if dropping and not any(s.optional for s in layout.references):
         raise UvitError(
-            "config.train.drop_references and drop_each_reference need a model with optional "
-            "references"
+            "config.train.drop_references, drop_jointly and drop_each_reference need a model with "
+            "optional references"
         )
     if any(s.learned_range for s in layout.noisy):
         bound.check(make(run.diffusion.schedule), run.diffusion.time_sampling)
     return run
+
+
+def pretraining_data(run: RunConfig) -> DataConfig:
+    """The data whose captions a text encoder is pretrained on.
+
+    Raises:
+      UvitError: for a key that the data do not have.
+    """
+    changed = {**to_dict(run.data), **run.text_pretraining.data}
+    return parse(DataConfig, changed, "config.text_pretraining.data")
 
 
 def _check_text_pretraining(run: RunConfig) -> None:
@@ -383,9 +397,10 @@ def _check_text_pretraining(run: RunConfig) -> None:
             f"config.text_pretraining.segment={run.text_pretraining.segment!r} is not a text of "
             f"the model{hint}"
         )
+    pretraining_data(run)
     if not segment.encoder_width:
         raise UvitError(
-            f"config.text_pretraining needs an encoder; set encoder_depth and encoder_width of "
+            "config.text_pretraining needs an encoder; set encoder_depth and encoder_width of "
             f"config.model.segments.{segment.name}"
         )
 

@@ -150,7 +150,9 @@ def test_given_frames_of_another_shape_are_refused():
         video_tasks.task(run.model.layout(), run.sample, first=np.zeros((16, 16, 3)))
 
 
-@pytest.mark.parametrize("name", ["totems_dit", "clips", "uvit_1b-720p-5s"])
+@pytest.mark.parametrize("name", ["totems_dit", "clips", "uvit_1b-720p-5s", "dit_1b-1080p-16s"])
 def test_configs_are_whole(name):
     run = parse_run(read_config(f"{ROOT}/configs/video.py:{name}", {}))
-    assert {"first", "video", "last"} <= run.model.layout().by_name.keys()
+    layout = run.model.layout()
+    assert {"first", "video", "last"} <= layout.by_name.keys()
+    assert run.mesh.context == 1 or layout.num_tokens % 64 == 0

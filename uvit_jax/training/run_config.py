@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from uvit_jax.config import Config, parse, plain, to_dict
+from uvit_jax.config import Config, brief, parse, plain, to_dict
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.diffusion import bound
 from uvit_jax.diffusion.objective import ObjectiveConfig
@@ -203,7 +203,7 @@ class TrainConfig:
             if len(given) != 2 or not 1 <= given[0] <= given[1] <= self.steps:
                 raise UvitError(
                     f"profile_steps must be (first, last) with 1 <= first <= last <= steps="
-                    f"{self.steps}, got {given}"
+                    f"{self.steps}, got {brief(given)}"
                 )
 
 

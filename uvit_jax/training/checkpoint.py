@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from uvit_jax.errors import UvitError
-from uvit_jax.io import write_text
+from uvit_jax.io import read_json, write_text
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import parse_model
 from uvit_jax.training.state import TrainState
@@ -220,11 +220,7 @@ def check_checksums(checkpoint: Path) -> None:
     """Raises ValueError, naming the file, if one is missing or differs from `CHECKSUMS`, if any."""
     if not (checkpoint / CHECKSUMS).exists():
         return
-    try:
-        checksums = dict(json.loads((checkpoint / CHECKSUMS).read_bytes()))
-    except (ValueError, TypeError):
-        raise ValueError(f"{CHECKSUMS} is damaged") from None
-    for name, checksum in checksums.items():
+    for name, checksum in read_json(checkpoint / CHECKSUMS).items():
         if not (checkpoint / name).is_file():
             raise ValueError(f"{name} is missing")
         if _checksum(checkpoint / name) != checksum:

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse(argv)
     from experiments.subjects import totem_judge
     from experiments.subjects.judge_training import train
+    from uvit_jax.io import write_text
 
     if args.calibrate:
         from experiments.subjects import judge_calibration
@@ -44,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = judge_calibration.to_markdown(table)
         print(text)
         if args.out:
-            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.out).write_text(text)
+            write_text(args.out, text)
         cli.write_json(args.json, table)
         return 0
     if args.steps < 1 or args.seed < 0:
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.out:
         raise UvitError("pass --out=FILE.safetensors, where the weights are written")
     out = Path(args.out).expanduser()
+    if out.suffix != ".safetensors":
+        raise UvitError(f"--out={out} must end in .safetensors")
     if out.exists():
         raise UvitError(f"--out={out} exists; give another file, or move it away")
     began = time.perf_counter()

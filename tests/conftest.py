@@ -4,6 +4,7 @@ Nothing else is shared: a compiled program is the same program, and the cache st
 """
 
 import os
+import subprocess
 import tempfile
 from importlib import metadata
 
@@ -25,3 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if metadata.version("jaxlib").startswith("0.10."):
         flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not possible")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,8 +1,11 @@
 """Pictures as files."""
 
 import numpy as np
+import pytest
 
-from uvit_jax.io import _wrapped, grid, save_png, to_uint8
+from tests.helpers import hostile
+from uvit_jax.errors import UvitError
+from uvit_jax.io import _wrapped, grid, read_json, save_png, to_uint8
 
 
 def test_values_are_clipped_to_the_range():
@@ -34,3 +37,15 @@ def test_captions_take_a_line_and_grey_images_stay_grey():
     images = np.zeros((2, 8, 8, 1))
     plain, captioned = (grid(images, captions=c, cell=8) for c in (None, ["a", "b" * 99]))
     assert captioned.height > plain.height and captioned.width == plain.width
+
+
+@pytest.mark.parametrize("damaged", hostile.FILES.values(), ids=hostile.FILES)
+def test_json_of_another_form_is_one_line(damaged, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_bytes(damaged)
+    with pytest.raises(UvitError, match=r"a\.json is damaged.*; delete it$"):
+        read_json(file, remedy="; delete it")
+    with pytest.raises(UvitError, match=r"nothing\.json cannot be read.*; delete it$"):
+        read_json(tmp_path / "nothing.json", remedy="; delete it")
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}')  # with a byte order mark, as Windows' editors write
+    assert read_json(file) == {"a": 1}

@@ -105,7 +105,10 @@ def plain(config: Any, where: str = "config") -> dict[str, Any]:
         value = value.to_dict() if hasattr(value, "to_dict") else value
         return {k: convert(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
-    converted = convert(config)
+    try:
+        converted = convert(config)
+    except RecursionError:
+        raise UvitError(f"{where} has too many levels") from None
     if not isinstance(converted, dict):
         raise UvitError(f"{where} must be a group of keys, got {brief(config)}")
     return converted

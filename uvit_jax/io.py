@@ -1,10 +1,12 @@
-"""Images as files: arrays in [-1, 1] to PNG grids."""
+"""Files: arrays in [-1, 1] as PNG grids, JSON, writing whole or not at all."""
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -91,6 +93,26 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file that appears whole or not at all."""
     with atomic(path) as partial:
         partial.write_text(text)
+
+
+def read_json(path: Path, *, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+      remedy: ends the message of the error.
+
+    Raises:
+      UvitError: if it cannot be read, is no JSON, or another value than an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UvitError(f"{path} cannot be read ({error.strerror or error}){remedy}") from None
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or too many levels or digits
+        raise UvitError(f"{path} is damaged ({error}){remedy}") from None
+    if not isinstance(value, dict):
+        raise UvitError(f"{path} is damaged (it is not a JSON object){remedy}")
+    return value
 
 
 @contextlib.contextmanager

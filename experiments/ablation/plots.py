@@ -54,9 +54,8 @@ def curves(plan: AblationPlan, records: RunRecords, path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize="small")
     axes[0].set_ylabel(f"{METRIC} (mean and range over seeds)")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=150)
-    partial.replace(path)
+    with io.atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
 
 
 def sheets(plan: AblationPlan, workdir: Path) -> None:

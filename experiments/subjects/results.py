@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from uvit_jax.config import Config
 from uvit_jax.errors import UvitError, nearest
-from uvit_jax.io import write_text
+from uvit_jax.io import atomic, write_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,8 @@ def write_scores(path: Path, rows: Iterable[Score]) -> None:
     writer.writerow(COLUMNS)
     writer.writerows(dataclasses.astuple(row) for row in rows)
     content = out.getvalue().encode()
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    partial.replace(path)
+    with atomic(path) as partial:
+        partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def read_scores(path: Path) -> list[Score]:

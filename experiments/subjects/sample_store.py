@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UvitError
-from uvit_jax.io import to_uint8, write_text
+from uvit_jax.io import atomic, to_uint8, write_text
 
 
 class SampleStore:
@@ -24,11 +24,8 @@ class SampleStore:
     def write(self, method: str, setting: str, images: np.ndarray) -> None:
         """Writes images (Q, samples, H, W, C) in [-1, 1], atomically."""
         path = self._path(method, setting)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with atomic(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, answers=to_uint8(images))
-        partial.rename(path)
 
     def read(self, method: str, setting: str) -> np.ndarray:
         """Reads images, float32 in [-1, 1]; UvitError if the file is damaged."""
@@ -44,7 +41,6 @@ class SampleStore:
     def note(self, name: str, value: Any) -> None:
         """Writes plain JSON under a name."""
         path = self.folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(value, indent=1) + "\n")
 
     def noted(self, name: str) -> Mapping[str, Any] | None:

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from uvit_jax.data.sources.worlds import backgrounds, factors
 from uvit_jax.errors import UvitError
+from uvit_jax.interop.files import write_tensors
 
 SIZE, EMBEDDING = 32, 128
 FOLDER = Path(__file__).parent / "judges"
@@ -130,12 +131,9 @@ def load(which: int | str | Path) -> TotemJudge:
 
 def save(path: str | Path, module: TotemJudgeNetwork) -> None:
     """Writes a judge's parameters as float16; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = nnx.split(module)[1]
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: np.asarray(v, np.float16) for k, v in _flat(state).items()}, str(partial))
-    partial.replace(path)
+    tensors = {k: np.asarray(v, np.float16) for k, v in _flat(state).items()}
+    write_tensors(Path(path), tensors)
 
 
 def _flat(state) -> dict[str, jax.Array]:

@@ -10,7 +10,9 @@ import safetensors.numpy
 
 import uvit_jax
 from experiments import encode_latents
+from tests.helpers import hostile
 from tests.helpers.autoencoders import randomised
+from tests.helpers.latent_folders import INDEX
 from uvit_jax import io
 from uvit_jax.autoencoders.kl import (
     build_autoencoder,
@@ -19,6 +21,7 @@ from uvit_jax.autoencoders.kl import (
     sample_moments,
 )
 from uvit_jax.autoencoders.kl_weights import export_autoencoder, load_autoencoder
+from uvit_jax.config import parse, to_dict
 from uvit_jax.data.latent_shards import LatentIndex
 from uvit_jax.data.shards import open_index
 from uvit_jax.errors import UvitError
@@ -84,6 +87,9 @@ def test_latents_are_those_of_the_pipelines(plain, tmp_path, case):
         (dict(shift_factor=[0.1] * C), "shift_factor"),
         (dict(latents_mean=MEAN[:2]), "latents_mean"),
         (dict(latents_mean=0.5), "latents_mean"),
+        (dict(latents_mean=[10**400] * C), "latents_mean.*finite"),
+        (dict(latents_std=["1"] * C), "latents_std.*finite"),
+        (dict(latents_mean=[[[1.0]]] * C), "latents_mean.*finite"),
         (dict(latents_std=[1.0, float("inf"), 1.0]), "latents_std"),
         (dict(latents_std=[1.0, 0.0, 1.0]), "latent_std"),
         (dict(latents_std=[1.0, -1.0, 1.0]), "latent_std"),
@@ -125,6 +131,22 @@ def test_folders_of_latents_record_them(plain, tmp_path, settings):
     other = dataclasses.replace(config, latent_mean=(9.0,) * C)
     with pytest.raises(UvitError, match=r"latent_mean=.*config\.sample\.autoencoder"):
         sample_grid._check_scale(run, data, Decoder(build_autoencoder(other), {}, 0.5))
+
+
+@pytest.mark.parametrize("damaged", hostile.FILES.values(), ids=hostile.FILES)
+def test_a_damaged_config_is_named(plain, tmp_path, damaged):
+    (folder(tmp_path, plain) / "config.json").write_bytes(damaged)
+    with pytest.raises(UvitError, match=r"config\.json is damaged"):
+        load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["latent_mean", "latent_std"])
+@pytest.mark.parametrize("value", [None, 5, "abcd", [1.0] * 3, [None] * 4, [10**400] * 4])
+def test_an_index_with_other_statistics_is_refused(key, value):
+    index = to_dict(INDEX)
+    index["autoencoder"] = INDEX.autoencoder | {"config": {key: value}}
+    with pytest.raises(UvitError, match=rf"autoencoder\.config\.{key}=.* must be 4 numbers"):
+        parse(LatentIndex, index)
 
 
 def test_latents_of_three_channels_are_no_images():

@@ -8,10 +8,15 @@ import pytest
 from PIL import Image
 
 from experiments import cli, train
+from tests.helpers import hostile
 from tests.helpers.running import ROOT, TINY, finish, losses, start
 from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
 from uvit_jax.errors import UvitError
+from uvit_jax.training.checkpoint import CHECKSUMS, check_checksums
+from uvit_jax.training.metrics_writer import read_metrics
+from uvit_jax.training.workdir import Workdir
 
 
 def run(*args, config=str(ROOT / TINY)):
@@ -272,3 +277,59 @@ def test_a_broken_image_met_late_saves_the_steps_before(tmp_path):
     broken.write_bytes(content)
     assert run(*args, f"--workdir={workdir}") == 0
     assert losses(workdir) == losses(tmp_path / "intact")
+
+
+DEEP = {"a": 1}
+for _ in range(450):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize("damaged", hostile.FILES.values(), ids=hostile.FILES)
+def test_damaged_json_in_a_workdir_is_one_line(damaged, tmp_path):
+    workdir = Workdir(tmp_path)
+    for file in (workdir.config, workdir.vocabulary, workdir.metrics):
+        file.write_bytes(damaged + b"\n")
+    with pytest.raises(UvitError, match=r"config\.json is damaged.*--workdir"):
+        workdir.read_config()
+    with pytest.raises(UvitError, match=r"vocabulary\.json is damaged.*rm .*experiments\.train"):
+        workdir.read_vocabulary()
+    with pytest.raises(UvitError, match=r"line 1 of .*metrics\.jsonl is damaged"):
+        read_metrics(workdir.metrics)
+    (tmp_path / CHECKSUMS).write_bytes(damaged)
+    with pytest.raises(UvitError, match=rf"{CHECKSUMS} is damaged"):
+        check_checksums(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["classes", "tokenizer", "features"])
+@pytest.mark.parametrize("value", [5, "abc", {"a": 1}, [1], DEEP, {"words": 5}, 10**400])
+def test_vocabularies_of_other_types_are_refused(key, value):
+    valid = json.loads(Vocabulary(("a",)).to_json())
+    with pytest.raises(UvitError):
+        Vocabulary.from_json(json.dumps(valid | {key: value}))
+
+
+def test_null_features_of_other_shapes_are_refused():
+    features = TextFeatures(np.zeros((2, 3), np.float32)).to_dict()
+    for shape in ([6], [10**400, 1], "23", [2, 4], None):
+        text = json.dumps(
+            {"classes": [], "tokenizer": None, "features": features | {"shape": shape}}
+        )
+        with pytest.raises(UvitError, match="vocabulary"):
+            Vocabulary.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "row", [dict(step="1"), dict(loss=None), dict(loss=10**400), dict(step=[])]
+)
+def test_rows_of_metrics_of_other_types_are_refused(row, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5} | row) + "\n")
+    with pytest.raises(UvitError, match=r"line 1 of .*repair it"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("config", [{"model": {}, "train": 5}, {"model": DEEP}, {"model": [DEEP]}])
+def test_a_config_of_other_types_is_of_another_run(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wanted = {"optimizer": {"schedule": "cosine"}, "train": {"steps": 1}, "model": {}}
+    with pytest.raises(UvitError, match="another config"):
+        Workdir(tmp_path).check(wanted)

@@ -1,32 +1,26 @@
 """A full disk ends a command with one line that names the path, and leaves no cut file."""
 
+import dataclasses
 import errno
 import os
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+from experiments.subjects import totem_judge
+from experiments.subjects.sample_store import SampleStore
+from tests.helpers import latent_folders
 from tests.helpers.running import TINY, finish, start, train, wait_for_step
 from uvit_jax import io
+from uvit_jax.data import shards
+from uvit_jax.data.latent_shards import LatentReader
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files
 from uvit_jax.training.metrics_writer import EventFile
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting is not possible")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def fill(disk):
@@ -89,6 +83,48 @@ def test_an_error_of_the_system_names_the_path_and_removes_the_partial_file(numb
         partial.write_text("half")
         raise OSError(number, os.strerror(number))
     assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("records", [[2_000_000] * 3, [1000] * 5000], ids=["large", "many"])
+def test_shards_are_written_whole_or_not_at_all(records, small_disk):
+    index = dataclasses.replace(latent_folders.INDEX, count=1, shard_size=1)
+
+    def write(sizes):
+        return shards.write_missing_shards(
+            small_disk, index, lambda _: (b"\0" * n for n in sizes), reader=LatentReader
+        )
+
+    with pytest.raises(UvitError, match=r"latents-00000.* cannot be written.*No space.*make space"):
+        write(records)
+    assert [p.name for p in small_disk.iterdir()] == [index.plan_name]
+    with pytest.raises(KeyError, match="reading"):  # an error of the records is not of the disk
+        shards.write_missing_shards(
+            small_disk, index, lambda _: iter([{}["reading"]]), reader=LatentReader
+        )
+
+
+def test_an_index_on_a_full_disk_leaves_no_partial_file(small_disk):
+    fill(small_disk)
+    folder = small_disk / "latents"
+    with pytest.raises(UvitError, match=r"latents.* cannot be written.*make space"):
+        latent_folders.write(folder)
+    assert not list(folder.glob("*")) and not list(folder.glob(".*"))
+
+
+def test_a_judge_on_a_full_disk_leaves_no_partial_file(small_disk):
+    fill(small_disk)
+    with pytest.raises(UvitError, match=r"judge\.safetensors cannot be written.*make space"):
+        totem_judge.save(
+            small_disk / "judge.safetensors", totem_judge.TotemJudgeNetwork(rngs=nnx.Rngs(0))
+        )
+    assert [p.name for p in small_disk.iterdir()] == ["filler"]
+
+
+def test_samples_of_a_comparison_are_written_whole_or_not_at_all(small_disk):
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 1, 1000, 1000, 3))
+    with pytest.raises(UvitError, match=r"single\.npz cannot be written.*make space"):
+        SampleStore(small_disk).write("unified", "single", images)
+    assert not list((small_disk / "unified").iterdir())
 
 
 def test_a_full_disk_raises_from_the_event_file_at_once(small_disk):

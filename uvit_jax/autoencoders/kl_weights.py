@@ -7,7 +7,6 @@ compvis         encoder.down.0.block.0.conv1.weight, mid.attn_1.q …; alone, or
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.autoencoders.kl import Autoencoder, AutoencoderConfig, build_autoencoder
-from uvit_jax.config import parse
+from uvit_jax.config import brief, parse
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.interop import files, mapping
 from uvit_jax.interop.mapping import CONV, LINEAR, Entry, Tensors, Transform
+from uvit_jax.io import read_json
 from uvit_jax.models.model import Params
 from uvit_jax.paths import local_path
 
@@ -223,18 +223,15 @@ def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
     file = path / "diffusion_pytorch_model.safetensors"
     if not file.is_file():
         raise UvitError(f"the folder {path} has no {file.name}; pass the autoencoder's file")
-    try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kind = settings.get("_class_name", "AutoencoderKL")
-    except FileNotFoundError:
+    if not (path / "config.json").exists():
         return file, {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
+    settings = read_json(path / "config.json")
+    kind = settings.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
-        raise UvitError(f"{path} holds diffusers' {kind}; only AutoencoderKL is supported")
+        raise UvitError(f"{path} holds diffusers' {brief(kind)}; only AutoencoderKL is supported")
     if settings.get("act_fn", "silu") != "silu":
         raise UvitError(
-            f"{path / 'config.json'}: act_fn={settings['act_fn']!r} is not supported; use an "
+            f"{path / 'config.json'}: act_fn={brief(settings['act_fn'])} is not supported; use an "
             "autoencoder with 'silu'"
         )
     return file, settings
@@ -255,8 +252,8 @@ def _with_statistics(
     mean, std = settings.get("latents_mean"), settings.get("latents_std")
     if shift and mean is not None:
         raise UvitError(
-            f"{where} has both shift_factor={shift!r} and latents_mean; remove the one that the "
-            "model was not trained with"
+            f"{where} has both shift_factor={brief(shift)} and latents_mean; remove the one that "
+            "the model was not trained with"
         )
     mean = [shift] * C if mean is None and shift else mean
     changes = {}
@@ -265,9 +262,9 @@ def _with_statistics(
             continue
         name = "shift_factor" if key == "latents_mean" and shift else key
         real = isinstance(value, list) and all(type(v) in (int, float) for v in value)
-        if not real or len(value) != C or not np.isfinite(value).all():
-            given = shift if name == "shift_factor" else value
-            raise UvitError(f"{where}: {name}={given!r} must be finite, of {C} latent channels")
+        if not real or len(value) != C or not all(abs(v) < 2.0**128 for v in value):
+            given = brief(shift if name == "shift_factor" else value)
+            raise UvitError(f"{where}: {name}={given} must be finite, of {C} latent channels")
         changes[key.replace("latents", "latent")] = tuple(map(float, value))
     try:
         return dataclasses.replace(config, **changes)

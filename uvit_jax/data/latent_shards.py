@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from uvit_jax.config import brief
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.shards import ShardIndex, ShardReader, StorageDtype, write_missing_shards
 from uvit_jax.errors import UvitError
@@ -73,6 +74,16 @@ class LatentIndex(ShardIndex):
         config = self.autoencoder.get("config")
         if "file" not in self.autoencoder or not isinstance(config, Mapping):
             raise UvitError("autoencoder must have the keys file and config")
+        for key in ("latent_mean", "latent_std"):
+            values = config.get(key, ())
+            real = isinstance(values, list | tuple) and all(
+                type(v) in (int, float) and abs(v) < 2.0**128 for v in values
+            )
+            if not real or len(values) not in (0, self.shape[-1]):
+                raise UvitError(
+                    f"autoencoder.config.{key}={brief(values)} must be {self.shape[-1]} numbers, "
+                    "one of each channel"
+                )
 
     @classmethod
     def command(cls, folder: Path, index: "LatentIndex | None" = None) -> str:

@@ -6,13 +6,14 @@ complete. Writing therefore resumes with whatever shards are missing, and severa
 the work. `latent_shards.py` and `text_shards.py` define the two kinds of record stored this way.
 """
 
+import contextlib
 import json
 import logging
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from array_record.python import array_record_module
 
 from uvit_jax.config import Config, parse, to_dict
 from uvit_jax.errors import UvitError
+from uvit_jax.io import named_errors
 
 logger = logging.getLogger(__name__)
 
@@ -179,10 +181,9 @@ class ShardReader:
             self.open_shard(shard)
 
     def _damaged(self, shard: int, error: Exception) -> UvitError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return UvitError(
-            f"the shard {self._files[shard]} is damaged ({reason}); delete it and rerun "
-            f"`{self.index.command(self.folder, self.index)}`"
+            f"the shard {self._files[shard]} is damaged ({_first_line(error)}); delete it and "
+            f"rerun `{self.index.command(self.folder, self.index)}`"
         )
 
     def _start(self) -> None:
@@ -242,11 +243,13 @@ def write_missing_shards(
       The number of shards written.
 
     Raises:
-      UvitError: if the folder holds something else, or another process writes the same shards.
+      UvitError: if the folder holds something else, another process writes the same shards, or the
+        disk is full.
     """
     if not 0 <= part < parts:
         raise UvitError(f"part {part} of {parts} must lie in [0, {parts})")
-    folder.mkdir(parents=True, exist_ok=True)
+    with named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     index = _settle(folder, index)
     files, missing = index.files(folder), [s for s in index.missing(folder) if s % parts == part]
     start, examples = time.perf_counter(), 0
@@ -289,30 +292,47 @@ def _write_shard(final: Path, records: Iterable[bytes]) -> None:
     writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     try:
         for record in records:
-            writer.write(record)
+            with _writing(final):
+                writer.write(record)
+        with _writing(final):
+            writer.close()
+            descriptor = os.open(partial, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            partial.replace(final)
     except BaseException:
-        writer.close()
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # of a full disk, again
+            writer.close()
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
-    writer.close()
-    try:
-        descriptor = os.open(partial, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def _writing(final: Path) -> Iterator[None]:
+    """Raises an error of the block that writes a shard as a UvitError with its path."""
+    with named_errors(final):
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(final)
-    except FileNotFoundError:
-        raise UvitError(
-            f"another process writes {final} too; give each process its own --part=I/N"
-        ) from None
+            yield
+        except FileNotFoundError:
+            raise UvitError(
+                f"another process writes {final} too; give each process its own --part=I/N"
+            ) from None
+        except RuntimeError as error:  # ArrayRecord's
+            raise OSError(_first_line(error)) from error
 
 
 def _write_index(file: Path, index: ShardIndex) -> None:
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     text = json.dumps(to_dict(index), indent=1, ensure_ascii=False) + "\n"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    with named_errors(file):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _read_index(kind: type[Index], file: Path) -> Index | None:
@@ -325,6 +345,10 @@ def _read_index(kind: type[Index], file: Path) -> Index | None:
         raise
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UvitError(f"cannot read {file}: {error}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _shorten(value: Any) -> str:

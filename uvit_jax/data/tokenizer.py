@@ -119,7 +119,7 @@ class Tokenizer:
             words = json.loads(text)["words"]
             if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UvitError('a tokenizer must be JSON of the form {"words": ["a", "b"]}') from None
         return cls(tuple(words))
 

@@ -35,9 +35,11 @@ class TextFeatures:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TextFeatures":
-        """The inverse of `to_dict`; ValueError, KeyError or TypeError if `data` is damaged."""
+        """The inverse of `to_dict`; ValueError, KeyError, TypeError or OverflowError if `data` is
+        damaged."""
         null = np.frombuffer(base64.b64decode(data["null"], validate=True), "<f4")
-        return cls(null.reshape(data["shape"]).astype(np.float32), str(data["encoder"]))
+        tokens, width = data["shape"]
+        return cls(null.reshape(tokens, width).astype(np.float32), str(data["encoder"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +100,26 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        tokenizer = data["tokenizer"]
-        if tokenizer is not None:
-            tokenizer = Tokenizer.from_json(json.dumps(tokenizer))
-        features = data.get("features")
-        if features is not None:
-            features = TextFeatures.from_dict(features)
-        return cls(tuple(data["classes"]), tokenizer, features)
+        """The inverse of `to_json`.
+
+        Raises:
+          UvitError: if `text` has another form.
+        """
+        try:
+            data = json.loads(text)
+            classes, tokenizer, features = data["classes"], data["tokenizer"], data.get("features")
+            if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+                raise TypeError("classes must be a list of names")
+            if tokenizer is not None:
+                tokenizer = Tokenizer.from_json(json.dumps(tokenizer))
+            if features is not None:
+                features = TextFeatures.from_dict(features)
+        except UvitError:
+            raise
+        except _DAMAGED as error:
+            raise UvitError(f"no vocabulary: {error!r}") from None
+        return cls(tuple(classes), tokenizer, features)
+
+
+# What reading JSON of another form raises.
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)

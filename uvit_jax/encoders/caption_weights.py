@@ -209,7 +209,7 @@ def _resolve(path: Path) -> tuple[Path, dict[str, Any]]:
         return existing[0], dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return existing[0], {}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UvitError(f"cannot read {folder / 'config.json'}: {error}") from None
 
 

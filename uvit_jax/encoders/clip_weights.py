@@ -179,7 +179,7 @@ def resolve(path: str | os.PathLike, kind: str) -> tuple[Path, dict]:
         return existing[0], dict(settings.get(f"{kind}_config", settings))
     except FileNotFoundError:
         return existing[0], {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise UvitError(f"cannot read {path / 'config.json'}: {error}") from None
 
 

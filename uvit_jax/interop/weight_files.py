@@ -124,7 +124,7 @@ def _open_diffusers(folder: Path) -> WeightFile:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         kind = settings["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UvitError(f"cannot read {file}, which a diffusers folder needs: {error!r}") from None
     if kind not in _CLASSES:
         raise UvitError(

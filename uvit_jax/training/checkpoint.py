@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from uvit_jax.errors import UvitError
-from uvit_jax.io import write_text
+from uvit_jax.io import read_json, write_text
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import parse_model
 from uvit_jax.training.state import TrainState
@@ -219,10 +219,7 @@ def check_checksums(checkpoint: Path) -> None:
     """Raises ValueError, naming the file, if one is missing or differs from `CHECKSUMS`, if any."""
     if not (checkpoint / CHECKSUMS).exists():
         return
-    try:
-        checksums = dict(json.loads((checkpoint / CHECKSUMS).read_bytes()))
-    except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"{CHECKSUMS} is damaged") from None
+    checksums = read_json(checkpoint / CHECKSUMS)
     if unlisted := sorted(_files(checkpoint).keys() - checksums.keys()):
         raise ValueError(f"{CHECKSUMS} does not list {unlisted[0]}")
     for name, checksum in checksums.items():

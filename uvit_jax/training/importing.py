@@ -226,7 +226,7 @@ def _only_one(
 def _own_run(source: WeightFile) -> RunConfig:
     try:
         return parse_run(json.loads(source.metadata[RUN_KEY]))
-    except (ValueError, TypeError) as error:  # a UvitError is a ValueError
+    except (ValueError, TypeError, RecursionError) as error:  # a UvitError is a ValueError
         raise UvitError(f"{source.path}: the run's config in the metadata: {error}") from None
 
 
@@ -235,8 +235,8 @@ def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocab
     if VOCABULARY_KEY in source.metadata:
         try:
             return Vocabulary.from_json(source.metadata[VOCABULARY_KEY]), ""
-        except (ValueError, KeyError, TypeError) as error:
-            raise UvitError(f"{source.path}: the vocabulary in the metadata: {error!r}") from None
+        except UvitError as error:
+            raise UvitError(f"{source.path}: the vocabulary in the metadata: {error}") from None
     try:
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)

@@ -181,8 +181,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = json.loads(line)
-            row["step"], row["loss"]
-        except (ValueError, TypeError, KeyError):
+            if type(row["step"]) is not int or type(row["loss"]) not in (int, float):
+                raise TypeError
+            float(row["loss"])
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             raise UvitError(
                 f"line {number} of {path} is damaged; repair it or move the file away"
             ) from None

@@ -14,7 +14,7 @@ from typing import IO, Any
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.io import write_text
+from uvit_jax.io import read_json, write_text
 from uvit_jax.paths import local_path
 from uvit_jax.training.run_config import RunConfig, changed_keys, parse_run
 
@@ -72,9 +72,10 @@ class Workdir:
             return
         old = self.read_config()
         changed = changed_keys(filled(old), json.loads(json.dumps(config)))
+        train = old["train"] if isinstance(old.get("train"), dict) else {}
         if (
             config["optimizer"]["schedule"] == "cosine"
-            and old.get("train", {}).get("steps") != config["train"]["steps"]
+            and train.get("steps") != config["train"]["steps"]
         ):
             changed.append("train.steps (the cosine schedule depends on it)")
         if changed:
@@ -95,11 +96,8 @@ class Workdir:
                 f"{self.path} is not a workdir: it has no config.json; give the --workdir of "
                 "experiments.train"
             )
-        try:
-            config = json.loads(self.config.read_text())
-        except ValueError as error:  # no JSON, or not even text
-            raise UvitError(f"{self.config} is damaged ({error}){self._restore()}") from None
-        if not isinstance(config, dict) or "model" not in config:
+        config = read_json(self.config, remedy=self._restore())
+        if "model" not in config:
             raise UvitError(f"{self.config} is damaged (it has no model){self._restore()}")
         return config
 
@@ -114,8 +112,8 @@ class Workdir:
     def read_vocabulary(self) -> Vocabulary:
         """The vocabulary of the run in this folder; UvitError if there is none or it is damaged."""
         try:
-            return Vocabulary.from_json(self.vocabulary.read_text())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return Vocabulary.from_json(self.vocabulary.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             missing = not self.vocabulary.exists()
             problem = "missing" if missing else f"damaged ({error})"
             remedy = (

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import subprocess
 import time
 from pathlib import Path
 

@@ -216,7 +216,7 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def check_checksums(checkpoint: Path) -> None:
-    """Raises ValueError, naming the file, if one is missing or differs from `CHECKSUMS`, if any."""
+    """Raises ValueError or UvitError if a file is missing or differs from `CHECKSUMS`, if any."""
     if not (checkpoint / CHECKSUMS).exists():
         return
     checksums = read_json(checkpoint / CHECKSUMS)

@@ -154,7 +154,8 @@ def pod(name: str) -> dict[str, Any]:
         patch_size=2,
         camera=5,
         amplitude=2,
-        text=dict(shape=(text,), vocab_size=32_768, enter="token"),
+        # Features of a frozen encoder, of umT5-XXL's width as in Wan.
+        text=dict(kind="features", shape=(text, 4096), enter="token"),
         width=width,
         depth=depth,
         num_heads=heads,
@@ -171,8 +172,6 @@ def pod(name: str) -> dict[str, Any]:
         frames=frames,
         first_frames=1,
         last_frames=1,
-        text=True,
-        text_length=text,
     )
     config["mesh"] = dict(data=1, fsdp=4, context=16)
     config["train"] |= dict(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from experiments import cli
 from uvit_jax.config import parse, to_dict
-from uvit_jax.data.data_config import WORLDS, DataConfig
+from uvit_jax.data.data_config import VIDEOS, WORLDS, DataConfig
 from uvit_jax.errors import UvitError
 
 
@@ -127,6 +127,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.data.name == "latents":
         raise UvitError(
             "--data.name=latents: these are encoded already; give the data set of their images"
+        )
+    if args.data.name in VIDEOS:
+        raise UvitError(
+            f"--data.name={args.data.name}: encoding videos is not supported; use "
+            "uvit_jax.autoencoders.causal_video from Python"
         )
     if args.data.name in WORLDS:
         raise UvitError(

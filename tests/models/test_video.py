@@ -64,6 +64,21 @@ def _image_for_video(segments):
     return {name.replace("video", "image"): params for name, params in segments.items()}
 
 
+def test_caching_references_is_exact():
+    model = build()
+    params, inputs = random_params(model), inputs_of(model)
+    times = dict.fromkeys(model.layout.time_keys, jnp.array([100.0, 900.0]))
+    whole = jax.jit(model.apply)(params, inputs, times)
+    others = {n: x for n, x in inputs.items() if not n.startswith("ref")}
+
+    @jax.jit
+    def cached(params):
+        return model.apply(params, others, times, cache=model.cache(params, inputs))
+
+    for name, value in cached(params).items():
+        np.testing.assert_allclose(value, whole[name], atol=1e-5)
+
+
 def test_a_video_of_one_frame_is_the_image_model():
     clip = build(shape=(1, 8, 8, 3), first=0, last=0, camera=0, amplitude=0)
     image = uvit_jax.build(

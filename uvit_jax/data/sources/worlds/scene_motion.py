@@ -70,8 +70,8 @@ class Motion:
 
     @property
     def wording(self) -> str:
-        """What the caption says of the motion, such as `, the camera pans left, @1 turns right`;
-        what turns to the right shows more of its own left side."""
+        """What the caption says of the motion, such as `, the camera pans left, @1 turns right`.
+        The front of a subject that turns right moves to the right in the image."""
         parts = []
         if self.worded:
             words = [MOVES[m][1 if getattr(self, MOVES[m][0]) > 0 else 2] for m in self.moves]

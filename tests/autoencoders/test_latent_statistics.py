@@ -20,7 +20,7 @@ from uvit_jax.autoencoders.kl import (
     encode_in_batches,
     sample_moments,
 )
-from uvit_jax.autoencoders.kl_weights import export_autoencoder, load_autoencoder
+from uvit_jax.autoencoders.kl_weights import export_autoencoder, load_autoencoder, resolve
 from uvit_jax.config import parse, to_dict
 from uvit_jax.data.latent_shards import LatentIndex
 from uvit_jax.data.shards import open_index
@@ -131,6 +131,31 @@ def test_folders_of_latents_record_them(plain, tmp_path, settings):
     other = dataclasses.replace(config, latent_mean=(9.0,) * C)
     with pytest.raises(UvitError, match=r"latent_mean=.*config\.sample\.autoencoder"):
         sample_grid._check_scale(run, data, Decoder(build_autoencoder(other), {}, 0.5))
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
+)
+def test_a_file_in_a_folder_has_the_folders_statistics(plain, tmp_path, name):
+    settings = dict(shift_factor=SHIFT, latents_std=STD)
+    vae = folder(tmp_path / "vae", plain, **settings)
+    wanted = load_autoencoder(vae)[0].config
+    (vae / "diffusion_pytorch_model.safetensors").rename(vae / name)
+    assert load_autoencoder(vae / name)[0].config == wanted
+    assert resolve(vae / name)[1]["scaling_factor"] == 0.5
+    # A config.json beside a file of another name need not be the autoencoder's.
+    (vae / name).rename(vae / "vae.safetensors")
+    assert load_autoencoder(vae / "vae.safetensors", num_groups=4)[0].config.latent_mean == ()
+
+
+def test_a_bin_file_has_them_too(plain, tmp_path):
+    torch = pytest.importorskip("torch")
+    vae = folder(tmp_path / "vae", plain, latents_mean=MEAN)
+    tensors = {k: torch.tensor(np.array(a)) for k, a in export_autoencoder(*plain).items()}
+    torch.save(tensors, vae / "diffusion_pytorch_model.bin")
+    ours, wanted = load_autoencoder(vae / "diffusion_pytorch_model.bin"), load_autoencoder(vae)
+    assert ours[0].config == wanted[0].config
+    jax.tree.map(np.testing.assert_array_equal, ours[1], wanted[1])
 
 
 @pytest.mark.parametrize("damaged", hostile.FILES.values(), ids=hostile.FILES)

@@ -105,10 +105,8 @@ def test_what_shapes_do_not_imply_is_an_argument():
     [
         (1001, None, 1000),
         (1000, None, 1000),
-        (100, None, 100),
-        (10, None, 10),
-        (11, None, 10),
-        (101, None, 100),
+        (101, 101, 101),
+        (101, 100, 100),
         (10, 9, 9),
         (6, 5, 5),
         (6, 6, 6),
@@ -117,7 +115,18 @@ def test_what_shapes_do_not_imply_is_an_argument():
     ],
 )
 @pytest.mark.parametrize("family", ["DiT", "U-ViT"])
-def test_tables_of_labels_with_and_without_a_null_class(family, rows, given, classes):
+def test_tables_of_labels_with_and_without_a_null_class(family, rows, given, classes, caplog):
+    tensors, style = labelled(family, rows)
+    label = recognise(WeightFile("here", tensors), num_classes=given).config.segments["label"]
+    assert (label.num_classes, label.null_class) == (classes, rows == classes + 1)
+    assert not caplog.records
+    for wrong in (rows + 1, rows - 2):
+        with pytest.raises(UvitError, match=rf"{rows} rows.*num_classes={wrong}"):
+            style.describe(tensors, "here", num_classes=wrong)
+
+
+def labelled(family, rows):
+    """The tensors of a model with a label table of so many rows, and the family's module."""
     if family == "DiT":
         tensors = official_dit(1152, 28, 2, 32)
         tensors |= virtual({"y_embedder.embedding_table.weight": (rows, 1152)})
@@ -128,11 +137,24 @@ def test_tables_of_labels_with_and_without_a_null_class(family, rows, given, cla
         shapes |= {"mid_block.mlp.fc1.weight": (2048, 512)}
         tensors = virtual(shapes | {f"in_blocks.{i}.x": () for i in range(6)})
         style = uvit_weights
-    label = recognise(WeightFile("here", tensors), num_classes=given).config.segments["label"]
-    assert (label.num_classes, label.null_class) == (classes, rows == classes + 1)
-    for wrong in (rows + 1, rows - 2):
-        with pytest.raises(UvitError, match=rf"{rows} rows.*num_classes={wrong}"):
-            style.describe(tensors, "here", num_classes=wrong)
+    return tensors, style
+
+
+@pytest.mark.parametrize("rows", [6, 10, 11, 100, 101])
+@pytest.mark.parametrize("family", ["DiT", "U-ViT"])
+def test_tables_of_other_sizes_are_read_as_ever_and_logged(family, rows, caplog):
+    tensors, _ = labelled(family, rows)
+    null = family == "DiT"
+    for given in (None, rows - 1, rows):
+        caplog.clear()
+        found = recognise(WeightFile("here", tensors), num_classes=given).config
+        label = found.segments["label"]
+        assert label.num_classes == (rows - null if given is None else given)
+        assert label.null_class == (null if given is None else given < rows)
+        said = [r.getMessage() for r in caplog.records]
+        other = rows if null else rows - 1
+        assert len(said) == (given is None)
+        assert all(f"{rows} rows" in s and f"pass num_classes={other}" in s for s in said)
 
 
 def test_a_dit_without_null_class_round_trips(tmp_path):

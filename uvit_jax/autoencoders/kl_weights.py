@@ -25,6 +25,7 @@ from uvit_jax.paths import local_path
 
 STYLES = ("diffusers", "diffusers_old", "compvis")
 PREFIX = "first_stage_model."
+_WEIGHTS = "diffusion_pytorch_model"
 
 # A linear layer stored as a 1×1 convolution: (out, in, 1, 1) ↔ (in, out).
 POINTWISE = Transform(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
@@ -187,10 +188,11 @@ def load_autoencoder(
     """Loads a KL autoencoder.
 
     Args:
-      path: a `.safetensors`, `.pth`, `.pt` or `.ckpt` file with names of any of `STYLES` (the last
-        three need PyTorch), or a folder as diffusers writes it (`config.json` and
-        `diffusion_pytorch_model.safetensors`).
-      num_groups: of the GroupNorms; None is the folder's `norm_num_groups`, or 32 for a file.
+      path: a `.safetensors`, `.pth`, `.pt`, `.bin` or `.ckpt` file with names of any of `STYLES`
+        (the last four need PyTorch), or a folder as diffusers writes it (`config.json` and
+        `diffusion_pytorch_model.safetensors`), or a file `diffusion_pytorch_model*` in it.
+      num_groups: of the GroupNorms; None is the folder's `norm_num_groups`, or 32 for a file of no
+        such folder.
       dtype: of the computation, float32 or bfloat16.
 
     Returns:
@@ -214,16 +216,17 @@ def load_autoencoder(
 def resolve(path: str | os.PathLike) -> tuple[Path, dict]:
     """The file of tensors at `path`, a file or diffusers' folder, and the folder's config.json.
 
+    A file `diffusion_pytorch_model*` is one of diffusers' folder, whose config.json it has too.
+
     Raises:
       UvitError: if a folder has no such file, or its config.json is damaged or of another class.
     """
     path = local_path(path)
-    if not path.is_dir():
-        return path, {}
-    file = path / "diffusion_pytorch_model.safetensors"
-    if not file.is_file():
+    file = path / f"{_WEIGHTS}.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
         raise UvitError(f"the folder {path} has no {file.name}; pass the autoencoder's file")
-    if not (path / "config.json").exists():
+    path = file.parent
+    if not file.name.startswith(_WEIGHTS) or not (path / "config.json").exists():
         return file, {}
     settings = read_json(path / "config.json")
     kind = settings.get("_class_name", "AutoencoderKL")
@@ -284,10 +287,12 @@ def export_autoencoder(
 
 
 def _read(file: Path) -> Mapping[str, np.ndarray]:
-    if file.suffix != ".ckpt":
+    if file.suffix not in (".bin", ".ckpt"):
         return files.read_tensors(file)
     if not file.is_file():
         raise UvitError(f"{file} does not exist")
+    if file.suffix == ".bin":
+        return files.read_torch(file)
     try:
         import torch
     except ImportError:

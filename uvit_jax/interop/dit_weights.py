@@ -9,6 +9,7 @@ which the weights were trained, so with the same weights its outputs differ slig
 official ones, and from ours.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from uvit_jax.interop.mapping import LINEAR, Entry, Tensors, linear
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.models.presets.dit import SIZES, preset
 from uvit_jax.tokens.positions import sincos
+
+logger = logging.getLogger(__name__)
 
 NAME = "DiT"
 
@@ -134,8 +137,9 @@ def describe(
     Args:
       num_heads: not implied by shapes; None looks the size up among the published ones.
       num_classes: must agree with the label table if given, which has as many rows, or one more
-        for the null class. None assumes a null class, but for official files of 10, 100 or 1000
-        rows, as of CIFAR and ImageNet trained without label dropout. diffusers' have one always.
+        for the null class. None assumes a null class, but for official files of 1000 rows, of
+        ImageNet without label dropout; of other sizes than ImageNet's it says so in the log.
+        diffusers' have one always.
       image_size: side of the latents. Official files imply it by their fixed positions, and it must
         agree if given; diffusers' do not, and None is 32 (256×256 pixels).
       text_tokens: must be None.
@@ -161,7 +165,16 @@ def describe(
     table = _TIME_AND_LABEL[style][2]
     rows = tensors[table if style == "official" else f"{root}.0.{table}"].shape[0]
     if num_classes is None:
-        num_classes = rows if style == "official" and rows in (10, 100, 1000) else rows - 1
+        num_classes = rows if style == "official" and rows == 1000 else rows - 1
+        if style == "official" and rows not in (1000, 1001):
+            logger.warning(
+                "%s: the label table has %d rows: taken as %d classes and a null class; if it has "
+                "none, pass num_classes=%d",
+                where,
+                rows,
+                rows - 1,
+                rows,
+            )
     if rows - num_classes not in ((0, 1) if style == "official" else (1,)):
         raise UvitError(
             f"{where}: the label table has {rows} rows, which is not num_classes={num_classes} + 1"

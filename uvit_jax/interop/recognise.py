@@ -120,6 +120,8 @@ def hints_of(config: ModelConfig) -> dict[str, Any]:
             hints["image_size"] = segment.shape[-3]
         elif segment.kind == "features" and segment.num_tokens > 1:
             hints["text_tokens"] = segment.num_tokens
+    if all(config.segments[name].kind != "label" for name in config.sequence):
+        hints["num_classes"] = 0
     return hints
 
 

@@ -194,7 +194,7 @@ def describe(
 
     Args:
       num_heads: not implied by shapes; None is the published 24 of the published width and depth.
-      num_classes: must be None.
+      num_classes: must be None or 0.
       image_size: side of the latents. text_tokens: of the text. Shapes imply only the sum of both;
         with neither, the text has the published 77 tokens.
 
@@ -205,7 +205,7 @@ def describe(
     """
     style = style_of(tensors) or "official"
     names = _OUTSIDE[style]
-    if num_classes is not None:
+    if num_classes:
         raise UvitError(
             f"{where} is a {NAME}, which has no classes; drop num_classes={num_classes}"
         )

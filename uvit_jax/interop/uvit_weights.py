@@ -4,6 +4,7 @@ A checkpoint is a flat state dict (`nnet_ema.pth`): 164 tensors for S, 213 for M
 H, 166 for the text-to-image S.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from uvit_jax.interop.mapping import CONV, LINEAR, ROW, Entry, Tensors, linear
 from uvit_jax.models.model_config import BackboneConfig, ModelConfig
 from uvit_jax.models.presets.uvit import SIZES, preset
 from uvit_jax.tokens.layout import Layout
+
+logger = logging.getLogger(__name__)
 
 NAME = "U-ViT"
 
@@ -106,7 +109,8 @@ def describe(
     Args:
       num_heads: not implied by shapes; None looks the size up among the published ones.
       num_classes: shapes do not imply whether the label table's last row is the null class. None
-        assumes it for 11, 101 or 1001 rows (CIFAR and ImageNet with guidance) only.
+        assumes it for 1001 rows (ImageNet with guidance) only; of other sizes than ImageNet's it
+        says so in the log.
       image_size: implied by the positions if there is no text, and must agree if given. With text,
         the positions beyond those of the image are the text's.
       text_tokens: of the text, if there is one; None assumes 77, unless image_size is given.
@@ -131,7 +135,16 @@ def describe(
     label = tensors.get("label_emb.weight")
     rows = label.shape[0] if label is not None else 0
     if num_classes is None:
-        num_classes = rows - 1 if rows in (11, 101, 1001) else rows
+        num_classes = 1000 if rows == 1001 else rows
+        if rows not in (0, 1000, 1001):
+            logger.warning(
+                "%s: the label table has %d rows: taken as %d classes without a null class; if the "
+                "last row is one, pass num_classes=%d",
+                where,
+                rows,
+                rows,
+                rows - 1,
+            )
     if rows - num_classes not in (0, 1):
         raise UvitError(
             f"{where}: the label table has {rows} rows, not num_classes={num_classes} or one more"

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,29 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The path of a new temporary folder, which is renamed to `path` at the end, or is removed on
+    an error.
+
+    Raises:
+      UvitError: on an OSError, also of a file within, such as that of a full disk.
+    """
+    partial = path.with_name(f".{path.name}.writing.{os.getpid()}")
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.mkdir()
+            yield partial
+            partial.rename(path)
+        except UvitError as error:
+            if isinstance(error.__cause__, OSError):  # it names a file that is removed
+                raise error.__cause__ from None
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

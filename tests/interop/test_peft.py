@@ -159,6 +159,16 @@ def test_the_convolution_of_patches_has_an_adapter(tmp_path):
         ("rank_pattern", {"fc1": 0}),
         ("rank_pattern", {"(": 4}),
         ("rank_pattern", [1]),
+        ("rank_pattern", []),
+        ("alpha_pattern", [["fc1", 8]]),
+        ("alpha_pattern", "fc1"),
+        ("alpha_pattern", 0),
+        ("use_rslora", "false"),
+        ("use_rslora", 1),
+        ("use_rslora", []),
+        ("r", 10**400),
+        ("lora_alpha", 10**400),
+        ("lora_alpha", 1e-43),
         ("target_modules", "("),
     ],
 )
@@ -200,6 +210,55 @@ def test_tensors_without_a_use_are_refused_with_the_reason(tmp_path, key, reason
     write(tmp_path, FC1, tensors={key: np.ones((4, 4), np.float32)})
     with pytest.raises(UvitError, match=reason):
         load(UVIT, tmp_path)
+
+
+def test_all_linear_layers_are_those_of_the_model(tmp_path):
+    model = uvit_jax.build(MODELS[UVIT])
+    linear = {}
+    for path, matrix in lora.matrices(model.abstract_params).items():
+        for layer in adapters._peft_layers(model, {path: None}, "official"):
+            if layer.convolution is None:
+                parts = matrix.parts if layer.part is None else 1
+                linear[layer.name] = (matrix.inputs, parts * matrix.outputs)
+    factors = write(tmp_path, linear, target_modules="All-Linear")
+    assert effect(UVIT, load(UVIT, tmp_path)).keys() == factors.keys()
+    # PEFT leaves out the last layer of some models.
+    del linear["decoder_pred"]
+    write(tmp_path, linear, target_modules="all-linear")
+    load(UVIT, tmp_path)
+    write(tmp_path, FC1, target_modules="all-linear")
+    with pytest.raises(UvitError, match=r"lacks .*attn\.proj"):
+        load(UVIT, tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_refused_without_a_warning(tmp_path):
+    write(tmp_path, FC1, lora_alpha=1e-30, alpha_pattern={"fc1": 9e29})
+    with pytest.raises(UvitError, match=r"in_blocks\.\d\.mlp\.fc1 is not finite.*lora_alpha"):
+        load(UVIT, tmp_path)
+    write(tmp_path, FC1)
+    stored = safetensors.numpy.load_file(tmp_path / TENSORS)
+    large = {key: value.astype(np.float64) * 1e60 for key, value in stored.items()}
+    safetensors.numpy.save_file(large, tmp_path / TENSORS)
+    with pytest.raises(UvitError, match="not finite"):
+        load(UVIT, tmp_path)
+
+
+def test_settings_with_a_byte_order_mark_are_read(tmp_path):
+    write(tmp_path, FC1)
+    expected, _ = load(UVIT, tmp_path)
+    (tmp_path / SETTINGS).write_bytes(b"\xef\xbb\xbf" + (tmp_path / SETTINGS).read_bytes())
+    found, _ = load(UVIT, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, dict(found), dict(expected))
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.safetensors", "new/mine"])
+def test_a_full_disk_names_the_adapter(name, small_disk):
+    model, _, ours, record = made(UVIT)
+    (small_disk / "filler").write_bytes(b"\0" * (2 * 2**20 - 4 * 4096))
+    with pytest.raises(UvitError, match=rf"disk/{name} cannot be written.*make space"):
+        adapters.save(small_disk / name, model, ours, record)
+    assert {p.name for p in small_disk.iterdir()} <= {"filler", "new"}
 
 
 def test_incomplete_and_damaged_adapters_are_refused(tmp_path):

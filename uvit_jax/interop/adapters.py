@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from uvit_jax.interop import exporting, files, mapping
 from uvit_jax.interop.mapping import Tensors, Transform
 from uvit_jax.interop.peft_settings import PeftSettings
 from uvit_jax.interop.recognise import FAMILIES
-from uvit_jax.io import write_text
+from uvit_jax.io import atomic_folder, write_text
 from uvit_jax.models import lora
 from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix
 from uvit_jax.models.model import Model
@@ -104,7 +103,8 @@ def save(
       The form.
 
     Raises:
-      UvitError: if `out` exists, or the model does not have these adapters or this form.
+      UvitError: if `out` exists or cannot be written, or the model does not have these adapters or
+        this form.
     """
     out = local_path(out)
     if out.exists():
@@ -120,19 +120,13 @@ def save(
         tensors[f"{PREFIX}{layer.name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{layer.name}.lora_B.weight"] = b
     metadata = {"format": "pt", KEY: json.dumps(dataclasses.asdict(record))}
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
         files.write_tensors(out, tensors, metadata)
         return form
-    partial = out.with_name(f".{out.name}.writing.{os.getpid()}")
-    try:
-        partial.mkdir()
+    with atomic_folder(out) as partial:
         files.write_tensors(partial / TENSORS, tensors, metadata)
         settings = _settings(adapters, peft_layers, record)
         write_text(partial / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return form
 
 
@@ -180,11 +174,13 @@ def load(
             "which are not linear layers of this model"
         )
     ours = {layer.path for layer in peft_layers} if KEY in metadata else set()
-    missing = {
+    targeted = {
         layer.name
         for layer in candidates
-        if layer.path in ours or (settings is not None and settings.targets(layer.name))
-    } - set(factors)
+        if settings is not None and settings.targets(layer.name, linear=_is_linear(layer))
+    }
+    targeted |= {layer.name for layer in candidates if layer.path in ours}
+    missing = targeted - set(factors)
     if missing:
         raise UvitError(
             f"{path} lacks {mapping.some(sorted(missing))}: it is incomplete or of another model, "
@@ -227,7 +223,8 @@ def _factors(where: Path, tensors: Tensors) -> dict[str, dict[str, tuple[str, np
     for key, match in matches.items():
         if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
             raise UvitError(f"{where}: {key} has dtype {tensors[key].dtype}, not floats")
-        value = np.asarray(tensors[key], np.float32)
+        with np.errstate(over="ignore"):  # of float64, refused below
+            value = np.asarray(tensors[key], np.float32)
         if not np.isfinite(value).all():
             raise UvitError(f"{where}: {key} has values that are not finite (NaN or infinity)")
         layer = factors.setdefault(match[1], {})
@@ -274,6 +271,11 @@ def _peft_layers(model: Model, paths: Mapping[str, Any], form: str) -> Iterator[
             yield _PeftLayer(".".join([root, stack, *index, *rest]), path, layer, None)
 
 
+def _is_linear(layer: _PeftLayer) -> bool:
+    """Whether PEFT's `all-linear` has the layer in every model: not convolutions and outputs."""
+    return layer.convolution is None and not layer.path.startswith("heads/")
+
+
 def _peft(adapter: Adapter, layer: _PeftLayer) -> tuple[np.ndarray, np.ndarray]:
     """A (R, I) and B (O, R), or (P·R, I) and (P·O, P·R) of a fused layer."""
     a, b = (np.asarray(x, np.float32) for x in adapter)
@@ -307,8 +309,14 @@ def _adapters(
             if len(A) != rank:
                 raise UvitError(f"{where}: {key} has the rank {len(A)}, but {SETTINGS} says {rank}")
             if not np.isclose(scale, config.scale, rtol=1e-12, atol=0):
-                factor = np.float32(scale / config.scale)
-                pairs = [pair._replace(b=factor * pair.b) for pair in pairs]
+                with np.errstate(over="ignore"):
+                    factor = np.float32(scale / config.scale)
+                    pairs = [pair._replace(b=factor * pair.b) for pair in pairs]
+                if not all(np.isfinite(pair.b).all() for pair in pairs):
+                    raise UvitError(
+                        f"{where}: the adapter of {layer.name} is not finite when scaled by "
+                        f"{scale:g} (lora_alpha); save the adapter again"
+                    )
         for p, pair in enumerate(pairs):
             part = p if layer.part is None else layer.part
             copy = by_path.setdefault(layer.path, {}).setdefault(
@@ -369,7 +377,11 @@ def _record(
             )
         # A scale that LoraConfig cannot express is part of the factors.
         scale = settings.scale if settings.scale > 0 else 1.0
-        return AdapterRecord(lora=LoraConfig(rank=settings.rank, alpha=scale * settings.rank))
+        try:
+            config = LoraConfig(rank=settings.rank, alpha=scale * settings.rank)
+        except UvitError as error:
+            raise UvitError(f"{file.with_name(SETTINGS)}: lora_alpha: {error}") from None
+        return AdapterRecord(lora=config)
     try:
         stored = json.loads(metadata[KEY])
         config = LoraConfig(**{**stored["lora"], "targets": tuple(stored["lora"]["targets"])})

@@ -9,7 +9,6 @@ diffusers   a DiT or UniDiffuser for diffusers: a folder with config.json, or on
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +21,7 @@ from uvit_jax.interop import compare_models, dit_weights, files, mapping, unidif
 from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
 from uvit_jax.interop.recognise import FAMILIES, family_differences
 from uvit_jax.interop.weight_files import WEIGHTS
-from uvit_jax.io import write_text
+from uvit_jax.io import atomic_folder, write_text
 from uvit_jax.models.model import Model, Params
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.paths import local_path
@@ -109,11 +108,6 @@ def family_for(config: ModelConfig, families: tuple[ModuleType, ...]) -> ModuleT
 
 
 def _write_folder(out: Path, tensors: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    partial = out.with_name(f".{out.name}.exporting.{os.getpid()}")
-    try:
-        partial.mkdir()
+    with atomic_folder(out) as partial:
         write_text(partial / "config.json", json.dumps(settings, indent=2) + "\n")
         files.write_tensors(partial / f"{WEIGHTS}.safetensors", tensors, {"format": "pt"})
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,8 @@ Files are not trusted: only `FORMATS` are opened, whatever a file is called, and
 
 import io
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -97,6 +99,24 @@ def problem(file: Path) -> str | None:
             image.verify()
     except Exception as error:  # Pillow's readers raise a dozen kinds
         return _reason(error)
+
+
+def problems(files: Iterable[Path]) -> list[str]:
+    """The `problem` of each file that has one, as `FILE (reason)`, in their order."""
+    files = list(files)
+    with ThreadPoolExecutor(8) as pool:
+        reasons = pool.map(problem, files)
+        return [f"{file} ({why})" for file, why in zip(files, reasons, strict=True) if why]
+
+
+def common_shape(files: Iterable[Path]) -> tuple[int, int] | None:
+    """The common height and width of all images, after EXIF orientation, or None.
+
+    Raises:
+      UvitError: as `upright_shape`.
+    """
+    shapes = {upright_shape(file) for file in files}
+    return shapes.pop() if len(shapes) == 1 else None
 
 
 def upright_shape(file: Path) -> tuple[int, int]:

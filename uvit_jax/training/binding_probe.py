@@ -1,7 +1,7 @@
 """Whether a model knows which reference is which subject: the loss with references exchanged.
 
     probe = make_probe(run, model, mesh)
-    probe(params)["binding/preferred_0.75"]       # 0.5 at chance, 1 if every scene is told right
+    probe(params)["binding/preferred_0.75"]       # 0.5 at chance, 1 if always
 
 Scenes of several subjects are denoised from fixed noise, once as they are and once with every
 subject's references in the slot of the next. A model that binds references to names has the lower

@@ -5,7 +5,6 @@ import logging
 import os
 import unicodedata
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from uvit_jax.data import image_decoding
@@ -61,7 +60,9 @@ class FolderSource(Source):
                 f"{_described(skipped)}"
             )
         self._check()
-        self.native_shape = None if config.image_size else self._common_shape()
+        self.native_shape = None
+        if not config.image_size:
+            self.native_shape = image_decoding.common_shape(self.root / f for f in self.files)
         self._labels = None
         if config.labels:
             self._require(lambda f: len(f.parts) > 1, "is in no sub-folder, and labels are on")
@@ -109,14 +110,7 @@ class FolderSource(Source):
 
     def _check(self) -> None:
         """Opens every file and verifies headers, and for PNG every checksum."""
-
-        def problem(file: Path) -> str | None:
-            reason = image_decoding.problem(self.root / file)
-            return reason and f"{self.root / file} ({reason})"
-
-        with ThreadPoolExecutor(8) as pool:
-            broken = [text for text in pool.map(problem, self.files) if text]
-        if broken:
+        if broken := image_decoding.problems(self.root / file for file in self.files):
             for text in broken[LISTED:]:
                 logger.warning("%s", text)
             more = f" and {len(broken) - LISTED} more, logged" if len(broken) > LISTED else ""
@@ -124,11 +118,6 @@ class FolderSource(Source):
                 f"{len(broken)} of {len(self.files)} images cannot be opened: "
                 f"{', '.join(broken[:LISTED])}{more}; replace or remove what is broken"
             )
-
-    def _common_shape(self) -> tuple[int, int] | None:
-        """The common height and width of all images, after EXIF orientation, or None."""
-        shapes = {image_decoding.upright_shape(self.root / file) for file in self.files}
-        return shapes.pop() if len(shapes) == 1 else None
 
     def _require(self, condition: Callable[[Path], bool], problem: str) -> None:
         missing = [f for f in self.files if not condition(f)]

@@ -17,7 +17,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ import numpy as np
 from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig, parse_colour
 from uvit_jax.data.dataset import CACHE_BYTES, Dataset
+from uvit_jax.data.reference_rows import SLOT_WORDS, reference_inputs
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.data.sources.source import Source
-from uvit_jax.data.sources.worlds.scene_source import SLOT_WORDS, pack_references
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.paths import local_path
@@ -44,7 +43,7 @@ class SubjectImage:
     Attributes:
       image: the target's file.
       caption: with `@1` to `@S`, each at least once.
-      references: by subject, the files of which references are drawn; none is empty.
+      references: by subject, the candidate files, at least one.
       weight: how many times the image occurs in an epoch.
       where: its line or file, for messages.
     """
@@ -60,7 +59,7 @@ class SubjectDataset(Dataset):
     """Images of subjects, opened. Files of a small set are decoded once and kept in memory.
 
     A row has the inputs of `scene_source.SceneDataset`: `image`, `ref_{s}_{v}`, `refs_present` and
-    `text`. An image's references are drawn anew at each epoch: how many of a subject, from 1 to
+    `text`. An image's references are sampled again in every epoch: how many of a subject, from 1 to
     `config.max_views`, which ones, and in which order.
     """
 
@@ -105,13 +104,7 @@ class SubjectDataset(Dataset):
         target = self._image(example.image)
         if rng is not None and self.config.flip and rng.integers(2):
             target, images = target[:, ::-1], images[..., ::-1, :]
-        row = {"image": target}
-        for s, v in np.ndindex(S, V):
-            row[f"ref_{s + 1}_{v + 1}"] = images[s, v]
-        if V:
-            row["refs_present"] = present
-        if self.config.places:
-            row = pack_references(row, self.config.places)
+        row = {"image": target, **reference_inputs(images, present, self.config)}
         if self.tokenizer is not None:
             row["text"] = self._encode_caption(example.caption)
         return row
@@ -160,14 +153,12 @@ class SubjectSource(Source):
         _refuse(path, "images with too many subjects", _too_many(self.examples, config))
         unique = {f for e in self.examples for f in (e.image, *sum(e.references, ()))}
         self.files = sorted(unique)
-        with ThreadPoolExecutor(8) as pool:
-            problems = pool.map(image_decoding.problem, self.files)
-        broken = [f"{f} ({p})" for f, p in zip(self.files, problems, strict=True) if p]
-        _refuse(path, "images that cannot be opened", broken, "replace or remove them")
+        if not path.is_dir():  # `FolderSource` has opened those of a folder
+            broken = image_decoding.problems(self.files)
+            _refuse(path, "images that cannot be opened", broken, "replace or remove them")
         self.native_shape = None
         if not config.image_size:
-            shapes = {image_decoding.upright_shape(f) for f in self.files}
-            self.native_shape = shapes.pop() if len(shapes) == 1 else None
+            self.native_shape = image_decoding.common_shape(self.files)
         if config.text:
             self.captions = sorted({e.caption for e in self.examples})
         self._order = [i for i, e in enumerate(self.examples) for _ in range(e.weight)]

@@ -8,7 +8,7 @@ batch holds, with S = max_subjects and V = max_views:
     refs_present   bool (B, S, V), which references an example has; with V = 0 there are neither
     text           int32 (B, text_length), the caption, if text is on; subject s is `@s` in it
 
-With `config.places`, see `pack_references`.
+With `config.places`, see `reference_rows.pack_references`.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ import numpy as np
 
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.reference_rows import SLOT_WORDS, reference_inputs
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.worlds import random_scenes, scenes
 from uvit_jax.data.sources.worlds.backgrounds import WORDS
@@ -26,9 +27,6 @@ from uvit_jax.errors import UvitError
 
 TRAIN_LENGTH, OTHER_LENGTH = 2**18, 2048
 """Examples of the split "train", and of every other split."""
-SLOT_WORDS = tuple(f"@{s}" for s in range(1, 8))
-"""The tokenizer's words for subjects: more than a scene has, as training shuffles the subjects
-among all slots of the model."""
 LONGEST_CAPTION = 24
 
 
@@ -64,14 +62,8 @@ class SceneDataset(Dataset):
         if not V:
             scene = random_scenes.without_references(scene)
         example = scenes.render(scene, self.image_shape[0], subjects=S, views=V)
-        row = {"image": example.image}
-        for s in range(S):
-            for v in range(V):
-                row[f"ref_{s + 1}_{v + 1}"] = example.references[s, v]
-        if V:
-            row["refs_present"] = example.present
-        if self.config.places:
-            row = pack_references(row, self.config.places)
+        references = reference_inputs(example.references, example.present, self.config)
+        row = {"image": example.image, **references}
         if self.tokenizer is not None:
             row["text"] = self.tokenizer.encode(scene.caption, self.config.text_length)
         return row
@@ -131,31 +123,3 @@ class SceneSource(Source):
         phrases = ["on the left of right and in middle , a small large from front behind to left"]
         words = [*SLOT_WORDS, *" ".join([*phrases, *WORDS.values()]).split()]
         return Tokenizer(tuple(dict.fromkeys(words)))
-
-
-def pack_references(row: dict[str, np.ndarray], places: int) -> dict[str, np.ndarray]:
-    """A row whose references are numbered consecutively, whichever subject they show.
-
-    A model of P = `places` references then serves one subject of many views as well as many
-    subjects of one view. Reference p, from 1, is `ref_{p}_1`. `refs_present` bool (P, 1) says which
-    there are; `subject_slots` int32 (P,) and `view_slots` int32 (P, 1) say which subject and view
-    each one shows, from 0.
-
-    Raises:
-      UvitError: if the row has more references.
-    """
-    used = np.argwhere(row["refs_present"])
-    if len(used) > places:
-        raise UvitError(f"the scene has {len(used)} references, and places is {places}")
-    packed = {name: value for name, value in row.items() if not name.startswith("ref")}
-    for p in range(places):
-        s, v = used[p] if p < len(used) else (0, 0)
-        image = row[f"ref_{s + 1}_{v + 1}"]
-        packed[f"ref_{p + 1}_1"] = image if p < len(used) else np.zeros_like(image)
-    slots = np.zeros((places, 2), np.int32)
-    slots[: len(used)] = used
-    return packed | {
-        "refs_present": (np.arange(places) < len(used))[:, None],
-        "subject_slots": slots[:, 0],
-        "view_slots": slots[:, 1:],
-    }

@@ -27,7 +27,7 @@ from flax import nnx
 
 from uvit_jax.config import Config, parse
 from uvit_jax.errors import UvitError
-from uvit_jax.models.model import Params
+from uvit_jax.models.pure_network import Params, PureNetwork
 from uvit_jax.parallel.attention.implementations import attention
 
 WAN_MEAN = (
@@ -374,7 +374,7 @@ class VideoNetwork(nnx.Module):
         self.decoder = VideoDecoder(config, rngs=rngs)
 
 
-class VideoAutoencoder:
+class VideoAutoencoder(PureNetwork):
     """A causal video autoencoder as pure functions: `init`, `encode`, `decode`.
 
     Attributes:
@@ -383,26 +383,7 @@ class VideoAutoencoder:
     """
 
     def __init__(self, config: VideoAutoencoderConfig):
-        self.config = config
-        abstract = nnx.eval_shape(lambda: VideoNetwork(config, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self.abstract_params: Params = nnx.to_pure_dict(state)
-
-    def __repr__(self) -> str:
-        return f"VideoAutoencoder({self.config}, {self.num_params / 1e6:.2f}M parameters)"
-
-    @property
-    def num_params(self) -> int:
-        """The number of parameters."""
-        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _init(self, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(VideoNetwork(self.config, rngs=nnx.Rngs(key)))[1])
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
-        return self._init(key)
+        super().__init__(config, functools.partial(VideoNetwork, config))
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int]:
         """(T, H, W, image channels) → (t, h, w, C).

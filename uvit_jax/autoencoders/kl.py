@@ -23,7 +23,7 @@ from flax import nnx
 
 from uvit_jax.config import Config, parse
 from uvit_jax.errors import UvitError
-from uvit_jax.models.model import Params
+from uvit_jax.models.pure_network import Params, PureNetwork
 from uvit_jax.parallel.attention.implementations import attention
 from uvit_jax.parallel.sharding import constrain_batch
 
@@ -283,7 +283,7 @@ class KLNetwork(nnx.Module):
         return self.decoder(z_BHWC)
 
 
-class Autoencoder:
+class Autoencoder(PureNetwork):
     """An autoencoder as pure functions: `init`, `encode`, `decode`.
 
     Attributes:
@@ -292,26 +292,7 @@ class Autoencoder:
     """
 
     def __init__(self, config: AutoencoderConfig):
-        self.config = config
-        abstract = nnx.eval_shape(lambda: KLNetwork(config, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self.abstract_params: Params = nnx.to_pure_dict(state)
-
-    def __repr__(self) -> str:
-        return f"Autoencoder({self.config}, {self.num_params / 1e6:.2f}M parameters)"
-
-    @property
-    def num_params(self) -> int:
-        """The number of parameters."""
-        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _init(self, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(KLNetwork(self.config, rngs=nnx.Rngs(key)))[1])
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
-        return self._init(key)
+        super().__init__(config, functools.partial(KLNetwork, config))
 
     def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(H, W, image channels) → (h, w, C).

@@ -19,7 +19,7 @@ from flax import nnx
 
 from uvit_jax.encoders.clip import KeysValues, Tower, TowerConfig, linear
 from uvit_jax.errors import UvitError
-from uvit_jax.models.model import Params
+from uvit_jax.models.pure_network import Params, PureNetwork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Beams(NamedTuple):
     ended_BK: jax.Array
 
 
-class CaptionDecoder:
+class CaptionDecoder(PureNetwork):
     """The decoder as pure functions.
 
     Attributes:
@@ -88,10 +88,7 @@ class CaptionDecoder:
     """
 
     def __init__(self, config: CaptionConfig):
-        self.config = config
-        abstract = nnx.eval_shape(lambda: CaptionNetwork(config, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self.abstract_params: Params = nnx.to_pure_dict(state)
+        super().__init__(config, functools.partial(CaptionNetwork, config))
 
     def reduce(self, params: Params, hidden_BTD: Any) -> jax.Array:
         """CLIP's text features (B, T, D) → the diffusion model's text, float32 (B, T, F)."""

@@ -20,7 +20,7 @@ from flax import nnx
 
 from uvit_jax.config import Config
 from uvit_jax.errors import UvitError
-from uvit_jax.models.model import Params
+from uvit_jax.models.pure_network import Params, PureNetwork
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
@@ -237,7 +237,7 @@ class VisionNetwork(Tower):
         return self.outputs(hidden_BND, self.norm(hidden_BND[:, 0]))
 
 
-class Clip:
+class Clip(PureNetwork):
     """One tower as pure functions: `init`, `apply`.
 
     Attributes:
@@ -246,27 +246,8 @@ class Clip:
     """
 
     def __init__(self, config: TextConfig | VisionConfig):
-        self.config = config
-        self._network = TextNetwork if isinstance(config, TextConfig) else VisionNetwork
-        abstract = nnx.eval_shape(lambda: self._network(config, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self.abstract_params: Params = nnx.to_pure_dict(state)
-
-    def __repr__(self) -> str:
-        return f"Clip({self.config}, {self.num_params / 1e6:.2f}M parameters)"
-
-    @property
-    def num_params(self) -> int:
-        """The number of parameters."""
-        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _init(self, key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(self._network(self.config, rngs=nnx.Rngs(key)))[1])
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
-        return self._init(key)
+        network = TextNetwork if isinstance(config, TextConfig) else VisionNetwork
+        super().__init__(config, functools.partial(network, config))
 
     def apply(self, params: Params, inputs: Any) -> dict[str, jax.Array]:
         """Runs the tower. Pure.

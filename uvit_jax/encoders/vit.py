@@ -21,7 +21,7 @@ from flax import nnx
 from uvit_jax.encoders import clip
 from uvit_jax.encoders.clip import TowerConfig
 from uvit_jax.errors import UvitError
-from uvit_jax.models.model import Params
+from uvit_jax.models.pure_network import Params, PureNetwork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class ViTNetwork(clip.Tower):
         return jnp.concatenate([positions[:1], grid.reshape(-1, grid.shape[-1])])
 
 
-class ViT:
+class ViT(PureNetwork):
     """The network as pure functions: `init`, `apply`.
 
     Attributes:
@@ -98,18 +98,10 @@ class ViT:
     """
 
     def __init__(self, config: ViTConfig):
-        self.config = config
-        abstract = nnx.eval_shape(lambda: ViTNetwork(config, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self.abstract_params: Params = nnx.to_pure_dict(state)
+        super().__init__(config, functools.partial(ViTNetwork, config))
 
     def __repr__(self) -> str:
         return f"ViT({self.config})"
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
-        return nnx.to_pure_dict(nnx.split(ViTNetwork(self.config, rngs=nnx.Rngs(key)))[1])
 
     def apply(self, params: Params, x_BHWC: jax.Array) -> dict[str, jax.Array]:
         """Runs the network. Pure.

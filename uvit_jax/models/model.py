@@ -12,18 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.backbone import Backbone, Cache
 from uvit_jax.models.layers import gathered_module
 from uvit_jax.models.model_config import ModelConfig, parse_model
+from uvit_jax.models.pure_network import Params, PureNetwork
 from uvit_jax.tokens.embed import Embed, Heads
 from uvit_jax.tokens.layout import PRESENT, Layout
 from uvit_jax.tokens.segment import NAME_TOKENS
-
-Params = dict[str, Any]
 
 BACKBONES: dict[str, Any] = {"transformer": Backbone}
 """By `BackboneConfig.name`: modules built by (config, layout, rope_theta=, dtype=, rngs=) that map
@@ -47,7 +45,7 @@ class TokenNetwork(nnx.Module):
         self.heads = Heads(layout, width, dtype=dtype, zero=zero, rngs=rngs)
 
 
-class Model:
+class Model(PureNetwork):
     """A network as pure functions, `init(key) → params` and `apply(params, inputs, times)`.
 
     Where references never see the target, their keys and values are the same at every step of
@@ -60,20 +58,12 @@ class Model:
     """
 
     def __init__(self, config: ModelConfig):
-        self.config = config
         self.layout = config.layout()
         self._dtype = jnp.dtype(config.dtype)
-        abstract = nnx.eval_shape(lambda: TokenNetwork(config, self.layout, rngs=nnx.Rngs(0)))
-        self._graph, state = nnx.split(abstract)
-        self.abstract_params: Params = nnx.to_pure_dict(state)
+        super().__init__(config, functools.partial(TokenNetwork, config, self.layout))
 
     def __repr__(self) -> str:
         return f"Model({self.layout}, {self.num_params / 1e6:.2f}M parameters)"
-
-    @property
-    def num_params(self) -> int:
-        """The number of trained parameters."""
-        return sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.abstract_params))
 
     def abstract_inputs(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes and dtypes of the inputs of a batch, without arrays."""
@@ -83,15 +73,6 @@ class Model:
             name: jax.ShapeDtypeStruct((batch_size, *shape), dtypes.get(name, jnp.float32))
             for name, shape in self.layout.input_shapes.items()
         }
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _init(self, key: jax.Array) -> Params:
-        network = TokenNetwork(self.config, self.layout, rngs=nnx.Rngs(key))
-        return nnx.to_pure_dict(nnx.split(network)[1])
-
-    def init(self, key: jax.Array) -> Params:
-        """Initial parameters, a nested dict of float32 arrays. `key`: a typed PRNG key."""
-        return self._init(key)
 
     def apply(
         self,

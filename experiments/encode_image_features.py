@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli
+from experiments import cli, encoding_flags
 from experiments.encode_latents import part_of
 from uvit_jax.errors import UvitError
 
@@ -75,12 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts=parts,
         workers=args.workers,
     )
-    seconds = time.perf_counter() - began
-    finished = (folder / index.index_name).is_file()
-    results = {"latents": str(folder), "shards": index.num_shards, "written": written}
-    cli.write_json(args.json, {**results, "seconds": seconds, "finished": finished})
-    rest = "" if finished else "; other parts are missing"
-    print(f"{folder}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
+    results = {"latents": str(folder)}
+    encoding_flags.report(args.json, folder, index, written, began, results)
     return 0
 
 
@@ -96,20 +92,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--encoder", metavar="FILE", required=True, help="CLIP's vision tower, a file or a folder"
     )
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
+    encoding_flags.add_flags(
+        parser, stored="features", shard_size=4096, batch_size=64, rows="images"
     )
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the computation"
-    )
-    parser.add_argument("--shard_size", type=int, default=4096, help="examples per shard")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per batch and host")
     parser.add_argument("--data_dir", metavar="DIR", default="", help="of prepared TFDS data sets")
     parser.add_argument("--workers", type=int, default=2, help="threads that read images")
-    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
-    parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
-    )
     return parser.parse(argv)
 
 

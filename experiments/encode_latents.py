@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli
+from experiments import cli, encoding_flags
 from uvit_jax.config import parse, to_dict
 from uvit_jax.data.data_config import VIDEOS, WORLDS, DataConfig
 from uvit_jax.errors import UvitError
@@ -77,13 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts=parts,
         workers=args.data.workers,
     )
-    seconds = time.perf_counter() - began
-    finished = (args.out / index.index_name).is_file()
-    results = {"out": str(args.out), "count": len(data), "shards": index.num_shards}
-    results |= {"written": written, "seconds": seconds, "finished": finished}
-    cli.write_json(args.json, results)
-    rest = "" if finished else "; other parts are missing"
-    print(f"{args.out}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
+    results = {"out": str(args.out), "count": len(data)}
+    encoding_flags.report(args.json, args.out, index, written, began, results)
     return 0
 
 
@@ -95,23 +90,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for the latents")
     parser.add_argument("--mirror", action="store_true", help="encode mirrored images too")
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored moments"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the computation; bfloat16 is faster on accelerators and slightly less accurate",
-    )
-    parser.add_argument(
         "--scale", type=float, help="factor for samples; default that of the folder, or 0.18215"
     )
     parser.add_argument("--num_groups", type=int, help="of the GroupNorms; default as published")
-    parser.add_argument("--shard_size", type=int, default=4096, help="examples per shard")
-    parser.add_argument("--batch_size", type=int, default=32, help="images per batch and host")
-    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
-    parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
+    encoding_flags.add_flags(
+        parser, stored="moments", shard_size=4096, batch_size=32, rows="images"
     )
     group = parser.add_argument_group(
         "the images", "the fields of uvit_jax.data.data_config.DataConfig"

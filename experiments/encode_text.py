@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli
+from experiments import cli, encoding_flags
 from experiments.encode_latents import part_of
 from uvit_jax.errors import UvitError
 
@@ -75,12 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         part=part,
         parts=parts,
     )
-    seconds = time.perf_counter() - began
-    finished = (folder / index.index_name).is_file()
-    results = {"latents": str(folder), "shards": index.num_shards, "written": written}
-    cli.write_json(args.json, {**results, "seconds": seconds, "finished": finished})
-    rest = "" if finished else "; other parts are missing"
-    print(f"{folder}: wrote {written} of {index.num_shards} shards in {seconds:.0f} s{rest}")
+    results = {"latents": str(folder)}
+    encoding_flags.report(args.json, folder, index, written, began, results)
     return 0
 
 
@@ -99,17 +95,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="UniDiffuser's, whose prefix encoder reduces the features (77×64, 10 kB per caption)",
     )
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored features"
-    )
-    parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of the computation"
-    )
-    parser.add_argument("--shard_size", type=int, default=512, help="examples per shard")
-    parser.add_argument("--batch_size", type=int, default=64, help="captions per batch and host")
-    parser.add_argument("--part", metavar="I/N", help="encode only the I-th of N equal parts")
-    parser.add_argument(
-        "--distributed", metavar="SPEC", default="", help="as for experiments.train; sets --part"
+    encoding_flags.add_flags(
+        parser, stored="features", shard_size=512, batch_size=64, rows="captions"
     )
     return parser.parse(argv)
 

@@ -5,7 +5,6 @@ example, and with mirrored latents a second one for its mirrored image, (E,) lit
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.data.dataset import Dataset
-from uvit_jax.data.latent_shards import LatentIndex, load_batches
+from uvit_jax.data.latent_shards import LatentIndex, load_batches, open_beside
 from uvit_jax.data.shards import (
     ShardIndex,
     ShardReader,
     StorageDtype,
-    open_index,
     write_missing_shards,
 )
 from uvit_jax.errors import UvitError
@@ -144,11 +142,5 @@ def open_image_features(folder: Path, latents: LatentIndex) -> ImageFeatureReade
     Raises:
       UvitError: if they are missing or incomplete, or belong to other latents.
     """
-    index = open_index(ImageFeatureIndex, folder)
-    same_source = json.dumps(dict(index.source)) == json.dumps(dict(latents.source))
-    if (index.count, index.mirrored) != (latents.count, latents.mirrored) or not same_source:
-        raise UvitError(
-            f"the image features in {folder} belong to other latents; delete {index.index_name} "
-            f"and the {index.prefix}-* shards, and rerun `{index.command(folder)}`"
-        )
-    return ImageFeatureReader(folder, index)
+    keys = ("count", "mirrored")
+    return ImageFeatureReader(folder, open_beside(ImageFeatureIndex, folder, latents, keys))

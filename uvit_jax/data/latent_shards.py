@@ -20,7 +20,14 @@ import numpy as np
 
 from uvit_jax.config import brief
 from uvit_jax.data.dataset import Dataset
-from uvit_jax.data.shards import ShardIndex, ShardReader, StorageDtype, write_missing_shards
+from uvit_jax.data.shards import (
+    Index,
+    ShardIndex,
+    ShardReader,
+    StorageDtype,
+    open_index,
+    write_missing_shards,
+)
 from uvit_jax.errors import UvitError
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -282,3 +289,24 @@ def _check_moments(index: LatentIndex, moments: np.ndarray, name: str) -> None:
             f"the moments of {name} {problem}; set --precision and --dtype to float32, and check "
             "that --autoencoder is the right file"
         )
+
+
+def open_beside(
+    kind: type[Index], folder: Path, latents: LatentIndex, keys: Sequence[str]
+) -> Index:
+    """The index of what is stored beside latents, and has a `source`.
+
+    Args:
+      keys: fields that must be equal to those of the latents, as the source must be.
+
+    Raises:
+      UvitError: as `open_index`, or if it belongs to other latents.
+    """
+    index = open_index(kind, folder)
+    same = all(getattr(index, key) == getattr(latents, key) for key in keys)
+    if not same or json.dumps(dict(index.source)) != json.dumps(dict(latents.source)):
+        raise UvitError(
+            f"the {index.contents} in {folder} belong to other latents; delete {index.index_name} "
+            f"and the {index.prefix}-* shards, and rerun `{index.command(folder)}`"
+        )
+    return index

@@ -9,7 +9,6 @@ caption, uint32 (examples + 1,).
 import base64
 import dataclasses
 import itertools
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from uvit_jax.data.latent_shards import LatentIndex, LatentReader
+from uvit_jax.data.latent_shards import LatentIndex, LatentReader, open_beside
 from uvit_jax.data.shards import (
     ShardIndex,
     ShardReader,
     StorageDtype,
-    open_index,
     write_missing_shards,
 )
 from uvit_jax.data.vocabulary import TextFeatures
@@ -207,11 +205,4 @@ def open_text(folder: Path, latents: LatentIndex) -> TextReader:
     Raises:
       UvitError: if they are missing or incomplete, or belong to other latents.
     """
-    index = open_index(TextIndex, folder)
-    same_source = json.dumps(dict(index.source)) == json.dumps(dict(latents.source))
-    if index.count != latents.count or not same_source:
-        raise UvitError(
-            f"the text features in {folder} belong to other latents; delete {index.index_name} and "
-            f"the {index.prefix}-* shards, and rerun `{index.command(folder)}`"
-        )
-    return TextReader(folder, index)
+    return TextReader(folder, open_beside(TextIndex, folder, latents, ("count",)))

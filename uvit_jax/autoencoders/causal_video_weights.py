@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
-from uvit_jax import io
 from uvit_jax.autoencoders.causal_video import (
     WAN_MEAN,
     WAN_STD,
@@ -243,8 +241,7 @@ def save_video_autoencoder(
     reads."""
     tensors = export_video_autoencoder(autoencoder, params)
     metadata = {CONFIG_KEY: json.dumps(to_dict(autoencoder.config))}
-    with io.atomic(path) as partial:
-        safetensors.numpy.save_file(tensors, partial, metadata)
+    files.write_tensors(local_path(path), tensors, metadata)
 
 
 def _own_config(file: Path) -> VideoAutoencoderConfig | None:

@@ -42,7 +42,7 @@ from uvit_jax.models.model import Params
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.paths import local_path
 from uvit_jax.training.checkpoint import Checkpointer
-from uvit_jax.training.state import TrainState
+from uvit_jax.training.state import TrainState, initial_state
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def train_autoencoder(run: AutoencoderRun, workdir: str | os.PathLike) -> dict[s
     test = _clips(held_out.batch(range(min(train.held_out, len(held_out)))))
     _claim(folder, json.loads(json.dumps(to_dict(run))))
     optimizer = _optimizer(train)
-    state = _initial(autoencoder, optimizer, run.seed)
+    state = initial_state(autoencoder.init, optimizer, jax.random.key(run.seed))
     checkpointer = Checkpointer(folder, keep=2)
     try:
         restored = checkpointer.restore(state, jax.tree.map(lambda a: a.sharding, state))
@@ -234,20 +234,6 @@ def _optimizer(train: AutoencoderTraining) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), update)
 
 
-def _initial(
-    autoencoder: VideoAutoencoder, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = autoencoder.init(init_key)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
-        key=run_key,
-    )
-
-
 def _clips(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """The videos of a batch, (B, T, H, W, C); images are videos of one frame."""
     return joined_frames(batch) if "video" in batch else batch["image"][:, None]
@@ -261,10 +247,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
             raise UvitError(f"workdir {folder} is not empty and has no run; give a new folder")
         io.write_text(file, json.dumps(config, indent=2) + "\n")
         return
-    try:
-        old = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UvitError(f"{file} cannot be read ({error}); give another --workdir") from None
+    old = io.read_json(file, remedy="; give another --workdir")
     changed = sorted(
         f"{group}.{key}"
         for group in config

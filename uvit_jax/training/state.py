@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def init_state(
       (state, its shardings).
     """
     _, where = abstract_state(model, optimizer, mesh)
-    init = functools.partial(_init, model, optimizer)
+    init = functools.partial(initial_state, model.init, optimizer)
     return jax.jit(init, out_shardings=where)(key), where
 
 
@@ -48,13 +49,16 @@ def abstract_state(
 ) -> tuple[TrainState, TrainState]:
     """What `init_state` returns, with shapes in place of arrays; nothing runs."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(functools.partial(_init, model, optimizer), key)
+    shapes = jax.eval_shape(functools.partial(initial_state, model.init, optimizer), key)
     return shapes, shardings(shapes, mesh)
 
 
-def _init(model: Model, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def initial_state(
+    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """The state before the first step, with the parameters `init(key)`, which are its average."""
     init_key, run_key = jax.random.split(key)
-    params = model.init(init_key)
+    params = init(init_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

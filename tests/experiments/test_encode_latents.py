@@ -93,8 +93,8 @@ def test_every_record_is_the_encoding_of_its_image(whole, flags, autoencoder):
         assert record["captions"] == image["captions"]
 
 
-def test_a_run_killed_at_a_random_moment_resumes(whole, flags, tmp_path):
-    folder, moment = tmp_path / "latents", random.SystemRandom().randint(0, 15)
+def killed_at(moment: int, flags: list[str], folder: Path) -> bool:
+    """Runs the command, and kills it after so many shards; whether it was not finished by then."""
     process = running.start(
         "experiments.encode_latents",
         *flags,
@@ -107,12 +107,18 @@ def test_a_run_killed_at_a_random_moment_resumes(whole, flags, tmp_path):
         finished = len(list(folder.glob("latents-*")))
     process.kill()
     _, err = process.communicate()
-    assert process.returncode == -signal.SIGKILL, err
-    assert (folder / LatentIndex.plan_name).exists() and not (
-        folder / LatentIndex.index_name
-    ).exists(), f"moment {moment}"
+    assert process.returncode in (0, -signal.SIGKILL), err
+    return not (folder / LatentIndex.index_name).exists()
+
+
+def test_a_run_killed_at_a_random_moment_resumes(whole, flags, tmp_path):
+    moment = random.SystemRandom().randint(0, 15)
+    # On a busy machine, this process may wake up only when the other has finished.
+    folders = (tmp_path / f"latents_{attempt}" for attempt in range(5))
+    folder = next(folder for folder in folders if killed_at(moment, flags, folder))
+    assert (folder / LatentIndex.plan_name).exists(), f"moment {moment}"
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("latents-*")}
-    assert moment < len(kept) < SHARDS
+    assert len(kept) > moment
     assert encode_latents.main([*flags, f"--out={folder}"]) == 0
     assert all(p.stat().st_mtime_ns == written for p, written in kept.items())
     assert_same_folder(whole, folder)

@@ -111,6 +111,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError(
             "--data.name=latents: these are encoded already; give the data set of their images"
         )
+    if len(args.data.sizes) > 1:
+        raise UvitError("--data.sizes: latents are of one size; encode each size into a folder")
     if args.data.name in VIDEOS:
         raise UvitError(
             f"--data.name={args.data.name}: encoding videos is not supported; use "

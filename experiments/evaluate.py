@@ -123,6 +123,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("data", "uniform"),
         help="labels of the data (the default), or uniform over classes, which needs no data",
     )
+    sampling_flags.add_size_flag(sampling)
     sampling_flags.add_flags(sampling)
     sampling_flags.add_attention_flag(sampling)
     sampling.add_argument("--seed", type=int, default=0)
@@ -142,7 +143,16 @@ def _check(args: argparse.Namespace) -> None:
     if not (args.workdir or args.images):
         raise UvitError("pass --workdir=DIR to measure a run, or --images=PATH to measure images")
     if args.images:
-        names = ("step", "raw", "labels", "sampler", "steps", "attention", *sampling_flags.FLAGS)
+        names = (
+            "step",
+            "raw",
+            "labels",
+            "sampler",
+            "steps",
+            "size",
+            "attention",
+            *sampling_flags.FLAGS,
+        )
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if given:
             raise UvitError(f"{given[0]} is a sampling flag, and --images are not sampled")

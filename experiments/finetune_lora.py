@@ -263,13 +263,13 @@ class SubjectTuning:
         from uvit_jax.io import to_uint8
 
         segment = self.model.layout.by_name[self._segment]
-        side, channels = segment.shape[-3], segment.shape[-1]
+        height, width, channels = segment.shape[-3:]
         if self._decoder is not None:
             autoencoder = self._decoder.autoencoder.config
-            side, channels = side * autoencoder.factor, autoencoder.image_channels
-        data = dataset(
-            DataConfig(name="folder", path=str(folder), image_size=side, channels=channels)
-        )
+            height, width = height * autoencoder.factor, width * autoencoder.factor
+            channels = autoencoder.image_channels
+        size = dict(sizes=((height, width),), channels=channels)
+        data = dataset(DataConfig(name="folder", path=str(folder), **size))
         if not 1 <= len(data) <= 100:
             raise UvitError(f"{folder} has {len(data)} images; a subject needs 1 to 100")
         images = np.stack([data.decode(data.source[i])["image"] for i in range(len(data))])

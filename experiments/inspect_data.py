@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary(data: "Dataset") -> dict[str, Any]:
     """What a user checks before training, by a description of it."""
+    import numpy as np
+
     from uvit_jax.data.sources.subjects import SubjectSource
 
     source = data.source
@@ -59,6 +61,11 @@ def summary(data: "Dataset") -> dict[str, Any]:
         "examples per epoch": len(data),
         "image": "×".join(map(str, data.image_shape)),
     }
+    if data.buckets is not None:
+        counts = np.bincount(data.buckets, minlength=len(data.config.sizes)).tolist()
+        facts["examples by size"] = ", ".join(
+            f"{h}×{w}: {n}" for (h, w), n in zip(data.config.sizes, counts, strict=True)
+        )
     if data.class_names:
         facts["classes"] = f"{data.num_classes}: {', '.join(data.class_names[:8])}"
     if data.tokenizer is not None and source.captions:
@@ -90,21 +97,27 @@ def _tokens(data: "Dataset", caption: str) -> int:
 
 def sheet(data: "Dataset", count: int, seed: int) -> "Image.Image":
     """Random examples as training sees them, one in each row: references, then the target."""
+    import itertools
+
     import numpy as np
 
     from uvit_jax import io
     from uvit_jax.data.batches import batches
 
-    batch = next(batches(data, batch_size=count, seed=seed))
+    examples = list(itertools.islice(batches(data, batch_size=1, seed=seed), count))
+    batch = examples[0]
     names = [*sorted(name for name in batch if _is_image(name, batch[name], data)), "image"]
-    columns = [_as_images(batch[name]) for name in names]
-    for column in columns[:-1]:
-        column[(column == 0).all(axis=(1, 2, 3))] = 1  # absent ones are blank
-    captions = [""] * (len(names) * count)
+    images = [_as_images(example[name])[0] for example in examples for name in names]
+    captions = [""] * len(images)
     if "text" in batch and data.tokenizer is not None:
-        captions[len(names) - 1 :: len(names)] = [data.tokenizer.decode(r) for r in batch["text"]]
-    images = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
-    return io.grid(images, columns=len(names), captions=captions)
+        texts = [data.tokenizer.decode(example["text"][0]) for example in examples]
+        captions[len(names) - 1 :: len(names)] = texts
+    shape = np.max([image.shape for image in images], axis=0)
+    sheet = np.ones((len(images), *shape), np.float32)
+    for cell, image in zip(sheet, images, strict=True):
+        if image.any():  # absent references are blank
+            cell[: image.shape[0], : image.shape[1]] = image
+    return io.grid(sheet, columns=len(names), captions=captions)
 
 
 def _is_image(name: str, value: "np.ndarray", data: "Dataset") -> bool:

@@ -2,6 +2,7 @@
 
     python -m experiments.sample --workdir=workdirs/quickstart --prompt="grinning face, twemoji"
     python -m experiments.sample --workdir=workdirs/uvit_cifar10-S_2 --count=64 --steps=50 --seed=1
+    python -m experiments.sample --workdir=workdirs/mine --prompt="a grey cat" --size=32×48
     python -m experiments.sample --workdir=workdirs/uvit_coco-S_2 --prompt="a red bus" \\
         --text_encoder=clip-vit-large-patch14 --autoencoder=vae.safetensors
     python -m experiments.sample --workdir=workdirs/emoji_text --prompt="@1 bear" \\
@@ -61,12 +62,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument(
         "--count", type=int, help="number of samples; default one per label or prompt, or the run's"
     )
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        help="side of the image in pixels or latents; positions are interpolated from the trained "
-        "size",
-    )
+    sampling_flags.add_size_flag(parser, "--image_size")
     sampling_flags.add_flags(parser)
     parser.add_argument(
         "--text_encoder", metavar="DIR", help="CLIP, if the model has its text features"
@@ -183,14 +179,7 @@ def _load(workdir: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     model, params = load(workdir, step=args.step, ema=not args.raw)
     model = sampling_flags.with_attention(model, args.attention)
     video_flags.check(args, model.layout)
-    model = video_flags.resized(args, model)
-    if args.image_size is not None:
-        model = model.resized(
-            {
-                s.name: (*s.shape[:-3], args.image_size, args.image_size, s.shape[-1])
-                for s in model.layout.noisy_images
-            }
-        )
+    model = sampling_flags.at_size(video_flags.resized(args, model), args.size)
     return model, sampling_flags.adapted(model, params, args)
 
 

@@ -9,6 +9,7 @@ samples, record = Run(args).samples(mesh)             # with the data's conditio
 import argparse
 import dataclasses
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,6 +75,43 @@ def settings(sample: "SampleConfig") -> dict[str, Any]:
     from uvit_jax.config import to_dict
 
     return {key: value for key, value in to_dict(sample).items() if key not in RECORDED_ELSEWHERE}
+
+
+def add_size_flag(parser: Any, *aliases: str) -> None:
+    """Adds `--size`, also by other names."""
+    parser.add_argument(
+        "--size",
+        *aliases,
+        metavar="H×W",
+        help="of the images to generate, such as 32×48 (or 32x48), or the side of a square: in "
+        "pixels, or latents of a model of latents; positions are interpolated from the trained "
+        "size",
+    )
+
+
+def at_size(model: Any, size: str | None) -> Any:
+    """The model for images of `--size`.
+
+    Raises:
+      UvitError: if it is no size, or the model's patches do not divide it.
+    """
+    if size is None:
+        return model
+    height_width = parsed_size(size)
+    noisy = model.layout.noisy_images
+    return model.resized({s.name: (*s.shape[:-3], *height_width, s.shape[-1]) for s in noisy})
+
+
+def parsed_size(size: str | None) -> tuple[int, int] | None:
+    """(H, W) of `--size`; UvitError if it is no size."""
+    from uvit_jax.errors import UvitError
+
+    if size is None:
+        return None
+    numbers = size.replace("×", "x").split("x")
+    if len(numbers) > 2 or not all(re.fullmatch("[1-9][0-9]{0,5}", n) for n in numbers):
+        raise UvitError(f"--size={size} must be HEIGHT×WIDTH, such as 32×48, or one number")
+    return int(numbers[0]), int(numbers[-1])
 
 
 def add_attention_flag(parser: Any) -> None:
@@ -158,7 +196,8 @@ def _weighted(given: str) -> tuple[str, float]:
 
 
 class Run:
-    """The run of `args.workdir` for `experiments.evaluate`: its data and its samples."""
+    """The run of `args.workdir` for `experiments.evaluate`: its data and its samples. Of data of
+    several sizes, both are of one, by default the first."""
 
     def __init__(self, args: argparse.Namespace):
         from uvit_jax.training.workdir import Workdir
@@ -195,9 +234,16 @@ class Run:
     def dataset(self) -> Any:
         """The data, opened once."""
         from uvit_jax.data import pipeline
+        from uvit_jax.data.dataset import one_size
+        from uvit_jax.errors import UvitError
 
         if self._dataset is None:
-            self._dataset = pipeline.dataset(self.data)
+            data = pipeline.dataset(self.data)
+            size = parsed_size(self.args.size) or data.image_shape[:2]
+            if data.buckets is not None and size not in data.config.sizes:
+                known = ", ".join(f"{h}×{w}" for h, w in data.config.sizes)
+                raise UvitError(f"--size={self.args.size}: the run's data have {known}; choose one")
+            self._dataset = one_size(data, size)
         return self._dataset
 
     def conditions(self, model: Any, count: int) -> tuple[dict[str, Any], Any, str | None]:
@@ -234,7 +280,7 @@ class Run:
 
         args, count = self.args, self.args.count or 10_000
         step, model, params = self._load()
-        model = with_attention(model, args.attention)
+        model = at_size(with_attention(model, args.attention), args.size)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
         image_sets.image_segment(model, decoder, latents=self.config.of_latents)
@@ -245,6 +291,7 @@ class Run:
             "ema": not args.raw,
             "params_sha256": image_metrics.params_sha256(params),
             "conditions": source,
+            "size": list(model.layout.noisy_images[0].shape[-3:-1]),
             **settings(sample),
             "autoencoder_sha256": decoder and image_metrics.params_sha256(decoder.params),
             "latent_scale": decoder and decoder.scale,

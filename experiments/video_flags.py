@@ -108,15 +108,15 @@ def _image(layout: Layout, name: str, file: str) -> np.ndarray:
 
     segment = layout.by_name[name]
     frames, height, width, channels = segment.shape
-    if segment.is_latent or height != width or frames != 1:
+    if segment.is_latent or frames != 1:
         raise UvitError(
-            f"--{name}_frame takes a model of square pixels and one given frame; segment {name!r} "
+            f"--{name}_frame takes a model of pixels and one given frame; segment {name!r} "
             f"is {segment.shape}: call uvit_jax.sampling.video_tasks from Python"
         )
     pixels = image_decoding.decode(
         image_decoding.read_file(local_path(file)),
         file,
-        size=height,
+        sizes=((height, width),),
         channels=channels,
         background=(255, 255, 255),
     )

@@ -36,10 +36,12 @@ class VideoInfo:
     Attributes:
       frames: how many it has at this rate. fps: frames per second, on average; of GIF and WebP
         those of the shortest frame.
+      shape: (H, W) of its first frame.
     """
 
     frames: int
     fps: float
+    shape: tuple[int, int]
 
 
 def is_video(path: Path) -> bool:
@@ -60,17 +62,17 @@ def probe(path: Path) -> VideoInfo:
     """
     suffix = path.suffix.lower()
     if suffix == FRAMES_SUFFIX:
-        info = VideoInfo(frames=len(_frame_files(path)), fps=FOLDER_FPS)
+        frames, fps = len(_frame_files(path)), FOLDER_FPS
     elif suffix in VIDEO_SUFFIXES:
-        info = _probe_av(path)
+        frames, fps = _probe_av(path)
     else:
         with _opened(path) as image:
             durations = _durations(image)
         # Writers merge equal frames into longer ones: the shortest says the rate.
         shortest = min(durations)
-        info = VideoInfo(frames=round(sum(durations) / shortest), fps=1000 / shortest)
-    next(iter(_decoded(path, 0.0)))
-    return info
+        frames, fps = round(sum(durations) / shortest), 1000 / shortest
+    _, _, first = next(iter(_decoded(path, 0.0)))
+    return VideoInfo(frames=frames, fps=fps, shape=first.shape[:2])
 
 
 def read_frames(path: Path, times: Sequence[float]) -> list[np.ndarray]:
@@ -141,7 +143,8 @@ def _av():
     return av
 
 
-def _probe_av(path: Path) -> VideoInfo:
+def _probe_av(path: Path) -> tuple[int, float]:
+    """Frames, and frames per second."""
     av = _av()
     try:
         with av.open(str(path)) as container:
@@ -158,7 +161,7 @@ def _probe_av(path: Path) -> VideoInfo:
         raise UvitError(_reason(error)) from None
     if not frames or not rate:
         raise UvitError("it has no frames, or does not say their rate")
-    return VideoInfo(frames=frames, fps=rate)
+    return frames, rate
 
 
 def _decoded(path: Path, start: float) -> Iterator[tuple[float, float, np.ndarray]]:

@@ -24,7 +24,11 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def decode(data: bytes, *, size: int = 0, channels: int = 3, background=WHITE) -> np.ndarray:
     return image_decoding.decode(
-        data, "image.x", size=size, channels=channels, background=background
+        data,
+        "image.x",
+        sizes=((size, size),) if size else (),
+        channels=channels,
+        background=background,
     )
 
 
@@ -193,7 +197,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(size, monkeypatch):
 
 def test_too_narrow_an_image_is_refused_before_it_is_resized():
     for shape in ((1, 40000), (40000, 1)):
-        with pytest.raises(UvitError, match=r"image\.x .*too narrow for size 256; crop it"):
+        with pytest.raises(UvitError, match=r"image\.x .*too narrow for 256×256; crop it"):
             decode(encoded(Image.new("L", shape)), size=256)
 
 

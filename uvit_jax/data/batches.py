@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from uvit_jax import interrupts
+from uvit_jax.data.buckets import BucketOrder
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.pipeline import dataset
@@ -38,8 +39,9 @@ def batches(
       rows: the numbers, in [0, B), of the rows of every global batch that this host loads, in this
         order; None for all of them.
       train: True for an endless sequence with augmentation, in a new order every epoch; batches run
-        across the ends of epochs. False for one pass in the source's order without augmentation;
-        the last batch is filled up with the first records, whose `index` is -1.
+        across the ends of epochs, and each is of one size (see `BucketOrder`). False for one pass
+        in the source's order without augmentation; the last batch is filled up with the first
+        records, whose `index` is -1.
       start: the number of the first batch: the `position` of the iterator to resume.
 
     Returns:
@@ -50,7 +52,8 @@ def batches(
       `uvit_jax.data.sources.worlds.scene_source`.
 
     Raises:
-      UvitError: if an argument is out of range; from `next`, if an image is broken.
+      UvitError: if an argument is out of range, or one pass is asked of data of several sizes; from
+        `next`, if an image is broken.
     """
     if batch_size < 1:
         raise UvitError(f"batch_size must be at least 1, got {batch_size}")
@@ -113,6 +116,11 @@ class BatchLoader:
         order_seed, self.key = map(int, np.random.SeedSequence(seed).generate_state(2, np.uint64))
         records = grain.MapDataset.range(len(data))
         self.order = records.shuffle(seed=order_seed % 2**32).repeat() if train else records
+        self.buckets = None
+        if data.buckets is not None and not train:
+            raise UvitError("one pass over data of several sizes: take each of `dataset.by_size`")
+        if data.buckets is not None:
+            self.buckets = BucketOrder(data.buckets, batch_size=batch_size, seed=order_seed)
 
     def __len__(self) -> int:
         # In training the number of batches has no limit; this many outlast any run.
@@ -122,7 +130,12 @@ class BatchLoader:
         first = int(number) * self.batch_size
         positions = [first + row for row in self.rows]
         if self.train:
-            indices = [int(self.order[p]) for p in positions]
+            if self.buckets is None:
+                indices = [int(self.order[p]) for p in positions]
+            else:
+                indices, positions = (
+                    array[list(self.rows)].tolist() for array in self.buckets[int(number)]
+                )
             batch = self.data.batch(indices, [random_bits(self.key, p) for p in positions])
         else:
             count = len(self.data)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from uvit_jax.config import Config
+from uvit_jax.config import Config, brief
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.paths import local_path
 
@@ -34,6 +34,10 @@ class DataConfig(Config):
         "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes).
       image_size: height and width in pixels. The short side is resized and the centre is cropped; 0
         keeps the images as they are, which must be of one size then.
+      sizes: (H, W) in pixels, in place of `image_size`, for images that are not square or not of
+        one size: each is cropped to the nearest of them (`uvit_jax.data.buckets`), and every batch
+        is of one size. The model's shape is the first. Several are for the folders and manifests
+        of "folder", "subjects" and "clips".
       channels: 3, or 1 for greyscale.
       flip: mirror training images horizontally with probability 1/2. Latents use the stored latents
         of mirrored images, which `--mirror` has encoded.
@@ -79,6 +83,7 @@ class DataConfig(Config):
     data_dir: str = ""
     split: str = "train"
     image_size: int = 0
+    sizes: tuple[tuple[int, ...], ...] = ()
     channels: Literal[1, 3] = 3
     flip: bool = False
     background: str = "white"
@@ -116,6 +121,7 @@ class DataConfig(Config):
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must not be negative, got {getattr(self, key)}")
+        self._check_sizes()
         for key in ("workers", "processes"):
             if getattr(self, key) > 1024:
                 raise UvitError(f"{key} must be at most 1024, got {getattr(self, key)}")
@@ -146,6 +152,21 @@ class DataConfig(Config):
         elif self.name == "subjects":
             self._check_references(subjects=7, views=16)
         self._check_frames()
+
+    @property
+    def target_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(H, W) that images are cropped to the nearest of; empty keeps them as they are."""
+        return self.sizes or ((self.image_size, self.image_size),) * bool(self.image_size)
+
+    def _check_sizes(self) -> None:
+        if self.sizes and self.image_size:
+            raise UvitError(f"sizes take the place of image_size={self.image_size}; set it to 0")
+        if any(len(size) != 2 or min(size) < 1 for size in self.sizes):
+            raise UvitError(f"sizes must be pairs (height, width), got {brief(self.sizes)}")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise UvitError(f"sizes must be different, got {brief(self.sizes)}")
+        if self.sizes and self.name in ("latents", "totem_videos", *WORLDS):
+            raise UvitError(f"{self.name} do not support sizes; set sizes=()")
 
     def _check_frames(self) -> None:
         if self.name not in VIDEOS:

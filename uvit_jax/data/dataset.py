@@ -1,13 +1,16 @@
 """`Dataset`: the records of a data source as inputs of a model, and `ImageDataset`, for images."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from uvit_jax.data import image_decoding
+from uvit_jax.data.buckets import nearest_sizes
 from uvit_jax.data.data_config import DataConfig, parse_colour
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.tokenizer import Tokenizer
@@ -26,19 +29,28 @@ class Dataset:
       source: random access to its records.
       class_names: the classes in the order of their labels; empty if labels are off.
       tokenizer: of the captions; None if text is off.
-      image_shape: (H, W, C) of the input `image`.
+      image_shape: (H, W, C) of the input `image`; of several sizes, the first.
       segment_shapes: the shapes of further inputs of images or videos, by name.
+      buckets: of several sizes, the index in `config.sizes` of each example's, int64 (N,); None if
+        there is one size.
       features: the text encoder's `TextFeatures`; None if captions are not stored as features.
     """
 
     image_shape: tuple[int, int, int]
     segment_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    buckets: np.ndarray | None = None
     features: TextFeatures | None = None
     _transient: tuple[str, ...] = ("_encode_caption",)  # attributes that are not pickled
 
     def __init__(self, config: DataConfig, source: Source, tokenizer: Tokenizer | None):
         self.config, self.source, self.tokenizer = config, source, tokenizer
         self.class_names = source.class_names
+        if len(config.sizes) > 1:
+            if source.shapes is None:
+                raise UvitError(
+                    f"sizes: {config.name!r} does not support several sizes; set one, or image_size"
+                )
+            self.buckets = nearest_sizes(source.shapes, config.sizes)
         self._start()
 
     @property
@@ -48,6 +60,16 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """(H, W) of an example."""
+        if self.buckets is None:
+            return self.image_shape[:2]
+        return self.config.sizes[self.buckets[index]]
+
+    def shapes_at(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the noisy images or videos of examples of a size (H, W), by input."""
+        return {"image": (*size, self.config.channels)}
 
     def label(self, record: dict) -> int | None:
         """A record's label; None if labels are off.
@@ -77,7 +99,7 @@ class Dataset:
         """The records of these indices as a batch of inputs.
 
         Args:
-          indices: B of them.
+          indices: B of them, of one bucket.
           bits: 64 random bits per row, which decide on its augmentation; None for none.
         """
         raise NotImplementedError
@@ -102,19 +124,13 @@ class ImageDataset(Dataset):
     """A data set whose records are encoded images. Small ones are decoded once and kept in memory.
 
     Raises:
-      UvitError: if the images differ in size and `config.image_size` is 0.
+      UvitError: if the images differ in size and neither `config.image_size` nor `sizes` is set.
     """
 
     _transient = ("_encode_caption", "_cached_pixels", "_cached_fields")
 
     def __init__(self, config: DataConfig, source: Source, tokenizer: Tokenizer | None):
-        shape = (config.image_size,) * 2 if config.image_size else source.native_shape
-        if shape is None:
-            raise UvitError(
-                "the images differ in size, or their source has no native_shape; set image_size to "
-                "a number of pixels"
-            )
-        self.image_shape = (*shape, config.channels)
+        self.image_shape = (*first_size(config, source), config.channels)
         self._background = parse_colour(config.background)
         super().__init__(config, source, tokenizer)
 
@@ -170,11 +186,12 @@ class ImageDataset(Dataset):
         pixels = image_decoding.decode(
             record["image"],
             record["name"],
-            size=self.config.image_size,
+            sizes=self.config.target_sizes,
             channels=self.config.channels,
             background=self._background,
         )
-        if pixels.shape != self.image_shape:  # an image may differ from the source's native_shape
+        # Without a size to crop to, an image may differ from the source's native_shape.
+        if not self.config.target_sizes and pixels.shape != self.image_shape:
             raise UvitError(
                 f"the image {record['name']} has shape {pixels.shape}, not {self.image_shape}; "
                 "set image_size"
@@ -204,8 +221,68 @@ class ImageDataset(Dataset):
 
     def _start(self) -> None:
         super()._start()
-        count, size = len(self.source), math.prod(self.image_shape)
-        small = count * size <= CACHE_BYTES
-        # Pages of `empty` take no memory before they are written.
-        self._cached_pixels = np.empty((count, *self.image_shape), np.uint8) if small else None
+        count, small = len(self.source), is_small(self, len(self.source))
+        self._cached_pixels: np.ndarray | list | None = None
+        if small and self.buckets is not None:
+            self._cached_pixels = [None] * count
+        elif small:  # pages of `empty` take no memory before they are written
+            self._cached_pixels = np.empty((count, *self.image_shape), np.uint8)
         self._cached_fields: list | None = [None] * count if small else None
+
+
+class SourceSubset(Source):
+    """The records of some rows of another source."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self._source, self._rows = source, rows
+        self.class_names, self.captions = source.class_names, source.captions
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[int(self._rows[index])]
+
+
+def one_size(data: Dataset, size: tuple[int, int]) -> Dataset:
+    """The examples of one of a data set's sizes (H, W) as a data set of one size; all examples if
+    none is of this size."""
+    if data.buckets is None:
+        return data
+    rows = np.flatnonzero(data.buckets == data.config.sizes.index(size))
+    source = SourceSubset(data.source, rows if len(rows) else np.arange(len(data)))
+    return type(data)(dataclasses.replace(data.config, sizes=(size,)), source, data.tokenizer)
+
+
+def by_size(data: Dataset) -> dict[tuple[int, int], Dataset]:
+    """The data set of each size that examples have, see `one_size`."""
+    if data.buckets is None:
+        return {data.image_shape[:2]: data}
+    sizes = [data.config.sizes[i] for i in np.unique(data.buckets)]
+    return {size: one_size(data, size) for size in sizes}
+
+
+def first_size(config: DataConfig, source: Source) -> tuple[int, int]:
+    """(H, W) of a data set's images; of several sizes, the first.
+
+    Raises:
+      UvitError: if the images differ in size and the config sets none.
+    """
+    size = (*config.target_sizes, source.native_shape)[0]
+    if size is None:
+        raise UvitError(
+            "the images differ in size, or their source has no native_shape; set image_size to a "
+            "number of pixels, or sizes to several (height, width)"
+        )
+    return size
+
+
+def is_small(data: Dataset, count: int) -> bool:
+    """Whether so many decoded images of a data set are kept in memory."""
+    sizes = data.config.target_sizes or (data.image_shape[:2],)
+    return count * max(map(math.prod, sizes)) * data.image_shape[-1] <= CACHE_BYTES

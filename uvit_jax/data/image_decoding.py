@@ -6,7 +6,7 @@ Files are not trusted: only `FORMATS` are opened, whatever a file is called, and
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from uvit_jax.data.buckets import nearest_sizes
 from uvit_jax.errors import UvitError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -51,7 +52,7 @@ def decode(
     data: bytes | np.ndarray,
     name: str,
     *,
-    size: int,
+    sizes: Sequence[tuple[int, int]],
     channels: int,
     background: tuple[int, int, int],
 ) -> np.ndarray:
@@ -63,7 +64,8 @@ def decode(
     Args:
       data: a PNG, JPEG or WebP; or pixels, uint8 (H, W, 3).
       name: the image's name in error messages.
-      size: height and width of the result; 0 keeps those of the image.
+      sizes: heights and widths of which the result has the nearest (see `nearest_sizes`); empty
+        keeps those of the image.
       channels: 1 or 3.
       background: red, green, blue in 0 to 255.
 
@@ -80,8 +82,9 @@ def decode(
         if (orientation := _orientation(image)) != 1:
             image = image.transpose(_UPRIGHT[orientation])
         image = _opaque(image, background)
-        if size:
-            image = fit(image, size)
+        if sizes:
+            shape = (image.height, image.width)
+            image = fit(image, sizes[0 if len(sizes) == 1 else nearest_sizes(shape, sizes)[0]])
     except Exception as error:  # Pillow's decoders raise a dozen kinds
         raise UvitError(
             f"the image {name} cannot be decoded ({_reason(error)}); replace or remove it"
@@ -115,8 +118,14 @@ def common_shape(files: Iterable[Path]) -> tuple[int, int] | None:
     Raises:
       UvitError: as `upright_shape`.
     """
-    shapes = {upright_shape(file) for file in files}
+    shapes = set(upright_shapes(files))
     return shapes.pop() if len(shapes) == 1 else None
+
+
+def upright_shapes(files: Iterable[Path]) -> list[tuple[int, int]]:
+    """`upright_shape` of each file."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(upright_shape, files))
 
 
 def upright_shape(file: Path) -> tuple[int, int]:
@@ -175,24 +184,27 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
     return values
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the short side to `size` (2x2 means, then bicubic) and crops the centre.
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resizes to cover (H, W) exactly along one side (2x2 means, then bicubic), and crops the
+    centre.
 
-    This is the preprocessing of ADM (Dhariwal & Nichol 2021), the standard for ImageNet metrics.
+    For squares this is the preprocessing of ADM (Dhariwal & Nichol 2021), the standard for ImageNet
+    metrics.
 
     Raises:
       UvitError: if the image is so narrow that the resized one would exceed `MAX_PIXELS`.
     """
-    while min(image.size) >= 2 * size:
+    height, width = size
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(height / image.height, width / image.width)
     shape = (round(image.width * scale), round(image.height * scale))
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise UvitError(f"{image.width}×{image.height} is too narrow for size {size}; crop it")
+        raise UvitError(f"{image.width}×{image.height} is too narrow for {width}×{height}; crop it")
     if shape != image.size:
         image = image.resize(shape, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _opened(stream: IO[bytes]) -> Image.Image:

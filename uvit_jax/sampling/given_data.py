@@ -157,15 +157,15 @@ class GivenData:
         """An image file, resized and cropped for the model: uint8 (H, W, C).
 
         Raises:
-          UvitError: if it is broken, or the model's images are videos, not square, or latents
+          UvitError: if it is broken, or the model's images are videos, or latents
             without an autoencoder.
         """
         segment = next(s for s in self._segments["image"] if s.kind == "patches")
-        side, channels = self._pixels(segment)
+        size, channels = self._pixels(segment)
         return image_decoding.decode(
             image_decoding.read_file(file),
             str(file),
-            size=side,
+            sizes=(size,),
             channels=channels,
             background=(255, 255, 255),
         )
@@ -179,22 +179,23 @@ class GivenData:
             return None
         return self._captioner(samples[segment.name])
 
-    def _pixels(self, segment: Segment) -> tuple[int, int]:
-        if len(segment.shape) != 3 or segment.shape[0] != segment.shape[1]:
+    def _pixels(self, segment: Segment) -> tuple[tuple[int, int], int]:
+        """The height and width, and the channels, of the images of a segment."""
+        if len(segment.shape) != 3:
             raise UvitError(
                 f"segment {segment.name!r} has shape={segment.shape}; images are given by file "
-                "only to models of square ones"
+                "only to models of images"
             )
-        side, channels = segment.shape[0], segment.shape[-1]
+        height, width, channels = segment.shape
         if not segment.is_latent:
-            return side, channels
+            return (height, width), channels
         if self._decode is None:
             raise UvitError(
                 "the model's images are latents; name the autoencoder that encodes them with "
                 "--autoencoder=FILE"
             )
         config = self._decode.autoencoder.config
-        return side * config.factor, config.image_channels
+        return (height * config.factor, width * config.factor), config.image_channels
 
     @functools.cached_property
     def _text_encoder(self) -> Any:

@@ -41,7 +41,7 @@ def from_folder(
     shape = layout.references[0].shape
     if len(shape) == 4:
         raise UvitError("the model's references are videos; give them from Python")
-    size, channels = shape[0], shape[-1]
+    height, width, channels = shape
     if decoder is None and (latents or layout.references[0].is_latent):
         raise UvitError(
             "the model's references are latents; name the autoencoder that encodes images with "
@@ -49,10 +49,10 @@ def from_folder(
         )
     if decoder is not None:
         config = decoder.autoencoder.config
-        size, channels = size * config.factor, config.image_channels
-    data = dataset(
-        DataConfig(name="folder", path=str(root), image_size=size, channels=channels, workers=0)
-    )
+        height, width = height * config.factor, width * config.factor
+        channels = config.image_channels
+    size = dict(sizes=((height, width),), channels=channels)
+    data = dataset(DataConfig(name="folder", path=str(root), workers=0, **size))
     numbers: dict[str, list[int]] = {}
     for i, file in enumerate(data.source.files):
         numbers.setdefault(file.parts[0] if len(file.parts) > 1 else "", []).append(i)

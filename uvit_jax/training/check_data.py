@@ -1,14 +1,35 @@
-"""Checks that a data set has the inputs of a model, before anything is written or compiled."""
+"""The models of a run's image sizes, and the check that a data set has the inputs of a model,
+before anything is written or compiled."""
 
-from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.dataset import Dataset, by_size, one_size
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
 from uvit_jax.tokens.layout import PRESENT
 from uvit_jax.tokens.segment import Segment
 
 
+def sized_models(model: Model, dataset: Dataset) -> dict[tuple[int, int], Model]:
+    """The model of each of a data set's sizes (H, W), of the same parameters; the first is the
+    model itself.
+
+    Raises:
+      UvitError: as `check_data`, or if the model's patches do not divide a size.
+    """
+    first = dataset.image_shape[:2]
+    check_data(model, one_size(dataset, first))
+    models = {first: model}
+    for size in by_size(dataset).keys() - models.keys():
+        shapes = dataset.shapes_at(size)
+        names = [s.name for s in model.layout.noisy_images if s.name in shapes]
+        try:
+            models[size] = model.resized({name: shapes[name] for name in names})
+        except UvitError as error:
+            raise UvitError(f"config.data.sizes: {size[0]}×{size[1]}: {error}") from None
+    return models
+
+
 def check_data(model: Model, dataset: Dataset) -> None:
-    """Raises UvitError if a data set does not have what a model's segments need."""
+    """Raises UvitError if a data set of one size does not have what a model's segments need."""
     references = model.layout.input_shapes.get(PRESENT)
     places = dataset.config.places
     available = (places, 1) if places else (dataset.config.max_subjects, dataset.config.max_views)
@@ -52,7 +73,7 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
     if segment.kind == "patches" and segment.shape != images:
         return (
             f" has shape={segment.shape}, the images of the data {images}; set "
-            "config.data.image_size or the segment's shape"
+            "config.data.image_size, or sizes, or the segment's shape"
         )
     if segment.default(1) is not None:
         return ""

@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.batches import batches
-from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.buckets import BucketOrder
+from uvit_jax.data.dataset import Dataset, one_size
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
@@ -33,7 +34,7 @@ from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.parallel.rows import global_array, local_rows
 from uvit_jax.training.binding_probe import make_probe
-from uvit_jax.training.check_data import check_data
+from uvit_jax.training.check_data import sized_models
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
@@ -102,16 +103,19 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_mesh(run, mesh)
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
-        check_memory(run, model, mesh)
         dataset = pipeline.dataset(run.data)
-        check_data(model, dataset)
+        models = sized_models(model, dataset)
+        for sized in models.values():
+            check_memory(run, sized, mesh)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
         measures = _measures(run, model, dataset, mesh)
-        sample_grid = SampleGrid(model, run, dataset, vocabulary, mesh, folder)
+        first = one_size(dataset, dataset.image_shape[:2])
+        sample_grid = SampleGrid(model, run, first, vocabulary, mesh, folder)
         main = jax.process_index() == 0
         if main:
             folder.create(config, vocabulary)
             logger.info("%s: checkpoints, metrics, and images in samples/", folder.path)
+            _log_buckets(run, dataset)
 
         # Restore or initialise.
         stack.enter_context(jax.set_mesh(mesh))
@@ -136,14 +140,19 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 start,
             )
 
-        step_function = jit_step(
-            make_step(model, run, optimizer, learning_rate, vocabulary), shardings, mesh
-        )
+        steps = {
+            size: jit_step(
+                make_step(sized, run, optimizer, learning_rate, vocabulary), shardings, mesh
+            )
+            for size, sized in models.items()
+        }
+        compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
         loader = Batches(run, model, dataset, mesh, position)
         stack.callback(loader.close)
         profiler = Profiler(train.profile_steps, folder.profile, start)
         stack.callback(profiler.close)
-        writer = _writer(run, folder, mesh, start) if main else None
+        tflops = 6e-12 * _forward_cost(run, dataset, models) / mesh.size
+        writer = _writer(run, folder, tflops, start) if main else None
         monitor = Monitor(train, writer, clock, dataset)
         stack.callback(monitor.close)
         stack.enter_context(_lost_processes())
@@ -167,7 +176,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             with profiler.step(step):
                 try:
                     with clock.at("input"):
-                        batch, indices = next(loader)
+                        batch, indices, size = next(loader)
                 except UvitError as error:  # such as an image that cannot be decoded
                     # Several processes cannot save: the others wait in the step for this one.
                     if step == start + 1 or jax.process_count() > 1:
@@ -176,11 +185,12 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                     raise UvitError(
                         f"{error}. Step {step - 1} is saved: run the same command to resume"
                     ) from None
-                if step == start + 1:
+                if size not in compiled:
                     with clock.at("compile"):
-                        step_function = step_function.lower(state, batch).compile()
+                        compiled[size] = steps[size].lower(state, batch).compile()
+                if step == start + 1:
                     stop.listen()  # before the first step there is nothing to save
-                state, metrics = step_function(state, batch)
+                state, metrics = compiled[size](state, batch)
             profiler.after(step, state)
             for every, measure in measures:
                 if step % every == 0 or step == train.steps:
@@ -280,10 +290,11 @@ class Monitor:
 
 
 class Batches:
-    """Global batches of a model's inputs, on the devices, with the indices of their records."""
+    """Global batches of a model's inputs, on the devices, with the indices of their records and the
+    size (H, W) of their images."""
 
     def __init__(self, run: RunConfig, model: Model, dataset: Dataset, mesh: Mesh, position: int):
-        self._layout = model.layout
+        self._layout, self._dataset = model.layout, dataset
         self._mesh, self._batch_size = mesh, run.train.batch_size
         self._rows = local_rows(mesh, run.train.batch_size)
         self._iterator = batches(
@@ -303,18 +314,18 @@ class Batches:
         """Stops the workers."""
         self._iterator.close()
 
-    def __next__(self) -> tuple[dict[str, jax.Array], list[int]]:
+    def __next__(self) -> tuple[dict[str, jax.Array], list[int], tuple[int, int]]:
         local = next(self._iterator)
+        records = np.asarray(local["index"]).tolist()
         try:
             self._layout.check_ids(local)
         except UvitError as error:
-            records = np.asarray(local["index"]).tolist()
             raise UvitError(f"in the batch of the records {records}, {error}") from None
         batch = {
             name: global_array(local[name], self._rows, self._batch_size, self._mesh)
             for name in self._layout.inputs_in(local)
         }
-        return batch, np.asarray(local["index"]).tolist()
+        return batch, records, self._dataset.size_of(records[0])
 
 
 def _with_text_encoder(run: RunConfig, state: TrainState, shardings: TrainState) -> TrainState:
@@ -351,7 +362,34 @@ def _measures(
     return measures
 
 
-def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:
+def _log_buckets(run: RunConfig, dataset: Dataset) -> None:
+    if dataset.buckets is None:
+        return
+    counts = np.bincount(dataset.buckets, minlength=len(run.data.sizes)).tolist()
+    sizes = [f"{h}×{w}: {n}" for (h, w), n in zip(run.data.sizes, counts, strict=True)]
+    order = BucketOrder(dataset.buckets, batch_size=run.train.batch_size, seed=0)
+    batches = order.batches_before(1)
+    logger.info(
+        "examples by size: %s; %d batches in the first epoch, and %d examples that wait for more "
+        "of their size in the second",
+        ", ".join(sizes),
+        batches,
+        len(dataset) - batches * run.train.batch_size,
+    )
+
+
+def _forward_cost(
+    run: RunConfig, dataset: Dataset, models: Mapping[tuple[int, int], Model]
+) -> float:
+    """The operations of a model for an example, on average over the sizes."""
+    costs = {s: forward_cost(m.config, draws=run.train.draws).total for s, m in models.items()}
+    if dataset.buckets is None:
+        return next(iter(costs.values()))
+    counts = np.bincount(dataset.buckets, minlength=len(run.data.sizes)) / len(dataset)
+    return sum(costs.get(s, 0.0) * n for s, n in zip(run.data.sizes, counts, strict=True))
+
+
+def _writer(run: RunConfig, folder: Workdir, tflops: float, start: int) -> MetricsWriter:
     sinks = []
     if run.train.wandb:
         sinks.append(WandbWriter(run.train.wandb, folder.path, to_dict(run)))
@@ -360,7 +398,7 @@ def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsW
         start=start,
         steps=run.train.steps,
         batch_size=run.train.batch_size,
-        tflops=6e-12 * forward_cost(run.model, draws=run.train.draws).total / mesh.size,
+        tflops=tflops,
         sinks=sinks,
     )
 

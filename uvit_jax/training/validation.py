@@ -5,6 +5,7 @@ fixed, so that two sets of parameters are compared on exactly the same examples.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,14 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uvit_jax.data import pipeline
-from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.dataset import Dataset, by_size
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.image_sets import check_batch_size
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.sharding import shardings
-from uvit_jax.training.check_data import check_data
+from uvit_jax.training.check_data import sized_models
 from uvit_jax.training.loss import corrupt, diffusion_loss
 from uvit_jax.training.run_config import RunConfig
 
@@ -101,24 +102,30 @@ def make_validations(
                     f"{trained.class_names}; they must be equal"
                 )
             dataset = type(dataset)(dataset.config, dataset.source, trained.tokenizer)
-            check_data(model, dataset)
+            models = sized_models(model, dataset)
         except UvitError as error:
             raise UvitError(f"config.validation: {error}") from None
-        functions[split] = make_validation(
-            model,
-            run.diffusion,
-            dataset,
-            count=config.count,
-            batch_size=run.train.batch_size,
-            seed=run.seed,
-            mesh=mesh,
-        )
+        parts = []
+        for size, data in by_size(dataset).items():
+            share = len(data) / len(dataset)
+            validate = make_validation(
+                models[size],
+                run.diffusion,
+                data,
+                count=math.ceil(config.count * share),
+                batch_size=run.train.batch_size,
+                seed=run.seed,
+                mesh=mesh,
+            )
+            parts.append((share, validate))
+        functions[split] = parts
 
     def measure(params: Params) -> dict[str, float]:
         metrics = {}
-        for split, validate in functions.items():
-            metrics[f"validation/{split}/loss"] = validate(params)
-            metrics |= {f"validation/{split}/loss_{t:g}": validate(params, t) for t in config.times}
+        for split, parts in functions.items():
+            for t in (None, *config.times):
+                name = f"validation/{split}/loss" + ("" if t is None else f"_{t:g}")
+                metrics[name] = sum(share * validate(params, t) for share, validate in parts)
         return metrics
 
     return measure

@@ -45,6 +45,7 @@ class VideoClip(NamedTuple):
       path: of the file. captions: its texts.
       start, end: in seconds. frame: seconds between the frames that are taken.
       step: seconds between its own frames.
+      shape: (H, W) of its frames.
     """
 
     path: Path
@@ -53,22 +54,26 @@ class VideoClip(NamedTuple):
     end: float = float("inf")
     frame: float = 0.0
     step: float = 0.0
+    shape: tuple[int, int] = (0, 0)
 
 
 class ClipDataset(Dataset):
     """Clips, opened.
 
     Raises:
-      UvitError: without `config.image_size`.
+      UvitError: without `config.image_size` or `sizes`.
     """
 
     def __init__(self, config: DataConfig, source: "ClipSource", tokenizer: Tokenizer | None):
-        if not config.image_size:
+        if not config.target_sizes:
             raise UvitError("clips need image_size, the number of pixels of a frame's sides")
-        self.image_shape = (config.image_size, config.image_size, config.channels)
+        self.image_shape = (*config.target_sizes[0], config.channels)
         self._background = parse_colour(config.background)
         self.segment_shapes = frame_shapes(config, self.image_shape)
         super().__init__(config, source, tokenizer)
+
+    def shapes_at(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        return frame_shapes(self.config, (*size, self.config.channels))
 
     def decode(self, record: dict) -> dict[str, np.ndarray]:
         """The first `config.frames` frames of a record's clip, and its first caption."""
@@ -101,7 +106,7 @@ class ClipDataset(Dataset):
         return image_decoding.decode(
             image,
             name,
-            size=self.config.image_size,
+            sizes=self.config.target_sizes,
             channels=self.config.channels,
             background=self._background,
         )
@@ -146,6 +151,8 @@ class ClipSource(Source):
                 f"{root} has no clip of {config.frames} frames that can be read, of {len(found)} "
                 f"videos{first}"
             )
+        if len(config.sizes) > 1:
+            self.shapes = [clip.shape for clip in self.clips]
         if config.text:
             self.captions = [caption for clip in self.clips for caption in clip.captions]
 
@@ -171,7 +178,7 @@ def _usable(clip: VideoClip, config: DataConfig) -> VideoClip | str:
             f"it has {end - clip.start:.3g} s at {info.fps:.3g} frames per second, too short for "
             f"frames={config.frames}"
         )
-    return clip._replace(end=end, step=step, frame=frame)
+    return clip._replace(end=end, step=step, frame=frame, shape=info.shape)
 
 
 def _folder(root: Path, texts: bool) -> list[VideoClip]:

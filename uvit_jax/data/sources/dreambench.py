@@ -164,7 +164,7 @@ def _read(file: Path) -> str:
 
 
 def _decoded(file: Path, size: int) -> np.ndarray:
-    return decode(read_file(file), str(file), size=size, channels=3, background=_WHITE)
+    return decode(read_file(file), str(file), sizes=((size, size),), channels=3, background=_WHITE)
 
 
 def _words(name: str) -> str:

@@ -61,7 +61,9 @@ class FolderSource(Source):
             )
         self._check()
         self.native_shape = None
-        if not config.image_size:
+        if len(config.sizes) > 1:
+            self.shapes = image_decoding.upright_shapes(self.root / f for f in self.files)
+        elif not config.target_sizes:
             self.native_shape = image_decoding.common_shape(self.root / f for f in self.files)
         self._labels = None
         if config.labels:

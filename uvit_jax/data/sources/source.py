@@ -24,6 +24,8 @@ class Source(abc.ABC):
         whose lengths are checked at once; None if they are too many to list.
       native_shape: (H, W) if all images have the same size; None if `config.image_size` must be
         set.
+      shapes: (H, W) of each record's image or video, upright, if `config.sizes` has several sizes;
+        None from sources that do not support them.
       dataset_class: a subclass of `dataset.Dataset`, for sources whose records are not encoded
         images; None for `dataset.ImageDataset`.
     """
@@ -33,6 +35,7 @@ class Source(abc.ABC):
     class_names: tuple[str, ...] = ()
     captions: Sequence[str] | None = None
     native_shape: tuple[int, int] | None = None
+    shapes: Sequence[tuple[int, int]] | None = None
     dataset_class: ClassVar[type | None] = None
 
     @abc.abstractmethod

@@ -14,7 +14,6 @@ in which the subject is `@1`, or else just `@1`.
 import collections
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig, parse_colour
-from uvit_jax.data.dataset import CACHE_BYTES, Dataset
+from uvit_jax.data.dataset import Dataset, first_size, is_small
 from uvit_jax.data.reference_rows import SLOT_WORDS, reference_inputs
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.data.sources.source import Source
@@ -59,17 +58,15 @@ class SubjectDataset(Dataset):
     """Images of subjects, opened. Files of a small set are decoded once and kept in memory.
 
     A row has the inputs of `scene_source.SceneDataset`: `image`, `ref_{s}_{v}`, `refs_present` and
-    `text`. An image's references are sampled again in every epoch: how many of a subject, from 1 to
-    `config.max_views`, which ones, and in which order.
+    `text`. Of several sizes, references have the first. An image's references are sampled again in
+    every epoch: how many of a subject, from 1 to `config.max_views`, which ones, and in which
+    order.
     """
 
     _transient = ("_encode_caption", "_decoded")
 
     def __init__(self, config: DataConfig, source: "SubjectSource", tokenizer: Tokenizer | None):
-        shape = (config.image_size,) * 2 if config.image_size else source.native_shape
-        if shape is None:
-            raise UvitError("the images differ in size; set image_size to a number of pixels")
-        self.image_shape = (*shape, config.channels)
+        self.image_shape = (*first_size(config, source), config.channels)
         self._background = parse_colour(config.background)
         super().__init__(config, source, tokenizer)
 
@@ -89,7 +86,7 @@ class SubjectDataset(Dataset):
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, example: SubjectImage, bits: int | None) -> dict[str, np.ndarray]:
-        S, V = self.config.max_subjects, self.config.max_views
+        S, V, sizes = self.config.max_subjects, self.config.max_views, self.config.target_sizes
         rng = None if bits is None else np.random.default_rng(bits)
         present = np.zeros((S, V), bool)
         images = np.zeros((S, V, *self.image_shape), np.float32)
@@ -100,8 +97,8 @@ class SubjectDataset(Dataset):
                 count = rng.integers(1, len(chosen) + 1)
                 chosen = rng.permutation(len(files))[:count]
             for v, i in enumerate(chosen):
-                images[s, v], present[s, v] = self._image(files[i]), True
-        target = self._image(example.image)
+                images[s, v], present[s, v] = self._image(files[i], sizes[:1]), True
+        target = self._image(example.image, sizes)
         if rng is not None and self.config.flip and rng.integers(2):
             target, images = target[:, ::-1], images[..., ::-1, :]
         row = {"image": target, **reference_inputs(images, present, self.config)}
@@ -109,25 +106,26 @@ class SubjectDataset(Dataset):
             row["text"] = self._encode_caption(example.caption)
         return row
 
-    def _image(self, file: Path) -> np.ndarray:
-        """float32 (H, W, C) in [-1, 1]."""
-        pixels = self._decoded.get(file) if self._decoded is not None else None
+    def _image(self, file: Path, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+        """float32 (H, W, C) in [-1, 1], of the nearest of `sizes`."""
+        key = (file, len(sizes))
+        pixels = self._decoded.get(key) if self._decoded is not None else None
         if pixels is None:
             pixels = image_decoding.decode(
                 image_decoding.read_file(file),
                 str(file),
-                size=self.config.image_size,
+                sizes=sizes,
                 channels=self.config.channels,
                 background=self._background,
             )
             if self._decoded is not None:
-                self._decoded[file] = pixels
+                self._decoded[key] = pixels
         return image_decoding.to_float(pixels)
 
     def _start(self) -> None:
         super()._start()
-        small = len(self.source.files) * math.prod(self.image_shape) <= CACHE_BYTES
-        self._decoded: dict[Path, np.ndarray] | None = {} if small else None
+        small = is_small(self, len(self.source.files))
+        self._decoded: dict[tuple[Path, int], np.ndarray] | None = {} if small else None
 
 
 class SubjectSource(Source):
@@ -157,11 +155,14 @@ class SubjectSource(Source):
             broken = image_decoding.problems(self.files)
             _refuse(path, "images that cannot be opened", broken, "replace or remove them")
         self.native_shape = None
-        if not config.image_size:
+        self._order = [i for i, e in enumerate(self.examples) for _ in range(e.weight)]
+        if len(config.sizes) > 1:
+            shapes = image_decoding.upright_shapes(e.image for e in self.examples)
+            self.shapes = [shapes[i] for i in self._order]
+        elif not config.target_sizes:
             self.native_shape = image_decoding.common_shape(self.files)
         if config.text:
             self.captions = sorted({e.caption for e in self.examples})
-        self._order = [i for i, e in enumerate(self.examples) for _ in range(e.weight)]
 
     def __len__(self) -> int:
         return len(self._order)

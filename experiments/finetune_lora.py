@@ -7,11 +7,17 @@
     python -m experiments.sample --workdir=workdirs/emoji_text --adapter=bear.safetensors \\
         --prompt="@1 bear, twemoji"
 
-With --subjects each sub-folder is a subject, and subjects are trained together. --out is then a
+The caption of an image is the text beside it (`1.txt` for `1.png`), or else --prompt. With
+--subjects each sub-folder is a subject, and subjects are trained together. --out is then a
 folder with one adapter per subject; rerunning the command trains the missing ones. In a prompt,
 {name} is the name of the subject's folder. --out=NAME without .safetensors is a folder in PEFT's
 format. --method=full trains all parameters and writes a model, which
 `experiments.import_checkpoint` imports into a workdir.
+
+Every --validation_every steps, samples of --validation_prompt are written beside --out, into the
+folder NAME_samples, and copies of training images and drift of the class are measured and warned
+of. Rerunning a command that was stopped resumes it. --plan prints the size of adapters by rank and
+target.
 """
 
 import dataclasses
@@ -34,13 +40,16 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument("--prompt", help='caption of the images, such as "@1 bear"')
     parser.add_argument("--class_prompt", help="of the class; default the prompt without @1")
     parser.add_argument("--label", help="the class, if the model has labels")
-    parser.add_argument("--out", metavar="FILE", required=True, help="must not exist yet")
+    parser.add_argument("--out", metavar="FILE", help="must not exist yet")
+    parser.add_argument("--plan", action="store_true", help="print costs, and train nothing")
     parser.add_argument("--method", default="lora", help="lora or full")
     parser.add_argument("--steps", type=int, default=400, help="of the optimizer")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
     parser.add_argument("--alpha", type=float, default=0.0, help="default the rank")
     parser.add_argument(
-        "--target", action="append", help="a regex of layers to adapt; may be repeated"
+        "--target",
+        action="append",
+        help="attention, mlp, or a regex of layers to adapt; may be repeated; default both",
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="learning rate; default 2e-4, or 5e-6 for full"
@@ -51,6 +60,20 @@ def add_flags(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--prior_weight", type=float, default=1.0, help="weight of the loss on class images"
+    )
+    parser.add_argument(
+        "--validation_prompt",
+        action="append",
+        help="of samples during training, with {name}; may be repeated; default the prompt",
+    )
+    parser.add_argument(
+        "--validation_every", type=int, default=0, help="in steps; default only the last"
+    )
+    parser.add_argument(
+        "--validation_count", type=int, default=4, help="samples of each prompt; 0 for none"
+    )
+    parser.add_argument(
+        "--checkpoint_every", type=int, default=100, help="steps, from which a rerun resumes"
     )
     parser.add_argument("--at_once", type=int, default=16, help="subjects trained together")
     parser.add_argument("--seed", type=int, default=0)
@@ -73,18 +96,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_flags(parser)
     args = parser.parse(argv)
 
+    from experiments.tuning_watch import cost_table
     from uvit_jax.errors import UvitError
-    from uvit_jax.models.lora import TARGETS, LoraConfig
+    from uvit_jax.models import lora
+    from uvit_jax.models.lora import LoraConfig
     from uvit_jax.parallel import cpu
     from uvit_jax.training.finetune import FinetuneConfig
 
     if bool(args.images) == bool(args.subjects):
         raise UvitError("give the images of one subject with --images, or many with --subjects")
-    if args.prior < 0 or args.at_once < 1:
-        raise UvitError("--prior must be at least 0 and --at_once at least 1")
+    if not (args.out or args.plan):
+        raise UvitError("give the adapter's file with --out=NAME.safetensors")
+    if args.prior < 0 or min(args.at_once, args.checkpoint_every) < 1:
+        raise UvitError("--prior must be at least 0, --at_once and --checkpoint_every at least 1")
+    if min(args.validation_every, args.validation_count) < 0:
+        raise UvitError("--validation_every and --validation_count must be at least 0")
+    names = {"attention": lora.ATTENTION, "mlp": lora.MLP}
+    targets = tuple(names.get(t, t) for t in args.target or names)
     config = FinetuneConfig(
         method=args.method,
-        lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=tuple(args.target or TARGETS)),
+        lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=targets),
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.rate,
@@ -93,17 +124,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     folders = _folders(args)
     cpu.keep_freed_memory()
-    command = SubjectTuning(args, config)
+    command = SubjectTuning(args, config, folders)
+    if args.plan:
+        print(cost_table(command.model, config.lora))
+        return 0
     todo = {name: out for name, out in _outputs(args, folders).items() if command.is_new(out, name)}
     seconds = 0.0
     names = list(todo)
     for start in range(0, len(names), args.at_once):
-        part = {name: folders[name] for name in names[start : start + args.at_once]}
+        part = {name: todo[name] for name in names[start : start + args.at_once]}
         tuned = command.tune(part)
         seconds += tuned.seconds + tuned.first_step
         for i, name in enumerate(part):
             command.save(todo[name], name, tuned, i)
             print(f"{todo[name]}: loss {tuned.losses[-20:, i].mean():.4f}")
+        command.checkpoint(part).remove()
     if len(folders) > len(names):
         print(f"{len(folders) - len(names)} exist already")
     cli.write_json(
@@ -112,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "out": [str(out) for out in todo.values()],
             "base_sha256": command.base,
             "seconds": seconds,
+            "validation": command.validation,
             "config": dataclasses.asdict(config),
         },
     )
@@ -121,11 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 class SubjectTuning:
     """Fine-tunes the base model of a run to folders of images, and saves the results."""
 
-    def __init__(self, args: Any, config: Any):
+    def __init__(self, args: Any, config: Any, folders: dict[str, Path]):
         import jax
 
         from uvit_jax import load
-        from uvit_jax.errors import UvitError
         from uvit_jax.evaluation.image_metrics import params_sha256
         from uvit_jax.evaluation.image_sets import image_segment
         from uvit_jax.models.lora import targeted
@@ -135,16 +170,14 @@ class SubjectTuning:
         from uvit_jax.training.finetune import Finetuner
         from uvit_jax.training.workdir import Workdir
 
-        self.args, self.config = args, config
+        self.args, self.config, self._folders = args, config, folders
+        self.validation: list[dict[str, Any]] = []
         folder = Workdir(args.workdir)
         self.run = folder.read_run()
         model, self.params = load(folder.path, step=args.step, ema=not args.raw)
         # Check the flags before minutes of sampling.
         if config.method == "lora":
             targeted(model.abstract_params, config.lora.targets)
-        kinds = {s.kind for s in model.layout.inputs}
-        if args.prompt is None and kinds & {"text", "features"}:
-            raise UvitError('the model takes text; caption the images, with --prompt="@1 bear"')
         self.model = sampling_flags.with_attention(model, args.attention)
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
@@ -167,29 +200,106 @@ class SubjectTuning:
         if joint:
             given = model.layout, self.sample, self.vocabulary, self._decoder
             self._given = GivenData(*given)
+        self._size = self._image_size()
+        self._opened: dict[str, Any] = {}
+        if {s.kind for s in model.layout.inputs} & {"text", "features"}:
+            for name in folders:
+                self._check_captions(name)
 
-    def tune(self, folders: dict[str, Path]) -> Any:
-        """Fine-tunes to the images in folders, by the names of the subjects."""
+    def tune(self, outs: dict[str, Path]) -> Any:
+        """Fine-tunes to some subjects.
+
+        Args:
+          outs: where they will be saved, by their names.
+        """
         from tqdm import tqdm
 
         from uvit_jax.training.examples import stacked
 
-        subjects = {name: self._examples(name, folder) for name, folder in folders.items()}
+        subjects = {name: self._examples(name) for name in outs}
         prior = prior_of = None
         if self.args.prior:
             print(f"sampling {self.args.prior} images of each class", flush=True)
-            prompts = [self._prompts(name)[1] for name in folders]
+            prompts = [self._prompts(name)[1] for name in outs]
             classes = {prompt: self._class_examples(prompt) for prompt in prompts}
             prior = stacked(classes)
             prior_of = [list(classes).index(prompt) for prompt in prompts]
+        watch = self._watch(outs, subjects) if self.args.validation_count else None
         with tqdm(total=self.config.steps, desc=", ".join(subjects)[:40], unit="step") as bar:
             return self._tuner(
                 self.params,
                 stacked(subjects),
                 prior=prior,
                 prior_of=prior_of,
-                progress=lambda step: bar.update(),
+                progress=lambda step: bar.update(step - bar.n),
+                watch=watch,
+                watch_every=self.args.validation_every,
+                checkpoint=self.checkpoint(outs),
             )
+
+    def checkpoint(self, outs: dict[str, Path]) -> Any:
+        """The unfinished state of some subjects."""
+        from uvit_jax.training.tuning_checkpoint import TuningCheckpoint
+
+        first = next(iter(outs.values()))
+        recipe = dataclasses.asdict(self.config)
+        identity = {
+            name: [recipe, dataclasses.asdict(self._record(name)), self._digest(name)]
+            for name in outs
+        }
+        path = first.with_name(f".{first.stem}.unfinished.safetensors")
+        return TuningCheckpoint(path, self.args.checkpoint_every, identity)
+
+    def _watch(self, outs: dict[str, Path], subjects: dict[str, Any]) -> Any:
+        """The `TuningWatch` of some subjects."""
+        import numpy as np
+
+        from experiments.tuning_watch import CLASS_IMAGES, TuningWatch
+        from uvit_jax import io
+        from uvit_jax.sampling import decoding
+
+        args, segment = self.args, self._segment
+        given = args.validation_prompt
+        prompts = {
+            name: [p.replace("{name}", name) for p in given]
+            if given
+            else list(dict.fromkeys(self._captions(name)))[:8]
+            for name in outs
+        }
+        columns = min(len(p) for p in prompts.values())
+        count = columns * args.validation_count
+        captions = {name: [own[i % columns] for i in range(count)] for name, own in prompts.items()}
+        classes = {prompt: value[segment] for prompt, value in self._classes.items()}
+
+        def decode(samples: dict[str, Any]) -> Any:
+            images = decoding.decoded(
+                self.model.layout, samples, self._decoder, latents=self.run.of_latents
+            )
+            return io.frames_as_images(images[segment]) if segment in images else None
+
+        watch = TuningWatch(
+            self._tuner,
+            self.params,
+            self.sample,
+            segment=segment,
+            conditions={n: self._conditions_for(c, count) for n, c in captions.items()},
+            captions=captions,
+            classes={
+                name: self._conditions_for([self._prompts(name)[1]], CLASS_IMAGES) for name in outs
+            },
+            images={
+                name: (value[segment], classes.get(self._prompts(name)[1], np.zeros((0,))))
+                for name, value in subjects.items()
+            },
+            decode=decode,
+            folders={name: out.with_name(f"{out.stem}_samples") for name, out in outs.items()},
+            count=count,
+            columns=columns,
+            seed=self.config.seed,
+            vocabulary=self._texts,
+        )
+        watch.rows = self.validation
+        return watch
 
     def is_new(self, out: Path, name: str) -> bool:
         """Whether `out` does not exist; UvitError if it is not this subject's adapter."""
@@ -232,6 +342,8 @@ class SubjectTuning:
             "class_prompt": class_prompt,
             "label": args.label,
         }
+        if any(captions := [caption or "" for caption in self._own_captions(name)]):
+            training["captions"] = captions
         return AdapterRecord(lora=self.config.lora, base=self.base, training=training)
 
     def _prompts(self, name: str) -> tuple[str, str]:
@@ -242,38 +354,90 @@ class SubjectTuning:
             return prompt, " ".join(prompt.replace("@1", " ").split())
         return prompt, args.class_prompt.replace("{name}", name)
 
-    def _conditions_for(self, prompt: str, count: int) -> dict[str, Any]:
-        """The conditions of `count` images with one prompt, or its data if texts are denoised."""
-        if self._given is not None:
-            texts = self._given.of_texts((prompt,))
-            return {name: value.repeat(count, axis=0) for name, value in texts.items()}
-        labels = () if self.args.label is None else (self.args.label,)
-        prompts = (prompt,) if self.args.prompt else ()
-        return self._conditions(
-            dataclasses.replace(self.sample, prompts=prompts, labels=labels, count=count)
-        )
-
-    def _examples(self, name: str, folder: Path) -> dict[str, Any]:
-        """A subject's images, or their latents, and their conditions, by segment."""
-        import numpy as np
-
-        from uvit_jax.data.data_config import DataConfig
-        from uvit_jax.data.pipeline import dataset
-        from uvit_jax.errors import UvitError
-        from uvit_jax.io import to_uint8
-
-        segment = self.model.layout.by_name[self._segment]
-        height, width, channels = segment.shape[-3:]
+    def _image_size(self) -> dict[str, Any]:
+        """The size and channels of the images, as keys of a `DataConfig`."""
+        height, width, channels = self.model.layout.by_name[self._segment].shape[-3:]
         if self._decoder is not None:
             autoencoder = self._decoder.autoencoder.config
             height, width = height * autoencoder.factor, width * autoencoder.factor
             channels = autoencoder.image_channels
-        size = dict(sizes=((height, width),), channels=channels)
-        data = dataset(DataConfig(name="folder", path=str(folder), **size))
+        return dict(sizes=((height, width),), channels=channels)
+
+    def _data(self, name: str) -> Any:
+        """The data set of a subject's images, opened once."""
+        from uvit_jax.data.data_config import DataConfig
+        from uvit_jax.data.pipeline import dataset
+
+        if name not in self._opened:
+            config = DataConfig(name="folder", path=str(self._folders[name]), **self._size)
+            self._opened[name] = dataset(config)
+        return self._opened[name]
+
+    def _own_captions(self, name: str) -> list[str | None]:
+        """The texts beside a subject's images."""
+        source = self._data(name).source
+        return [source.caption(file) for file in source.files]
+
+    def _captions(self, name: str) -> list[str]:
+        """The caption of each of a subject's images."""
+        prompt = self._prompts(name)[0]
+        return [prompt if text is None else text for text in self._own_captions(name)]
+
+    def _check_captions(self, name: str) -> None:
+        from uvit_jax.errors import UvitError
+
+        args = self.args
+        own = self._own_captions(name)
+        if args.prompt is None and None in own:
+            file = self._data(name).source.files[own.index(None)]
+            raise UvitError(
+                f"the model takes text, and {file} has no caption; write one beside it, as "
+                f'{file.with_suffix(".txt")}, or give --prompt="@1 bear"'
+            )
+        if args.prompt is None and args.class_prompt is None and args.prior:
+            raise UvitError(
+                "the images of the class need a caption; give --class_prompt, or --prior=0"
+            )
+
+    def _digest(self, name: str) -> str:
+        """A hash of a subject's images."""
+        import hashlib
+
+        data = self._data(name)
+        digest = hashlib.sha256()
+        for i in range(len(data)):
+            digest.update(data.source[i]["image"])
+        return digest.hexdigest()
+
+    def _conditions_for(self, captions: Sequence[str], count: int) -> dict[str, Any]:
+        """The conditions of `count` images with captions in turn, or their data if texts are
+        denoised."""
+        import numpy as np
+
+        if self._given is not None:
+            texts = self._given.of_texts(tuple(captions))
+            rows = np.arange(count) % len(captions)
+            return {name: value[rows] for name, value in texts.items()}
+        labels = () if self.args.label is None else (self.args.label,)
+        prompts = tuple(captions) if any(captions) else ()
+        return self._conditions(
+            dataclasses.replace(self.sample, prompts=prompts, labels=labels, count=count)
+        )
+
+    def _examples(self, name: str) -> dict[str, Any]:
+        """A subject's images, or their latents, and their conditions, by segment."""
+        import numpy as np
+
+        from uvit_jax.errors import UvitError
+        from uvit_jax.io import to_uint8
+
+        data, segment = self._data(name), self.model.layout.by_name[self._segment]
         if not 1 <= len(data) <= 100:
-            raise UvitError(f"{folder} has {len(data)} images; a subject needs 1 to 100")
+            raise UvitError(
+                f"{self._folders[name]} has {len(data)} images; a subject needs 1 to 100"
+            )
         images = np.stack([data.decode(data.source[i])["image"] for i in range(len(data))])
-        conditions = self._conditions_for(self._prompts(name)[0], len(images))
+        conditions = self._conditions_for(self._captions(name), len(images))
         if self._given is not None:
             return self._given.of_images(to_uint8(images)) | conditions
         if self._decoder is not None:
@@ -291,7 +455,7 @@ class SubjectTuning:
                 self.params,
                 self.run.diffusion,
                 self.sample,
-                self._conditions_for(prompt, self.args.prior),
+                self._conditions_for([prompt], self.args.prior),
                 count=self.args.prior,
                 batch_size=64,
                 seed=self.config.seed,

@@ -1,16 +1,19 @@
 """`experiments.finetune_lora` on a run of seconds, and sampling with what it wrote."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import uvit_jax
-from experiments import finetune_lora, sample, train
+from experiments import finetune_lora, sample, train, tuning_watch
 from tests.helpers.running import ROOT, TINY
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import adapters
+from uvit_jax.models import lora
 
 TEXT = (
     "--config.model.sequence=('time', 'text', 'image')",
@@ -21,6 +24,7 @@ TEXT = (
     "--config.train.drop={'text': 0.1}",
 )
 FEW = ("--steps=3", "--rank=2", "--prior=4", "--rate=0.01", "--batch_size=2")
+FEW = (*FEW, "--validation_count=0")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,56 @@ def test_many_subjects_at_once_and_the_rest_later(workdir, photos, tmp_path, cap
         np.testing.assert_allclose(pair.a @ pair.b, again[path].a @ again[path].b, atol=1e-4)
     with pytest.raises(UvitError, match="give a new --out"):
         tune(workdir, *flags, "--seed=1")
+
+
+def test_captions_validation_and_an_interruption(workdir, photos, tmp_path, monkeypatch, capsys):
+    folder, out = tmp_path / "red_toy", tmp_path / "toy.safetensors"
+    shutil.copytree(photos / "red_toy", folder)
+    (folder / "0.txt").write_text("@1 toy, grinning")
+    flags = (f"--images={folder}", f"--out={out}", "--steps=4", "--checkpoint_every=1")
+    watch = ("--validation_count=2", "--validation_prompt={name} face", "--validation_every=2")
+    with pytest.raises(UvitError, match=r"1\.png has no caption"):
+        tune(workdir, *flags)
+    (folder / "1.caption").write_text("@1 toy")
+    with pytest.raises(UvitError, match="--class_prompt"):
+        tune(workdir, *flags)
+
+    results = tmp_path / "results.json"
+    named = (*flags, "--class_prompt=toy", f"--json={results}")
+    monkeypatch.setattr(tuning_watch, "DRIFT", -1.0)  # warns always
+    tune(workdir, *named, *watch)
+    rows = json.loads(results.read_text())["validation"]
+    assert [row["step"] for row in rows] == [2, 4] and all(0 <= r["copies"] <= 1 for r in rows)
+    assert all(np.isfinite(row["drift"]) for row in rows)
+    assert "warning: red toy, step 4: the loss on images of the class" in capsys.readouterr().err
+    grids = sorted(tmp_path.glob("toy_samples/*.png"))
+    assert [p.name for p in grids] == ["000002.png", "000004.png"]
+    model = uvit_jax.load(workdir)[0]
+    first, record = adapters.load(out, model)
+    assert record.training["captions"] == ["@1 toy, grinning", "@1 toy"]
+
+    # Stopped while it is saved, and run again: the same adapter.
+    out.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "save", lambda *args: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            tune(workdir, *named)
+    assert list(tmp_path.glob(".toy.unfinished*"))
+    tune(workdir, *named)
+    again, _ = adapters.load(out, model)
+    for path, pair in first.items():
+        assert all(map(np.array_equal, pair, again[path]))
+    assert not list(tmp_path.glob(".toy*"))
+
+
+def test_costs_are_those_of_the_adapters(workdir, photos, capsys):
+    tune(workdir, f"--images={photos / 'red_toy'}", "--prompt=@1", "--plan", "--target=attention")
+    (chosen,) = [line for line in capsys.readouterr().out.splitlines() if "chosen" in line]
+    model = uvit_jax.load(workdir)[0]
+    config = lora.LoraConfig(rank=2, targets=(lora.ATTENTION,))
+    factors = jax.eval_shape(lambda: lora.init(jax.random.key(0), model.abstract_params, config))
+    count = sum(leaf.size for leaf in jax.tree.leaves(factors))
+    assert chosen.startswith(f"| attention (chosen) | 2 | {len(factors)} | {count:,} |")
 
 
 def test_all_parameters_are_a_model_again(workdir, photos, tmp_path):

@@ -16,6 +16,7 @@ from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
 from uvit_jax.training.examples import concatenated, stacked
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner, tree_index
+from uvit_jax.training.tuning_checkpoint import TuningCheckpoint
 
 CONFIG = FinetuneConfig(steps=8, batch_size=2, learning_rate=5e-4, lora=LoraConfig(rank=2))
 
@@ -70,6 +71,39 @@ def test_sixteen_at_once_are_sixteen_in_turn_and_compile_once(backbone):
         assert moved > 1e-3
     assert alone._step._cache_size() == before + 1
     jax.tree.map(np.testing.assert_array_equal, params, untouched)
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path):
+    params, tune = tuner()
+    whole = together()
+    options = dict(prior=PRIOR, prior_of=PRIOR_OF)
+    checkpoint = TuningCheckpoint(tmp_path / "state.safetensors", 3, {"seed": 0})
+    watched = []
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(params, stacked(SUBJECTS), **options, checkpoint=checkpoint, progress=stop)
+    resumed = tune(
+        params,
+        stacked(SUBJECTS),
+        **options,
+        checkpoint=checkpoint,
+        watch=lambda step, trained: watched.append((step, jax.device_get(trained))),
+        watch_every=3,
+    )
+    assert [step for step, _ in watched] == [8]  # it began after step 6
+    for ours in (resumed.trained[8], watched[0][1]):
+        jax.tree.map(np.testing.assert_array_equal, ours, whole.trained[8])
+    np.testing.assert_array_equal(resumed.losses, whole.losses)
+    np.testing.assert_array_equal(resumed.prior_losses, whole.prior_losses)
+    other = dataclasses.replace(checkpoint, identity={"seed": 1})
+    with pytest.raises(UvitError, match=r"state\.safetensors .*delete it"):
+        tune(params, stacked(SUBJECTS), **options, checkpoint=other)
+    checkpoint.remove()
+    assert checkpoint.restore(None) is None
 
 
 def test_a_copy_at_an_earlier_step_equals_a_shorter_run():

@@ -32,11 +32,11 @@ from uvit_jax.models.linear import LowRank
 from uvit_jax.models.model import Params
 from uvit_jax.parallel.sharding import path_string
 
-TARGETS = (
-    r"backbone/.*(attention|cross)/(qkv|q|kv|out)$",
-    r"backbone/.*mlp/fc[12]$",
-)
-"""Queries, keys, values and output of every attention, and both layers of every MLP."""
+ATTENTION = r"backbone/.*(attention|cross)/(qkv|q|kv|out)$"
+"""Queries, keys, values and output of every attention."""
+MLP = r"backbone/.*mlp/fc[12]$"
+"""Both layers of every MLP."""
+TARGETS = (ATTENTION, MLP)
 
 # A kernel's last axes by a regex of the layer's path, of which the first match counts: inputs I,
 # parts P of a fused kernel, outputs O. An axis before them is that of a scan over layers.
@@ -151,6 +151,12 @@ def targeted(params: Params, targets: Sequence[str] = TARGETS) -> dict[str, Matr
         for path, shape in kernels.items()
         if any(re.search(pattern, path) for pattern in targets)
     }
+
+
+def num_parameters(params: Params, config: LoraConfig) -> int:
+    """The number of parameters of adapters; raises as `targeted` does."""
+    matrices = targeted(params, config.targets).values()
+    return sum(math.prod(m.lead) * m.parts * config.rank * (m.inputs + m.outputs) for m in matrices)
 
 
 def matrices(params: Params) -> dict[str, Matrix]:

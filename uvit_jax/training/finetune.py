@@ -31,6 +31,7 @@ from uvit_jax.models.model import Model, Params
 from uvit_jax.training.examples import Stacked
 from uvit_jax.training.loss import corrupt, diffusion_loss
 from uvit_jax.training.run_config import check_adam
+from uvit_jax.training.tuning_checkpoint import TuningCheckpoint
 
 
 class Method(NamedTuple):
@@ -165,6 +166,9 @@ class Finetuner:
         learning_rate: float | None = None,
         at: Collection[int] = (),
         progress: Callable[[int], None] | None = None,
+        watch: Callable[[int, Any], None] | None = None,
+        watch_every: int = 0,
+        checkpoint: TuningCheckpoint | None = None,
     ) -> Tuned:
         """Trains for `config.steps`.
 
@@ -176,6 +180,9 @@ class Finetuner:
           learning_rate: replaces the config's.
           at: steps after which to copy the trained parameters, besides the last step.
           progress: called with the number of each step after it.
+          watch: called with (step, trained parameters, leaves (S, …)) at multiples of
+            `watch_every`, and after the last step.
+          checkpoint: where the state is saved at its interval, and read at the start.
 
         Raises:
           UvitError: if the examples are not the model's inputs, or a loss is not finite, naming
@@ -200,20 +207,32 @@ class Finetuner:
         own = (subjects.examples, subjects.counts, subjects.seeds)
         classes = None if prior is None else (prior.examples, prior.counts)
         losses, snapshots = [], {}
+        start = 0
+        if checkpoint is not None and (stored := checkpoint.restore((trained, opt_state))):
+            start, (trained, opt_state), losses = stored
+            if min(copied_steps) <= start:
+                raise UvitError(f"{checkpoint.path} is of step {start}, after at={sorted(at)}")
         began = time.perf_counter()
         first = 0.0
-        for step in range(1, config.steps + 1):
+        for step in range(start + 1, config.steps + 1):
             trained, opt_state, loss = self._step(
                 params, trained, opt_state, own, classes, groups, rate, jnp.uint32(step)
             )
             losses.append(loss)
-            if step == 1:
+            if step == start + 1:
                 jax.block_until_ready(loss)
                 first, began = time.perf_counter() - began, time.perf_counter()
             if step in copied_steps:
                 self._check_losses(subjects.names, losses)
                 # A copy: the next step donates these buffers.
                 snapshots[step] = jax.tree.map(np.array, jax.device_get(trained))
+            if watch is not None and (
+                step == config.steps or (watch_every and step % watch_every == 0)
+            ):
+                watch(step, trained)
+            if checkpoint is not None and step % checkpoint.every == 0 and step < config.steps:
+                self._check_losses(subjects.names, losses)
+                checkpoint.save(step, (trained, opt_state), losses)
             if progress is not None:
                 jax.block_until_ready(loss)
                 progress(step)
@@ -225,7 +244,7 @@ class Finetuner:
             prior_losses=None
             if prior is None
             else np.stack([p for _, p in jax.device_get(losses)]),
-            seconds=seconds * config.steps / max(1, config.steps - 1),
+            seconds=seconds * config.steps / max(1, config.steps - start - 1),
             first_step=first,
         )
 

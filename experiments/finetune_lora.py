@@ -266,9 +266,9 @@ class SubjectTuning:
             else list(dict.fromkeys(self._captions(name)))[:8]
             for name in outs
         }
-        columns = min(len(p) for p in prompts.values())
-        count = columns * args.validation_count
-        captions = {name: [own[i % columns] for i in range(count)] for name, own in prompts.items()}
+        rows, columns = min(len(p) for p in prompts.values()), args.validation_count
+        count = rows * columns
+        captions = {n: [own[i // columns] for i in range(count)] for n, own in prompts.items()}
         classes = {prompt: value[segment] for prompt, value in self._classes.items()}
 
         def decode(samples: dict[str, Any]) -> Any:

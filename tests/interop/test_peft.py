@@ -212,6 +212,75 @@ def test_tensors_without_a_use_are_refused_with_the_reason(tmp_path, key, reason
         load(UVIT, tmp_path)
 
 
+def kohya(name):
+    key = f"lora_unet_{name.replace('.', '_')}"
+    return f"{key}.lora_down.weight", f"{key}.lora_up.weight", {f"{key}.alpha": np.float32(6)}
+
+
+def with_prefix(name):
+    key = f"transformer.{name}"
+    return f"{key}.lora_A.weight", f"{key}.lora_B.weight", {f"{key}.alpha": np.float32(6)}
+
+
+def without_alpha(name):
+    key = f"transformer.{name}"
+    return f"{key}.lora.down.weight", f"{key}.lora.up.weight", {}
+
+
+def by_processor(name):
+    attention, _, projection = name.removesuffix(".0").rpartition(".")
+    key = f"unet.{attention}.processor.{projection}_lora"
+    return f"{key}.down.weight", f"{key}.up.weight", {}
+
+
+ATTN = "transformer_blocks.1.attn1"
+LAYERS = {
+    UVIT: FC1 | QKV,
+    DIT: {f"{ATTN}.{p}": (WIDTH, WIDTH) for p in ("to_q", "to_v", "to_out.0")},
+}
+
+
+@pytest.mark.parametrize(
+    "name, names",
+    [(m, n) for m in LAYERS for n in (kohya, with_prefix, without_alpha)] + [(DIT, by_processor)],
+)
+def test_files_with_the_names_of_kohya_and_diffusers_are_read(tmp_path, name, names):
+    rng, stored, expected = np.random.default_rng(0), {}, {}
+    for rank, (layer, (inputs, outputs)) in enumerate(LAYERS[name].items(), start=2):
+        A, B = rng.normal(size=(rank, inputs)), rng.normal(size=(outputs, rank))
+        down, up, alphas = names(layer)
+        stored |= {down: A.astype(np.float32), up: B.astype(np.float32), **alphas}
+        expected[layer] = (6 / rank if alphas else 1) * B @ A
+    stored = {key: np.asarray(value) for key, value in stored.items()}
+    safetensors.numpy.save_file(stored, tmp_path / "x.safetensors")
+    found = effect(name, load(name, tmp_path / "x.safetensors"))
+    assert found.keys() == expected.keys()
+    for layer, change in expected.items():
+        np.testing.assert_allclose(found[layer], change, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lora_te_text_model_0.lora_down.weight": (2, 4)}, "text encoder"),
+        ({"lora_unet_down_blocks_0.alpha": ()}, "lacks the factors of down_blocks_0"),
+        ({"lora_unet_in_blocks_0_mlp_fc1.alpha": (2,)}, "alpha must be one finite number"),
+        (
+            {f"lora_unet_mid_0.lora_{k}.weight": (4, 4) for k in ("down", "up")},
+            "another model: it has mid_0",
+        ),
+        ({"lora_unet_in_blocks_0_mlp_fc1.lora_up.weight": None}, r"lacks .*fc1\.lora_B"),
+    ],
+)
+def test_such_files_of_other_networks_are_refused(tmp_path, changes, message):
+    down, up, _ = kohya("in_blocks.0.mlp.fc1")
+    shapes = {down: (4, WIDTH), up: (4 * WIDTH, 4)} | changes
+    stored = {k: np.ones(shape, np.float32) for k, shape in shapes.items() if shape is not None}
+    safetensors.numpy.save_file(stored, tmp_path / "x.safetensors")
+    with pytest.raises(UvitError, match=message):
+        load(UVIT, tmp_path / "x.safetensors")
+
+
 def test_all_linear_layers_are_those_of_the_model(tmp_path):
     model = uvit_jax.build(MODELS[UVIT])
     linear = {}

@@ -11,6 +11,7 @@ parts' A are concatenated, and B is block-diagonal. Ranks and scales of PEFT may
 ours have the largest rank of their kernel, with zeros, and one scale.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ import numpy as np
 
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import exporting, files, mapping
+from uvit_jax.interop.adapter_names import peft_tensors
 from uvit_jax.interop.mapping import Tensors, Transform
 from uvit_jax.interop.peft_settings import PeftSettings
 from uvit_jax.interop.recognise import FAMILIES
@@ -133,7 +135,8 @@ def save(
 def load(
     path: str | os.PathLike, model: Model, *, base: str = "", any_base: bool = False
 ) -> tuple[Adapters, AdapterRecord]:
-    """Reads adapters for a model: ours, or PEFT's for the original network.
+    """Reads adapters for a model: ours, or PEFT's for the original network, or such a file with
+    kohya's or diffusers' names (see adapter_names.py), whose alphas become part of the factors.
 
     PEFT's may be of some layers only, or of the queries and values only; the others' update is 0.
 
@@ -148,13 +151,21 @@ def load(
     path = local_path(path)
     file = _file(path)
     read = files.read_torch if file.suffix == ".bin" else files.read_tensors
-    factors = _factors(path, read(file))
+    tensors = read(file)
     metadata = files.read_metadata(file)
-    settings, beside = None, file.with_name(SETTINGS)
-    if beside.is_file() and (path.is_dir() or KEY not in metadata):
-        settings = PeftSettings(beside)
-    record = _record(file, metadata, settings)
     matrices = lora.matrices(model.abstract_params)
+    renamed = None
+    if KEY not in metadata:
+        renamed = peft_tensors(path, tensors, _layer_names(model, matrices), PREFIX)
+    factors = _factors(path, tensors if renamed is None else renamed)
+    settings, beside = None, file.with_name(SETTINGS)
+    if renamed is not None:
+        rank = max(1, *(len(np.atleast_1d(layer["A"][1])) for layer in factors.values()))
+        record = AdapterRecord(lora=LoraConfig(rank=rank))
+    else:
+        if beside.is_file() and (path.is_dir() or KEY not in metadata):
+            settings = PeftSettings(beside)
+        record = _record(file, metadata, settings)
     for form in FORMS:
         try:
             candidates = list(_peft_layers(model, matrices, form))
@@ -195,6 +206,15 @@ def load(
             "--any_base"
         )
     return adapters, record
+
+
+def _layer_names(model: Model, matrices: Mapping[str, Matrix]) -> set[str]:
+    """The names of the model's layers in all of its forms."""
+    names = set()
+    for form in FORMS:
+        with contextlib.suppress(UvitError):  # the model has no such form
+            names |= {layer.name for layer in _peft_layers(model, matrices, form)}
+    return names
 
 
 def _file(path: Path) -> Path:

@@ -218,7 +218,7 @@ class Run:
                 f"--data={args.data} names a folder, and the run's data are {data.name!r}; choose "
                 "a part of them with --split"
             )
-        if args.split and data.path:
+        if args.split and data.path and data.name != "huggingface":
             raise UvitError(
                 f"the run's data are the folder {data.path}, which has no splits; name another "
                 "folder with --data"

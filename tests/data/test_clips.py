@@ -120,10 +120,10 @@ def test_what_cannot_be_used_is_named_and_counted(folder, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no rows"),
+        ("", "no examples"),
         ('{"file": "missing.mp4"}', "missing.mp4 does not exist"),
-        ('{"caption": "x"}', "row 1 names no video"),
-        ("{", "cannot be read"),
+        ('{"caption": "x"}', "line 1: it names no video"),
+        ("{", "line 1: .*correct them"),
         ('{"file": "m.jsonl", "start": "x"}', "start='x' is not a number"),
         ('{"file": "m.jsonl", "start": 3, "end": 2}', "start must lie before end"),
     ],

@@ -111,6 +111,27 @@ def test_a_manifest_has_subjects_by_name_and_weights(photos):
     assert sorted(index) == [0, 1, 2, 3]
 
 
+def test_masks_cut_subjects_out_of_their_references(photos):
+    mask = np.zeros((*Image.open(photos / "rex" / "0.png").size[::-1],), np.uint8)
+    mask[:, : mask.shape[1] // 2] = 255
+    Image.fromarray(mask).save(photos / "mask.png")
+    row = {**ONE, "references": {"@1": ["rex/0.png", "rex/1.png"]}}
+    plain = dataset(config(manifest(photos, row), max_views=2)).batch([0])
+    path = manifest(photos, {**row, "masks": {"@1": ["mask.png", None]}})
+    data = dataset(config(path, max_views=2, background="blue"))
+    masked, half = data.batch([0]), SIZE // 2
+    reference, whole = masked["ref_1_1"][0], plain["ref_1_1"][0]
+    np.testing.assert_array_equal(reference[:, : half - 2], whole[:, : half - 2])
+    np.testing.assert_allclose(
+        reference[:, half + 2 :], np.broadcast_to((-1, -1, 1), (SIZE, half - 2, 3))
+    )
+    for name in ("ref_1_2", "image"):
+        np.testing.assert_array_equal(masked[name], plain[name])
+    Image.new("L", (3, 3)).save(photos / "mask.png")
+    with pytest.raises(UvitError, match=r"0\.png .*mask is 3×3"):
+        dataset(config(path)).batch([0])
+
+
 @pytest.mark.parametrize("places", [2, 3])
 def test_references_of_all_subjects_fit_places(photos, places):
     changes = dict(max_subjects=2, max_views=3, places=places)
@@ -142,6 +163,9 @@ WRONG = {
     "no references": ([{"image": "a", "caption": "@1"}], r'references must be .*"@1"'),
     "an empty list": ([{**ONE, "references": {"@1": []}}], r"references of @1 must be a list"),
     "numbers": ([{**ONE, "references": {"@2": ["rex/0.png"]}}], r"number subjects from @1"),
+    "masks of another": ([{**ONE, "masks": {"@2": ["m.png"]}}], r"masks must be of the form"),
+    "too many masks": ([{**ONE, "masks": {"@1": [None] * 2}}], r"1 references and 2 masks"),
+    "missing mask": ([{**ONE, "masks": {"@1": ["m.png"]}}], r"m\.png .*replace or remove"),
     "weight": ([{**ONE, "weight": 0.5}], r"weight must be an integer"),
     "missing name": ([ONE, {**ONE, "caption": "a dog"}], r"jsonl:2: .*'a dog' lacks @1"),
     "name without references": ([{**ONE, "caption": "@1 and @2"}], r"jsonl:1: @2 .*no references"),

@@ -19,7 +19,8 @@ class DataConfig(Config):
     """A data set and its preprocessing.
 
     Attributes:
-      name: "emoji" (embedded), "folder" (of images), "latents" (written by
+      name: "emoji" (embedded), "folder" (of images), "webdataset" (tar files), "huggingface" (a
+        folder that `datasets.save_to_disk` has written), "latents" (written by
         `experiments.encode_latents`), "subjects" (images with reference images of their subjects,
         from a manifest or a folder, see `uvit_jax.data.sources.subjects`), "totems" or
         "emoji_scenes" (rendered scenes with reference images of their subjects), "totem_videos"
@@ -36,8 +37,8 @@ class DataConfig(Config):
         keeps the images as they are, which must be of one size then.
       sizes: (H, W) in pixels, in place of `image_size`, for images that are not square or not of
         one size: each is cropped to the nearest of them (`uvit_jax.data.buckets`), and every batch
-        is of one size. The model's shape is the first. Several are for the folders and manifests
-        of "folder", "subjects" and "clips".
+        is of one size. The model's shape is the first. Several are for "folder", "subjects",
+        "clips", "webdataset" and "huggingface".
       channels: 3, or 1 for greyscale.
       flip: mirror training images horizontally with probability 1/2. Latents use the stored latents
         of mirrored images, which `--mirror` has encoded.
@@ -133,7 +134,7 @@ class DataConfig(Config):
         if self.features and self.text:
             raise UvitError("text and features are two forms of the same captions; set only one")
         parse_colour(self.background)
-        if self.name in ("folder", "latents", "subjects", "clips"):
+        if self.name in ("folder", "latents", "subjects", "clips", "webdataset", "huggingface"):
             self._check_folder()
         elif self.path and self.name in ("emoji", "totem_videos", "animated_emoji", *WORLDS):
             raise UvitError(
@@ -190,6 +191,8 @@ class DataConfig(Config):
             raise UvitError(f"name={self.name!r} needs path, the folder to read")
         if self.name in ("subjects", "clips") and self.labels:
             raise UvitError(f"{self.name} have no classes: leave labels empty, use text")
+        if self.name == "huggingface":
+            return
         if self.labels not in ("", "label"):
             raise UvitError(f"labels of a folder must be '' or 'label', got {self.labels!r}")
         if self.split != "train":

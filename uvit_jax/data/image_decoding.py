@@ -55,6 +55,7 @@ def decode(
     sizes: Sequence[tuple[int, int]],
     channels: int,
     background: tuple[int, int, int],
+    mask: bytes | None = None,
 ) -> np.ndarray:
     """Decodes one image.
 
@@ -68,6 +69,8 @@ def decode(
         keeps those of the image.
       channels: 1 or 3.
       background: red, green, blue in 0 to 255.
+      mask: an image of the same size, white where the image is opaque and black where it is
+        transparent.
 
     Returns:
       uint8 (H, W, channels), values 0 to 255.
@@ -82,6 +85,8 @@ def decode(
         if (orientation := _orientation(image)) != 1:
             image = image.transpose(_UPRIGHT[orientation])
         image = _opaque(image, background)
+        if mask is not None:
+            image = _opaque(_masked(image, mask), background)
         if sizes:
             shape = (image.height, image.width)
             image = fit(image, sizes[0 if len(sizes) == 1 else nearest_sizes(shape, sizes)[0]])
@@ -136,12 +141,25 @@ def upright_shape(file: Path) -> tuple[int, int]:
     """
     try:
         _check_regular(file)
-        with file.open("rb") as stream, _opened(stream) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+        with file.open("rb") as stream:
+            return _upright_shape(stream)
     except Exception as error:
         raise UvitError(
             f"the image {file} cannot be opened ({_reason(error)}); replace or remove it"
+        ) from error
+
+
+def encoded_shape(data: bytes, name: str) -> tuple[int, int]:
+    """The height and width of an encoded image after EXIF orientation.
+
+    Raises:
+      UvitError: if it cannot be opened, with its name.
+    """
+    try:
+        return _upright_shape(io.BytesIO(data))
+    except Exception as error:
+        raise UvitError(
+            f"the image {name} cannot be opened ({_reason(error)}); replace or remove it"
         ) from error
 
 
@@ -205,6 +223,24 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         image = image.resize(shape, Image.Resampling.BICUBIC)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def _upright_shape(stream: IO[bytes]) -> tuple[int, int]:
+    with _opened(stream) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _masked(image: Image.Image, mask: bytes) -> Image.Image:
+    """An RGB image with a mask as its alpha; UvitError if their sizes differ."""
+    alpha = _opened(io.BytesIO(mask))
+    if alpha.size != image.size:
+        raise UvitError(
+            f"its mask is {alpha.width}×{alpha.height} pixels, the image {image.width}×"
+            f"{image.height}"
+        )
+    image.putalpha(_opaque(alpha, (0, 0, 0)).convert("L"))
+    return image
 
 
 def _opened(stream: IO[bytes]) -> Image.Image:

@@ -13,8 +13,6 @@ A batch holds `video` float32 (B, T, H, W, C) in [-1, 1], `first` and `last` as 
 last key frame before it.
 """
 
-import csv
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig, parse_colour
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.sources.folder import LISTED, TEXT_SUFFIXES, is_system_folder
+from uvit_jax.data.sources.manifest import read_manifest
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.data.video_frames import frame_shapes, split_frames
@@ -128,7 +127,7 @@ class ClipSource(Source):
 
     def __init__(self, config: DataConfig):
         root = local_path(config.path)
-        found = _manifest(root) if root.is_file() else _folder(root, config.text)
+        found = _from_manifest(root) if root.is_file() else _folder(root, config.text)
         if config.text and (bare := [clip.path for clip in found if not clip.captions]):
             raise UvitError(
                 f"{bare[0]} has no caption ({len(bare)} of {len(found)} clips), and text is on; "
@@ -214,46 +213,33 @@ def _captions_beside(path: Path) -> tuple[str, ...]:
     return ()
 
 
-def _manifest(file: Path) -> list[VideoClip]:
-    clips = []
-    for number, row in _rows(file):
-        where = f"{file}, row {number}"
-        if not isinstance(row, dict) or not isinstance(row.get("file"), str) or not row["file"]:
-            raise UvitError(f"{where} names no video; give it the key 'file'")
-        path = file.parent / row["file"]
-        if not path.exists():
-            raise UvitError(f"{where}: {path} does not exist; correct or remove the row")
-        captions = row.get("caption") or ()
-        captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        start, end = (_seconds(row, key, where) for key in ("start", "end"))
-        clip = VideoClip(path, captions, start or 0.0, float("inf") if end is None else end)
-        if not 0 <= clip.start < clip.end or not all(isinstance(c, str) for c in captions):
-            raise UvitError(f"{where}: start must lie before end, and captions be texts")
-        clips.append(clip)
-    if not clips:
-        raise UvitError(f"the manifest {file} has no rows")
-    return clips
-
-
-def _rows(file: Path) -> list[tuple[int, Any]]:
-    """The rows of a manifest with their line numbers."""
+def _from_manifest(file: Path) -> list[VideoClip]:
     if file.suffix.lower() not in (".jsonl", ".csv"):
         raise UvitError(f"{file} is no manifest; it must end in .jsonl or .csv, or be a folder")
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
-            if file.suffix.lower() == ".csv":
-                return list(enumerate(csv.DictReader(opened), start=2))
-            lines = [(n, line) for n, line in enumerate(opened, start=1) if line.strip()]
-        return [(n, json.loads(line)) for n, line in lines]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UvitError(f"the manifest {file} cannot be read ({error})") from None
+    return read_manifest(file, _from_row, remedy="give a folder of videos, or a manifest")
 
 
-def _seconds(row: dict, key: str, where: str) -> float | None:
+def _from_row(row: dict[str, Any], folder: Path, where: str) -> VideoClip:
+    del where
+    if not isinstance(row.get("file"), str) or not row["file"]:
+        raise UvitError("it names no video; give it the key 'file'")
+    path = folder / row["file"]
+    if not path.exists():
+        raise UvitError(f"{path} does not exist; correct or remove the row")
+    captions = row.get("caption") or ()
+    captions = (captions,) if isinstance(captions, str) else tuple(captions)
+    start, end = (_seconds(row, key) for key in ("start", "end"))
+    clip = VideoClip(path, captions, start or 0.0, float("inf") if end is None else end)
+    if not 0 <= clip.start < clip.end or not all(isinstance(c, str) for c in captions):
+        raise UvitError("start must lie before end, and captions be texts")
+    return clip
+
+
+def _seconds(row: dict, key: str) -> float | None:
     value = row.get(key)
     if value in (None, ""):
         return None
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise UvitError(f"{where}: {key}={value!r} is not a number of seconds") from None
+        raise UvitError(f"{key}={value!r} is not a number of seconds") from None

@@ -5,10 +5,12 @@ from uvit_jax.data.sources.animated_emoji_source import AnimatedEmojiSource
 from uvit_jax.data.sources.clips import ClipSource
 from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.data.sources.folder import FolderSource
+from uvit_jax.data.sources.huggingface import ArrowSource
 from uvit_jax.data.sources.latents import LatentSource
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.subjects import SubjectSource
 from uvit_jax.data.sources.tfds import TfdsSource
+from uvit_jax.data.sources.webdataset import TarSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
 from uvit_jax.data.sources.worlds.scene_video_source import SceneVideoSource
 from uvit_jax.errors import UvitError, nearest
@@ -16,6 +18,8 @@ from uvit_jax.errors import UvitError, nearest
 SOURCES: dict[str, type[Source]] = {
     "emoji": EmojiSource,
     "folder": FolderSource,
+    "webdataset": TarSource,
+    "huggingface": ArrowSource,
     "latents": LatentSource,
     "subjects": SubjectSource,
     "totems": SceneSource,

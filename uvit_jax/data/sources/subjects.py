@@ -4,18 +4,18 @@
 its folder:
 
     {"image": "park.jpg", "caption": "@1 chases @2 in a park",
-     "references": {"@1": ["rex/1.jpg", "rex/2.jpg"], "@2": ["ball.png"]}, "weight": 2}
+     "references": {"@1": ["rex/1.jpg", "rex/2.jpg"], "@2": ["ball.png"]},
+     "masks": {"@1": ["rex/1_mask.png", null]}, "weight": 2}
 
-In a folder, every sub-folder has the images of one subject. Each image is a target, and the others
-are its references; its caption is the file of the same name with the suffix `.txt` or `.caption`,
-in which the subject is `@1`, or else just `@1`.
+Masks cut subjects out of their references. In a folder, every sub-folder has the images of one
+subject. Each image is a target, and the others are its references; its caption is the file of the
+same name with the suffix `.txt` or `.caption`, in which the subject is `@1`, or else just `@1`.
 """
 
 import collections
 import dataclasses
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,11 @@ from uvit_jax.data.data_config import DataConfig, parse_colour
 from uvit_jax.data.dataset import Dataset, first_size, is_small
 from uvit_jax.data.reference_rows import SLOT_WORDS, reference_inputs
 from uvit_jax.data.sources.folder import FolderSource
+from uvit_jax.data.sources.manifest import read_manifest, refuse
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.paths import local_path
-
-LISTED = 10
-"""How many problems an error lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,8 @@ class SubjectImage:
       image: the target's file.
       caption: with `@1` to `@S`, each at least once.
       references: by subject, the candidate files, at least one.
+      masks: of some of these files, the file of a mask: white where the subject is, black where
+        the reference has `config.background` instead.
       weight: how many times the image occurs in an epoch.
       where: its line or file, for messages.
     """
@@ -50,6 +50,7 @@ class SubjectImage:
     image: Path
     caption: str
     references: tuple[tuple[Path, ...], ...]
+    masks: Mapping[Path, Path] = dataclasses.field(default_factory=dict)
     weight: int = 1
     where: str = ""
 
@@ -97,7 +98,8 @@ class SubjectDataset(Dataset):
                 count = rng.integers(1, len(chosen) + 1)
                 chosen = rng.permutation(len(files))[:count]
             for v, i in enumerate(chosen):
-                images[s, v], present[s, v] = self._image(files[i], sizes[:1]), True
+                image = self._image(files[i], sizes[:1], example.masks.get(files[i]))
+                images[s, v], present[s, v] = image, True
         target = self._image(example.image, sizes)
         if rng is not None and self.config.flip and rng.integers(2):
             target, images = target[:, ::-1], images[..., ::-1, :]
@@ -106,9 +108,11 @@ class SubjectDataset(Dataset):
             row["text"] = self._encode_caption(example.caption)
         return row
 
-    def _image(self, file: Path, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    def _image(
+        self, file: Path, sizes: Sequence[tuple[int, int]], mask: Path | None = None
+    ) -> np.ndarray:
         """float32 (H, W, C) in [-1, 1], of the nearest of `sizes`."""
-        key = (file, len(sizes))
+        key = (file, len(sizes), mask)
         pixels = self._decoded.get(key) if self._decoded is not None else None
         if pixels is None:
             pixels = image_decoding.decode(
@@ -117,6 +121,7 @@ class SubjectDataset(Dataset):
                 sizes=sizes,
                 channels=self.config.channels,
                 background=self._background,
+                mask=None if mask is None else image_decoding.read_file(mask),
             )
             if self._decoded is not None:
                 self._decoded[key] = pixels
@@ -125,7 +130,7 @@ class SubjectDataset(Dataset):
     def _start(self) -> None:
         super()._start()
         small = is_small(self, len(self.source.files))
-        self._decoded: dict[tuple[Path, int], np.ndarray] | None = {} if small else None
+        self._decoded: dict[tuple, np.ndarray] | None = {} if small else None
 
 
 class SubjectSource(Source):
@@ -136,7 +141,7 @@ class SubjectSource(Source):
     Raises:
       UvitError: if the manifest or the folder is missing, empty or damaged; or a file cannot be
         opened, a caption does not name exactly the subjects that have references, or an image has
-        more than `config.max_subjects` or `config.places` of them. It lists up to `LISTED`.
+        more than `config.max_subjects` or `config.places` of them. Up to ten are listed.
     """
 
     dataset_class = SubjectDataset
@@ -146,14 +151,16 @@ class SubjectSource(Source):
         if path.is_dir():
             self.examples = _from_folder(config)
         else:
-            self.examples = _from_manifest(path)
-        _refuse(path, "captions that do not name their subjects", _misnamed(self.examples))
-        _refuse(path, "images with too many subjects", _too_many(self.examples, config))
+            remedy = "give a manifest of JSON lines, or a folder with a sub-folder for each subject"
+            self.examples = read_manifest(path, _from_row, remedy=remedy)
+        refuse(path, "captions that do not name their subjects", _misnamed(self.examples))
+        refuse(path, "images with too many subjects", _too_many(self.examples, config))
         unique = {f for e in self.examples for f in (e.image, *sum(e.references, ()))}
         self.files = sorted(unique)
         if not path.is_dir():  # `FolderSource` has opened those of a folder
-            broken = image_decoding.problems(self.files)
-            _refuse(path, "images that cannot be opened", broken, "replace or remove them")
+            masks = {m for e in self.examples for m in e.masks.values()}
+            broken = image_decoding.problems([*self.files, *sorted(masks)])
+            refuse(path, "images that cannot be opened", broken, "replace or remove them")
         self.native_shape = None
         self._order = [i for i, e in enumerate(self.examples) for _ in range(e.weight)]
         if len(config.sizes) > 1:
@@ -184,7 +191,7 @@ def _from_folder(config: DataConfig) -> list[SubjectImage]:
     for file in folder.files:
         by_subject[file.parts[0]].append(file)
     alone = [f"{folder.root / name}" for name, files in by_subject.items() if len(files) < 2]
-    _refuse(folder.root, "subjects with a single image", alone, "add another view, or remove them")
+    refuse(folder.root, "subjects with a single image", alone, "add another view, or remove them")
     examples = []
     for files in by_subject.values():
         for file in files:
@@ -201,32 +208,8 @@ def _from_folder(config: DataConfig) -> list[SubjectImage]:
     return examples
 
 
-def _from_manifest(path: Path) -> list[SubjectImage]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UvitError(
-            f"cannot read {path} ({reason}); give a manifest of JSON lines, or a folder with a "
-            "sub-folder for each subject"
-        ) from None
-    examples, wrong = [], []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                examples.append(_parsed(json.loads(line), path.parent, f"{path}:{number}"))
-            except (ValueError, UvitError, RecursionError) as error:
-                wrong.append(f"line {number}: {error}")
-    _refuse(path, "lines that are not examples", wrong)
-    if not examples:
-        raise UvitError(f"{path} has no examples; add a line of JSON for each image")
-    return examples
-
-
-def _parsed(row: Any, folder: Path, where: str) -> SubjectImage:
-    known = ("image", "caption", "references", "weight")
-    if not isinstance(row, dict):
-        raise UvitError("it must be a JSON object")
+def _from_row(row: dict[str, Any], folder: Path, where: str) -> SubjectImage:
+    known = ("image", "caption", "references", "masks", "weight")
     for key in row:
         if key not in known:
             raise UvitError(f"{key!r} is not a known key{nearest(key, known)}")
@@ -241,23 +224,35 @@ def _parsed(row: Any, folder: Path, where: str) -> SubjectImage:
     names = [f"@{s + 1}" for s in range(len(references))]
     if set(references) != set(names):
         raise UvitError(f"references are of {', '.join(references)}; number subjects from @1")
-    files = []
-    for name in names:
-        listed = references[name]
-        if (
-            not isinstance(listed, list)
-            or not listed
-            or not all(isinstance(f, str) for f in listed)
-        ):
-            raise UvitError(f"references of {name} must be a list of files")
-        files.append(tuple(folder / local_path(f) for f in listed))
+    files = [_files(references[name], f"references of {name}", folder) for name in names]
+    if None in sum(files, ()):
+        raise UvitError("references must be files")
+    masks = row.get("masks", {})
+    if not isinstance(masks, dict) or not masks.keys() <= set(names):
+        raise UvitError('masks must be of the form {"@1": ["file", null, …]}, as references')
+    by_file: dict[Path, Path] = {}
+    for name, own in zip(names, files, strict=True):
+        listed = _files(masks[name], f"masks of {name}", folder) if name in masks else ()
+        if listed and len(listed) != len(own):
+            raise UvitError(f"{name} has {len(own)} references and {len(listed)} masks")
+        by_file |= {f: mask for f, mask in zip(own, listed, strict=False) if mask is not None}
     return SubjectImage(
         image=folder / local_path(image),
         caption=caption,
         references=tuple(files),
+        masks=by_file,
         weight=weight,
         where=where,
     )
+
+
+def _files(listed: Any, what: str, folder: Path) -> tuple[Path | None, ...]:
+    """A list of files, or of null, relative to a folder."""
+    if not isinstance(listed, list) or not all(f is None or isinstance(f, str) for f in listed):
+        raise UvitError(f"{what} must be a list of files")
+    if not listed:
+        raise UvitError(f"{what} must be a list of files, at least one")
+    return tuple(None if f is None else folder / local_path(f) for f in listed)
 
 
 def _misnamed(examples: Iterable[SubjectImage]) -> list[str]:
@@ -284,11 +279,3 @@ def _too_many(examples: Iterable[SubjectImage], config: DataConfig) -> list[str]
         for e in examples
         if len(e.references) > limits[key]
     ]
-
-
-def _refuse(path: Path, what: str, problems: Sequence[str], remedy: str = "correct them") -> None:
-    """Raises UvitError if there are problems, with the first `LISTED` of them."""
-    if problems:
-        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        listed = "; ".join(problems[:LISTED])
-        raise UvitError(f"{path} has {len(problems)} {what}: {listed}{more}; {remedy}")

@@ -36,14 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.data import pipeline
     from uvit_jax.data.data_config import DataConfig
     from uvit_jax.data.image_feature_shards import ImageFeatureIndex, encode_image_features
+    from uvit_jax.data.sources.latent_folders import check_one_size, images_of
     from uvit_jax.encoders.clip_weights import load_image_encoder
     from uvit_jax.parallel import distributed
+    from uvit_jax.paths import local_path
 
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
+    check_one_size(local_path(args.latents))
     latents = pipeline.dataset(DataConfig(name="latents", path=str(args.latents))).index
     source = {**latents.source, "data_dir": args.data_dir, "workers": args.workers}
     data = pipeline.dataset(parse(DataConfig, source, "the latents' source"))
+    data = images_of(local_path(args.latents), data)
     distributed.initialize(args.distributed)
 
     import jax

@@ -7,6 +7,8 @@
 The autoencoder is Stable Diffusion's, with the tensor names of diffusers or CompVis, alone or in a
 full checkpoint. Training samples new latents from the stored moments at every step.
 
+With several --data.sizes, the latents of each size are in a sub-folder of --out.
+
 Rerunning the command resumes a stopped run. Several hosts share the work if each has its own
 --part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.
 """
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.autoencoders.kl_weights import load_autoencoder, resolve
     from uvit_jax.data import pipeline
     from uvit_jax.data.latent_shards import LatentIndex, encode_images
+    from uvit_jax.data.sources.latent_folders import size_folder
 
     file, settings = resolve(args.autoencoder)
     autoencoder, params = load_autoencoder(
@@ -45,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = pipeline.dataset(args.data)
     scale = args.scale if args.scale is not None else settings.get("scaling_factor")
     described = dataclasses.asdict(autoencoder.config).items()
-    index = dict(
-        shape=autoencoder.latent_shape(data.image_shape),
-        count=len(data),
+    common = dict(
         shard_size=args.shard_size,
         mirrored=args.mirror,
         dtype=args.dtype,
@@ -64,21 +65,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             "config": {key: value for key, value in described if value != ()},
         },
     )
-    index = parse(LatentIndex, index, "encode_latents")
-    part, parts = args.part or (jax.process_index(), jax.process_count())
-    began = time.perf_counter()
-    written = encode_images(
-        args.out,
-        index,
-        data,
-        _encoder(autoencoder, params, args.batch_size),
-        batch_size=args.batch_size,
-        part=part,
-        parts=parts,
-        workers=args.data.workers,
-    )
-    results = {"out": str(args.out), "count": len(data)}
-    encoding_flags.report(args.json, args.out, index, written, began, results)
+    parts = {args.out: data}
+    if data.buckets is not None:
+        parts = {size_folder(args.out, size): part for size, part in data.by_size().items()}
+    indices = {}
+    for out, part in parts.items():
+        shape = autoencoder.latent_shape(part.image_shape)
+        index = dict(common, shape=shape, count=len(part))
+        indices[out] = parse(LatentIndex, index, "encode_latents")
+    encode = _encoder(autoencoder, params, args.batch_size)
+    number, count = args.part or (jax.process_index(), jax.process_count())
+    for out, index in indices.items():
+        began = time.perf_counter()
+        written = encode_images(
+            out,
+            index,
+            parts[out],
+            encode,
+            batch_size=args.batch_size,
+            part=number,
+            parts=count,
+            workers=args.data.workers,
+        )
+        results = {"out": str(args.out), "count": len(data)}
+        encoding_flags.report(args.json, out, index, written, began, results)
     return 0
 
 
@@ -111,8 +121,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError(
             "--data.name=latents: these are encoded already; give the data set of their images"
         )
-    if len(args.data.sizes) > 1:
-        raise UvitError("--data.sizes: latents are of one size; encode each size into a folder")
     if args.data.name in VIDEOS:
         raise UvitError(
             f"--data.name={args.data.name}: encoding videos is not supported; use "

@@ -32,12 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.data import text_shards
     from uvit_jax.data.data_config import DataConfig
     from uvit_jax.data.pipeline import dataset
+    from uvit_jax.data.sources.latent_folders import check_one_size
     from uvit_jax.encoders.caption_weights import ReducedTextEncoder
     from uvit_jax.encoders.clip_weights import load_text_encoder
     from uvit_jax.parallel import distributed
+    from uvit_jax.paths import local_path
 
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
+    check_one_size(local_path(args.latents))
     # Raises at once if the latents are incomplete or damaged.
     latents = dataset(DataConfig(name="latents", path=str(args.latents)))
     if not latents.index.captions:

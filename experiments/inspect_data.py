@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary(data: "Dataset") -> dict[str, Any]:
     """What a user checks before training, by a description of it."""
-    import numpy as np
 
     from uvit_jax.data.sources.subjects import SubjectSource
 
@@ -62,10 +61,8 @@ def summary(data: "Dataset") -> dict[str, Any]:
         "image": "×".join(map(str, data.image_shape)),
     }
     if data.buckets is not None:
-        counts = np.bincount(data.buckets, minlength=len(data.config.sizes)).tolist()
-        facts["examples by size"] = ", ".join(
-            f"{h}×{w}: {n}" for (h, w), n in zip(data.config.sizes, counts, strict=True)
-        )
+        counts = data.counts().items()
+        facts["examples by size"] = ", ".join(f"{h}×{w}: {n}" for (h, w), n in counts)
     if data.class_names:
         facts["classes"] = f"{data.num_classes}: {', '.join(data.class_names[:8])}"
     if data.tokenizer is not None and source.captions:

@@ -234,16 +234,15 @@ class Run:
     def dataset(self) -> Any:
         """The data, opened once."""
         from uvit_jax.data import pipeline
-        from uvit_jax.data.dataset import one_size
         from uvit_jax.errors import UvitError
 
         if self._dataset is None:
             data = pipeline.dataset(self.data)
-            size = parsed_size(self.args.size) or data.image_shape[:2]
-            if data.buckets is not None and size not in data.config.sizes:
-                known = ", ".join(f"{h}×{w}" for h, w in data.config.sizes)
+            size = parsed_size(self.args.size) or data.sizes[0]
+            if data.buckets is not None and size not in data.sizes:
+                known = ", ".join(f"{h}×{w}" for h, w in data.sizes)
                 raise UvitError(f"--size={self.args.size}: the run's data have {known}; choose one")
-            self._dataset = one_size(data, size)
+            self._dataset = data.one_size(size)
         return self._dataset
 
     def conditions(self, model: Any, count: int) -> tuple[dict[str, Any], Any, str | None]:

@@ -12,7 +12,7 @@ from PIL import Image
 from uvit_jax.data.batches import batches
 from uvit_jax.data.buckets import BucketOrder, nearest_sizes
 from uvit_jax.data.data_config import DataConfig
-from uvit_jax.data.dataset import ImageDataset, SourceSubset, by_size, one_size
+from uvit_jax.data.dataset import ImageDataset, SourceSubset
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.errors import UvitError
 
@@ -101,7 +101,7 @@ def test_batches_have_the_pixels_of_their_size_on_any_number_of_hosts(data):
 
 
 def test_the_examples_of_a_size_are_a_data_set_and_one_pass_reads_each(data):
-    parts = by_size(data)
+    parts = data.by_size()
     assert [(size, len(part)) for size, part in parts.items()] == list(
         zip(SIZES, (7, 5, 2), strict=True)
     )
@@ -111,7 +111,7 @@ def test_the_examples_of_a_size_are_a_data_set_and_one_pass_reads_each(data):
         assert all(batch["image"].shape[1:3] == size for batch in got)
         names += [part.source[i]["name"] for b in got for i in b["index"] if i >= 0]
     assert sorted(names) == sorted(data.source[i]["name"] for i in range(len(data)))
-    assert len(one_size(pickle.loads(pickle.dumps(data)), (12, 20))) == 5
+    assert len(pickle.loads(pickle.dumps(data)).one_size((12, 20))) == 5
     with pytest.raises(UvitError, match="by_size"):
         batches(data, batch_size=4, seed=0, train=False)
 

@@ -1,6 +1,8 @@
 """The encoding command writes the same files whether it is interrupted, divided or neither."""
 
+import itertools
 import json
+import pickle
 import random
 import signal
 import time
@@ -18,8 +20,10 @@ from tests.helpers.autoencoders import randomised
 from uvit_jax.autoencoders.kl import build_autoencoder, encode_in_batches
 from uvit_jax.autoencoders.kl_weights import export_autoencoder
 from uvit_jax.data import pipeline
+from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.latent_shards import LatentIndex
+from uvit_jax.data.sources.latent_folders import check_one_size, images_of
 from uvit_jax.errors import UvitError
 
 COUNT, SHARD, SHARDS = 49, 2, 25
@@ -72,6 +76,45 @@ def assert_same_folder(left: Path, right: Path):
     assert files[0] == files[1]
     for name in files[0]:
         assert (left / name).read_bytes() == (right / name).read_bytes(), name
+
+
+def test_each_of_several_sizes_has_a_folder(flags, autoencoder, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "latents"
+    (images / "a").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(8, 8), (8, 16), (8, 8), (8, 16), (8, 8)]):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(images / "a" / f"{i}.png")
+    sizes = "--data.sizes=((8, 16), (8, 8), (16, 8))"
+    own = [f for f in flags if not f.startswith("--data.path")]
+    assert encode_latents.main([*own, f"--data.path={images}", sizes, f"--out={out}"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["8x16", "8x8"]  # what examples have
+
+    options = dict(labels="label", text=True, flip=True)
+    data = pipeline.dataset(DataConfig(name="latents", path=str(out), **options))
+    data = pickle.loads(pickle.dumps(data))
+    assert data.counts() == {(4, 8): 2, (4, 4): 3}
+    pixels = pipeline.dataset(DataConfig(name="folder", path=str(images), sizes=((8, 16), (8, 8))))
+    for latents, originals in zip(data.by_size().values(), pixels.by_size().values(), strict=True):
+        batch = latents.batch(range(len(latents)))
+        moments = encode_in_batches(*autoencoder, originals.batch(range(len(originals)))["image"])
+        mean = np.split(moments, 2, axis=-1)[0] * latents.index.scale
+        np.testing.assert_allclose(batch["image"], mean, atol=1e-2)
+    for batch in itertools.islice(batches(data, batch_size=2, seed=0), 6):
+        assert batch["image"].shape[1:3] == data.size_of(int(batch["index"][0]))
+        assert batch["text"].shape == (2, 16)
+    np.testing.assert_array_equal(
+        data.batch([1])["image"], data.one_size((4, 8)).batch([1])["image"]
+    )
+
+    assert f"--out={out}" in LatentIndex.command(out / "8x8", data.parts[1].index)
+    with pytest.raises(UvitError, match=r"several sizes; .*8x16, .*8x8"):
+        check_one_size(out)
+    assert images_of(out / "8x8", pixels).batch([0])["image"].shape == (1, 8, 8, 3)
+    index = out / "8x8" / "index.json"
+    index.write_text(index.read_text().replace('"scale": 0.18215', '"scale": 0.5'))
+    with pytest.raises(UvitError, match=r"8x8 and .*8x16 differ in scale"):
+        pipeline.dataset(DataConfig(name="latents", path=str(out)))
 
 
 def test_every_record_is_the_encoding_of_its_image(whole, flags, autoencoder):

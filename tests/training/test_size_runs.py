@@ -149,7 +149,7 @@ def test_a_size_that_patches_do_not_divide(trained, photos, tmp_path):
         sample.main([f"--workdir={trained[0]}", "--size=8×9", f"--out={tmp_path / 'o.png'}"])
     config = described(photos)
     config["data"]["sizes"] = ((16, 16), (8, 18))
-    with pytest.raises(UvitError, match=r"config.data.sizes: 8×18: .*patch_size=4"):
+    with pytest.raises(UvitError, match=r"size 8×18: .*patch_size=4"):
         train(parse_run(config), tmp_path / "run")
     config["data"]["sizes"] = ((8, 16), (16, 16))
     with pytest.raises(UvitError, match=r"'image' has shape=.*sizes, or the segment's shape"):

@@ -118,7 +118,7 @@ class BatchLoader:
         self.order = records.shuffle(seed=order_seed % 2**32).repeat() if train else records
         self.buckets = None
         if data.buckets is not None and not train:
-            raise UvitError("one pass over data of several sizes: take each of `dataset.by_size`")
+            raise UvitError("one pass over data of several sizes: take each of `Dataset.by_size`")
         if data.buckets is not None:
             self.buckets = BucketOrder(data.buckets, batch_size=batch_size, seed=order_seed)
 

@@ -31,8 +31,9 @@ class Dataset:
       tokenizer: of the captions; None if text is off.
       image_shape: (H, W, C) of the input `image`; of several sizes, the first.
       segment_shapes: the shapes of further inputs of images or videos, by name.
-      buckets: of several sizes, the index in `config.sizes` of each example's, int64 (N,); None if
-        there is one size.
+      sizes: (H, W) of its images, of which the first is `image_shape`'s.
+      buckets: of several sizes, the index in `sizes` of each example's, int64 (N,); None if there
+        is one size.
       features: the text encoder's `TextFeatures`; None if captions are not stored as features.
     """
 
@@ -45,6 +46,7 @@ class Dataset:
     def __init__(self, config: DataConfig, source: Source, tokenizer: Tokenizer | None):
         self.config, self.source, self.tokenizer = config, source, tokenizer
         self.class_names = source.class_names
+        self.sizes = config.sizes or (self.image_shape[:2],)
         if len(config.sizes) > 1:
             if source.shapes is None:
                 raise UvitError(
@@ -63,9 +65,28 @@ class Dataset:
 
     def size_of(self, index: int) -> tuple[int, int]:
         """(H, W) of an example."""
+        return self.sizes[0 if self.buckets is None else self.buckets[index]]
+
+    def one_size(self, size: tuple[int, int]) -> "Dataset":
+        """The examples of one of `sizes` as a data set of one size; all examples, cropped to it, if
+        none is of this size."""
         if self.buckets is None:
-            return self.image_shape[:2]
-        return self.config.sizes[self.buckets[index]]
+            return self
+        rows = np.flatnonzero(self.buckets == self.sizes.index(size))
+        source = SourceSubset(self.source, rows if len(rows) else np.arange(len(self)))
+        return type(self)(dataclasses.replace(self.config, sizes=(size,)), source, self.tokenizer)
+
+    def by_size(self) -> dict[tuple[int, int], "Dataset"]:
+        """The data set of each size that examples have, see `one_size`."""
+        used = [0] if self.buckets is None else np.unique(self.buckets).tolist()
+        return {self.sizes[i]: self.one_size(self.sizes[i]) for i in used}
+
+    def counts(self) -> dict[tuple[int, int], int]:
+        """The number of examples of each size."""
+        if self.buckets is None:
+            return {self.sizes[0]: len(self)}
+        counts = np.bincount(self.buckets, minlength=len(self.sizes)).tolist()
+        return dict(zip(self.sizes, counts, strict=True))
 
     def shapes_at(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
         """The shapes of the noisy images or videos of examples of a size (H, W), by input."""
@@ -247,24 +268,6 @@ class SourceSubset(Source):
 
     def __getitem__(self, index: int) -> dict:
         return self._source[int(self._rows[index])]
-
-
-def one_size(data: Dataset, size: tuple[int, int]) -> Dataset:
-    """The examples of one of a data set's sizes (H, W) as a data set of one size; all examples if
-    none is of this size."""
-    if data.buckets is None:
-        return data
-    rows = np.flatnonzero(data.buckets == data.config.sizes.index(size))
-    source = SourceSubset(data.source, rows if len(rows) else np.arange(len(data)))
-    return type(data)(dataclasses.replace(data.config, sizes=(size,)), source, data.tokenizer)
-
-
-def by_size(data: Dataset) -> dict[tuple[int, int], Dataset]:
-    """The data set of each size that examples have, see `one_size`."""
-    if data.buckets is None:
-        return {data.image_shape[:2]: data}
-    sizes = [data.config.sizes[i] for i in np.unique(data.buckets)]
-    return {size: one_size(data, size) for size in sizes}
 
 
 def first_size(config: DataConfig, source: Source) -> tuple[int, int]:

@@ -101,9 +101,10 @@ class LatentIndex(ShardIndex):
             flags = {f"data.{key}": value for key, value in index.source.items()}
             flags |= {"autoencoder": index.autoencoder["file"], "shard_size": index.shard_size}
             flags |= {"dtype": index.dtype, "scale": index.scale}
+            several = len(index.source.get("sizes", ())) > 1  # each size has a sub-folder
             flags |= {
                 "precision": index.autoencoder["config"].get("dtype", "float32"),
-                "out": folder,
+                "out": folder.parent if several else folder,
             }
         words = [f"--{key}={_flag_value(value)}" for key, value in flags.items()]
         if index is None or index.mirrored:

@@ -139,6 +139,8 @@ def train_autoencoder(run: AutoencoderRun, workdir: str | os.PathLike) -> dict[s
     folder, train = local_path(workdir), run.train
     autoencoder = build_video_autoencoder(run.autoencoder)
     data, held_out = pipeline.dataset(run.data), pipeline.dataset(run.held_out_data)
+    if data.buckets is not None:
+        raise UvitError("an autoencoder takes clips of one size; give config.data.sizes one entry")
     example = _clips(data.batch([0]))
     autoencoder.latent_shape(example.shape[1:])
     test = _clips(held_out.batch(range(min(train.held_out, len(held_out)))))

@@ -1,7 +1,7 @@
 """The models of a run's image sizes, and the check that a data set has the inputs of a model,
 before anything is written or compiled."""
 
-from uvit_jax.data.dataset import Dataset, by_size, one_size
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
 from uvit_jax.tokens.layout import PRESENT
@@ -16,15 +16,15 @@ def sized_models(model: Model, dataset: Dataset) -> dict[tuple[int, int], Model]
       UvitError: as `check_data`, or if the model's patches do not divide a size.
     """
     first = dataset.image_shape[:2]
-    check_data(model, one_size(dataset, first))
+    check_data(model, dataset.one_size(first))
     models = {first: model}
-    for size in by_size(dataset).keys() - models.keys():
+    for size in dataset.by_size().keys() - models.keys():
         shapes = dataset.shapes_at(size)
         names = [s.name for s in model.layout.noisy_images if s.name in shapes]
         try:
             models[size] = model.resized({name: shapes[name] for name in names})
         except UvitError as error:
-            raise UvitError(f"config.data.sizes: {size[0]}×{size[1]}: {error}") from None
+            raise UvitError(f"the data's size {size[0]}×{size[1]}: {error}") from None
     return models
 
 

@@ -23,7 +23,7 @@ from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.batches import batches
 from uvit_jax.data.buckets import BucketOrder
-from uvit_jax.data.dataset import Dataset, one_size
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
@@ -109,7 +109,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             check_memory(run, sized, mesh)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
         measures = _measures(run, model, dataset, mesh)
-        first = one_size(dataset, dataset.image_shape[:2])
+        first = dataset.one_size(dataset.sizes[0])
         sample_grid = SampleGrid(model, run, first, vocabulary, mesh, folder)
         main = jax.process_index() == 0
         if main:
@@ -365,8 +365,7 @@ def _measures(
 def _log_buckets(run: RunConfig, dataset: Dataset) -> None:
     if dataset.buckets is None:
         return
-    counts = np.bincount(dataset.buckets, minlength=len(run.data.sizes)).tolist()
-    sizes = [f"{h}×{w}: {n}" for (h, w), n in zip(run.data.sizes, counts, strict=True)]
+    sizes = [f"{h}×{w}: {n}" for (h, w), n in dataset.counts().items()]
     order = BucketOrder(dataset.buckets, batch_size=run.train.batch_size, seed=0)
     batches = order.batches_before(1)
     logger.info(
@@ -382,11 +381,12 @@ def _forward_cost(
     run: RunConfig, dataset: Dataset, models: Mapping[tuple[int, int], Model]
 ) -> float:
     """The operations of a model for an example, on average over the sizes."""
-    costs = {s: forward_cost(m.config, draws=run.train.draws).total for s, m in models.items()}
-    if dataset.buckets is None:
-        return next(iter(costs.values()))
-    counts = np.bincount(dataset.buckets, minlength=len(run.data.sizes)) / len(dataset)
-    return sum(costs.get(s, 0.0) * n for s, n in zip(run.data.sizes, counts, strict=True))
+    counts = dataset.counts()
+    costs = [
+        forward_cost(sized.config, draws=run.train.draws).total * counts[size]
+        for size, sized in models.items()
+    ]
+    return sum(costs) / len(dataset)
 
 
 def _writer(run: RunConfig, folder: Workdir, tflops: float, start: int) -> MetricsWriter:

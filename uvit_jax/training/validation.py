@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uvit_jax.data import pipeline
-from uvit_jax.data.dataset import Dataset, by_size
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.errors import UvitError
@@ -106,7 +106,7 @@ def make_validations(
         except UvitError as error:
             raise UvitError(f"config.validation: {error}") from None
         parts = []
-        for size, data in by_size(dataset).items():
+        for size, data in dataset.by_size().items():
             share = len(data) / len(dataset)
             validate = make_validation(
                 models[size],

@@ -6,6 +6,7 @@ from uvit_jax.data.sources.clips import ClipSource
 from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.data.sources.folder import FolderSource
 from uvit_jax.data.sources.huggingface import ArrowSource
+from uvit_jax.data.sources.latent_folders import SizedLatentSource, latent_folders
 from uvit_jax.data.sources.latents import LatentSource
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.subjects import SubjectSource
@@ -14,6 +15,7 @@ from uvit_jax.data.sources.webdataset import TarSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
 from uvit_jax.data.sources.worlds.scene_video_source import SceneVideoSource
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.paths import local_path
 
 SOURCES: dict[str, type[Source]] = {
     "emoji": EmojiSource,
@@ -40,6 +42,8 @@ def open_source(config: DataConfig) -> Source:
     if config.name not in SOURCES:
         return TfdsSource(config, other_names=tuple(SOURCES))
     source = SOURCES[config.name]
+    if source is LatentSource and len(latent_folders(local_path(config.path))) > 1:
+        source = SizedLatentSource
     labels = None if source.label_names is None else ("", *source.label_names)
     for key, known in (("labels", labels), ("split", source.splits)):
         value = getattr(config, key)

@@ -129,8 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _warn_of_unknown_words(vocabulary, config.prompts)
 
     def sample(config: Any, frames: Any, seed: int) -> dict[str, Any]:
-        inputs = conditions | frames
-        return _sample(args, model, params, run.diffusion, config, vocabulary, inputs, seed)
+        return sampling_flags.sampled(
+            model,
+            params,
+            run.diffusion,
+            config,
+            conditions | frames,
+            batch_size=args.batch_size,
+            seed=seed,
+            vocabulary=vocabulary,
+        )
 
     samples = sample(config, frames, args.seed)
     samples = video_flags.clips(args, model.layout, config, samples, frames, sample)
@@ -192,35 +200,6 @@ def _load(workdir: Path, args: argparse.Namespace) -> tuple[Any, Any]:
             }
         )
     return model, sampling_flags.adapted(model, params, args)
-
-
-def _sample(
-    args: argparse.Namespace,
-    model: Any,
-    params: Any,
-    diffusion: Any,
-    config: Any,
-    vocabulary: Any,
-    conditions: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """The samples by segment, generated on all local devices."""
-    import jax
-
-    from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-    from uvit_jax.parallel.sharding import jit_replicated, shardings
-    from uvit_jax.sampling.sampler import make_sampler, sample_all
-
-    mesh = make_mesh(MeshConfig())
-    size = min(args.batch_size, config.count)
-    sampler = jit_replicated(
-        make_sampler(model, diffusion, config, batch_size=size, vocabulary=vocabulary), mesh
-    )
-    params = jax.device_put(params, shardings(params, mesh))
-    with jax.set_mesh(mesh):
-        return sample_all(
-            lambda *batch: sampler(params, batch), conditions, config.count, size, seed
-        )
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

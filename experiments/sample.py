@@ -93,7 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel import cpu
     from uvit_jax.sampling import decoding
-    from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
+    from uvit_jax.sampling.conditions import (
+        conditions_for,
+        reference_conditions,
+        text_encoder_of,
+    )
     from uvit_jax.sampling.given_data import GivenData
     from uvit_jax.sampling.reference_folder import from_folder
     from uvit_jax.training.workdir import Workdir
@@ -115,6 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
     if given is not None:
         conditions, captions = given.inputs(args.image)
+        if subjects:
+            views = list(subjects.values())
+            conditions |= reference_conditions(model.layout, views, config.count)
+        else:  # a model of images and texts, to which they are added, does without
+            model = model.without_references()
     else:
         conditions, captions = conditions_for(
             model,

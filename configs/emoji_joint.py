@@ -13,30 +13,37 @@ codes of their words, images as pixels, both as x0 on a rectified flow with time
 
 from ml_collections import ConfigDict
 
+from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.presets import uvit
 
 TEXT = 12
+STEPS = 500
+NAMES = ("joint", "text_to_image", "image_to_text")
 
 
-def get_config() -> ConfigDict:
-    """The config of this run."""
+def get_config(name: str = "joint") -> ConfigDict:
+    """The config of the run `name`, one of `NAMES`."""
+    if name not in NAMES:
+        raise UvitError(f"configs/emoji_joint.py:{name} is not a known run{nearest(name, NAMES)}")
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
         name="emoji",
         image_size=32,
-        keep_vendors=("twemoji", "noto"),
-        keep_groups=("smileys-emotion", "animals-nature"),
+        keep_vendors=("twemoji", "noto", "fluent_flat"),
+        keep_groups=("smileys-emotion",),
+        hold_out="noto",
         text=True,
         text_length=TEXT,
+        workers=1,
     )
     config.model = uvit.preset(
         "S",
         (32, 32, 3),
-        patch_size=4,
-        width=192,
+        patch_size=8,
+        width=160,
         depth=6,
-        num_heads=6,
+        num_heads=5,
         init="xavier",
         unroll=3,
         attention="blocked",
@@ -50,8 +57,7 @@ def get_config() -> ConfigDict:
     config.diffusion = dict(
         schedule=dict(name="rectified_flow"),
         prediction="x0",
-        time_sampling="logit_normal",
-        logit_mean=0.5,
+        weighting="velocity",
     )
     config.optimizer = dict(
         name="muon",
@@ -64,15 +70,18 @@ def get_config() -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = dict(
-        steps=3000,
-        batch_size=16,
+        steps=STEPS if name == "joint" else STEPS // 2,
+        batch_size=48,
         ema_decay=0.995,
-        checkpoint_every=250,
+        checkpoint_every=100,
         log_every=20,
-        sample_every=500,
     )
+    if name != "joint":
+        given = name.split("_to_")[0]
+        config.train["given"] = {given: 1.0}
+        config.train["drop"] = {given: 0.1}
     config.sample = dict(
-        mode="joint",
+        mode=name,
         sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
         guidance_scale=1.0,
         count=16,

@@ -8,6 +8,9 @@ The weights are of an official U-ViT or DiT (.pth, .pt, .safetensors, or a train
 diffusers' DiT (a folder or .safetensors), or our own export. Everything else comes from a config:
 the one that --config names, or the one of configs/ with the same model. In the latter case the
 model computes in float32, like the original; --config.model.dtype=bfloat16 is faster.
+
+--subjects adds reference images to the model's sequence. It predicts as before until it is trained
+further: their gates start closed.
 """
 
 import dataclasses
@@ -37,12 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_classes", type=int, help="without the null class")
     parser.add_argument("--image_size", type=int, help="side of the image in pixels or latents")
     parser.add_argument("--text_tokens", type=int, help="of a model of text features")
+    parser.add_argument(
+        "--subjects", type=int, default=0, help="add references of so many subjects to the model"
+    )
+    parser.add_argument("--views", type=int, default=1, help="of each of these subjects")
     args = parser.parse(argv)
 
     from uvit_jax.errors import UvitError
     from uvit_jax.training.importing import import_checkpoint
     from uvit_jax.training.run_config import parse_run
 
+    if args.subjects < 0 or args.views < 1:
+        raise UvitError(
+            f"--subjects must be at least 0 and --views 1, got {args.subjects} and {args.views}"
+        )
     dtype = None
     if args.config:
         configs = {args.config: parse_run(cli.read_config(args.config, args.overrides))}
@@ -61,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         step=args.step,
         raw=args.raw,
         dtype=dtype,
+        subjects=args.subjects,
+        views=args.views,
         num_heads=args.num_heads,
         num_classes=args.num_classes,
         image_size=args.image_size,

@@ -89,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.errors import UvitError
     from uvit_jax.parallel import cpu
     from uvit_jax.sampling import decoding
-    from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
+    from uvit_jax.sampling.conditions import (
+        conditions_for,
+        reference_conditions,
+        text_encoder_of,
+    )
     from uvit_jax.sampling.given_data import GivenData
     from uvit_jax.sampling.reference_folder import from_folder
     from uvit_jax.training.workdir import Workdir
@@ -111,6 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
     if given is not None:
         conditions, captions = given.inputs(args.image)
+        if subjects:
+            views = list(subjects.values())
+            conditions |= reference_conditions(model.layout, views, config.count)
+        else:  # a model of images and texts, to which they are added, does without
+            model = model.without_references()
     else:
         conditions, captions = conditions_for(
             model,
@@ -125,8 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _warn_of_unknown_words(vocabulary, config.prompts)
 
     def sample(config: Any, frames: Any, seed: int) -> dict[str, Any]:
-        inputs = conditions | frames
-        return _sample(args, model, params, run.diffusion, config, vocabulary, inputs, seed)
+        return sampling_flags.sampled(
+            model,
+            params,
+            run.diffusion,
+            config,
+            conditions | frames,
+            batch_size=args.batch_size,
+            seed=seed,
+            vocabulary=vocabulary,
+        )
 
     samples = sample(config, frames, args.seed)
     samples = video_flags.clips(args, model.layout, config, samples, frames, sample)
@@ -181,35 +198,6 @@ def _load(workdir: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     video_flags.check(args, model.layout)
     model = sampling_flags.at_size(video_flags.resized(args, model), args.size)
     return model, sampling_flags.adapted(model, params, args)
-
-
-def _sample(
-    args: argparse.Namespace,
-    model: Any,
-    params: Any,
-    diffusion: Any,
-    config: Any,
-    vocabulary: Any,
-    conditions: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """The samples by segment, generated on all local devices."""
-    import jax
-
-    from uvit_jax.parallel.mesh import MeshConfig, make_mesh
-    from uvit_jax.parallel.sharding import jit_replicated, shardings
-    from uvit_jax.sampling.sampler import make_sampler, sample_all
-
-    mesh = make_mesh(MeshConfig())
-    size = min(args.batch_size, config.count)
-    sampler = jit_replicated(
-        make_sampler(model, diffusion, config, batch_size=size, vocabulary=vocabulary), mesh
-    )
-    params = jax.device_put(params, shardings(params, mesh))
-    with jax.set_mesh(mesh):
-        return sample_all(
-            lambda *batch: sampler(params, batch), conditions, config.count, size, seed
-        )
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -195,6 +195,41 @@ def _weighted(given: str) -> tuple[str, float]:
     return (file, value) if colon else (given, 1.0)
 
 
+def sampled(
+    model: Any,
+    params: Any,
+    diffusion: Any,
+    config: "SampleConfig",
+    conditions: dict[str, Any],
+    *,
+    batch_size: int,
+    seed: int,
+    vocabulary: Any = None,
+) -> dict[str, Any]:
+    """`config.count` samples by segment, generated on all local devices.
+
+    Args:
+      conditions: by segment, leaves (config.count, …).
+      vocabulary: see `make_sampler`.
+    """
+    import jax
+
+    from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+    from uvit_jax.parallel.sharding import jit_replicated, shardings
+    from uvit_jax.sampling.sampler import make_sampler, sample_all
+
+    mesh = make_mesh(MeshConfig())
+    size = min(batch_size, config.count)
+    sampler = jit_replicated(
+        make_sampler(model, diffusion, config, batch_size=size, vocabulary=vocabulary), mesh
+    )
+    params = jax.device_put(params, shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        return sample_all(
+            lambda *batch: sampler(params, batch), conditions, config.count, size, seed
+        )
+
+
 class Run:
     """The run of `args.workdir` for `experiments.evaluate`: its data and its samples. Of data of
     several sizes, both are of one, by default the first."""
@@ -278,7 +313,7 @@ class Run:
         from uvit_jax.sampling import decoding
 
         args, count = self.args, self.args.count or 10_000
-        step, model, params = self._load()
+        step, model, params = self.load()
         model = at_size(with_attention(model, args.attention), args.size)
         sample = sample_config(self.config.sample, args, count=count, labels=(), prompts=())
         decoder = decoding.decoder(model.layout, sample)
@@ -313,7 +348,7 @@ class Run:
         )
         return samples, record
 
-    def _load(self) -> tuple[int, Any, Any]:
+    def load(self) -> tuple[int, Any, Any]:
         """(step, model, parameters) of the checkpoint `--step`, or of the newest readable one."""
         from uvit_jax import load
         from uvit_jax.errors import UvitError

@@ -16,6 +16,7 @@ from uvit_jax.data.batches import batches
 from uvit_jax.data.image_decoding import composite
 from uvit_jax.data.pipeline import DataConfig, dataset
 from uvit_jax.data.sources import emoji
+from uvit_jax.data.sources.emoji.emoji_source import EmojiSource
 from uvit_jax.errors import UvitError
 
 
@@ -201,3 +202,35 @@ def test_a_failed_preparation_leaves_no_files(tmp_path, monkeypatch):
 
 def _some(split: str, count: int) -> list[dict]:
     return [record for record in emoji.index() if record["split"] == split][:count]
+
+
+def test_held_out_images_are_of_known_concepts_and_a_known_vendor():
+    filters = dict(keep_vendors=("twemoji", "noto"), keep_groups=("smileys-emotion",))
+    everything = EmojiSource(DataConfig(**filters))
+    parts = {
+        split: EmojiSource(DataConfig(split=split, hold_out="noto", **filters))
+        for split in ("train", "held_out", "test")
+    }
+
+    def keys(source):
+        return {source[i]["key"] for i in range(len(source))}
+
+    train, held_out = keys(parts["train"]), keys(parts["held_out"])
+    assert not train & held_out and train | held_out == keys(everything)
+    assert 0.1 < len(held_out) / (len(everything) / 2) < 0.3
+    assert {key.split("/")[0] for key in held_out} == {"noto"}
+    assert {key.replace("noto", "twemoji") for key in held_out} <= train
+    assert keys(parts["test"]) == keys(EmojiSource(DataConfig(split="test", **filters)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (dict(hold_out="nota"), "hold_out='nota'.*did you mean 'noto'"),
+        (dict(hold_out="noto", name="cifar10"), r"hold_out.*name='cifar10'.*hold_out=''"),
+        (dict(split="held_out"), "needs hold_out, the vendor"),
+    ],
+)
+def test_impossible_held_out_images_are_refused(keys, message):
+    with pytest.raises(UvitError, match=message):
+        EmojiSource(DataConfig(**keys))

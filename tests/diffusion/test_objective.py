@@ -146,6 +146,22 @@ def test_shared_times_are_shared_and_others_are_not():
     np.testing.assert_array_equal(other.times["text"], c.times["image"])
 
 
+def test_a_dropped_segment_is_pure_noise_without_a_loss():
+    cfg = config(schedule={"name": "rectified_flow"}, prediction="x0")
+    plain = corrupt(jax.random.key(2), batch(4000), cfg)
+    c = corrupt(jax.random.key(2), batch(4000), cfg, given={"text": 1.0}, dropped={"text": 0.25})
+    dropped = np.asarray(c.times["text"]) == 1
+    np.testing.assert_allclose(dropped.mean(), 0.25, atol=0.03)
+    assert (np.asarray(c.times["text"])[~dropped] == 0).all()
+    assert not np.asarray(c.weights["text"]).any()
+    clean = np.asarray(batch(4000)["text"])
+    np.testing.assert_array_equal(c.noisy["text"][~dropped], clean[~dropped])
+    correlation = (np.asarray(c.noisy["text"]) * clean)[dropped].mean()
+    assert abs(correlation) < 0.1
+    for name in ("image", "clip_image"):  # what is not dropped is unchanged
+        np.testing.assert_array_equal(c.noisy[name], plain.noisy[name])
+
+
 def test_a_segment_s_noise_does_not_depend_on_its_company():
     clean, key = batch(), jax.random.key(0)
     c = corrupt(key, clean, config())

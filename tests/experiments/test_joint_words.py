@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import sample, train
+from experiments import evaluate_pairs, sample, train
 from uvit_jax.errors import UvitError
 
 CONFIG = """
@@ -30,7 +30,7 @@ def get_config():
     config.model["segments"]["text"] = text
     config.model["sequence"] = ("time", "text_time", "text", "image")
     config.diffusion = dict(schedule=dict(name="rectified_flow"), prediction="x0")
-    config.train = dict(steps=2, batch_size=4)
+    config.train = dict(steps=2, batch_size=4, given={"text": 0.5}, drop={"text": 0.5})
     config.sample = dict(
         mode="image_to_text", sampler=dict(name="ddim", steps=2), guidance_scale=1.0, count=2
     )
@@ -70,3 +70,25 @@ def test_captions_of_images_and_images_of_captions(workdir, tmp_path, capsys):
 def test_a_caption_too_long_is_named(workdir, tmp_path):
     with pytest.raises(UvitError, match="the limit is 12; shorten it"):
         generate(workdir, tmp_path, "--mode=text_to_image", f"--prompt={'xyz ' * 9}")
+
+
+def test_pairs_are_evaluated_in_both_directions(workdir, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    few = ["--count=5", "--candidates=3", "--batch_size=4", "--encoder=pixels", "--guidance=0"]
+    args = [f"--workdir={workdir}", "--held_out=train", "--show=1", *few, f"--json={results}"]
+    assert evaluate_pairs.main(args) == 0
+    row = json.loads(results.read_text())
+    metrics = row["metrics"]
+    assert set(metrics) == {"image_to_text", "text_to_image", "joint", "real"}
+    assert 0 <= metrics["image_to_text"]["exact"] <= metrics["image_to_text"]["words"] <= 1
+    for mode in ("text_to_image", "joint"):
+        assert metrics[mode]["pixels_frechet_distance"] > 0 and 0 <= metrics[mode]["match"] <= 1
+    assert metrics["real"]["match"] > 0.5  # the classifier has seen these pairs
+    assert row["guidance_scale"] == 0 and "twemoji: " in capsys.readouterr().out
+    assert json.loads((workdir / "pairs.jsonl").read_text()) == row
+
+
+@pytest.mark.parametrize("flag", ["--count=1", "--candidates=1", "--show=-1"])
+def test_impossible_evaluations_are_refused(workdir, flag):
+    with pytest.raises(UvitError, match=f"{flag.split('=')[0]} must be at least"):
+        evaluate_pairs.main([f"--workdir={workdir}", flag])

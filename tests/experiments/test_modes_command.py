@@ -122,6 +122,25 @@ def test_every_mode(workdirs, pipeline, photos, tmp_path, capsys, mode):
     assert (tmp_path / "out.png").is_file() == (mode != "text")
 
 
+def test_added_references_change_nothing_before_training(workdirs, pipeline, photos, tmp_path):
+    folder = workdirs["v1"].parent
+    args = [f"--checkpoint={folder / 'v1.safetensors'}", f"--config={folder / 'v1.py'}"]
+    args += [f"--workdir={folder / 'with_references'}", "--subjects=1", "--views=2"]
+    assert import_checkpoint.main(args) == 0
+    flags = ["--mode=text_to_image", "--prompt=a cat"]
+    before, _ = run(workdirs["v1"], pipeline, tmp_path, *flags)
+    flags.append(f"--references={photos}")
+    after, results = run(folder / "with_references", pipeline, tmp_path, *flags)
+    assert results["references"] == [photos.name]
+    np.testing.assert_allclose(after["image"], before["image"], atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [["--subjects=-1"], ["--subjects=1", "--views=0"]])
+def test_impossible_numbers_of_references_are_refused(tmp_path, flags):
+    with pytest.raises(UvitError, match="--subjects must be at least 0 and --views 1"):
+        import_checkpoint.main(["--checkpoint=x", f"--workdir={tmp_path / 'y'}", *flags])
+
+
 def test_data_types_differ(workdirs, pipeline, tmp_path):
     flags = ["--mode=image", "--count=1"]
     web, internal, default = (

@@ -172,7 +172,7 @@ def test_lora_fine_tunes_it(workdir, pipeline, tmp_path):
         ({"model.segments.clip_image.shape": (1, EMBEDS + 1)}, r"clip_image.*make them equal"),
         ({"model.segments.text.shape": (LENGTH, 64)}, r"'text'.*make them equal"),
         ({"sample.mode": "texts"}, "did you mean 'text"),
-        ({"train.drop": {"text": 0.1}}, "noisy segment cannot be dropped"),
+        ({"train.drop": {"text": 0.1}}, "set config.train.given.text as well"),
     ],
 )
 def test_impossible_runs_raise(config, tmp_path, changes, message):

@@ -86,6 +86,20 @@ def test_positions_of_other_sizes_are_interpolated_bilinearly():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
 
 
+def test_images_of_other_sizes_train_the_same_positions():
+    model = uvit_jax.build(unidiffusers.config("v1"))
+    other = model.resized({"image": (6, 14, 4)})
+    times = dict.fromkeys(("image", "text"), np.full(2, 500.0, np.float32))
+    inputs = unidiffusers.inputs(other)
+
+    def loss(params):
+        return (other.apply(params, inputs, times)["image"] ** 2).mean()
+
+    gradients = jax.jit(jax.grad(loss))(unidiffusers.random_params(model))
+    positions_ND = gradients["embed"]["positions"]["image"]
+    assert np.isfinite(positions_ND).all() and np.abs(positions_ND).max(axis=1).min() > 0
+
+
 def test_post_norm_has_no_modulation():
     with pytest.raises(UvitError, match=r"modulation.*norm='pre'"):
         uvit_jax.build(unidiffusers.config("v0", modulation="adaln_zero"))

@@ -8,6 +8,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.paths import local_path
 
 EMOJI_LABELS = ("group", "vendor", "subgroup")
+EMOJI_VENDORS = ("noto", "twemoji", "fluent_flat", "fluent_3d")
 WORLDS = ("totems", "emoji_scenes")
 """Rendered scenes with reference images of their subjects (`uvit_jax.data.sources.worlds`)."""
 VIDEOS = ("totem_videos", "clips", "animated_emoji")
@@ -32,7 +33,8 @@ class DataConfig(Config):
         "clips" the folder or the manifest.
       data_dir: the folder of prepared TFDS data sets; "" is the default of TFDS.
       split: "train", "test", or a TFDS split such as "train[:10%]"; of totems and emoji scenes also
-        "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes).
+        "validation", and "test_pairs" (totems) or "test_vendor" (emoji scenes); of emoji with
+        `hold_out` also "held_out".
       image_size: height and width in pixels. The short side is resized and the centre is cropped; 0
         keeps the images as they are, which must be of one size then.
       sizes: (H, W) in pixels, in place of `image_size`, for images that are not square or not of
@@ -56,6 +58,8 @@ class DataConfig(Config):
         the source (of a TFDS data set, the class names).
       keep_vendors, keep_groups, keep_subgroups, keep_labels: for emoji, keep only these; empty
         keeps all. `keep_labels` has concepts, such as "grinning face".
+      hold_out: of emoji, a vendor whose images of a fifth of the concepts are kept out of training,
+        for the split "held_out"; other vendors' images of these concepts are trained on.
       max_subjects, max_views: the most subjects per image (1 to 7; of totems and emoji scenes 1 to
         3), and the most references per subject (0 to 16; of these worlds 0 to 4); the numbers are
         random, from 1 up to these.
@@ -98,6 +102,7 @@ class DataConfig(Config):
     keep_groups: tuple[str, ...] = ()
     keep_subgroups: tuple[str, ...] = ()
     keep_labels: tuple[str, ...] = ()
+    hold_out: str = ""
     max_subjects: int = 2
     max_views: int = 3
     places: int = 0
@@ -145,6 +150,9 @@ class DataConfig(Config):
             if self.labels not in ("", *EMOJI_LABELS):
                 hint = nearest(self.labels, EMOJI_LABELS)
                 raise UvitError(f"labels={self.labels!r} is unknown for emoji{hint}")
+            if self.hold_out not in ("", *EMOJI_VENDORS):
+                hint = nearest(self.hold_out, EMOJI_VENDORS)
+                raise UvitError(f"hold_out={self.hold_out!r} is not a vendor of emoji{hint}")
         else:
             self._check_no_emoji_filters()
         if self.name in WORLDS or self.name == "totem_videos":
@@ -204,10 +212,10 @@ class DataConfig(Config):
             )
 
     def _check_no_emoji_filters(self) -> None:
-        filters = ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels")
+        filters = ("keep_vendors", "keep_groups", "keep_subgroups", "keep_labels", "hold_out")
         if keys := [key for key in filters if getattr(self, key)]:
             hint = nearest(self.name, ("emoji",))
-            clear = " and ".join(f"{key}=()" for key in keys)
+            clear = " and ".join(f"{key}={type(getattr(self, key))()!r}" for key in keys)
             hint = hint if "mean" in hint else f"; clear them with {clear}"
             raise UvitError(f"{', '.join(keys)}: filters of emoji, but name={self.name!r}{hint}")
 

@@ -115,6 +115,7 @@ def corrupt(
     time_keys: Mapping[str, str] | None = None,
     learned_range: Collection[str] = (),
     given: Mapping[str, float] | None = None,
+    dropped: Mapping[str, float] | None = None,
     t: jax.Array | float | None = None,
 ) -> Corrupted:
     """Samples times and noise for a whole batch and applies them.
@@ -129,6 +130,8 @@ def corrupt(
         clean data at time 0 without a loss. In the others they have the time of the first segment
         that is not in `given`. Their errors are weighted by their size relative to that segment's,
         as those of the parts of one video.
+      dropped: the segments that are pure noise, at time 1 and without a loss, in a share of the
+        examples, independently and whether given or not: for guidance by noise.
       learned_range: the segments for which the network returns twice the channels, the second half
         being its variances (DiT).
       t: one time for all, instead of sampled ones.
@@ -163,6 +166,10 @@ def corrupt(
         times[name] = jnp.where(given_B, 0.0, times[name])
         size = clean[name].size / clean[main].size
         weights[name] = jnp.where(given_B, 0.0, size * weights[name])
+    for name, share in (dropped or {}).items():
+        dropped_B = jax.random.bernoulli(_key(key, name, 3), share, (batch,))
+        times[name] = jnp.where(dropped_B, 1.0, times[name])
+        weights[name] = jnp.where(dropped_B, 0.0, weights[name])
     return Corrupted(
         noisy=process.add_noise(schedule, clean, eps, times),
         times=times,

@@ -101,10 +101,10 @@ class Backbone(nnx.Module):
                 f"least {2 * axes}, not {self.head_size}"
             )
         self.dtype = dtype
-        cross = bool(layout.cross)
+        options = dict(cross=bool(layout.cross), gated=layout.gated, dtype=dtype)
 
         def stack(count: int, **kwargs) -> Block:
-            make = nnx.vmap(lambda r: Block(config, cross=cross, dtype=dtype, rngs=r, **kwargs))
+            make = nnx.vmap(lambda r: Block(config, rngs=r, **options, **kwargs))
             return make(rngs.split(count))
 
         half = config.depth // 2
@@ -113,7 +113,7 @@ class Backbone(nnx.Module):
         else:
             self.in_blocks = stack(half)
             middle = config.mid_block
-            self.mid_block = Block(config, cross=cross, dtype=dtype, rngs=rngs) if middle else None
+            self.mid_block = Block(config, rngs=rngs, **options) if middle else None
             self.out_blocks = stack(half, merge_skip=True)
         self.norm = layer_norm(config, dtype=dtype, rngs=rngs)
         modulated = config.modulation != "none"
@@ -223,6 +223,7 @@ class Backbone(nnx.Module):
             mask_NM=layout.visibility(cached=cache is not None),
             angles_NR=angles_NR,
             present_BM=_present_keys(embedded, cache),
+            gated_M=layout.gated_keys(cached=cache is not None),
         )
 
 

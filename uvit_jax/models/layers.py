@@ -20,6 +20,8 @@ from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL, attent
 from uvit_jax.parallel.sharding import gather_params
 from uvit_jax.tokens.segment import normal
 
+CLOSED = 1e-20
+"""A gate's initial value: its keys have no weight in float32, yet a gradient of normal size."""
 INITS = {"normal": normal, "xavier": nnx.initializers.xavier_uniform()}
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -50,6 +52,8 @@ class BlockInputs(NamedTuple):
         attention kernels skip the blocks that it excludes.
       angles_NR: of RoPE, (N, R) or (B, N, R), R = K/2; None without RoPE.
       present_BM: which keys an example has; None if it has all.
+      gated_M: which keys are of gated references, bool; None if no query of the sequence attends to
+        them through a gate. The last N keys are the sequence's own.
     """
 
     modulation_BD: jax.Array | None = None
@@ -59,6 +63,7 @@ class BlockInputs(NamedTuple):
     mask_NM: np.ndarray | None = None
     angles_NR: jax.Array | None = None
     present_BM: jax.Array | None = None
+    gated_M: np.ndarray | None = None
 
 
 def linear(config: BackboneConfig, inputs, outputs, *, dtype: Any, rngs: nnx.Rngs, **options):
@@ -96,15 +101,19 @@ class Attention(nnx.Module):
     """Multi-head self-attention, (B, N, D) → (B, N, D). Heads are an axis of the parameters.
 
     It also returns the keys and values of its tokens; `cached` ones are prepended to them.
+
+    With `gated`, the keys of gated references have the factor |gate| in the softmax's sums, for the
+    queries of all other tokens.
     """
 
-    def __init__(self, config: BackboneConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: BackboneConfig, *, gated: bool = False, dtype: Any, rngs: nnx.Rngs):
         D, H = config.width, config.num_heads
         options = dict(dtype=dtype, rngs=rngs)
         self.implementation = config.attention
         self.qkv = linear(config, D, (3, H, D // H), use_bias=config.qkv_bias, **options)
         self.out = linear(config, (H, D // H), D, **options)
         self.qk_norm = qk_norm(config, **options)
+        self.gate = nnx.Param(jnp.full((H,), CLOSED)) if gated else None
 
     def __call__(
         self, x_BND: jax.Array, given: BlockInputs, cached: KeysValues | None = None
@@ -118,9 +127,33 @@ class Attention(nnx.Module):
         own = (k, v)
         if cached is not None:
             k, v = (jnp.concatenate(pair, axis=1) for pair in zip(cached, own, strict=True))
+        size = v.shape[-1]
+        if self.gate is not None and given.gated_M is not None:
+            q, k, v = self._gated(q, k, v, given.gated_M)
         masks = dict(mask_NM=given.mask_NM, present_BM=given.present_BM)
-        o_BNHK = attention(q, k, v, implementation=self.implementation, **masks)
+        o_BNHK = attention(q, k, v, implementation=self.implementation, **masks)[..., :size]
         return self.out(checkpoint_name(o_BNHK, "attention")), own
+
+    def _gated(
+        self, q_BNHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, gated_M: np.ndarray
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of twice the size, whose products have log|gate| added: so any
+        implementation of attention can be used."""
+        K = q_BNHK.shape[-1]
+
+        def extended(x_BNHK: jax.Array, column_NH: Any) -> jax.Array:
+            rest = jnp.zeros((*x_BNHK.shape[:-1], K), x_BNHK.dtype)
+            column_NH = jnp.broadcast_to(jnp.asarray(column_NH, x_BNHK.dtype), x_BNHK.shape[1:3])
+            return jnp.concatenate([x_BNHK, rest.at[..., 0].set(column_NH)], axis=-1)
+
+        opens_N = ~gated_M[len(gated_M) - q_BNHK.shape[1] :]
+        log_H = jnp.log(jnp.maximum(jnp.abs(self.gate[...]), 1e-30))
+        # Attention divides by √(2K) instead of √K.
+        return (
+            extended(q_BNHK * np.sqrt(2).astype(q_BNHK.dtype), np.sqrt(2 * K) * opens_N[:, None]),
+            extended(k_BMHK, jnp.where(gated_M[:, None], log_H, 0)),
+            extended(v_BMHK, 0),
+        )
 
 
 class CrossAttention(nnx.Module):
@@ -215,6 +248,7 @@ class Block(nnx.Module):
     Args:
       config: the backbone's.
       cross: whether x + cross_attention(norm(x)) stands between the two.
+      gated: whether references are attended to through gates.
       merge_skip: whether the block first merges a long skip, as `config.skip` says.
     """
 
@@ -223,6 +257,7 @@ class Block(nnx.Module):
         config: BackboneConfig,
         *,
         cross: bool = False,
+        gated: bool = False,
         merge_skip: bool = False,
         dtype: Any,
         rngs: nnx.Rngs,
@@ -236,7 +271,7 @@ class Block(nnx.Module):
         skip_norm = self.post_norm and self.merge_skip != "none"
         self.norm_skip = layer_norm(config, **options) if skip_norm else None
         self.norm1 = layer_norm(config, **options)
-        self.attention = Attention(config, **options)
+        self.attention = Attention(config, gated=gated, **options)
         self.norm_cross = layer_norm(config, **options) if cross else None
         self.cross = CrossAttention(config, **options) if cross else None
         self.norm2 = layer_norm(config, **options)

@@ -126,8 +126,7 @@ def conditions_for(
             )
         captions = [" ".join(filter(None, pair)) for pair in zip(captions, names, strict=True)]
     if references:
-        inputs = reference_inputs(model.layout, [references])
-        conditions |= {name: np.repeat(value, count, axis=0) for name, value in inputs.items()}
+        conditions |= reference_conditions(model.layout, references, count)
     elif model.layout.references:
         raise UvitError(
             "the model takes reference images, and none were given; use --references=FOLDER of "
@@ -135,6 +134,18 @@ def conditions_for(
         )
     model.layout.check_ids(conditions)
     return conditions, captions
+
+
+def reference_conditions(
+    layout: Layout, subjects: Sequence[Sequence[np.ndarray]], count: int
+) -> dict[str, np.ndarray]:
+    """The inputs of `count` samples that have the same subjects, each with its views.
+
+    Raises:
+      UvitError: if the model takes fewer.
+    """
+    inputs = reference_inputs(layout, [subjects])
+    return {name: np.repeat(value, count, axis=0) for name, value in inputs.items()}
 
 
 def conditions_like(

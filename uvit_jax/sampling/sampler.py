@@ -143,7 +143,8 @@ def make_sampler(
       diffusion: the objective that the model was trained with: its schedule and prediction.
       vocabulary: of the run; it has the null value of a text encoder's features.
       branches: the weighted sum of predictions that is sampled, from (params, inputs); by default
-        `joint_branches` for models of several noisy times without conditions, and
+        `joint_branches` for models of several noisy times without conditions but gated references,
+        and
         `classifier_free_branches` for the others. Each branch may have its own data and times of
         the noisy segments; those of segments that are not generated are otherwise the sampler's
         inputs' and the config's. The data are noised to the branch's times, so that time 1 drops a
@@ -171,7 +172,7 @@ def make_sampler(
     solve.check(config.sampler, schedule, erring)
     generated, keys = generated_segments(layout, config)
     if branches is None:
-        joint = len(layout.time_keys) > 1 and not layout.conditions
+        joint = len(layout.time_keys) > 1 and all(s.gated for s in layout.conditions)
         of = joint_branches if joint else classifier_free_branches
         branches = of(model, config, vocabulary)
     learned = config.sampler.variance == "learned"
@@ -301,9 +302,16 @@ def joint_branches(
     The prediction of each generated time's segments is guided away from the one that the other
     times' segments, replaced by pure noise, give (Bao et al. 2023, section 3.2): with o(t, u) the
     prediction of an image at time t beside a text at time u, it is o(t, u) + s (o(t, u) - o(t, 1)).
+    References added to such a model are in all of these; the reference guidance scale is that of
+    the prediction without them.
     """
     del vocabulary
     layout, scale = model.layout, config.guidance_scale
+    of_references = config.reference_guidance_scale
+    if of_references and not layout.references:
+        raise UvitError(
+            f"reference_guidance_scale={of_references}, but the model takes no references"
+        )
     generated, _ = generated_segments(layout, config)
     keys = dict.fromkeys(s.time_key for s in generated)
 
@@ -319,7 +327,14 @@ def joint_branches(
             )
             for key in keys
         ]
-        return [Branch({s.name: 1 + scale for s in generated}, network, given), *without]
+        everything = {s.name: 1 + scale + of_references for s in generated}
+        branches = [Branch(everything, network, given), *without]
+        if of_references:
+            bare = model.without_references()
+            kept = {name: given[name] for name in bare.layout.conditions_in(given)}
+            weights = {s.name: -of_references for s in generated}
+            branches.append(Branch(weights, predictor(bare, params), kept))
+        return branches
 
     return branches
 

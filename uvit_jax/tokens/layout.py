@@ -237,6 +237,23 @@ class Layout:
         return np.repeat(rows, [s.num_tokens for s in self.tokens], axis=0)
 
     @property
+    def gated(self) -> bool:
+        """Whether any reference of the model is attended to through gates."""
+        return any(s.gated for s in self.segments)
+
+    def gated_keys(self, *, cached: bool = False) -> np.ndarray | None:
+        """Which keys are of gated references, bool (M,); None if no other token attends to one.
+
+        Args:
+          cached: see `visibility`.
+        """
+        references = [s for s in self.segments if s.is_reference] if cached else []
+        keys = (*references, *self.tokens)
+        if not any(s.gated for s in keys) or all(s.gated for s in self.tokens):
+            return None
+        return np.repeat([s.gated for s in keys], [s.num_tokens for s in keys])
+
+    @property
     def has_rope(self) -> bool:
         """Whether any token has rotary positions."""
         return any(s.position == "rope" for s in self.segments)

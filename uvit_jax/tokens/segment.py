@@ -63,6 +63,8 @@ class Segment(Config):
         (see `Text.names`); empty for none.
       optional: of a reference, whether examples may lack it; the input `refs_present` says which
         do.
+      gated: of a reference, whether all that is not a gated reference attends to it through gates,
+        one a head, that start closed: a trained model to which it is added predicts as before.
       sees: the segments that its tokens attend to, besides their own; empty for all.
       modulation: in an adaLN backbone, `time` modulates its tokens by all that enters by `adaln`,
         `clean` by the embedding of time 0 alone, as befits clean data (OminiControl, Tan et al.
@@ -94,6 +96,7 @@ class Segment(Config):
     slot: tuple[int, ...] = ()
     names_from: str = ""
     optional: bool = False
+    gated: bool = False
     sees: tuple[str, ...] = ()
     modulation: Literal["time", "clean"] = "time"
 
@@ -240,6 +243,8 @@ class Segment(Config):
             return "sees, type and slot need enter='token'"
         if self.optional and not self.is_reference:
             return "optional=True is for references: role='clean' and a slot"
+        if self.gated and not self.is_reference:
+            return "gated=True is for references: role='clean' and a slot"
         if self.names_from and not self.is_reference:
             return "names_from is for references: role='clean' and a slot"
         if self.modulation == "clean" and self.role != "clean":

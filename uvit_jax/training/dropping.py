@@ -38,7 +38,7 @@ def drop_conditions(
     """A batch's conditions with some replaced by their null values, and slots permuted.
 
     Args:
-      config: its `drop`, `drop_references`, `drop_jointly`, `drop_each_reference` and
+      config: its `drop` of conditions, `drop_references`, `drop_jointly`, `drop_each_reference` and
         `permute_slots`.
       features_null: see `Layout.null`.
     """
@@ -53,6 +53,8 @@ def drop_conditions(
         conditions[name] = jnp.where(dropped, layout.null(name, 1, features_null), value)
 
     for i, (name, share) in enumerate(sorted(config.drop.items())):
+        if layout.by_name[name].role == "noisy":  # see objective.corrupt
+            continue
         drop(name, jax.random.bernoulli(jax.random.fold_in(key, i), share, (B,)))
     if config.drop_jointly:
         joint_key = jax.random.fold_in(key, zlib.crc32(b"drop_jointly"))

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
@@ -33,8 +34,9 @@ from uvit_jax.interop.recognise import (
     title,
 )
 from uvit_jax.interop.weight_files import WeightFile, open_weights
-from uvit_jax.models.model import Model, Params
-from uvit_jax.models.model_config import ModelConfig
+from uvit_jax.models.model import Model, Params, build
+from uvit_jax.models.model_config import ModelConfig, parse_model
+from uvit_jax.models.presets import unified
 from uvit_jax.paths import local_path
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
@@ -88,6 +90,8 @@ def import_checkpoint(
     step: int | None = None,
     raw: bool = False,
     dtype: str | None = None,
+    subjects: int = 0,
+    views: int = 1,
     **given: int | None,
 ) -> Imported:
     """Imports weights into a new workdir, which sample, evaluate and train use like any run's.
@@ -100,6 +104,7 @@ def import_checkpoint(
       configs: the candidates by name. chosen: whether the only one is the caller's choice.
       dtype: in which the workdir's model computes. None is the dtype of the config if that is
         `chosen` or stored in the file, and otherwise float32, as in the original implementations.
+      subjects, views: of references that are added to the model (see `unified.add_references`).
       given: num_heads, num_classes, image_size and text_tokens, see `recognise`. Those that are
         neither given nor in the file come from the config.
 
@@ -126,6 +131,8 @@ def import_checkpoint(
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype=dtype))
     model, params = read(source, recognised)
     vocabulary, note = _vocabulary(source, run, model)
+    if subjects:
+        run, model, params = _with_references(run, params, subjects, views)
     _write(target, run, vocabulary, params)
     return Imported(
         file=source.path,
@@ -241,11 +248,22 @@ def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocab
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)
     except UvitError as problem:
-        lost = [
-            WITHOUT_VOCABULARY[s.kind] for s in model.layout.inputs if s.kind in WITHOUT_VOCABULARY
-        ]
+        kinds = dict.fromkeys(s.kind for s in model.layout.conditions)
+        lost = [WITHOUT_VOCABULARY[kind] for kind in kinds if kind in WITHOUT_VOCABULARY]
         return Vocabulary(), f"{' and '.join(lost)}: {problem}" if lost else ""
     return Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features), ""
+
+
+def _with_references(
+    run: RunConfig, params: Params, subjects: int, views: int
+) -> tuple[RunConfig, Model, Params]:
+    """The run and its model with references, whose own parameters are initialised."""
+    config = parse_model(unified.add_references(to_dict(run.model), subjects, views))
+    model = build(config)
+    flat = traverse_util.flatten_dict(model.init(jax.random.key(run.seed)))
+    flat |= traverse_util.flatten_dict(params)
+    run = dataclasses.replace(run, model=config)
+    return run, model, traverse_util.unflatten_dict(flat)
 
 
 def _write(target: Path, run: RunConfig, vocabulary: Vocabulary, params: Params) -> None:

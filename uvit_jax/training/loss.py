@@ -23,6 +23,7 @@ def corrupt(
     diffusion: ObjectiveConfig,
     *,
     given: Mapping[str, float] | None = None,
+    dropped: Mapping[str, float] | None = None,
     draws: int = 1,
     t: jax.Array | float | None = None,
 ) -> tuple[dict[str, jax.Array], Corrupted]:
@@ -31,7 +32,7 @@ def corrupt(
     Args:
       key: one PRNG key for the batch.
       batch: the model's inputs, leaves (B, …), noisy segments as clean data.
-      given: see `objective.corrupt`.
+      given, dropped: see `objective.corrupt`.
       draws: how many times and noises are sampled for each example: leaves of the noisy segments
         are (B · draws, …), those of one example in a row.
       t: one time in [0, 1] for all, instead of sampled ones.
@@ -44,6 +45,7 @@ def corrupt(
         time_keys={s.name: s.time_key for s in layout.noisy},
         learned_range=[s.name for s in layout.noisy if s.learned_range],
         given=given,
+        dropped=dropped,
         t=t,
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted

@@ -133,7 +133,8 @@ class TrainConfig:
       ema_warmup: early on the decay is (1 + step) / (10 + step) if that is less, so that a short
         run's average forgets its initial values. The published recipes have none.
       drop: for each condition, the share of examples whose value is replaced by the null value (for
-        classifier-free guidance), independently.
+        classifier-free guidance), independently. A noisy segment in `given` is replaced by pure
+        noise, as guidance by noise has it.
       given: for each noisy segment that can be given, such as a video's first frame, the share of
         examples in which it is, independently (see `objective.corrupt`).
       drop_references: the share of examples that lose all their references.
@@ -339,7 +340,12 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
         if not 0 <= share <= 1:
             raise UvitError(f"config.train.drop.{name} must lie in [0, 1], got {share}")
         if layout.by_name[name].role == "noisy":
-            raise UvitError(f"config.train.drop.{name}: a noisy segment cannot be dropped")
+            if name not in run.train.given:
+                raise UvitError(
+                    f"config.train.drop.{name}: a noisy segment can be dropped if it is given; set "
+                    f"config.train.given.{name} as well"
+                )
+            continue
         if layout.by_name[name].is_reference:
             raise UvitError(
                 f"config.train.drop.{name}: references are dropped by config.train.drop_references "

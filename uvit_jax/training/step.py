@@ -49,6 +49,8 @@ def make_step(
     words = slot_words(model.layout, vocabulary.tokenizer) if config.train.permute_slots else {}
 
     frozen, draws = _frozen(config), config.train.draws
+    noisy = {s.name for s in model.layout.noisy}
+    dropped = {name: share for name, share in config.train.drop.items() if name in noisy}
 
     def loss(params, conditions, corrupted):
         params = frozen(jax.lax.stop_gradient, params)
@@ -59,9 +61,8 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         noise_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        conditions, corrupted = corrupt(
-            noise_key, model, batch, config.diffusion, given=config.train.given, draws=draws
-        )
+        options = dict(given=config.train.given, dropped=dropped, draws=draws)
+        conditions, corrupted = corrupt(noise_key, model, batch, config.diffusion, **options)
         conditions = drop_conditions(
             drop_key, model.layout, conditions, config.train, vocabulary.null_features, words
         )

@@ -114,6 +114,55 @@ def preset(
     )
 
 
+def add_references(
+    model: Mapping[str, Any],
+    subjects: int,
+    views: int = 1,
+    *,
+    visibility: str = "ref_joint",
+    image: str = "image",
+) -> dict[str, Any]:
+    """The config of a trained model without references, with references at the end of its sequence.
+
+    References are embedded like the image. All other tokens attend to them through gates that start
+    closed (see `Segment.gated`): with the trained parameters, and any values for the new ones, the
+    model predicts what it did. The gates open in training.
+
+    Args:
+      model: such as `to_dict(model.config)`.
+      subjects, views, visibility: as of `preset`.
+      image: the segment of patches that references look like.
+
+    Raises:
+      UvitError: if the model has references or no such segment, there is no subject or view, or
+        the visibility is unknown.
+    """
+    segments = dict(model["segments"])
+    if visibility not in VISIBILITIES:
+        hint = nearest(visibility, VISIBILITIES)
+        raise UvitError(f"visibility={visibility!r} is not a known value{hint}")
+    if min(subjects, views) < 1:
+        raise UvitError(f"subjects and views must be at least 1, got {subjects} and {views}")
+    if model.get("max_subjects") or any(name.startswith("ref_") for name in segments):
+        raise UvitError("the model has references already; see `with_references`")
+    if segments.get(image, {}).get("kind") != "patches":
+        known = [name for name, segment in segments.items() if segment["kind"] == "patches"]
+        raise UvitError(f"{image!r} is not a segment of patches{nearest(image, known)}")
+    reference = dict(segments[image]) | dict(
+        role="clean", time="", share=image, type="reference", optional=True, gated=True
+    )
+    if model["backbone"].get("modulation", "none") != "none":
+        reference["modulation"] = "clean"
+    references = _references(reference, subjects, views, visibility)
+    return {
+        **model,
+        "sequence": (*model["sequence"], *references),
+        "segments": segments | references,
+        "max_subjects": subjects,
+        "max_views": views,
+    }
+
+
 def with_references(model: Mapping[str, Any], subjects: int, views: int) -> dict[str, Any]:
     """The model config with another number of references, for the same parameters.
 

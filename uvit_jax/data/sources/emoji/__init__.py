@@ -11,6 +11,7 @@
 """
 
 VENDORS = ("noto", "twemoji", "fluent_flat", "fluent_3d")
+
 GROUPS = (
     "smileys-emotion",
     "people-body",

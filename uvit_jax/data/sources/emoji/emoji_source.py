@@ -2,6 +2,8 @@
 
 import difflib
 import functools
+import zlib
+from collections.abc import Iterable
 
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.sources import emoji
@@ -9,6 +11,7 @@ from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.tfds import open_split
 from uvit_jax.errors import UvitError, nearest
 
+HELD_OUT = "held_out"
 _FILTERED = ("vendor", "group", "subgroup", "label")
 
 
@@ -19,8 +22,13 @@ class EmojiSource(Source):
     are the classes of either split that pass the filters, so that a class has the same label in
     both.
 
+    With `config.hold_out`, a vendor, its images of a fifth of the concepts that another vendor has
+    are the split "held_out" instead of being in "train": images that training has not seen, of
+    concepts and of a vendor that it has.
+
     Raises:
-      UvitError: if a filter names something unknown or nothing passes.
+      UvitError: if a filter names something unknown or nothing passes, or there is nothing held out
+        to read.
     """
 
     splits = label_names = None
@@ -39,7 +47,12 @@ class EmojiSource(Source):
             self.class_names = tuple(name for name in order if name in present)
         builder = prepared.builder(config.data_dir)
         self._records = []
-        for key, image in _stored_images(str(builder.data_path), config.split):
+        held_out, split = _held_out(passing.values(), config), config.split
+        if split == HELD_OUT:
+            passing, split = {key: passing[key] for key in held_out}, "train"
+        elif split != "test":
+            passing = {key: record for key, record in passing.items() if key not in held_out}
+        for key, image in _stored_images(str(builder.data_path), split):
             if key not in passing:
                 continue
             entry = passing[key]
@@ -71,6 +84,23 @@ def _stored_images(data_path: str, split: str) -> tuple[tuple[str, bytes], ...]:
     data = open_split(tfds.builder_from_directory(data_path), split, ["image"])
     records = data.__getitems__(range(len(data)))
     return tuple((record["key"].decode(), record["image"]) for record in records)
+
+
+def _held_out(records: Iterable[dict], config: DataConfig) -> set[str]:
+    """The keys of the images held out from training."""
+    if not config.hold_out:
+        if config.split == HELD_OUT:
+            raise UvitError("split='held_out' needs hold_out, the vendor whose images it has")
+        return set()
+    training = [record for record in records if record["split"] == "train"]
+    others = {record["label"] for record in training if record["vendor"] != config.hold_out}
+    return {
+        record["key"]
+        for record in training
+        if record["vendor"] == config.hold_out
+        and record["label"] in others
+        and zlib.crc32(record["label"].encode()) % 5 == 0
+    }
 
 
 def _filter(records: list[dict], config: DataConfig) -> list[dict]:

@@ -161,10 +161,10 @@ class Run:
     """The run of `args.workdir` for `experiments.evaluate`: its data and its samples."""
 
     def __init__(self, args: argparse.Namespace):
-        from uvit_jax.training.workdir import Workdir
+        from uvit_jax.training.stored_run import open_run
 
         self.args = args
-        self.folder = Workdir(args.workdir)
+        self.folder = open_run(args.workdir, raw=bool(args.raw))
         self.config = self.folder.read_run()
         self.data = self._data_config()
         self._dataset = None
@@ -240,7 +240,7 @@ class Run:
         image_sets.image_segment(model, decoder, latents=self.config.of_latents)
         conditions, vocabulary, source = self.conditions(model, count)
         record = {
-            "source": str(self.folder.path),
+            "source": self.folder.source,
             "step": step,
             "ema": not args.raw,
             "params_sha256": image_metrics.params_sha256(params),
@@ -261,13 +261,13 @@ class Run:
             batch_size=args.batch_size,
             seed=args.seed,
             mesh=mesh,
-            name=f"{self.folder.path} at step {step}",
+            name=self.folder.source + ("" if step is None else f" at step {step}"),
             vocabulary=vocabulary,
             decoder=decoder,
         )
         return samples, record
 
-    def _load(self) -> tuple[int, Any, Any]:
+    def _load(self) -> tuple[int | None, Any, Any]:
         """(step, model, parameters) of the checkpoint `--step`, or of the newest readable one."""
         from uvit_jax import load
         from uvit_jax.errors import UvitError
@@ -279,4 +279,4 @@ class Run:
             except UvitError:
                 if step == steps[-1]:
                     raise
-        raise UvitError(f"{self.folder.checkpoints} has no checkpoint yet")
+        raise UvitError(f"{self.folder.path} has no checkpoint yet")

@@ -153,6 +153,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             monitor.flush()
             with clock.at("checkpoint"):
                 checkpointer.save(state, loader.position)
+                folder.upload()
 
         def sample(step: int) -> None:
             with clock.at("sample"):
@@ -204,7 +205,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             if sample_grid.last_step != step:
                 sample(step)
     seconds = clock.total()
-    last_grid = str(sample_grid.last or "")
+    last_grid = folder.address(sample_grid.last) if sample_grid.last else ""
     return Summary(step, loss, stopped, sum(seconds.values()), seconds, last_grid)
 
 
@@ -354,7 +355,7 @@ def _measures(
 def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:
     sinks = []
     if run.train.wandb:
-        sinks.append(WandbWriter(run.train.wandb, folder.path, to_dict(run)))
+        sinks.append(WandbWriter(run.train.wandb, folder.outputs, to_dict(run)))
     return MetricsWriter(
         folder.metrics,
         start=start,

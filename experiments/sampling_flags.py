@@ -33,7 +33,7 @@ def add_flags(parser: Any) -> None:
     parser.add_argument(
         "--sampler",
         help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver, dpm_solver_pp, "
-        "sde_dpm_solver_pp or unipc (see docs/sampling.md); default the run's",
+        "sde_dpm_solver_pp, unipc or mean_flow (see docs/sampling.md); default the run's",
     )
     parser.add_argument("--steps", type=int, help="of the sampler; default the run's")
     parser.add_argument(

@@ -49,6 +49,7 @@ from uvit_jax.training.run_config import (
 from uvit_jax.training.sample_grid import SampleGrid
 from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
+from uvit_jax.training.teacher import from_teacher, load_teacher
 from uvit_jax.training.text_pretraining import pretrained, with_encoder
 from uvit_jax.training.validation import make_validations
 from uvit_jax.training.wandb_writer import WandbWriter
@@ -136,8 +137,13 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 start,
             )
 
+        teacher = None
+        if run.train.teacher:
+            teacher = load_teacher(run, model, vocabulary, mesh)
+            if not restored:
+                state = from_teacher(state, teacher[1], shardings)
         step_function = jit_step(
-            make_step(model, run, optimizer, learning_rate, vocabulary), shardings, mesh
+            make_step(model, run, optimizer, learning_rate, vocabulary, teacher), shardings, mesh
         )
         loader = Batches(run, model, dataset, mesh, position)
         stack.callback(loader.close)

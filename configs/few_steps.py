@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/few_steps.py:distilled
     python -m experiments.train --config=configs/few_steps.py:mean_flow
-    python -m experiments.sample --workdir=workdirs/few_steps-mean_flow --steps=1 \\
+    python -m experiments.sample --workdir=workdirs/few_steps_mean_flow --steps=1 \\
         --prompt="skull, twemoji"
 
 `distilled` starts from the quickstart's network, which is part of the package, and learns its

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.autoencoders.kl import SCALE
-from uvit_jax.config import Config
+from uvit_jax.config import Config, brief
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.guidance import Arrays, Branch, Predict, guided
@@ -114,7 +114,8 @@ class SampleConfig(Config):
         low, *rest = self.guidance_interval or (-1,)
         if len(rest) != 1 or not 0 <= low <= rest[0] <= 1:
             raise UvitError(
-                f"guidance_interval must be (low, high) in [0, 1], got {self.guidance_interval}"
+                "guidance_interval must be (low, high) in [0, 1], got "
+                f"{brief(self.guidance_interval)}"
             )
         for key, t in self.times.items():
             if not 0 <= t <= 1:

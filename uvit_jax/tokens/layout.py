@@ -124,7 +124,7 @@ class Layout:
         return tuple(self.by_name[name] for name in names)
 
     def setting(self, sets: str) -> Segment | None:
-        """The segment with the sampler's `interval` or `guidance` (see `Setting`), if any."""
+        """The segment with the sampler's `interval` or `guidance` (see `SettingToken`), if any."""
         return next((s for s in self.inputs if getattr(s, "sets", "") == sets), None)
 
     @property

@@ -9,7 +9,7 @@ from uvit_jax.tokens.modalities.scalars import Scalars
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting(Scalars):
+class SettingToken(Scalars):
     """One number, float (B, 1), 0 where the inputs have none.
 
     Attributes:

@@ -8,6 +8,7 @@ extra `hub`). Both find their credentials themselves; none is ever read or print
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ def gs_errors(name: str) -> Iterator[None]:
 
 def fetched(path: str | os.PathLike) -> Path:
     """A local path to the same files: of `gs://` and `hf://` a copy in the cache, whose parts are
-    downloaded if they are missing or have another size.
+    downloaded if they are missing or have another size or time.
 
     The cache is `$UVIT_JAX_DATA_CACHE`, by default `~/.cache/uvit_jax/gs`; for the Hub, its own.
 
@@ -83,10 +84,7 @@ def _from_gs(source: Any) -> Path:
     target = cache / name.removeprefix("gs://")
     with gs_errors(name):
         if source.is_dir():
-            files = []
-            for folder, _, found in source.walk():  # with gcsfs, without the scheme
-                root = any_path("gs://" + re.sub(r"^gs:/+", "", os.fspath(folder)))
-                files += [root / file for file in found]
+            files = _files(source)
         elif source.exists():
             files = [source]
         else:
@@ -97,21 +95,44 @@ def _from_gs(source: Any) -> Path:
 
 
 def copy_file(source: Any, target: Any) -> None:
-    """Copies a file between `gs://` and a local folder, unless there is one of the same size at a
-    local target; a local file appears whole or not at all."""
+    """Copies a file between `gs://` and a local folder, unless there is one of the same size and
+    time at a local target; a local file appears whole or not at all."""
     if isinstance(target, Path):
-        if target.exists() and target.stat().st_size == source.stat().length:
-            return
+        theirs = source.stat()
+        if target.exists():
+            ours = target.stat()
+            if (ours.st_size, int(ours.st_mtime)) == (theirs.length, int(theirs.mtime)):
+                return
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
             partial = Path(file.name)
         try:
             _copy(source, partial)
+            os.utime(partial, (theirs.mtime, theirs.mtime))
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
     else:
         _copy(source, target)
+
+
+def move_folder(source: Any, target: Any) -> None:
+    """Moves a folder, local or in `gs://`."""
+    if not is_gs(source):
+        shutil.move(source, target)
+        return
+    for file in _files(source):
+        _copy(file, target / os.fspath(file).removeprefix(os.fspath(source)).lstrip("/"))
+    source.rmtree()
+
+
+def _files(source: Any) -> list[Any]:
+    """The files below a folder in `gs://`."""
+    files = []
+    for folder, _, names in source.walk():  # with gcsfs, without the scheme
+        root = any_path("gs://" + re.sub(r"^gs:/+", "", os.fspath(folder)))
+        files += [root / name for name in names]
+    return files
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -4,11 +4,13 @@ fsspec is how etils' paths get to `gs://`; TensorStore reads and writes arrays b
 its own, to `$TENSORSTORE_GCS_HTTP_URL`. As in the real one there are no folders.
 """
 
+import datetime
 import http.server
 import io
 import json
 import threading
 import urllib.parse
+import zlib
 
 from fsspec.spec import AbstractFileSystem
 
@@ -27,7 +29,7 @@ class ObjectStore(AbstractFileSystem):
         found = {}
         for name, content in list(OBJECTS.items()):
             if name == path:
-                found[name] = dict(name=name, size=len(content), type="file")
+                found[name] = self.info(name)
             elif name.startswith(f"{path}/"):
                 child = f"{path}/{name[len(path) + 1 :].partition('/')[0]}"
                 is_file = child == name
@@ -40,7 +42,9 @@ class ObjectStore(AbstractFileSystem):
     def info(self, path, **_):
         path = self._strip_protocol(path).strip("/")
         if path in OBJECTS:
-            return dict(name=path, size=len(OBJECTS[path]), type="file")
+            content = OBJECTS[path]
+            mtime = datetime.datetime.fromtimestamp(zlib.crc32(content))  # another one if changed
+            return dict(name=path, size=len(content), type="file", mtime=mtime)
         self.ls(path)
         return dict(name=path, size=0, type="directory")
 

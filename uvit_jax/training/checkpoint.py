@@ -30,7 +30,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.io import read_json, write_text
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import parse_model
-from uvit_jax.remote import is_gs
+from uvit_jax.remote import is_gs, move_folder
 from uvit_jax.training.state import TrainState
 from uvit_jax.training.workdir import Workdir
 
@@ -171,7 +171,7 @@ class Checkpointer:
         )
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
-            (self._workdir.checkpoints / str(step)).rename(target)
+            move_folder(self._workdir.checkpoints / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("broken checkpoint moved")
         self._orbax.reload()

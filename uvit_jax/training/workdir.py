@@ -61,8 +61,10 @@ class Workdir:
         """The local folder of all but config, vocabulary and checkpoints."""
         if not self.remote:
             return self.path
-        folder = Path(tempfile.mkdtemp(prefix="uvit_jax_"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        parent = tempfile.mkdtemp(prefix="uvit_jax_")
+        atexit.register(shutil.rmtree, parent, ignore_errors=True)
+        folder = Path(parent) / self.path.name  # which names the run in Weights & Biases
+        folder.mkdir()
         with gs_errors(self.source):
             for name in ("metrics.jsonl", "evaluation.jsonl", "wandb_id.txt"):
                 if (self.path / name).exists():

@@ -60,8 +60,12 @@ def ours(shape: pairs.Shape, images: np.ndarray, params, **backbone) -> Callable
     return train_step
 
 
-def theirs(module, images: np.ndarray) -> Callable[[], float]:
-    """A function that takes one step and returns its loss; eps prediction on the VP-SDE."""
+def theirs(module, images: np.ndarray, *, called=None, dtype=None) -> Callable[[], float]:
+    """A function that takes one step and returns its loss; eps prediction on the VP-SDE.
+
+    Args:
+      called: the module, perhaps compiled. dtype: of autocast; None is float32.
+    """
     import copy
 
     import torch
@@ -71,14 +75,16 @@ def theirs(module, images: np.ndarray) -> Callable[[], float]:
     optimizer = torch.optim.AdamW(
         parameters, lr=RATE, betas=BETAS, weight_decay=DECAY, foreach=True
     )
-    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    device, network = parameters[0].device, called or module
+    images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
 
     def train_step() -> float:
-        t = torch.rand(len(images))
+        t = torch.rand(len(images), device=device)
         alpha = torch.exp(-0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1)[:, None, None, None]
         noise = torch.randn_like(images)
         noised = alpha * images + (1 - alpha**2).sqrt() * noise
-        loss = (module(noised, 1000 * t) - noise).square().mean()
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss = (network(noised, 1000 * t) - noise).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

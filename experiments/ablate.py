@@ -10,10 +10,10 @@ a stopped ablation; Ctrl-C, SIGTERM and SIGHUP save first. The config is that of
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments import cli
 from uvit_jax import interrupts
+from uvit_jax.paths import local_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = [name.strip() for name in args.group.split(",") if name.strip()]
     config = cli.read_config(args.config, args.overrides)
     distributed.initialize(args.distributed)
-    workdir = Path(args.workdir or f"workdirs/{cli.config_name(args.config)}").expanduser()
+    workdir = local_path(args.workdir or f"workdirs/{cli.config_name(args.config)}")
 
     import jax
 

@@ -29,6 +29,9 @@ from uvit_jax.paths import local_path
 SHARED_HELP = {"--seed": "of all random numbers; the same seed gives the same results"}
 """Help of flags that have the same meaning in every command, unless the command has its own."""
 
+REMOTE = ("workdir", "checkpoint", "adapter")
+"""Flags whose value may be in `gs://` or `hf://`; what reads them refuses what is not supported."""
+
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Prints the description as it is, and appends each flag's default to its help."""
@@ -103,7 +106,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             values = getattr(args, action.dest, None)
             for value in values if isinstance(values, list) else [values]:
-                if value and str(action.metavar).startswith(("FILE", "DIR", "PATH", "FOLDER")):
+                paths = str(action.metavar).startswith(("FILE", "DIR", "PATH", "FOLDER"))
+                if value and paths and action.dest not in REMOTE:
                     local_path(value)  # raises for `gs://` and the like
         args.overrides = {}
         while rest:

@@ -13,10 +13,10 @@ manifest.json, it writes report.html from these.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments import cli
 from uvit_jax import interrupts
+from uvit_jax.paths import local_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise cli.UvitError("--quick needs a --config without an argument")
         spec += ":quick"
     config = parse_compare(cli.read_config(spec, args.overrides))
-    workdir = Path(args.workdir or f"workdirs/{cli.config_name(spec)}").expanduser()
+    workdir = local_path(args.workdir or f"workdirs/{cli.config_name(spec)}")
 
     from experiments.subjects.report import RESULTS, write, write_from_results
     from experiments.subjects.study import Comparison

@@ -69,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.write_reference:
             frechet.write_statistics(args.write_reference, reference.statistics)
         if run:
-            with (run.folder.path / "evaluation.jsonl").open("a") as file:
+            run.folder.outputs.mkdir(parents=True, exist_ok=True)
+            with (run.folder.outputs / "evaluation.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+            run.folder.upload()
         cli.write_json(args.json, row)
         against = f"{reference_from['source']} ({reference.statistics.count or 'count unknown'})"
         print(f"{encode.title}: {samples.count} images of {samples.name} against {against}")
@@ -82,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(__doc__, config=False)
     what = parser.add_argument_group("measured images")
-    what.add_argument("--workdir", metavar="DIR", help="of experiments.train")
+    what.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="of experiments.train; or shipped:NAME, or a file of experiments.export_checkpoint",
+    )
     what.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     what.add_argument(
         "--raw", action="store_true", default=None, help="use the raw parameters, not their EMA"

@@ -5,15 +5,19 @@
         --out=uvit_l.pth
     python -m experiments.export_checkpoint --checkpoint=DiT-XL-2-256x256.pt --format=diffusers \\
         --out=dit
+    python -m experiments.export_checkpoint --workdir=workdirs/quickstart \\
+        --push_to_hub=OWNER/NAME
 
 The weights are float32, bit for bit: the EMA, or with --raw the parameters themselves. Our own form
 supports any model and stores its config and vocabulary; the others support their own families.
+--push_to_hub uploads our own form with a model card, which `hf://OWNER/NAME` then loads.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli
+from experiments import cli, hub_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", metavar="DIR", help="of experiments.train")
     source.add_argument("--checkpoint", metavar="PATH", help="a file or folder of weights")
-    parser.add_argument("--out", metavar="PATH", required=True, help="must not exist yet")
+    parser.add_argument("--out", metavar="PATH", help="must not exist yet")
+    hub_flags.add_flags(parser)
     parser.add_argument("--format", default="own", help="own (default), official or diffusers")
     parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     parser.add_argument(
@@ -34,9 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text_tokens", type=int, help="of a model of text features")
     args = parser.parse(argv)
 
+    if not (args.out or args.push_to_hub):
+        raise cli.UvitError("give --out=PATH, or --push_to_hub=OWNER/NAME, or both")
+    if args.push_to_hub and args.format != "own":
+        raise cli.UvitError("--push_to_hub uploads our own form; drop --format")
+
     import uvit_jax
     from uvit_jax.errors import UvitError
     from uvit_jax.interop.exporting import export
+    from uvit_jax.remote import MODEL_FILE
+    from uvit_jax.training.model_card import model_card, run_metrics
     from uvit_jax.training.workdir import Workdir
 
     names = ("num_heads", "num_classes", "image_size", "text_tokens")
@@ -45,17 +57,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workdir:
         if any(value is not None for value in hints.values()):
             raise UvitError(f"{', '.join(names)} need --checkpoint; drop them")
-        folder = Workdir(args.workdir)
-        run, vocabulary = folder.read_run(), folder.read_vocabulary()
+        folder_of_run = Workdir(args.workdir)
+        run, vocabulary = folder_of_run.read_run(), folder_of_run.read_vocabulary()
     model, params = uvit_jax.load(
         args.workdir or args.checkpoint, step=args.step, ema=not args.raw, **hints
     )
-    form = export(args.out, model, params, args.format, run=run, vocabulary=vocabulary)
-    size = sum(
-        p.stat().st_size for p in [*Path(args.out).rglob("*"), Path(args.out)] if p.is_file()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(args.out or f"{folder}/{MODEL_FILE}").expanduser()
+        form = export(out, model, params, args.format, run=run, vocabulary=vocabulary)
+        size = sum(p.stat().st_size for p in [*out.rglob("*"), out] if p.is_file())
+        about = f"{form}, {model.num_params / 1e6:.2f}M parameters, {size / 1e6:.1f} MB"
+        if args.out:
+            print(f"{args.out}: {about}")
+        if args.push_to_hub:
+            metrics = run_metrics(folder_of_run) if args.workdir else {}
+            card = model_card(args.push_to_hub, model, run, metrics)
+            print(f"{hub_flags.push(args, {MODEL_FILE: out}, card)}: {about}")
+    cli.write_json(
+        args.json,
+        {"out": args.out, "hub": args.push_to_hub, "format": args.format, "bytes": size},
     )
-    print(f"{args.out}: {form}, {model.num_params / 1e6:.2f}M parameters, {size / 1e6:.1f} MB")
-    cli.write_json(args.json, {"out": args.out, "format": args.format, "bytes": size})
     return 0
 
 

@@ -25,12 +25,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, sampling_flags
+from experiments import cli, hub_flags, sampling_flags
+
+ADAPTER_FILE = "adapter_model.safetensors"
+"""The name of an adapter's file on the Hub, as PEFT's."""
 
 
 def add_flags(parser: cli.Parser) -> None:
     """Adds the flags."""
-    parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        required=True,
+        help="of experiments.train; or shipped:NAME, or a file of experiments.export_checkpoint",
+    )
     parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters, not their EMA")
     parser.add_argument("--images", metavar="FOLDER", help="the images of one subject")
@@ -42,6 +50,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument("--label", help="the class, if the model has labels")
     parser.add_argument("--out", metavar="FILE", help="must not exist yet")
     parser.add_argument("--plan", action="store_true", help="print costs, and train nothing")
+    hub_flags.add_flags(parser)
     parser.add_argument("--method", default="lora", help="lora or full")
     parser.add_argument("--steps", type=int, default=400, help="of the optimizer")
     parser.add_argument("--rank", type=int, default=8, help="of the adapters")
@@ -107,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UvitError("give the images of one subject with --images, or many with --subjects")
     if not (args.out or args.plan):
         raise UvitError("give the adapter's file with --out=NAME.safetensors")
+    if args.push_to_hub and args.subjects:
+        raise UvitError("--push_to_hub uploads the adapter of one subject; use --images")
     if args.prior < 0 or min(args.at_once, args.checkpoint_every) < 1:
         raise UvitError("--prior must be at least 0, --at_once and --checkpoint_every at least 1")
     if min(args.validation_every, args.validation_count) < 0:
@@ -138,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for i, name in enumerate(part):
             command.save(todo[name], name, tuned, i)
             print(f"{todo[name]}: loss {tuned.losses[-20:, i].mean():.4f}")
+            if args.push_to_hub:
+                print(command.push(todo[name], name))
         command.checkpoint(part).remove()
     if len(folders) > len(names):
         print(f"{len(folders) - len(names)} exist already")
@@ -168,11 +181,11 @@ class SubjectTuning:
         from uvit_jax.sampling.conditions import conditions_for, text_encoder_of
         from uvit_jax.sampling.given_data import GivenData
         from uvit_jax.training.finetune import Finetuner
-        from uvit_jax.training.workdir import Workdir
+        from uvit_jax.training.stored_run import open_run
 
         self.args, self.config, self._folders = args, config, folders
         self.validation: list[dict[str, Any]] = []
-        folder = Workdir(args.workdir)
+        folder = open_run(args.workdir, raw=bool(args.raw))
         self.run = folder.read_run()
         model, self.params = load(folder.path, step=args.step, ema=not args.raw)
         # Check the flags before minutes of sampling.
@@ -326,6 +339,19 @@ class SubjectTuning:
             adapters.save(out, self.model, trained, self._record(name))
         else:
             export(out, self.model, trained, run=self.run, vocabulary=self.vocabulary)
+
+    def push(self, out: Path, name: str) -> str:
+        """Uploads what was written to `out`; returns its address."""
+        from uvit_jax.remote import MODEL_FILE
+        from uvit_jax.training.model_card import adapter_card, model_card
+
+        repository = self.args.push_to_hub
+        if self.config.method == "full":
+            card = model_card(repository, self.model, self.run, {})
+            return hub_flags.push(self.args, {MODEL_FILE: out}, card)
+        card = adapter_card(repository, self._record(name))
+        files = {p.name: p for p in out.iterdir()} if out.is_dir() else {ADAPTER_FILE: out}
+        return hub_flags.push(self.args, files, card)
 
     def _record(self, name: str) -> Any:
         from uvit_jax.interop.adapters import AdapterRecord

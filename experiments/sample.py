@@ -32,7 +32,12 @@ from experiments import cli, sampling_flags, video_flags
 
 def add_flags(parser: cli.Parser) -> None:
     """Adds the flags."""
-    parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        required=True,
+        help="of experiments.train; or shipped:NAME, or a file of experiments.export_checkpoint",
+    )
     parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters, not their EMA")
     parser.add_argument(
@@ -96,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from uvit_jax.sampling.given_data import GivenData
     from uvit_jax.sampling.reference_folder import from_folder
-    from uvit_jax.training.workdir import Workdir
+    from uvit_jax.training.stored_run import open_run
 
-    folder = Workdir(args.workdir)
+    folder = open_run(args.workdir, raw=bool(args.raw))
     run, vocabulary = folder.read_run(), folder.read_vocabulary()
     config = sampling_flags.sample_config(run.sample, args, **_changes(args))
     if args.image and not config.mode:
@@ -170,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results |= {"captions": captions, "references": list(subjects)}
     results |= {"seed": args.seed, "count": config.count}
     results |= sampling_flags.settings(config) | {"adapters": args.adapter}
+    folder.upload()
     cli.write_json(args.json, results)
     return 0
 

@@ -34,7 +34,7 @@ def add_flags(parser: Any) -> None:
     parser.add_argument(
         "--sampler",
         help="ddpm, ddim, euler_maruyama, euler, heun, dpm_solver, dpm_solver_pp, "
-        "sde_dpm_solver_pp or unipc (see docs/sampling.md); default the run's",
+        "sde_dpm_solver_pp, unipc or mean_flow (see docs/sampling.md); default the run's",
     )
     parser.add_argument("--steps", type=int, help="of the sampler; default the run's")
     parser.add_argument(
@@ -235,10 +235,10 @@ class Run:
     several sizes, both are of one, by default the first."""
 
     def __init__(self, args: argparse.Namespace):
-        from uvit_jax.training.workdir import Workdir
+        from uvit_jax.training.stored_run import open_run
 
         self.args = args
-        self.folder = Workdir(args.workdir)
+        self.folder = open_run(args.workdir, raw=bool(args.raw))
         self.config = self.folder.read_run()
         self.data = self._data_config()
         self._dataset = None
@@ -320,7 +320,7 @@ class Run:
         image_sets.image_segment(model, decoder, latents=self.config.of_latents)
         conditions, vocabulary, source = self.conditions(model, count)
         record = {
-            "source": str(self.folder.path),
+            "source": self.folder.source,
             "step": step,
             "ema": not args.raw,
             "params_sha256": image_metrics.params_sha256(params),
@@ -342,13 +342,13 @@ class Run:
             batch_size=args.batch_size,
             seed=args.seed,
             mesh=mesh,
-            name=f"{self.folder.path} at step {step}",
+            name=self.folder.source + ("" if step is None else f" at step {step}"),
             vocabulary=vocabulary,
             decoder=decoder,
         )
         return samples, record
 
-    def load(self) -> tuple[int, Any, Any]:
+    def load(self) -> tuple[int | None, Any, Any]:
         """(step, model, parameters) of the checkpoint `--step`, or of the newest readable one."""
         from uvit_jax import load
         from uvit_jax.errors import UvitError
@@ -360,4 +360,4 @@ class Run:
             except UvitError:
                 if step == steps[-1]:
                     raise
-        raise UvitError(f"{self.folder.checkpoints} has no checkpoint yet")
+        raise UvitError(f"{self.folder.path} has no checkpoint yet")

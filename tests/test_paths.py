@@ -1,4 +1,4 @@
-"""Paths: local ones only, whoever is given them; a refusal creates nothing."""
+"""Paths: URLs are refused wherever they are not supported; a refusal creates nothing."""
 
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from uvit_jax.models.presets.uvit import preset
 from uvit_jax.paths import local_path
 from uvit_jax.training.workdir import Workdir
 
-REFUSED = r"://? paths are not supported; copy the files to a local"
-URLS = ["gs://b/run", "s3://b/run", "hf://o/m", "https://h/x.safetensors", "file:///tmp/x", "GS:/b"]
+REFUSED = r"://? paths are not supported here; copy the files to a local"
+OTHERS = ["s3://b/run", "https://h/x.safetensors", "file:///tmp/x"]  # supported nowhere
+URLS = ["gs://b/run", "hf://o/m", "GS:/b", *OTHERS]
 
 
 @pytest.mark.parametrize("url", [*URLS, Path("gs://b/run")])
@@ -36,18 +37,18 @@ def test_local_paths_stay_as_they_are(path):
         local_path("~nobody_of_this_name/x")
 
 
-@pytest.mark.parametrize("url", URLS)
-def test_whatever_takes_a_path_refuses_urls_and_creates_nothing(url, tmp_path, monkeypatch):
+@pytest.mark.parametrize("url", OTHERS)
+def test_other_schemes_are_refused_everywhere_and_create_nothing(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = uvit_jax.build(
         preset("S", (8, 8, 3), patch_size=2, num_classes=0, width=48, depth=2, num_heads=3)
     )
     params = random_params(model)
     parser = cli.Parser("")
-    for name, metavar in (("--workdir", "DIR"), ("--out", "FILE"), ("--images", "PATH")):
+    for name, metavar in (("--data", "DIR"), ("--out", "FILE"), ("--images", "PATH")):
         parser.add_argument(name, metavar=metavar)
     parser.add_argument("--references", metavar="FOLDER", action="append")
-    flags = ("config", "json", "workdir", "out", "images", "references")
+    flags = ("config", "json", "data", "out", "images", "references")
     statistics = frechet.Statistics(np.zeros(2), np.eye(2), 3)
     for call in (
         lambda: Workdir(url),

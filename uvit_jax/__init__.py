@@ -4,7 +4,8 @@
     params = model.init(jax.random.key(0))         # a pytree of float32 arrays
     outputs = model.apply(params, inputs, times)   # pure
 
-    model, params = uvit_jax.load(path)            # a workdir, safetensors, an official .pth
+    model, params = uvit_jax.load(path)            # a workdir, safetensors, an official .pth,
+                                                   # or a shipped network: "emoji"
 
 Importing this package imports nothing heavy: a config file may use `uvit_jax.models.presets`
 without paying for JAX.

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from uvit_jax.errors import UvitError
 from uvit_jax.paths import local_path
+from uvit_jax.remote import any_path, copy_file, gs_errors, is_gs
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ def read_json(path: Path, *, remedy: str = "") -> dict[str, Any]:
       UvitError: if it cannot be read, is no JSON, or another value than an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UvitError(f"{path} cannot be read ({error.strerror or error}){remedy}") from None
     except (ValueError, RecursionError) as error:  # no text, no JSON, or too many levels or digits
@@ -121,11 +123,18 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """The path of a temporary file, which replaces `path` at the end, or is removed on an error.
 
     What a link leads to is replaced, not the link. A device or a pipe, such as /dev/stdout, is
-    yielded itself.
+    yielded itself. A path of `gs://` is written when the file is complete.
 
     Raises:
       UvitError: on an OSError, such as a full disk; `path` is as before.
     """
+    if is_gs(path):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder) / "file"
+            yield partial
+            with gs_errors(os.fspath(path)):
+                copy_file(partial, any_path(path))
+        return
     path = local_path(path)
     with named_errors(path):
         if path.exists() and not path.is_file() and not path.is_dir():

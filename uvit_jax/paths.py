@@ -1,4 +1,4 @@
-"""Local paths. Object stores and other remote file systems are not supported."""
+"""Local paths, and the schemes of others; `remote.py` has those that are supported."""
 
 import os
 import re
@@ -10,6 +10,12 @@ from uvit_jax.errors import UvitError
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+def scheme_of(path: str | os.PathLike) -> str:
+    """The scheme of a URL in lower case, such as `gs`; "" for local paths."""
+    match = _SCHEME.match(os.fspath(path))
+    return match[0].partition(":")[0].lower() if match else ""
+
+
 def local_path(path: str | os.PathLike) -> Path:
     """A path with `~` expanded.
 
@@ -19,8 +25,8 @@ def local_path(path: str | os.PathLike) -> Path:
     text = os.fspath(path)
     if scheme := _SCHEME.match(text):
         raise UvitError(
-            f"{text}: {scheme[0]}/ paths are not supported; copy the files to a local or mounted "
-            "folder and give its path"
+            f"{text}: {scheme[0]}/ paths are not supported here; copy the files to a local or "
+            "mounted folder and give its path"
         )
     try:
         return Path(text).expanduser()

@@ -22,7 +22,7 @@ from uvit_jax.models.presets.uvit import preset
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler
 
 SCHEDULES = ["vp_linear", "sd", "ddpm_linear", "cosine", "rectified_flow"]
-VARIANTS = {name: dict(name=name) for name in get_args(Sampler)}
+VARIANTS = {name: dict(name=name) for name in get_args(Sampler) if name != "mean_flow"}
 VARIANTS |= {
     f"{name} {method}": dict(name=name, method=method)
     for name, method in [

@@ -6,6 +6,7 @@ from typing import Literal
 from uvit_jax.config import Config, brief
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.paths import local_path
+from uvit_jax.remote import is_gs
 
 EMOJI_LABELS = ("group", "vendor", "subgroup")
 EMOJI_VENDORS = ("noto", "twemoji", "fluent_flat", "fluent_3d")
@@ -123,7 +124,8 @@ class DataConfig(Config):
                 "'tfds:cifar10'"
             )
         for key in ("path", "data_dir", "vocabulary"):
-            local_path(getattr(self, key))  # raises for `gs://` and the like
+            if key == "data_dir" or not is_gs(getattr(self, key)):
+                local_path(getattr(self, key))  # raises for other URLs
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must not be negative, got {getattr(self, key)}")

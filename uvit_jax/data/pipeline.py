@@ -6,22 +6,29 @@
 `batches` is in `batches.py`. `sources/source.py` says how to add a source.
 """
 
+import dataclasses
+import os
+
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.dataset import Dataset, ImageDataset
 from uvit_jax.data.sources.registry import open_source
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
+from uvit_jax.remote import fetched
 
 __all__ = ["DataConfig", "Dataset", "dataset"]
 
 
 def dataset(config: DataConfig) -> Dataset:
-    """Opens a data set. The embedded emoji are prepared on first use; nothing is ever downloaded.
+    """Opens a data set. The embedded emoji are prepared on first use; nothing is downloaded but a
+    `path` in `gs://`, into the cache (see `remote.fetched`).
 
     Raises:
       UvitError: if the data set is unknown, not prepared, empty or broken, or lacks what the config
         asks for.
     """
+    if config.path:
+        config = dataclasses.replace(config, path=os.fspath(fetched(config.path)))
     source = open_source(config)
     tokenizer = None
     if config.text:
@@ -36,7 +43,6 @@ def dataset(config: DataConfig) -> Dataset:
 
 def _read_tokenizer(path: str) -> Tokenizer:
     try:
-        with open(path, encoding="utf-8") as file:
-            return Tokenizer.from_json(file.read())
+        return Tokenizer.from_json(fetched(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UvitError(f"cannot read the vocabulary {path}: {error.strerror}") from None

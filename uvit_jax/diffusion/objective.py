@@ -56,6 +56,17 @@ class ObjectiveConfig(Config):
       floor: of `velocity`.
       gamma: of `min_snr`.
       bias: of `sigmoid`.
+      objective: `denoise` is the error of the prediction. `mean_flow`: the mean velocity between
+        two times (mean_flow.py), which needs a rectified flow, the prediction `velocity`, and a
+        segment of kind `setting` for the interval. `distill`: the guided prediction of a frozen
+        teacher, `train.teacher`, in place of the data's (Meng et al. 2023, section 3.1).
+      unequal: of `mean_flow`, the share of examples whose two times differ; the others are ordinary
+        flow matching.
+      guidance: of `mean_flow` and `distill`, the scale s of the guidance that the network learns to
+        have without a second evaluation. With a setting segment for guidance it is the largest one:
+        s is uniform in [0, guidance] and an input.
+      adaptive: p of an additional weight 1 / (error + 0.001)^p on each example's error, without a
+        gradient (Geng et al. 2025, section 4.3); 0 is none.
 
     Raises:
       UvitError: for an unknown name or an impossible value.
@@ -72,6 +83,10 @@ class ObjectiveConfig(Config):
     floor: float = 0.1
     gamma: float = 5.0
     bias: float = 0.0
+    objective: Literal["denoise", "mean_flow", "distill"] = "denoise"
+    unequal: float = 0.25
+    guidance: float = 0.0
+    adaptive: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +100,22 @@ class ObjectiveConfig(Config):
             )
         if min(self.logit_std, self.gamma, self.floor) <= 0:
             raise UvitError("logit_std, gamma and floor must be positive")
+        if not 0 <= self.unequal <= 1 or min(self.guidance, self.adaptive) < 0:
+            raise UvitError("unequal must lie in [0, 1], guidance and adaptive be at least 0")
+        if self.guidance and self.objective == "denoise":
+            raise UvitError("guidance needs objective='mean_flow' or 'distill'; drop it")
+        flow = self.schedule.name == "rectified_flow" and self.prediction == "velocity"
+        if self.objective == "mean_flow" and not flow:
+            raise UvitError(
+                "objective='mean_flow' needs schedule.name='rectified_flow' and "
+                "prediction='velocity'"
+            )
+
+
+def of_data(config: ObjectiveConfig) -> ObjectiveConfig:
+    """The objective without guidance and teacher: the error of the data's own targets."""
+    objective = "denoise" if config.objective == "distill" else config.objective
+    return dataclasses.replace(config, objective=objective, guidance=0.0)
 
 
 class Corrupted(NamedTuple):
@@ -97,6 +128,9 @@ class Corrupted(NamedTuple):
       targets: the exact predictions, shaped like the clean segments, float32.
       weights: of each example's squared error, (B,).
       steps: for segments with a learned range, the true reverse steps (see bound.py).
+      interval, time_rate: of mean_flow, t - r and d(network time)/dt, (B,).
+      guidance: the scale that the prediction is to have, (B,), where the config has any.
+      adaptive: the exponent p, (B,), where the config has one.
     """
 
     noisy: Arrays
@@ -105,6 +139,10 @@ class Corrupted(NamedTuple):
     targets: Arrays
     weights: Arrays
     steps: dict[str, bound.ReverseStep] = {}  # noqa: RUF012
+    interval: jax.Array | None = None
+    time_rate: jax.Array | None = None
+    guidance: jax.Array | None = None
+    adaptive: jax.Array | None = None
 
 
 def corrupt(
@@ -117,6 +155,7 @@ def corrupt(
     given: Mapping[str, float] | None = None,
     dropped: Mapping[str, float] | None = None,
     t: jax.Array | float | None = None,
+    vary_guidance: bool = False,
 ) -> Corrupted:
     """Samples times and noise for a whole batch and applies them.
 
@@ -134,7 +173,8 @@ def corrupt(
         examples, independently and whether given or not: for guidance by noise.
       learned_range: the segments for which the network returns twice the channels, the second half
         being its variances (DiT).
-      t: one time for all, instead of sampled ones.
+      t: one time for all, instead of sampled ones; of `mean_flow`, both times.
+      vary_guidance: whether the scale of guidance is sampled.
 
     Raises:
       UvitError: if `time_keys` names a segment that is not in `clean`, or a range is to be learned
@@ -159,6 +199,18 @@ def corrupt(
         else:
             times[name] = jnp.full(batch, t, jnp.float32)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
+    constants = {}
+    if config.objective == "mean_flow":
+        unequal = config.unequal if t is None else 0.0
+        start_B = next(iter(times.values()))  # of all segments
+        end_B, constants["interval"] = _later(key, start_B, config, unequal)
+        constants["time_rate"] = jnp.full(batch, schedule.time_scale, jnp.float32)
+        times = dict.fromkeys(times, end_B)
+    if config.guidance:
+        share_B = jax.random.uniform(_key(key, "guidance", 5), (batch,)) if vary_guidance else 1.0
+        constants["guidance"] = jnp.full(batch, config.guidance, jnp.float32) * share_B
+    if config.adaptive:
+        constants["adaptive"] = jnp.full(batch, config.adaptive, jnp.float32)
     targets = process.combine(config.prediction, schedule, clean, eps, times)
     weights = {name: weight(t, config) for name, t in times.items()}
     for name, share in given.items():
@@ -180,6 +232,7 @@ def corrupt(
             name: bound.reverse_step(schedule, config.prediction, clean[name], times[name])
             for name in learned_range
         },
+        **constants,
     )
 
 
@@ -232,6 +285,9 @@ def example_losses(outputs: Arrays, corrupted: Corrupted) -> tuple[jax.Array, di
         error = jnp.square(output - target)
         error_B = error.reshape(error.shape[0], -1).mean(axis=1)
         loss_B = corrupted.weights[name] * error_B
+        if corrupted.adaptive is not None:
+            scale_B = jnp.power(jax.lax.stop_gradient(error_B) + 1e-3, corrupted.adaptive)
+            loss_B = loss_B / scale_B
         metrics[f"mse/{name}"] = jnp.mean(error_B)
         if step is not None:
             bits_B = bound.bits(output, raw, target, step)
@@ -277,7 +333,19 @@ def _sample_times(key: jax.Array, batch: int, config: ObjectiveConfig) -> jax.Ar
     return schedule.warp(jax.nn.sigmoid(config.logit_mean + config.logit_std * normal))
 
 
+def _later(
+    key: jax.Array, t_B: jax.Array, config: ObjectiveConfig, unequal: float
+) -> tuple[jax.Array, jax.Array]:
+    """(t, t - r) for mean velocities: in a share of the examples the times t_B and another one, in
+    order, in the others r = t = t_B."""
+    other_B = _sample_times(_key(key, "interval", 3), t_B.shape[0], config)
+    unequal_B = jax.random.bernoulli(_key(key, "interval", 4), unequal, t_B.shape)
+    late_B = jnp.where(unequal_B, jnp.maximum(t_B, other_B), t_B)
+    return late_B, jnp.where(unequal_B, late_B - jnp.minimum(t_B, other_B), 0.0)
+
+
 def _key(key: jax.Array, segment: str, purpose: int) -> jax.Array:
-    """The key of a segment's times (purpose 0), noise (1) or whether it is given (2)."""
+    """The key of a segment's times (purpose 0), noise (1) or whether it is given (2); of the second
+    of two times (3), whether it differs (4), and the scale of guidance (5)."""
     named = jax.random.fold_in(key, np.uint32(zlib.crc32(segment.encode())))
     return jax.random.fold_in(named, purpose)

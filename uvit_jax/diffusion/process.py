@@ -143,7 +143,8 @@ def denoiser(
 
     Args:
       predict: `predict(x, network_time)`, x a pytree with leaves (B, ...) and network_time (B,); it
-        returns `prediction` for (at least) every segment of x, shaped like x.
+        returns `prediction` for (at least) every segment of x, shaped like x. Of a network of mean
+        velocities, `predict(x, network_time, t - t_next)`, where `denoise` is given t_next.
       schedule: of the state, with one scalar t in [0, 1] for all segments.
       prediction: of the network, a name in the table.
       clip: x0 is clipped to [-clip, clip] and eps recomputed from it. None does not clip.
@@ -168,9 +169,10 @@ def denoiser(
         size = jnp.maximum(size, clip).reshape((-1,) + (1,) * (x0.ndim - 1))
         return jnp.clip(x0, -size, size) * (clip / size)
 
-    def denoise(x: Tree, t: jax.Array) -> Denoised:
+    def denoise(x: Tree, t: jax.Array, t_next: jax.Array | None = None) -> Denoised:
         batch = jax.tree.leaves(x)[0].shape[0]
-        value = predict(x, jnp.broadcast_to(schedule.network_time(t), (batch,)))
+        interval = () if t_next is None else (jnp.broadcast_to(t - t_next, (batch,)),)
+        value = predict(x, jnp.broadcast_to(schedule.network_time(t), (batch,)), *interval)
         if isinstance(x, Mapping):
             value = {name: value[name] for name in x if name in value}
         mix = None

@@ -35,6 +35,7 @@ from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix
 from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.paths import local_path
+from uvit_jax.remote import fetched
 
 KEY = "uvit_jax.adapter"  # in the safetensors' metadata: an AdapterRecord as JSON
 PREFIX = "base_model.model."
@@ -148,7 +149,7 @@ def load(
       UvitError: if the file is missing or damaged, for another model or another base, or if it has
         a tensor or a setting that is not supported.
     """
-    path = local_path(path)
+    path = fetched(path)
     file = _file(path)
     read = files.read_torch if file.suffix == ".bin" else files.read_tensors
     tensors = read(file)

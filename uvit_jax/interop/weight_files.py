@@ -10,7 +10,7 @@ from typing import Any
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import dit_weights, files, unidiffuser_weights
 from uvit_jax.interop.mapping import Tensors
-from uvit_jax.paths import local_path
+from uvit_jax.remote import fetched
 
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' file name
 # By diffusers' class, the settings that must have one value, and those that shapes do not imply.
@@ -71,7 +71,7 @@ def open_weights(
     Raises:
       UvitError: if there are no such weights, or the file is damaged or holds more than tensors.
     """
-    path = local_path(path)
+    path = fetched(path)
     if not path.is_dir():
         if step is not None:
             raise UvitError(f"{path} has no steps to choose from; drop step={step}")

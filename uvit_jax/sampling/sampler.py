@@ -114,7 +114,7 @@ class SampleConfig(Config):
         low, *rest = self.guidance_interval or (-1,)
         if len(rest) != 1 or not 0 <= low <= rest[0] <= 1:
             raise UvitError(
-                f"guidance_interval must be (low, high) in [0, 1], got "
+                "guidance_interval must be (low, high) in [0, 1], got "
                 f"{brief(self.guidance_interval)}"
             )
         for key, t in self.times.items():
@@ -193,6 +193,12 @@ def make_sampler(
                 f"{segment.shape[-1]} channels"
             )
     time_keys = sorted({s.time_key for s in generated})
+    interval = layout.setting("interval")
+    if config.sampler.name == "mean_flow" and (interval is None or config.clip):
+        raise UvitError(
+            "the sampler 'mean_flow' needs clip=0 and a model of mean velocities, with a setting "
+            f"segment for the interval; got clip={config.clip} and {layout}"
+        )
 
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
         _check_inputs(layout, inputs, [s.name for s in generated], batch_size)
@@ -205,11 +211,11 @@ def make_sampler(
         given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
         made = branches(params, given)
 
-        def predict_with(noise: Arrays) -> Predict:
+        def predict_with(noise: Arrays, settings: Arrays) -> Predict:
             return guided(
                 [
                     _completed(branch, given, noise, keys, generated, config.times, schedule)
-                    for branch in made
+                    for branch in (b._replace(inputs=dict(b.inputs) | settings) for b in made)
                 ],
                 schedule=schedule,
                 time_keys=time_keys,
@@ -217,13 +223,18 @@ def make_sampler(
                 channels=guided_channels,
             )
 
-        fixed = None if config.fresh_noise else predict_with(noise)
+        fixed = None if config.fresh_noise else predict_with(noise, {})
 
-        def predict_generated(x: Arrays, network_time_B: jax.Array) -> Arrays:
-            predict = fixed
+        def predict_generated(
+            x: Arrays, network_time_B: jax.Array, interval_B: jax.Array | None = None
+        ) -> Arrays:
+            predict, now = fixed, noise
+            settings = {} if interval_B is None else {interval.name: interval_B[:, None]}
             if config.fresh_noise:
                 fresh_key = evaluation_key(noise_key, network_time_B[0])
-                predict = predict_with(normal_noise(fresh_key, layout.noisy, batch_size))
+                now = normal_noise(fresh_key, layout.noisy, batch_size)
+            if config.fresh_noise or settings:
+                predict = predict_with(now, settings)
             outputs = predict(x, network_time_B)
             if learned:
                 return outputs
@@ -356,6 +367,10 @@ def classifier_free_branches(
     layout, bare = model.layout, model.without_references()
     droppable = list(bare.layout.condition_shapes)
     s, s_r = config.guidance_scale, config.reference_guidance_scale
+    settings: Arrays = {}
+    if (setting := layout.setting("guidance")) is not None:  # an input in place of two branches
+        settings = {setting.name: jnp.full((1, 1), s, jnp.float32)}
+        s = 0.0
     if s and not droppable:
         hint = "; use reference_guidance_scale" if layout.references else ""
         raise UvitError(f"guidance_scale={s}, but the model has no condition to guide by{hint}")
@@ -371,7 +386,8 @@ def classifier_free_branches(
         conditions = {name: inputs[name] for name in layout.conditions_in(inputs)}
         if missing := sorted(layout.condition_shapes.keys() - conditions.keys()):
             raise UvitError(f"the inputs lack {missing[0]!r}, a condition of the model")
-        own = {name: conditions[name] for name in droppable}
+        conditions |= settings
+        own = {name: conditions[name] for name in droppable} | settings
         nothing = {name: jnp.asarray(value) for name, value in null.items()}
         cache = model.cache(params, conditions) if cached else None
         everything = own if cached else conditions

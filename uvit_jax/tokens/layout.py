@@ -123,6 +123,10 @@ class Layout:
         names = dict.fromkeys(s.names_from for s in self.references if s.names_from)
         return tuple(self.by_name[name] for name in names)
 
+    def setting(self, sets: str) -> Segment | None:
+        """The segment with the sampler's `interval` or `guidance` (see `SettingToken`), if any."""
+        return next((s for s in self.inputs if getattr(s, "sets", "") == sets), None)
+
     @property
     def noisy_images(self) -> tuple[Segment, ...]:
         """The images and videos that are denoised."""

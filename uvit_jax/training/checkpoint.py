@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.io import read_json, write_text
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.model_config import parse_model
+from uvit_jax.remote import is_gs, move_folder
 from uvit_jax.training.state import TrainState
 from uvit_jax.training.workdir import Workdir
 
@@ -51,7 +51,7 @@ class Checkpointer:
     def __init__(self, workdir: Path, keep: int):
         self._workdir = Workdir(workdir)
         self._orbax = ocp.training.Checkpointer(
-            self._workdir.checkpoints.absolute(),
+            _absolute(self._workdir.checkpoints),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -79,7 +79,8 @@ class Checkpointer:
                 response.result()
                 write_checksums(self._workdir.checkpoints / str(step))
 
-        if jax.process_index() == 0:
+        # Object stores have checksums of their own.
+        if jax.process_index() == 0 and not self._workdir.remote:
             self._finishing = threading.Thread(target=finish)
             self._finishing.start()
 
@@ -149,6 +150,8 @@ class Checkpointer:
             self._finishing = None
 
     def _damage(self, step: int) -> str:
+        if self._workdir.remote:
+            return ""
         try:
             check_checksums(self._workdir.checkpoints / str(step))
         except (ValueError, OSError) as error:
@@ -168,7 +171,7 @@ class Checkpointer:
         )
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
-            shutil.move(self._workdir.checkpoints / str(step), target)
+            move_folder(self._workdir.checkpoints / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("broken checkpoint moved")
         self._orbax.reload()
@@ -178,7 +181,7 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     """A workdir's model and parameters, as numpy arrays; see `uvit_jax.load`."""
     workdir = Workdir(path)
     config = workdir.read_config()
-    model = build(parse_model(config["model"], f"{path / 'config.json'}: model"))
+    model = build(parse_model(config["model"], f"{workdir.config}: model"))
     folder, steps = workdir.checkpoints, workdir.steps
     if step is not None:
         if step not in steps:
@@ -191,14 +194,15 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     )
 
     def load(checkpoint: str) -> Params:
-        check_checksums(Path(checkpoint))
+        if not workdir.remote:
+            check_checksums(Path(checkpoint))
         stored = ocp.checkpointables_metadata(checkpoint).metadata["state"]
         partial = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {name: abstract}
         loaded = ocp.load_checkpointables(checkpoint, dict(state=partial))
         return jax.tree.map(np.asarray, loaded["state"][name])
 
     for candidate in reversed(steps):
-        checkpoint = os.fspath((folder / str(candidate)).absolute())
+        checkpoint = os.fspath(_absolute(folder / str(candidate)))
         params, reason = _try_load(functools.partial(load, checkpoint))
         if params is not None:
             return model, params
@@ -207,6 +211,11 @@ def load_workdir(path: Path, *, step: int | None, ema: bool) -> tuple[Model, Par
     if not steps:
         raise UvitError(f"{folder} holds no checkpoint yet")
     raise UvitError(f"no checkpoint in {folder} can be read: {reason}")
+
+
+def _absolute(path: Any) -> Any:
+    """A path as Orbax takes it."""
+    return path if is_gs(path) else path.absolute()
 
 
 def write_checksums(checkpoint: Path) -> None:

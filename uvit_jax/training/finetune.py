@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from uvit_jax.config import Config
-from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.objective import ObjectiveConfig, of_data
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.lora import LoraConfig
@@ -147,7 +147,7 @@ class Finetuner:
     """
 
     def __init__(self, model: Model, diffusion: ObjectiveConfig, config: FinetuneConfig):
-        self.model, self.diffusion, self.config = model, diffusion, config
+        self.model, self.diffusion, self.config = model, of_data(diffusion), config
         self.method = METHODS[config.method]
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
         clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()

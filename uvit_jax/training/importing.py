@@ -6,7 +6,6 @@ one that the caller chooses, the one stored in the file, or the only known one w
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import compare_models, dit_weights
-from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
+from uvit_jax.interop.files import RUN_KEY
 from uvit_jax.interop.recognise import (
     Recognised,
     family_differences,
@@ -41,8 +40,9 @@ from uvit_jax.paths import local_path
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.optimizer import make_optimizer
-from uvit_jax.training.run_config import RunConfig, parse_run
+from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.state import TrainState
+from uvit_jax.training.stored_run import own_run, own_vocabulary
 from uvit_jax.training.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def import_checkpoint(
         recognised, run = _fitting(source, name, configs[name].model, given), configs[name]
     elif RUN_KEY in source.metadata:
         name, recognised = "the file's own", recognise(source)
-        run = _own_run(source)
+        run = own_run(source.metadata, source.path)
     else:
         recognised, name = _only_one(source, configs, given)
         run, dtype = configs[name], dtype or "float32"
@@ -230,20 +230,10 @@ def _only_one(
     )
 
 
-def _own_run(source: WeightFile) -> RunConfig:
-    try:
-        return parse_run(json.loads(source.metadata[RUN_KEY]))
-    except (ValueError, TypeError, RecursionError) as error:  # a UvitError is a ValueError
-        raise UvitError(f"{source.path}: the run's config in the metadata: {error}") from None
-
-
 def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocabulary, str]:
     """The file's vocabulary, or that of the config's data, or an empty one and the reason."""
-    if VOCABULARY_KEY in source.metadata:
-        try:
-            return Vocabulary.from_json(source.metadata[VOCABULARY_KEY]), ""
-        except UvitError as error:
-            raise UvitError(f"{source.path}: the vocabulary in the metadata: {error}") from None
+    if (stored := own_vocabulary(source.metadata, source.path)) is not None:
+        return stored, ""
     try:
         dataset = pipeline.dataset(run.data)
         check_data(model, dataset)

@@ -50,6 +50,7 @@ from uvit_jax.training.run_config import (
 from uvit_jax.training.sample_grid import SampleGrid
 from uvit_jax.training.state import TrainState, init_state
 from uvit_jax.training.step import jit_step, make_step
+from uvit_jax.training.teacher import from_teacher, load_teacher, resized_as
 from uvit_jax.training.text_pretraining import pretrained, with_encoder
 from uvit_jax.training.validation import make_validations
 from uvit_jax.training.wandb_writer import WandbWriter
@@ -140,12 +141,16 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 start,
             )
 
-        steps = {
-            size: jit_step(
-                make_step(sized, run, optimizer, learning_rate, vocabulary), shardings, mesh
-            )
-            for size, sized in models.items()
-        }
+        teacher = None
+        if run.train.teacher:
+            teacher = load_teacher(run, model, vocabulary, mesh)
+            if not restored:
+                state = from_teacher(state, teacher[1], shardings)
+        steps = {}
+        for size, sized in models.items():
+            guide = teacher and (resized_as(sized, teacher[0]), teacher[1])
+            step = make_step(sized, run, optimizer, learning_rate, vocabulary, guide)
+            steps[size] = jit_step(step, shardings, mesh)
         compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
         loader = Batches(run, model, dataset, mesh, position)
         stack.callback(loader.close)
@@ -162,6 +167,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             monitor.flush()
             with clock.at("checkpoint"):
                 checkpointer.save(state, loader.position)
+                folder.upload()
 
         def sample(step: int) -> None:
             with clock.at("sample"):
@@ -214,7 +220,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
             if sample_grid.last_step != step:
                 sample(step)
     seconds = clock.total()
-    last_grid = str(sample_grid.last or "")
+    last_grid = folder.address(sample_grid.last) if sample_grid.last else ""
     return Summary(step, loss, stopped, sum(seconds.values()), seconds, last_grid)
 
 
@@ -392,7 +398,7 @@ def _forward_cost(
 def _writer(run: RunConfig, folder: Workdir, tflops: float, start: int) -> MetricsWriter:
     sinks = []
     if run.train.wandb:
-        sinks.append(WandbWriter(run.train.wandb, folder.path, to_dict(run)))
+        sinks.append(WandbWriter(run.train.wandb, folder.outputs, to_dict(run)))
     return MetricsWriter(
         folder.metrics,
         start=start,

@@ -5,15 +5,18 @@ losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from uvit_jax.diffusion import objective
+from uvit_jax.diffusion.mean_flow import mean_velocity
 from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig
 from uvit_jax.models.model import Model, Params
 
 Batch = Mapping[str, jax.Array]
+Arrays = dict[str, jax.Array]
 
 
 def corrupt(
@@ -47,6 +50,7 @@ def corrupt(
         given=given,
         dropped=dropped,
         t=t,
+        vary_guidance=layout.setting("guidance") is not None,
     )
     return {name: batch[name] for name in layout.conditions_in(batch)}, corrupted
 
@@ -56,20 +60,37 @@ def network_inputs(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The inputs and times of `Model.apply`."""
     times = {s.time_key: corrupted.network_times[s.name] for s in model.layout.noisy}
-    return {**conditions, **corrupted.noisy}, times
+    settings = {
+        segment.name: value_B[:, None]
+        for sets, value_B in (("interval", corrupted.interval), ("guidance", corrupted.guidance))
+        if value_B is not None and (segment := model.layout.setting(sets)) is not None
+    }
+    return {**conditions, **corrupted.noisy, **settings}, times
 
 
 def diffusion_loss(
-    model: Model, params: Params, conditions: Batch, corrupted: Corrupted, *, draws: int = 1
+    model: Model,
+    params: Params,
+    conditions: Batch,
+    corrupted: Corrupted,
+    *,
+    draws: int = 1,
+    nulls: Mapping[str, Any] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Each example's loss, (B · draws,) float32, and the metrics of `objective.example_losses`.
 
     Several draws of an example share its references' keys and values, which cost as much as for
     one: references that never see the target are the same for every noise.
 
+    Args:
+      nulls: of `nulls_of`; needed where the objective is a mean velocity with guidance.
+
     Raises:
       UvitError: as `Model.apply`, and with several draws as `Model.cache`.
     """
+    if corrupted.interval is not None:
+        outputs, targets = _mean_velocity(model, params, conditions, corrupted, nulls or {})
+        return objective.example_losses(outputs, corrupted._replace(targets=targets))
     cache = None
     if draws > 1:
         if model.layout.references:
@@ -78,6 +99,66 @@ def diffusion_loss(
         conditions = {name: _repeated(conditions[name], draws) for name in names}
     outputs = model.apply(params, *network_inputs(model, conditions, corrupted), cache=cache)
     return objective.example_losses(outputs, corrupted)
+
+
+def nulls_of(model: Model, features_null: Any = None) -> dict[str, Any]:
+    """The null values of all conditions but references, leaves (1, …); see `Layout.null`."""
+    layout = model.layout.without_references
+    return {name: layout.null(name, 1, features_null) for name in layout.condition_shapes}
+
+
+def guided_targets(
+    teacher: Model,
+    params: Params,
+    conditions: Batch,
+    corrupted: Corrupted,
+    nulls: Mapping[str, Any],
+) -> Corrupted:
+    """A batch whose targets are a teacher's predictions with its guidance, o + s (o - o_0).
+
+    Args:
+      teacher, params: of the network to distill. nulls: of `nulls_of`.
+    """
+    inputs, times = network_inputs(teacher, conditions, corrupted)
+    outputs = teacher.apply(params, inputs, times)
+    if corrupted.guidance is not None:
+        nothing = _unconditional(teacher, params, corrupted, times, nulls)
+        outputs = {n: _extrapolated(o, nothing[n], corrupted.guidance) for n, o in outputs.items()}
+    return corrupted._replace(targets=jax.lax.stop_gradient(outputs))
+
+
+def _mean_velocity(
+    model: Model, params: Params, conditions: Batch, corrupted: Corrupted, nulls: Mapping[str, Any]
+) -> tuple[Arrays, Arrays]:
+    """The model's mean velocities and their targets."""
+    inputs, times = network_inputs(model, conditions, corrupted)
+    velocities, name = corrupted.targets, model.layout.setting("interval").name
+    if corrupted.guidance is not None:
+        nothing = _unconditional(model, params, corrupted, times, nulls)
+        nothing = jax.lax.stop_gradient(nothing)
+        velocities = {
+            n: _extrapolated(v, nothing[n], corrupted.guidance) for n, v in velocities.items()
+        }
+
+    def network(noisy: Arrays, times: Arrays, interval_B: jax.Array) -> Arrays:
+        return model.apply(params, {**inputs, **noisy, name: interval_B[:, None]}, times)
+
+    x, interval_B, rate_B = corrupted.noisy, corrupted.interval, corrupted.time_rate
+    return mean_velocity(network, x, times, interval_B, velocities, rate_B)
+
+
+def _unconditional(
+    model: Model, params: Params, corrupted: Corrupted, times: Arrays, nulls: Mapping[str, Any]
+) -> Arrays:
+    """The prediction without conditions, references and settings."""
+    bare = model.without_references()
+    B = next(iter(times.values())).shape[0]
+    nulls = {name: jnp.broadcast_to(value, (B, *value.shape[1:])) for name, value in nulls.items()}
+    return bare.apply(params, {**nulls, **corrupted.noisy}, times)
+
+
+def _extrapolated(value: jax.Array, base: jax.Array, scale_B: jax.Array) -> jax.Array:
+    return value + scale_B.reshape((-1,) + (1,) * (value.ndim - 1)) * (value - base)
 
 
 def _repeated(value: jax.Array, draws: int) -> jax.Array:

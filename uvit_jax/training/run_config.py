@@ -153,6 +153,8 @@ class TrainConfig:
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
       wandb: a project of Weights & Biases, for metrics and samples; "" is none.
+      teacher: of the objective `distill`, the stored run (see `open_run`) whose guided predictions
+        are learned, and whose parameters the run starts from; "" is none.
     """
 
     steps: int
@@ -174,6 +176,7 @@ class TrainConfig:
     probe_every: int = 0
     profile_steps: tuple[int, ...] = ()
     wandb: str = ""
+    teacher: str = ""
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "accumulate", "draws")
@@ -360,6 +363,7 @@ def parse_run(config: Mapping[str, Any]) -> RunConfig:
             if segment.role == "condition" and segment.kind != "features":
                 layout.null(segment.name, 1)
     _check_given(run, layout)
+    _check_objective(run, layout)
     for part in mode_configs(layout, run.sample):
         generated_segments(layout, part)
     try:
@@ -408,6 +412,32 @@ def _check_text_pretraining(run: RunConfig) -> None:
         raise UvitError(
             "config.text_pretraining needs an encoder; set encoder_depth and encoder_width of "
             f"config.model.segments.{segment.name}"
+        )
+
+
+def _check_objective(run: RunConfig, layout: Layout) -> None:
+    """Raises UvitError if the model, or the way it is trained, does not suit the objective."""
+    diffusion, backbone = run.diffusion, run.model.backbone
+    where = f"config.diffusion.objective={diffusion.objective!r}"
+    if (diffusion.objective == "distill") != bool(run.train.teacher):
+        raise UvitError(f"{where} and config.train.teacher={run.train.teacher!r}: set both or none")
+    if diffusion.objective == "denoise":
+        return
+    sets = {"mean_flow": "interval", "distill": "guidance"}[diffusion.objective]
+    if layout.setting(sets) is None:
+        raise UvitError(
+            f"{where} needs a segment of the model with kind='setting' and sets={sets!r}"
+        )
+    if run.train.draws > 1 or run.train.given or any(s.learned_range for s in layout.noisy):
+        raise UvitError(f"{where} does not support train.draws, train.given and learned_range")
+    if diffusion.objective == "distill":
+        return
+    if len(layout.time_keys) > 1:
+        raise UvitError(f"{where} needs one time for all noisy segments; set their `time`")
+    if (backbone.attention, backbone.products) != ("xla", "plain"):
+        raise UvitError(
+            f"{where} takes a forward-mode derivative, which others than "
+            "config.model.backbone.attention='xla' and products='plain' do not support"
         )
 
 

@@ -15,10 +15,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from uvit_jax.data.vocabulary import Vocabulary
-from uvit_jax.models.model import Model
+from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.dropping import drop_conditions, slot_words
-from uvit_jax.training.loss import corrupt, diffusion_loss
+from uvit_jax.training.loss import corrupt, diffusion_loss, guided_targets, nulls_of
 from uvit_jax.training.run_config import RunConfig
 from uvit_jax.training.state import TrainState
 
@@ -32,6 +32,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     vocabulary: Vocabulary | None = None,
+    teacher: tuple[Model, Params] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step of a model, to be jitted.
 
@@ -39,6 +40,7 @@ def make_step(
       config: of the run: its objective, and what is dropped, accumulated and averaged.
       optimizer, learning_rate: from `optimizer.make_optimizer`.
       vocabulary: of the run: the null value of features, and the token ids of subjects' names.
+      teacher: of the objective `distill`, the frozen network.
 
     Returns:
       `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name,
@@ -51,10 +53,15 @@ def make_step(
     frozen, draws = _frozen(config), config.train.draws
     noisy = {s.name for s in model.layout.noisy}
     dropped = {name: share for name, share in config.train.drop.items() if name in noisy}
+    nulls = nulls_of(model, vocabulary.null_features) if config.diffusion.guidance else None
 
     def loss(params, conditions, corrupted):
         params = frozen(jax.lax.stop_gradient, params)
-        losses_B, metrics = diffusion_loss(model, params, conditions, corrupted, draws=draws)
+        if teacher is not None:
+            corrupted = guided_targets(*teacher, conditions, corrupted, nulls or {})
+        losses_B, metrics = diffusion_loss(
+            model, params, conditions, corrupted, draws=draws, nulls=nulls
+        )
         return jnp.mean(losses_B), metrics
 
     gradient = _accumulated(jax.value_and_grad(loss, has_aux=True), config.train.accumulate)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from uvit_jax.data import pipeline
 from uvit_jax.data.dataset import Dataset
-from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.objective import ObjectiveConfig, of_data
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.image_sets import check_batch_size
@@ -52,6 +52,7 @@ def make_validation(
       UvitError: if the mesh does not divide the batch.
     """
     check_batch_size(mesh, batch_size)
+    diffusion = of_data(diffusion)
 
     def loss(
         params: Params, key: jax.Array, batch: dict[str, jax.Array], t: jax.Array | None

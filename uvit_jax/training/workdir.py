@@ -1,21 +1,31 @@
 """A run's folder: `config.json`, `vocabulary.json`, `checkpoints/`, `metrics.jsonl`, `samples/`.
 
 Opening a folder that belongs to another run, or to no run, changes nothing in it and raises.
+
+Of a workdir in `gs://`, config, vocabulary and checkpoints are read and written there. What is
+appended to, or written by libraries that know local files only, is in a temporary folder `outputs`
+until `upload`.
 """
 
+import atexit
+import contextlib
 import fcntl
+import functools
 import itertools
 import json
 import os
 import shlex
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.io import read_json, write_text
-from uvit_jax.paths import local_path
+from uvit_jax.remote import any_path, copy_file, gs_errors, is_gs
 from uvit_jax.training.run_config import RunConfig, changed_keys, parse_run
 
 
@@ -34,23 +44,78 @@ class Workdir:
     """The files of a run at `path`."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = local_path(path)
+        self.path = any_path(path)
+        self.remote = is_gs(path)
+        self.source = os.fspath(self.path)
         self.config = self.path / "config.json"
         self.vocabulary = self.path / "vocabulary.json"
-        self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
-        self.profile = self.path / "profile"
         self._lock: IO[str] | None = None
+        self._uploaded: dict[Path, tuple[int, int]] = {}
+        if self.remote:
+            with gs_errors(self.source), contextlib.suppress(FileNotFoundError):
+                self.path.stat()  # raises without credentials, `exists` does not
+
+    @functools.cached_property
+    def outputs(self) -> Path:
+        """The local folder of all but config, vocabulary and checkpoints."""
+        if not self.remote:
+            return self.path
+        parent = tempfile.mkdtemp(prefix="uvit_jax_")
+        atexit.register(shutil.rmtree, parent, ignore_errors=True)
+        folder = Path(parent) / self.path.name  # which names the run in Weights & Biases
+        folder.mkdir()
+        with gs_errors(self.source):
+            for name in ("metrics.jsonl", "evaluation.jsonl", "wandb_id.txt"):
+                if (self.path / name).exists():
+                    copy_file(self.path / name, folder / name)
+        self._uploaded = _versions(folder)
+        return folder
+
+    @property
+    def metrics(self) -> Path:
+        """The file of logged metrics."""
+        return self.outputs / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of samples."""
+        return self.outputs / "samples"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of traces."""
+        return self.outputs / "profile"
+
+    def address(self, file: Path) -> str:
+        """Where a file of `outputs` is after `upload`."""
+        return os.fspath(self.path / file.relative_to(self.outputs).as_posix())
+
+    def upload(self) -> None:
+        """Copies what has changed in `outputs` to a workdir in `gs://`; of others does nothing.
+
+        Raises:
+          UvitError: if it cannot be written.
+        """
+        if not self.remote or "outputs" not in self.__dict__:
+            return
+        versions = _versions(self.outputs)
+        with gs_errors(self.source):
+            for file, version in versions.items():
+                if self._uploaded.get(file) != version:
+                    copy_file(file, self.path / file.relative_to(self.outputs).as_posix())
+                    self._uploaded[file] = version
 
     @property
     def steps(self) -> list[int]:
         """The steps of its checkpoints, ascending."""
-        names = [p.name for p in self.checkpoints.glob("*")]
+        with gs_errors(self.source) if self.remote else contextlib.nullcontext():
+            names = [p.name for p in self.checkpoints.glob("*")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def close(self) -> None:
-        """Releases the lock of `create`, if any."""
+        """Uploads, and releases the lock of `create`, if any."""
+        self.upload()
         if self._lock is not None:
             self._lock.close()
 
@@ -112,7 +177,7 @@ class Workdir:
     def read_vocabulary(self) -> Vocabulary:
         """The vocabulary of the run in this folder; UvitError if there is none or it is damaged."""
         try:
-            return Vocabulary.from_json(self.vocabulary.read_text(encoding="utf-8"))
+            return Vocabulary.from_json(self.vocabulary.read_bytes().decode())
         except (OSError, ValueError) as error:
             missing = not self.vocabulary.exists()
             problem = "missing" if missing else f"damaged ({error})"
@@ -144,11 +209,12 @@ class Workdir:
           UvitError: if another process trains in it, or the run so far had other classes or texts.
         """
         self.samples.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("w")  # held until this process ends, however it does
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UvitError(f"another process is training in {self.path}") from None
+        if not self.remote:  # object stores have no locks
+            self._lock = (self.path / "lock").open("w")  # held until this process ends
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UvitError(f"another process is training in {self.path}") from None
         text = vocabulary.to_json()
         resumed = self.config.exists() and self.vocabulary.exists()
         # The vocabulary of weights that were imported without their data is empty.
@@ -163,6 +229,12 @@ class Workdir:
             )
         write_text(self.vocabulary, text)
         write_text(self.config, json.dumps(config, indent=2) + "\n")
+
+
+def _versions(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The size and time of each file below a folder."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 
 def _first_difference(stored: Vocabulary, new: Vocabulary) -> str:

@@ -79,6 +79,12 @@ def euler(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[S
     return [_slope(schedule, t, s, s - t, x=1.0) for t, s in _pairs(grid)]
 
 
+def mean_flow(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
+    """`euler`, with the mean velocity between t and s in place of the one at t (`solve.sample`
+    passes s to the denoiser)."""
+    return euler(config, schedule, grid)
+
+
 def heun(config: SamplerConfig, schedule: Schedule, grid: np.ndarray) -> list[SolverRow]:
     """The trapezoidal rule after an Euler predictor (Karras et al. 2022, algorithm 1); order 2.
 

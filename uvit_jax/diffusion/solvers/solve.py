@@ -50,7 +50,7 @@ def num_evaluations(config: SamplerConfig) -> int:
 
 def sample(
     config: SamplerConfig,
-    denoise: Callable[[Tree, jax.Array], Denoised],
+    denoise: Callable[..., Denoised],
     schedule: Schedule,
     x_T: Tree,
     key: jax.Array | None = None,
@@ -63,7 +63,7 @@ def sample(
     Args:
       config: the sampler (static).
       denoise: `denoise(x, t)` with x like x_T and t a float32 scalar in [0, 1]; see
-        `process.denoiser`.
+        `process.denoiser`. With the sampler `mean_flow`, `denoise(x, t, s)`.
       schedule: the noise schedule of the state.
       x_T: a pytree of standard normal noise, leaves (B, ...).
       key: for the samplers that add noise. The key for evaluation i and the leaf at path p is
@@ -97,7 +97,8 @@ def sample(
     def body(carry, row):
         x, y, past = carry
         at = {"x": x, "y": y, **{f"past{i + 1}": p for i, p in enumerate(past)}}
-        denoised = denoise(y, row["t"])
+        ends = (row["t_next"],) if config.name == "mean_flow" else ()
+        denoised = denoise(y, row["t"], *ends)
         at |= {"x0": denoised.x0, "eps": denoised.eps}
         new = _sum([(row[name], at[name]) for name in used])
         if noisy:

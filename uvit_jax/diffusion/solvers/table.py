@@ -22,7 +22,7 @@ from uvit_jax.errors import UvitError
 
 Sampler = Literal[
     *("ddpm", "ddim", "euler_maruyama", "euler", "heun", "dpm_solver", "dpm_solver_pp"),
-    *("sde_dpm_solver_pp", "unipc"),
+    *("sde_dpm_solver_pp", "unipc", "mean_flow"),
 ]
 EVALUATIONS = {"heun": 2}
 """Network evaluations per step where it is not 1; those of DPM-Solver follow from its order."""
@@ -46,6 +46,8 @@ class SamplerConfig(Config):
         `dpm_solver`: DPM-Solver, in terms of eps (Lu et al. 2022a).
         `dpm_solver_pp`: DPM-Solver++, in terms of x0 (Lu et al. 2022b).
         `sde_dpm_solver_pp`: SDE-DPM-Solver++(2M), which adds noise (Lu et al. 2022b).
+        `mean_flow`: x_s = x_t - (t - s) u for a network of mean velocities (objective `mean_flow`),
+        exact for any number of steps (Geng et al. 2025).
         `unipc`: UniPC of order 2, in terms of x0 (Zhao et al. 2023).
       steps: the number of steps; with method `fast`, the number of network evaluations.
       spacing: of the step ends. `time`: uniform in t (after the schedule's `warp`);

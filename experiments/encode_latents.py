@@ -111,6 +111,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError(
             "--data.name=latents: these are encoded already; give the data set of their images"
         )
+    if args.data.autoencoder:
+        raise UvitError(
+            "--data.autoencoder encodes while a model is trained; give --autoencoder=FILE alone"
+        )
     if args.data.name in VIDEOS:
         raise UvitError(
             f"--data.name={args.data.name}: encoding videos is not supported; use "

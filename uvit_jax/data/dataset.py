@@ -49,6 +49,10 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    def with_tokenizer(self, tokenizer: Tokenizer | None) -> "Dataset":
+        """The same data with the tokenizer of others, such as those that a model was trained on."""
+        return type(self)(self.config, self.source, tokenizer)
+
     def label(self, record: dict) -> int | None:
         """A record's label; None if labels are off.
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from uvit_jax.autoencoders.image_autoencoder import load_image_autoencoder
 from uvit_jax.autoencoders.kl import (
     Autoencoder,
     decode_in_batches,
     decode_in_parts,
     encode_in_batches,
 )
-from uvit_jax.autoencoders.kl_weights import load_autoencoder
 from uvit_jax.models.model import Params
 from uvit_jax.sampling.sampler import SampleConfig
 from uvit_jax.tokens.layout import Layout
@@ -54,7 +54,7 @@ def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
     """
     if not config.autoencoder:
         return None
-    autoencoder, params = load_autoencoder(config.autoencoder)
+    autoencoder, params = load_image_autoencoder(config.autoencoder)
     for segment in layout.noisy_images:
         autoencoder.check_latents(segment.shape, segment.name)
     return Decoder(autoencoder, params, config.latent_scale)

@@ -55,6 +55,8 @@ class AutoencoderTraining(Config):
       steps: optimizer steps (AdamW, betas .9 and .99, cosine to 0). batch_size: clips a step.
       learning_rate: the peak, after `warmup_steps`. clip_norm: of the gradient.
       kl_weight: see the module.
+      initial_logvar: what is added to the encoder's log-variances at the start. At 0 a short run is
+        spent on making noise of deviation 1 small; -6 begins with 0.05.
       ema_decay: of the averaged parameters, which are evaluated and saved.
       checkpoint_every, log_every, evaluate_every: in steps.
       held_out: clips that PSNR and SSIM are measured on.
@@ -66,6 +68,7 @@ class AutoencoderTraining(Config):
     warmup_steps: int = 100
     clip_norm: float = 1.0
     kl_weight: float = 1e-4
+    initial_logvar: float = 0.0
     ema_decay: float = 0.999
     checkpoint_every: int = 500
     log_every: int = 20
@@ -144,7 +147,9 @@ def train_autoencoder(run: AutoencoderRun, workdir: str | os.PathLike) -> dict[s
     test = _clips(held_out.batch(range(min(train.held_out, len(held_out)))))
     _claim(folder, json.loads(json.dumps(to_dict(run))))
     optimizer = _optimizer(train)
-    state = initial_state(autoencoder.init, optimizer, jax.random.key(run.seed))
+    state = initial_state(
+        functools.partial(_initial, autoencoder, train), optimizer, jax.random.key(run.seed)
+    )
     checkpointer = Checkpointer(folder, keep=2)
     try:
         restored = checkpointer.restore(state, jax.tree.map(lambda a: a.sharding, state))
@@ -208,6 +213,16 @@ def reconstruction_loss(
     kl = jnp.mean(0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar))
     loss = l1 + kl_weight * kl
     return loss, {"loss": loss, "l1": l1, "kl": kl}
+
+
+def _initial(autoencoder: VideoAutoencoder, train: AutoencoderTraining, key: jax.Array) -> Params:
+    params = autoencoder.init(key)
+    last = params["encoder"]["quant_conv"]
+    C = autoencoder.config.latent_channels
+    return params | {
+        "encoder": params["encoder"]
+        | {"quant_conv": last | {"bias": last["bias"].at[C:].add(train.initial_logvar)}}
+    }
 
 
 def _step(autoencoder, optimizer, train, state, video):

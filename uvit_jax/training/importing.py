@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uvit_jax.autoencoders.encoded_dataset import open_data
 from uvit_jax.config import to_dict
-from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import compare_models, dit_weights
@@ -238,7 +238,7 @@ def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocab
         except UvitError as error:
             raise UvitError(f"{source.path}: the vocabulary in the metadata: {error}") from None
     try:
-        dataset = pipeline.dataset(run.data)
+        dataset = open_data(run.data)
         check_data(model, dataset)
     except UvitError as problem:
         lost = [

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from uvit_jax.autoencoders.encoded_dataset import EncodedDataset, open_data
 from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.batches import batches
@@ -103,7 +104,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
         check_memory(run, model, mesh)
-        dataset = pipeline.dataset(run.data)
+        dataset = open_data(run.data)
         check_data(model, dataset)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
         measures = _measures(run, model, dataset, mesh)
@@ -143,7 +144,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         stack.callback(loader.close)
         profiler = Profiler(train.profile_steps, folder.profile, start)
         stack.callback(profiler.close)
-        writer = _writer(run, folder, mesh, start) if main else None
+        writer = _writer(run, dataset, folder, mesh, start) if main else None
         monitor = Monitor(train, writer, clock, dataset)
         stack.callback(monitor.close)
         stack.enter_context(_lost_processes())
@@ -351,7 +352,12 @@ def _measures(
     return measures
 
 
-def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsWriter:
+def _writer(
+    run: RunConfig, dataset: Dataset, folder: Workdir, mesh: Mesh, start: int
+) -> MetricsWriter:
+    flops = 6 * forward_cost(run.model, draws=run.train.draws).total
+    if isinstance(dataset, EncodedDataset):
+        flops += 2 * dataset.macs
     sinks = []
     if run.train.wandb:
         sinks.append(WandbWriter(run.train.wandb, folder.path, to_dict(run)))
@@ -360,7 +366,7 @@ def _writer(run: RunConfig, folder: Workdir, mesh: Mesh, start: int) -> MetricsW
         start=start,
         steps=run.train.steps,
         batch_size=run.train.batch_size,
-        tflops=6e-12 * forward_cost(run.model, draws=run.train.draws).total / mesh.size,
+        tflops=1e-12 * flops / mesh.size,
         sinks=sinks,
     )
 

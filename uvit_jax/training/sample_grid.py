@@ -94,6 +94,14 @@ class SampleGrid:
 def _check_scale(run: RunConfig, dataset: Any, decode: decoding.Decoder | None) -> None:
     """Raises UvitError if samples would be decoded with another scale, mean or standard deviation
     than those of the data."""
+    if run.data.autoencoder:
+        for key in ("autoencoder", "latent_scale"):
+            encoded, decoded = getattr(run.data, key), getattr(run.sample, key)
+            if encoded != decoded and (key == "latent_scale" or decoded):
+                raise UvitError(
+                    f"config.data.{key} is {encoded}, and config.sample.{key} is {decoded}; images "
+                    "are decoded as they are encoded: make them equal"
+                )
     index = getattr(dataset, "index", None)
     if index is not None and index.scale != run.sample.latent_scale:
         raise UvitError(

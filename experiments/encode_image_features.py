@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.batch_size < 1:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
     latents = pipeline.dataset(DataConfig(name="latents", path=str(args.latents))).index
+    if len(latents.shape) == 4:
+        raise UvitError(f"the latents in {args.latents} are of clips, and the encoder is of images")
     source = {**latents.source, "data_dir": args.data_dir, "workers": args.workers}
     data = pipeline.dataset(parse(DataConfig, source, "the latents' source"))
     distributed.initialize(args.distributed)

@@ -1,11 +1,15 @@
-"""Encodes the images of a data set with a KL autoencoder, once, for training on their latents.
+"""Encodes the images or clips of a data set, once, for training on their latents.
 
     python -m experiments.encode_latents --data.name=imagenet2012 --data.image_size=256 \\
         --data.labels=label --autoencoder=vae.safetensors --mirror --out=latents/imagenet256
     python -m experiments.train --config=configs/uvit_l.py
+    python -m experiments.encode_latents --data.name=clips --data.path=videos --data.frames=81 \\
+        --data.image_size=256 --data.text=True --autoencoder=Wan2.1_VAE.pth --out=latents/videos
 
 The autoencoder is Stable Diffusion's, with the tensor names of diffusers or CompVis, alone or in a
-full checkpoint. Training samples new latents from the stored moments at every step.
+full checkpoint; or a causal video autoencoder (Wan's, or of experiments.train_autoencoder), which
+encodes clips, from the start of each, and images as videos of one frame. Training samples new
+latents from the stored moments at every step.
 
 Rerunning the command resumes a stopped run. Several hosts share the work if each has its own
 --part=0/4, 1/4, … and all the same folder, or with --distributed=auto on a TPU pod.
@@ -19,7 +23,7 @@ from pathlib import Path
 
 from experiments import cli, encoding_flags
 from uvit_jax.config import parse, to_dict
-from uvit_jax.data.data_config import VIDEOS, WORLDS, DataConfig
+from uvit_jax.data.data_config import WORLDS, DataConfig
 from uvit_jax.errors import UvitError
 
 
@@ -33,20 +37,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
+    from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image_autoencoder
     from uvit_jax.autoencoders.kl import SCALE
-    from uvit_jax.autoencoders.kl_weights import load_autoencoder, resolve
+    from uvit_jax.autoencoders.kl_weights import resolve
     from uvit_jax.data import pipeline
     from uvit_jax.data.latent_shards import LatentIndex, encode_images
 
-    file, settings = resolve(args.autoencoder)
-    autoencoder, params = load_autoencoder(
+    autoencoder, params = load_image_autoencoder(
         args.autoencoder, num_groups=args.num_groups, dtype=args.precision
     )
+    video = isinstance(autoencoder, FrameAutoencoder)
+    file, settings = (
+        (_video_file(args.autoencoder), {"scaling_factor": 1.0})
+        if video
+        else resolve(args.autoencoder)
+    )
     data = pipeline.dataset(args.data)
+    shape = tuple(data.image_shape)
+    if args.data.frames:
+        if not video:
+            raise UvitError(
+                f"{file} is no video autoencoder, which --data.name={args.data.name} needs"
+            )
+        autoencoder, shape = autoencoder.video, (args.data.frames, *shape)
     scale = args.scale if args.scale is not None else settings.get("scaling_factor")
     described = dataclasses.asdict(autoencoder.config).items()
     index = dict(
-        shape=autoencoder.latent_shape(data.image_shape),
+        shape=autoencoder.latent_shape(shape),
         count=len(data),
         shard_size=args.shard_size,
         mirrored=args.mirror,
@@ -115,19 +132,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError(
             "--data.autoencoder encodes while a model is trained; give --autoencoder=FILE alone"
         )
-    if args.data.name in VIDEOS:
+    if args.data.name in (*WORLDS, "totem_videos"):
         raise UvitError(
-            f"--data.name={args.data.name}: encoding videos is not supported; use "
-            "uvit_jax.autoencoders.causal_video from Python"
+            f"--data.name={args.data.name}: data with reference images or a camera are encoded "
+            "while a model is trained; set config.data.autoencoder of the run"
         )
-    if args.data.name in WORLDS:
-        raise UvitError(
-            f"--data.name={args.data.name}: encoding data with reference images is not supported"
-        )
+    if args.data.first_frames or args.data.last_frames:
+        raise UvitError("clips are encoded whole: set first_frames in the config of the run")
     if args.data.flip:
         raise UvitError("--data.flip mirrors at random; use --mirror, which stores both latents")
     args.part = part_of(args.part) if args.part else None
     return args
+
+
+def _video_file(path: str) -> tuple[Path, dict]:
+    """The file of a video autoencoder's weights, and the settings of its latents, which it has
+    normalised itself."""
+    from uvit_jax.paths import local_path
+
+    file = local_path(path)
+    file = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
+    return file, {"scaling_factor": 1.0}
 
 
 def part_of(text: str) -> tuple[int, int]:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from configs import subject_latents, subjects
+from experiments import encode_latents
 from tests.helpers.autoencoders import randomised
+from uvit_jax import video_io
 from uvit_jax.autoencoders.causal_video import build_video_autoencoder
 from uvit_jax.autoencoders.causal_video_weights import save_video_autoencoder
 from uvit_jax.autoencoders.encoded_dataset import open_data
@@ -21,6 +23,7 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files
 from uvit_jax.models.presets import uvit
+from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.training.loop import train
 from uvit_jax.training.run_config import parse_run
 
@@ -76,6 +79,41 @@ def test_the_first_frame_of_a_clip_has_the_latents_of_the_image(video):
     np.testing.assert_allclose(batch["first"], moments[..., :2], atol=1e-5)
     np.testing.assert_array_equal(batch["camera"], pixels["camera"][:, ::2])
     assert data.segment_shapes == {"first": (1, 2, 2, 2), "video": (2, 2, 2, 2)}
+
+
+def test_clips_encoded_ahead_are_those_encoded_as_they_are_read(video, tmp_path):
+    file, autoencoder, params = video
+    frames = np.random.default_rng(0).uniform(-1, 1, (3, 7, 16, 16, 3))
+    (tmp_path / "clips").mkdir()
+    for name, clip in zip("abc", frames, strict=True):
+        video_io.write_video(clip, tmp_path / "clips" / f"{name}.webp", fps=10)
+        (tmp_path / "clips" / f"{name}.txt").write_text(f"clip {name}\n")
+    clips = dict(name="clips", path=str(tmp_path / "clips"), image_size=16, frames=5, text=True)
+    flags = [f"--data.{key}={value}" for key, value in clips.items()]
+    flags += [f"--autoencoder={file}", f"--out={tmp_path / 'latents'}"]
+    flags += [f"--batch_size={jax.local_device_count()}", "--dtype=float32", "--mirror"]
+    assert encode_latents.main(flags) == 0
+    stored = dict(name="latents", path=str(tmp_path / "latents"), text=True, first_frames=1)
+    one = open_data(DataConfig(**stored))
+    ahead = one.batch([0, 1, 2])
+    read = open_data(DataConfig(**clips, first_frames=1, autoencoder=str(file))).batch([0, 1, 2])
+    assert ahead.keys() == read.keys() == {"first", "video", "text"}
+    for name, value in ahead.items():
+        np.testing.assert_allclose(value, read[name], atol=1e-5)
+    np.testing.assert_array_equal(one.decode(one.source[1])["video"], ahead["video"][1])
+    assert one.batch([0], [2**63 + 5])["video"].shape == (1, 2, 2, 2, 2)
+    for wrong, message in (
+        (dict(first_frames=3), "first_frames is 3; set it to fewer"),
+        (dict(frames=3), "have no effect on latents"),
+    ):
+        with pytest.raises(UvitError, match=message):
+            open_data(DataConfig(**stored | wrong))
+    latents = np.concatenate([ahead["first"], ahead["video"]], axis=1)
+    decoded = Decoder(load_image_autoencoder(file)[0], params, 1.0)(latents)
+    whole = jax.jit(autoencoder.decode)(params, latents)
+    np.testing.assert_allclose(decoded, whole, atol=1e-4 * np.abs(whole).max())
+    with pytest.raises(UvitError, match="camera are encoded while a model is trained"):
+        encode_latents.main([*flags, "--data.name=totem_videos", "--data.path="])
 
 
 def test_either_kind_of_autoencoder_is_recognised(video, tmp_path):

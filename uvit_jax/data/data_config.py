@@ -65,7 +65,7 @@ class DataConfig(Config):
         from the others is its name alone.
       frames: of videos, T, the frames of a clip; 0 for images.
       first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
-        their own, `first` and `last`, which a model can be given.
+        their own, `first` and `last`, which a model can be given; of latents, latent frames.
       fps: of clips, frames per second; 0 keeps each file's own.
       autoencoder: the file of a frozen autoencoder in whose latents the model takes images,
         references and clips: they are encoded as batches are read, to mean latents (see
@@ -157,6 +157,13 @@ class DataConfig(Config):
         self._check_frames()
 
     def _check_frames(self) -> None:
+        if self.name == "latents":
+            if self.frames or self.last_frames or self.fps or self.first_frames < 0:
+                raise UvitError(
+                    "frames, last_frames and fps have no effect on latents, whose clips were cut "
+                    "when they were encoded; set them to 0, and first_frames to at least 0"
+                )
+            return
         if self.name not in VIDEOS:
             if self.frames or self.first_frames or self.last_frames or self.fps:
                 raise UvitError(

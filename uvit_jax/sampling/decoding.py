@@ -10,13 +10,15 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from uvit_jax.autoencoders.image_autoencoder import load_image_autoencoder
+from uvit_jax.autoencoders.causal_video import VideoAutoencoder, decode_in_chunks
+from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image_autoencoder
 from uvit_jax.autoencoders.kl import (
     Autoencoder,
     decode_in_batches,
     decode_in_parts,
     encode_in_batches,
 )
+from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
 from uvit_jax.sampling.sampler import SampleConfig
 from uvit_jax.tokens.layout import Layout
@@ -24,14 +26,22 @@ from uvit_jax.tokens.layout import Layout
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
-    """An autoencoder with its parameters, and the factor that latents were multiplied by."""
+    """An autoencoder with its parameters, and the factor that latents were multiplied by.
+
+    Latents of clips (B, t, h, w, C) need one of videos.
+    """
 
     autoencoder: Autoencoder
     params: Params
     scale: float
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, h, w, C) → images float32 (B, H, W, image channels), in batches."""
+        """Latents (B, h, w, C) → images float32 (B, H, W, image channels), in batches; clips
+        (B, t, h, w, C) → (B, T, H, W, image channels), in chunks of their frames."""
+        if latents.ndim == 5:
+            parts = [latents[i : i + 1] / self.scale for i in range(len(latents))]
+            clips = [decode_in_chunks(self._video, self.params, z, chunk=4) for z in parts]
+            return np.concatenate(clips)
         return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -41,8 +51,16 @@ class Decoder:
 
     def traced(self, params: Params, latents: jax.Array, *, shards: int = 1) -> jax.Array:
         """The same inside a jitted function, with `self.params` as an argument; latents and images
-        may be sharded over `shards` devices."""
+        may be sharded over `shards` devices, those of clips are not."""
+        if latents.ndim == 5:
+            return jax.lax.map(
+                lambda z: self._video.decode(params, z[None] / self.scale)[0], latents
+            )
         return decode_in_parts(self.autoencoder, params, latents, scale=self.scale, shards=shards)
+
+    @property
+    def _video(self) -> VideoAutoencoder:
+        return self.autoencoder.video
 
 
 def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
@@ -57,6 +75,11 @@ def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
     autoencoder, params = load_image_autoencoder(config.autoencoder)
     for segment in layout.noisy_images:
         autoencoder.check_latents(segment.shape, segment.name)
+        if segment.is_video and not isinstance(autoencoder, FrameAutoencoder):
+            raise UvitError(
+                f"segment {segment.name!r} is a clip, and {config.autoencoder} is not a video "
+                "autoencoder; pass the one of these latents"
+            )
     return Decoder(autoencoder, params, config.latent_scale)
 
 

@@ -15,12 +15,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from uvit_jax import io
 from uvit_jax.autoencoders.causal_video import (
@@ -42,6 +43,7 @@ from uvit_jax.models.model import Params
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.paths import local_path
 from uvit_jax.training.checkpoint import Checkpointer
+from uvit_jax.training.optimizer import UPDATE_RMS
 from uvit_jax.training.state import TrainState, initial_state
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,9 @@ class AutoencoderTraining(Config):
     """The loop.
 
     Attributes:
-      steps: optimizer steps (AdamW, betas .9 and .99, cosine to 0). batch_size: clips a step.
+      steps: optimizer steps (betas .9 and .99, cosine to 0). batch_size: clips a step.
+      optimizer: `adamw`, or `muon` for the kernels of convolutions and linear layers, as matrices
+        from all inputs of an output (see `OptimizerConfig`), and AdamW for the rest.
       learning_rate: the peak, after `warmup_steps`. clip_norm: of the gradient.
       kl_weight: see the module.
       initial_logvar: what is added to the encoder's log-variances at the start. At 0 a short run is
@@ -64,6 +68,7 @@ class AutoencoderTraining(Config):
 
     steps: int
     batch_size: int
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     clip_norm: float = 1.0
@@ -245,8 +250,29 @@ def _optimizer(train: AutoencoderTraining) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, train.learning_rate, train.warmup_steps, max(train.steps, train.warmup_steps + 1)
     )
-    update = optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=1e-4)
+    if train.optimizer == "muon":
+        update = muon(
+            schedule,
+            adam_b1=0.9,
+            adam_b2=0.99,
+            adam_weight_decay=1e-4,
+            weight_decay=1e-4,
+            muon_weight_dimension_numbers=_kernels,
+            consistent_rms=UPDATE_RMS,
+        )
+    else:
+        update = optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=1e-4)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), update)
+
+
+def _kernels(params: Params) -> Any:
+    """For Muon: kernels are matrices from all but the last axis to the last."""
+
+    def one(leaf):
+        inputs = tuple(range(leaf.ndim - 1))
+        return MuonDimensionNumbers(inputs, leaf.ndim - 1) if inputs else None
+
+    return jax.tree.map(one, params)
 
 
 def _clips(batch: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -47,17 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.autoencoder, num_groups=args.num_groups, dtype=args.precision
     )
     video = isinstance(autoencoder, FrameAutoencoder)
-    file, settings = (
-        (_video_file(args.autoencoder), {"scaling_factor": 1.0})
-        if video
-        else resolve(args.autoencoder)
-    )
+    file, settings = _video_file(args.autoencoder) if video else resolve(args.autoencoder)
     data = pipeline.dataset(args.data)
     shape = tuple(data.image_shape)
     if args.data.frames:
         if not video:
             raise UvitError(
-                f"{file} is no video autoencoder, which --data.name={args.data.name} needs"
+                f"{file} is not a video autoencoder, which --data.name={args.data.name} needs"
             )
         autoencoder, shape = autoencoder.video, (args.data.frames, *shape)
     scale = args.scale if args.scale is not None else settings.get("scaling_factor")

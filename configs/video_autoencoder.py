@@ -61,5 +61,6 @@ def _totems_64() -> dict[str, Any]:
             learning_rate=4e-3,
             initial_logvar=-6.0,
             evaluate_every=200,
+            file_dtype="bfloat16",
         ),
     )

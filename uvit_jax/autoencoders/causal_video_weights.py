@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.autoencoders.causal_video import (
@@ -245,11 +246,20 @@ def load_video_autoencoder(
 
 
 def save_video_autoencoder(
-    path: str | os.PathLike, autoencoder: VideoAutoencoder, params: Params
+    path: str | os.PathLike,
+    autoencoder: VideoAutoencoder,
+    params: Params,
+    *,
+    dtype: str = "float32",
 ) -> None:
     """Writes a `.safetensors` file with Wan's names and the config, which `load_video_autoencoder`
-    reads."""
+    reads.
+
+    Args:
+      dtype: of the file: float32, or bfloat16 of half the size.
+    """
     tensors = export_video_autoencoder(autoencoder, params)
+    tensors = {name: array.astype(jnp.dtype(dtype)) for name, array in tensors.items()}
     metadata = {CONFIG_KEY: json.dumps(to_dict(autoencoder.config))}
     files.write_tensors(local_path(path), tensors, metadata)
 

@@ -64,6 +64,7 @@ class AutoencoderTraining(Config):
       ema_decay: of the averaged parameters, which are evaluated and saved.
       checkpoint_every, log_every, evaluate_every: in steps.
       held_out: clips that PSNR and SSIM are measured on.
+      file_dtype: of the weights in the file at the end, `float32` or `bfloat16`.
     """
 
     steps: int
@@ -79,6 +80,7 @@ class AutoencoderTraining(Config):
     log_every: int = 20
     evaluate_every: int = 500
     held_out: int = 64
+    file_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         super().__post_init__()
@@ -198,7 +200,8 @@ def train_autoencoder(run: AutoencoderRun, workdir: str | os.PathLike) -> dict[s
             scores = _evaluate(autoencoder, state.ema, test, folder / "samples", int(state.step))
         path = str(folder / "autoencoder.safetensors")
         params = jax.device_get(state.ema)
-        save_video_autoencoder(path, _normalised(autoencoder, params, data, train), params)
+        normalised = _normalised(autoencoder, params, data, train)
+        save_video_autoencoder(path, normalised, params, dtype=train.file_dtype)
     return {"step": int(state.step), "stopped": stopped, **scores, "path": path}
 
 
@@ -301,7 +304,10 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-FREE = ("train.checkpoint_every", "train.log_every", "train.evaluate_every", "data.workers")
+FREE = (
+    *("train.checkpoint_every", "train.log_every", "train.evaluate_every", "train.file_dtype"),
+    "data.workers",
+)
 """The keys that may change when a run is resumed."""
 
 

@@ -1,16 +1,19 @@
 """Data in latents that are encoded as they are read: they are the means of the autoencoder, of
 images, references and clips; a run trains on them and decodes its samples."""
 
+import argparse
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import uvit_jax
 from configs import subject_latents, subjects
-from experiments import encode_latents
+from experiments import encode_latents, video_flags
 from tests.helpers.autoencoders import randomised
-from uvit_jax import video_io
+from uvit_jax import io, video_io
 from uvit_jax.autoencoders.causal_video import build_video_autoencoder
 from uvit_jax.autoencoders.causal_video_weights import save_video_autoencoder
 from uvit_jax.autoencoders.encoded_dataset import open_data
@@ -23,7 +26,9 @@ from uvit_jax.data.data_config import DataConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import files
 from uvit_jax.models.presets import uvit
-from uvit_jax.sampling.decoding import Decoder
+from uvit_jax.models.presets import video as video_preset
+from uvit_jax.sampling.decoding import Decoder, decoded
+from uvit_jax.sampling.sampler import SampleConfig
 from uvit_jax.training.loop import train
 from uvit_jax.training.run_config import parse_run
 
@@ -114,6 +119,35 @@ def test_clips_encoded_ahead_are_those_encoded_as_they_are_read(video, tmp_path)
     np.testing.assert_allclose(decoded, whole, atol=1e-4 * np.abs(whole).max())
     with pytest.raises(UvitError, match="camera are encoded while a model is trained"):
         encode_latents.main([*flags, "--data.name=totem_videos", "--data.path="])
+
+
+def test_a_clip_of_latents_is_continued_from_its_last_frames(video, tmp_path):
+    file, _, params = video
+    config = video_preset.preset("uvit", (3, 2, 2, 2), patch_size=1, last=0, width=16, num_heads=1)
+    layout = uvit_jax.build(config).layout
+    decode = Decoder(load_image_autoencoder(file)[0], params, 1.0)
+    io.save_png(Image.new("RGB", (20, 16), "teal"), tmp_path / "start.png")
+    flags = [f"--first_frame={tmp_path / 'start.png'}", "--extend=2"]
+    parser = argparse.ArgumentParser()
+    video_flags.add_flags(parser)
+    args = parser.parse_args(flags)
+    args.seed = 0
+    options, given = video_flags.task(args, layout, SampleConfig(count=2), decode)
+    assert given["first"].shape == (2, 1, 2, 2, 2) and options.generate == ("video",)
+
+    def sample(config, frames, seed):
+        rng = np.random.default_rng(seed)
+        return {"video": rng.normal(size=(2, 2, 2, 2, 2)).astype(np.float32)}
+
+    samples = video_flags.clips(
+        args, layout, options, sample(options, given, 0), given, sample, decode
+    )
+    samples = decoded(layout, samples, decode)
+    assert samples["video"].shape == (2, 5 + 2 * 4, 16, 16, 3)
+    first = decode(samples["video_latents"])
+    np.testing.assert_array_equal(samples["video"][:, :5], first)
+    again = np.concatenate([decode.encode(first[:, -1:]), sample(None, None, 1)["video"]], axis=1)
+    np.testing.assert_allclose(samples["video"][:, 5:9], decode(again)[:, 1:], atol=1e-5)
 
 
 def test_either_kind_of_autoencoder_is_recognised(video, tmp_path):

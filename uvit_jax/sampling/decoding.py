@@ -10,7 +10,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from uvit_jax.autoencoders.causal_video import VideoAutoencoder, decode_in_chunks
+from uvit_jax.autoencoders.causal_video import (
+    VideoAutoencoder,
+    decode_in_chunks,
+    encode_in_chunks,
+)
 from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image_autoencoder
 from uvit_jax.autoencoders.kl import (
     Autoencoder,
@@ -45,8 +49,12 @@ class Decoder:
         return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images (B, H, W, image channels) in [-1, 1] → the mean latents, in batches."""
-        moments = encode_in_batches(self.autoencoder, self.params, images)
+        """Images (B, H, W, image channels) in [-1, 1] → the mean latents, in batches; clips
+        (B, T, H, W, image channels) → (B, t, h, w, C), in chunks."""
+        if images.ndim == 5:
+            moments = encode_in_chunks(self._video, self.params, images, chunk=4)
+        else:
+            moments = encode_in_batches(self.autoencoder, self.params, images)
         return np.split(moments, 2, axis=-1)[0] * self.scale
 
     def traced(self, params: Params, latents: jax.Array, *, shards: int = 1) -> jax.Array:
@@ -93,7 +101,8 @@ def decoded(
     """Samples by segment, with images under the segment's name and latents as NAME_latents.
 
     Args:
-      samples: by noisy segment, images as (B, h, w, C). decode: from `decoder`; None leaves latents
+      samples: by noisy segment, images as (B, h, w, C); those whose latents are there as well, as
+        NAME_latents, are decoded already. decode: from `decoder`; None leaves latents
         undecoded.
       latents: whether the model was trained on latents (`RunConfig.of_latents`); those of other
         than 1 and 3 channels are recognised without.
@@ -104,7 +113,7 @@ def decoded(
     images = dict(samples)
     for segment in layout.noisy_images:
         name = segment.name
-        if name not in samples:
+        if name not in samples or f"{name}_latents" in samples:
             continue
         if decode is not None:
             images[f"{name}_latents"], images[name] = samples[name], decode(samples[name])

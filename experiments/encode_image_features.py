@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UvitError(f"--batch_size must be at least 1, got {args.batch_size}")
     check_one_size(local_path(args.latents))
     latents = pipeline.dataset(DataConfig(name="latents", path=str(args.latents))).index
+    if len(latents.shape) == 4:
+        raise UvitError(f"the latents in {args.latents} are of clips, and the encoder is of images")
     source = {**latents.source, "data_dir": args.data_dir, "workers": args.workers}
     data = pipeline.dataset(parse(DataConfig, source, "the latents' source"))
     data = images_of(local_path(args.latents), data)

@@ -1,11 +1,15 @@
-"""Encodes the images of a data set with a KL autoencoder, once, for training on their latents.
+"""Encodes the images or clips of a data set, once, for training on their latents.
 
     python -m experiments.encode_latents --data.name=imagenet2012 --data.image_size=256 \\
         --data.labels=label --autoencoder=vae.safetensors --mirror --out=latents/imagenet256
     python -m experiments.train --config=configs/uvit_l.py
+    python -m experiments.encode_latents --data.name=clips --data.path=videos --data.frames=81 \\
+        --data.image_size=256 --data.text=True --autoencoder=Wan2.1_VAE.pth --out=latents/videos
 
 The autoencoder is Stable Diffusion's, with the tensor names of diffusers or CompVis, alone or in a
-full checkpoint. Training samples new latents from the stored moments at every step.
+full checkpoint; or a causal video autoencoder (Wan's, or of experiments.train_autoencoder), which
+encodes clips, from the start of each, and images as videos of one frame. Training samples new
+latents from the stored moments at every step.
 
 With several --data.sizes, the latents of each size are in a sub-folder of --out.
 
@@ -21,7 +25,7 @@ from pathlib import Path
 
 from experiments import cli, encoding_flags
 from uvit_jax.config import parse, to_dict
-from uvit_jax.data.data_config import VIDEOS, WORLDS, DataConfig
+from uvit_jax.data.data_config import WORLDS, DataConfig
 from uvit_jax.errors import UvitError
 
 
@@ -35,17 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import jax
 
+    from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image_autoencoder
     from uvit_jax.autoencoders.kl import SCALE
-    from uvit_jax.autoencoders.kl_weights import load_autoencoder, resolve
+    from uvit_jax.autoencoders.kl_weights import resolve
     from uvit_jax.data import pipeline
     from uvit_jax.data.latent_shards import LatentIndex, encode_images
     from uvit_jax.data.sources.latent_folders import size_folder
 
-    file, settings = resolve(args.autoencoder)
-    autoencoder, params = load_autoencoder(
+    autoencoder, params = load_image_autoencoder(
         args.autoencoder, num_groups=args.num_groups, dtype=args.precision
     )
+    video = isinstance(autoencoder, FrameAutoencoder)
+    file, settings = _video_file(args.autoencoder) if video else resolve(args.autoencoder)
     data = pipeline.dataset(args.data)
+    if args.data.frames:
+        if not video:
+            raise UvitError(
+                f"{file} is not a video autoencoder, which --data.name={args.data.name} needs"
+            )
+        autoencoder = autoencoder.video
     scale = args.scale if args.scale is not None else settings.get("scaling_factor")
     described = dataclasses.asdict(autoencoder.config).items()
     common = dict(
@@ -70,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = {size_folder(args.out, size): part for size, part in data.by_size().items()}
     indices = {}
     for out, part in parts.items():
-        shape = autoencoder.latent_shape(part.image_shape)
+        frames = (args.data.frames,) if args.data.frames else ()
+        shape = autoencoder.latent_shape((*frames, *part.image_shape))
         index = dict(common, shape=shape, count=len(part))
         indices[out] = parse(LatentIndex, index, "encode_latents")
     encode = _encoder(autoencoder, params, args.batch_size)
@@ -121,19 +134,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UvitError(
             "--data.name=latents: these are encoded already; give the data set of their images"
         )
-    if args.data.name in VIDEOS:
+    if args.data.autoencoder:
         raise UvitError(
-            f"--data.name={args.data.name}: encoding videos is not supported; use "
-            "uvit_jax.autoencoders.causal_video from Python"
+            "--data.autoencoder encodes while a model is trained; give --autoencoder=FILE alone"
         )
-    if args.data.name in WORLDS:
+    if args.data.name in (*WORLDS, "totem_videos"):
         raise UvitError(
-            f"--data.name={args.data.name}: encoding data with reference images is not supported"
+            f"--data.name={args.data.name}: data with reference images or a camera are encoded "
+            "while a model is trained; set config.data.autoencoder of the run"
         )
+    if args.data.first_frames or args.data.last_frames:
+        raise UvitError("clips are encoded whole: set first_frames in the config of the run")
     if args.data.flip:
         raise UvitError("--data.flip mirrors at random; use --mirror, which stores both latents")
     args.part = part_of(args.part) if args.part else None
     return args
+
+
+def _video_file(path: str) -> tuple[Path, dict]:
+    """The file of a video autoencoder's weights, and the settings of its latents, which it has
+    normalised itself."""
+    from uvit_jax.paths import local_path
+
+    file = local_path(path)
+    file = file / "diffusion_pytorch_model.safetensors" if file.is_dir() else file
+    return file, {"scaling_factor": 1.0}
 
 
 def part_of(text: str) -> tuple[int, int]:

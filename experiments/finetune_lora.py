@@ -204,6 +204,7 @@ class SubjectTuning:
         self.vocabulary = folder.read_vocabulary()
         self._texts, encode = text_encoder_of(self.model.layout, self.vocabulary, self.sample)
         self._conditions = lambda sample: conditions_for(self.model, self._texts, sample, encode)[0]
+        config = dataclasses.replace(config, given=self.run.train.given)
         self._tuner = Finetuner(self.model, self.run.diffusion, config)
         self._classes: dict[str, Any] = {}
         self._decoder = decoding.decoder(self.model.layout, self.sample)

@@ -110,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UvitError(f"--image={args.image[0]} needs --mode, such as image_to_text")
     cpu.keep_freed_memory()
     model, params = _load(folder.path, args)
-    config, frames = video_flags.task(args, model.layout, config)
-
     decode = decoding.decoder(model.layout, config)
+    config, frames = video_flags.task(args, model.layout, config, decode)
+
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
     latents, subjects = run.of_latents, {}
     if args.references:
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
     samples = sample(config, frames, args.seed)
-    samples = video_flags.clips(args, model.layout, config, samples, frames, sample)
+    samples = video_flags.clips(args, model.layout, config, samples, frames, sample, decode)
     if given is not None:
         captions = given.captions(samples) or captions
     samples = decoding.decoded(model.layout, samples, decode, latents=latents)

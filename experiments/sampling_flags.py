@@ -282,6 +282,7 @@ class Run:
 
     def conditions(self, model: Any, count: int) -> tuple[dict[str, Any], Any, str | None]:
         """(the conditions of the samples, their vocabulary, the name of their source)."""
+        from uvit_jax.autoencoders.encoded_dataset import open_data
         from uvit_jax.errors import UvitError
         from uvit_jax.sampling.conditions import conditions_like, uniform_labels, with_features
 
@@ -292,7 +293,7 @@ class Run:
         if not kinds:
             return {}, vocabulary, None
         try:
-            data = self.dataset()
+            data = open_data(self.data) if self.data.autoencoder else self.dataset()
         except UvitError as problem:
             if kinds == {"label"}:
                 raise UvitError(

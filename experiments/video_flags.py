@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from uvit_jax.models.model import Model
+    from uvit_jax.sampling.decoding import Decoder
     from uvit_jax.sampling.sampler import SampleConfig
     from uvit_jax.tokens.layout import Layout
 
@@ -35,7 +36,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="continue each clip N times, from its last frames",
     )
     group.add_argument(
-        "--frames", type=int, help="of a clip; positions are interpolated from the trained length"
+        "--frames",
+        type=int,
+        help="of a clip, or its latent frames; positions are interpolated from the trained length",
     )
     group.add_argument(
         "--camera",
@@ -83,9 +86,13 @@ def resized(args: argparse.Namespace, model: Model) -> Model:
 
 
 def task(
-    args: argparse.Namespace, layout: Layout, config: SampleConfig
+    args: argparse.Namespace, layout: Layout, config: SampleConfig, decode: Decoder | None = None
 ) -> tuple[SampleConfig, dict[str, Any]]:
-    """The config that generates what is not given, and the given frames as inputs."""
+    """The config that generates what is not given, and the given frames as inputs.
+
+    Args:
+      decode: of a model of latents, whose autoencoder also encodes frames.
+    """
     if not (args.first_frame or args.last_frame):
         return config, {}
     import numpy as np
@@ -96,23 +103,29 @@ def task(
     for name, file in (("first", args.first_frame), ("last", args.last_frame)):
         if file and name not in layout.by_name:
             raise UvitError(f"--{name}_frame: the model has no segment {name!r}")
-        frames[name] = _image(layout, name, file) if file else None
+        frames[name] = _image(layout, name, file, decode) if file else None
     config, given = video_tasks.task(layout, config, **frames)
     count = config.count
     return config, {name: np.repeat(value, count, axis=0) for name, value in given.items()}
 
 
-def _image(layout: Layout, name: str, file: str) -> np.ndarray:
+def _image(layout: Layout, name: str, file: str, decode: Decoder | None) -> np.ndarray:
     from uvit_jax.data import image_decoding
     from uvit_jax.paths import local_path
 
     segment = layout.by_name[name]
     frames, height, width, channels = segment.shape
-    if segment.is_latent or frames != 1:
+    if decode is not None and name == "last":
+        raise UvitError("--last_frame: the latents of a last frame depend on those before it")
+    if (segment.is_latent and decode is None) or frames != 1:
         raise UvitError(
-            f"--{name}_frame takes a model of pixels and one given frame; segment {name!r} "
-            f"is {segment.shape}: call uvit_jax.sampling.video_tasks from Python"
+            f"--{name}_frame takes one given frame (of latents, with --autoencoder=FILE); segment "
+            f"{name!r} is {segment.shape}: call uvit_jax.sampling.video_tasks from Python"
         )
+    if decode is not None:
+        autoencoder = decode.autoencoder.config
+        height, width = height * autoencoder.factor, width * autoencoder.factor
+        channels = autoencoder.image_channels
     pixels = image_decoding.decode(
         image_decoding.read_file(local_path(file)),
         file,
@@ -120,7 +133,8 @@ def _image(layout: Layout, name: str, file: str) -> np.ndarray:
         channels=channels,
         background=(255, 255, 255),
     )
-    return image_decoding.to_float(pixels)
+    image = image_decoding.to_float(pixels)
+    return image if decode is None else decode.encode(image[None, None])[0]
 
 
 def conditions(args: argparse.Namespace, layout: Layout, count: int) -> dict[str, Any]:
@@ -183,28 +197,36 @@ def clips(
     samples: Mapping[str, Any],
     given: Mapping[str, Any],
     sample: Callable[[SampleConfig, Mapping[str, Any], int], Mapping[str, Any]],
+    decode: Decoder | None = None,
 ) -> dict[str, Any]:
     """The samples with the parts of a clip joined as `video`, and extended by --extend.
 
     Args:
       sample: (config, given frames, seed) → samples.
+      decode: of a model of latents; then `video` is decoded, and the latents of the first window
+        are `video_latents`. It is continued from its last frames, encoded as the start of a clip.
     """
     from uvit_jax.sampling import video_tasks
 
     if not video_tasks.is_clip(layout, {**given, **samples}):
         return dict(samples)
     others = {n: value for n, value in samples.items() if n not in video_tasks.PARTS}
-    video = video_tasks.clip_of(given, samples)
+    latents = video_tasks.clip_of(given, samples)
+    video = latents if decode is None else decode(latents)
     if args.extend:
         first = layout.by_name.get("first")
 
         def generate(frames: np.ndarray, number: int) -> np.ndarray:
-            changed, start = video_tasks.task(layout, config, first=frames)
-            return video_tasks.clip_of(start, sample(changed, start, args.seed + 1 + number))
+            start = frames if decode is None else decode.encode(frames)
+            changed, start = video_tasks.task(layout, config, first=start)
+            clip = video_tasks.clip_of(start, sample(changed, start, args.seed + 1 + number))
+            return clip if decode is None else decode(clip)
 
         overlap = first.shape[0] if first is not None else 0
+        if decode is not None and overlap:
+            overlap = 1 + (overlap - 1) * decode.autoencoder.config.frame_factor
         video = video_tasks.extended(generate, video, overlap=overlap, times=args.extend)
-    return others | {"video": video}
+    return others | {"video": video} | ({} if decode is None else {"video_latents": latents})
 
 
 def write(args: argparse.Namespace, out: Path, samples: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.ablation.run_records import Measurement
 from experiments.ablation.variants import AblationPlan, AblationRun
-from uvit_jax.data import pipeline
+from uvit_jax.autoencoders.encoded_dataset import open_data
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.encoders.image_encoder import encoder
 from uvit_jax.errors import UvitError
@@ -48,9 +48,9 @@ class RunMeasurer:
         base = parse_run(plan.base)
         self._mesh = make_mesh(base.mesh)
         image_sets.check_batch_size(self._mesh, self._metrics.batch_size)
-        self._data = pipeline.dataset(base.data)
+        self._data = open_data(base.data)
         held_out = dataclasses.replace(base.data, split=self._metrics.split, flip=False)
-        self._held_out = pipeline.dataset(held_out)
+        self._held_out = open_data(held_out)
         if self._held_out.class_names != self._data.class_names:
             raise UvitError(
                 f"the splits {self._metrics.split!r} and {base.data.split!r} differ in classes; "
@@ -98,6 +98,7 @@ class RunMeasurer:
             batch_size=metrics.batch_size,
             seed=metrics.seed,
             mesh=self._mesh,
+            given=run.train.given,
         )
         rows = list(known)
         params = None

@@ -102,6 +102,13 @@ def test_convolutions_over_frames_give_the_same(pair):
     assert_close(encode(other, params, video), moments, 1e-5)
 
 
+def test_kernels_of_one_frame_are_described_by_their_tensors():
+    config = CONFIG | dict(kernel_frames=1)
+    autoencoder, params = randomised(build_video_autoencoder(config))
+    tensors = weights.export_video_autoencoder(autoencoder, params)
+    assert weights.describe(tensors, "file") == autoencoder.config
+
+
 @pytest.mark.parametrize("naming", weights.NAMINGS)
 def test_round_trip_in_both_namings_is_exact(pair, naming, tmp_path):
     autoencoder, params = pair

@@ -123,7 +123,7 @@ def test_folders_of_latents_record_them(plain, tmp_path, settings):
     assert bool(settings) == bool({"latent_mean", "latent_std"} & recorded.keys())
     # Decoding them without the statistics is refused before training.
     run = type("Run", (), {})()
-    run.data = type("Data", (), {"path": str(out)})()
+    run.data = type("Data", (), {"path": str(out), "autoencoder": ""})()
     run.sample = type("Sample", (), {"latent_scale": 0.5})()
     data = type("Dataset", (), {"index": index})()
     sample_grid._check_scale(run, data, Decoder(*load_autoencoder(vae), 0.5))

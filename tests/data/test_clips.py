@@ -39,7 +39,8 @@ def folder(tmp_path_factory):
     for i, frame in enumerate(frames()):
         Image.fromarray(((frame + 1) * 127.5).astype(np.uint8)).save(root / f"d.frames/{i:03d}.png")
     for name in ("a", "deep/b", "c", "d"):
-        (root / f"{name}.txt").write_text(f"clip {name[-1]}\n")
+        suffix = ".TXT" if name == "c" else ".txt"
+        (root / f"{name}{suffix}").write_text(f"clip {name[-1]}\n")
     return root
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def get_config():
         data=dict(name="totem_videos", image_size=16, frames=2, max_views=0, workers=0),
         validation=dict(split="validation"),
         train=dict(steps=4, batch_size=2, warmup_steps=1, held_out=2, log_every=1,
-                   checkpoint_every=2, evaluate_every=4),
+                   checkpoint_every=2, evaluate_every=4, optimizer="muon", initial_logvar=-3.0),
     )
 """
 
@@ -55,11 +56,12 @@ def test_it_writes_metrics_samples_and_normalised_latents(run):
     assert np.allclose(moments[..., :4].std((0, 1, 2, 3)), 1, atol=1e-3)
 
 
-def test_a_stopped_run_resumes_to_the_same_end(run):
-    args, workdir, _ = run
-    first = rows(workdir)
+def test_a_stopped_run_resumes_to_the_same_end_and_writes_half_the_bytes_in_bfloat16(run):
+    args, workdir, results = run
+    first, size = rows(workdir), Path(results["path"]).stat().st_size
     shutil.rmtree(workdir / "checkpoints" / "4")
-    assert train_autoencoder.main(args) == 0
+    assert train_autoencoder.main([*args, "--config.train.file_dtype=bfloat16"]) == 0
+    assert Path(results["path"]).stat().st_size < 0.6 * size
     again = rows(workdir)[len(first) :]
     assert [row["step"] for row in again] == [3, 4]
     assert again[-1]["loss"] == first[-1]["loss"] and again[-1]["psnr"] == first[-1]["psnr"]
@@ -83,6 +85,7 @@ def test_another_runs_folder_is_left_alone(run, tmp_path):
         ("--config.validation.splt=test", "validation.splt"),
         ("--config.autoencoder.patch_size=32", "multiples of 32"),
         ("--config.train.batch_size=0", "batch_size must be at least 1"),
+        ("--config.train.optimizer=moun", "moun.*'muon'"),
     ],
 )
 def test_errors_name_the_key(run, tmp_path, override, message):

@@ -54,6 +54,8 @@ class VideoAutoencoderConfig(Config):
       latent_channels: C. image_channels: 3, or 1 for grey.
       patch_size: squares of so many pixels become channels before the first convolution, and back.
       mid_attention: single-head attention within each frame at the lowest resolution.
+      kernel_frames: frames that the kernels of convolutions span; with 1, only the time
+        convolutions of `temporal` mix frames, and the others have a third of the parameters.
       latent_mean, latent_std: C numbers each, or () for 0 and 1: the network's latents z become
         (z - mean) / std.
       convolutions: `3d`, or `2d`: each as a sum of three over frames, which is faster on XLA's CPU
@@ -68,6 +70,7 @@ class VideoAutoencoderConfig(Config):
     image_channels: int = 3
     patch_size: int = 1
     mid_attention: bool = True
+    kernel_frames: Literal[1, 3] = 3
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
     convolutions: Literal["3d", "2d"] = "3d"
@@ -132,34 +135,42 @@ class Stream:
 
 
 class CausalConv(nnx.Module):
-    """A convolution (T, H, W) of kernel (t, s, s), zero-padded, in time on the left only."""
+    """A convolution (T, H, W) of kernel (t, s, s), zero-padded, in time on the left only.
+
+    Args:
+      size: (t, s); None is (`config.kernel_frames`, 3).
+    """
 
     def __init__(
         self,
         config: VideoAutoencoderConfig,
         inputs: int,
         outputs: int,
-        size: tuple[int, int] = (3, 3),
+        size: tuple[int, int] | None = None,
         *,
         rngs: nnx.Rngs,
     ):
+        size = size or (config.kernel_frames, 3)
         self.size, self.config = size, config
         shape = (size[0], size[1], size[1], inputs, outputs)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x_BTHWD: jax.Array, stream: Stream) -> jax.Array:
-        if self.size[0] > 1:
-            x_BTHWD = stream.extended(x_BTHWD, self.size[0] - 1)
-        return self.valid(x_BTHWD)
+        before = self.size[0] - 1
+        extended = stream.extended(x_BTHWD, before) if before else x_BTHWD
+        if stream.first and x_BTHWD.shape[1] == 1:  # all frames before an image are zeros
+            return self.valid(x_BTHWD, skip=before)
+        return self.valid(extended)
 
-    def valid(self, x_BTHWD: jax.Array, stride: int = 1) -> jax.Array:
-        """Without padding in time, every `stride`-th frame."""
+    def valid(self, x_BTHWD: jax.Array, *, stride: int = 1, skip: int = 0) -> jax.Array:
+        """Without padding in time, every `stride`-th frame, by the kernel without its first `skip`
+        frames."""
         dtype = jnp.dtype(self.config.dtype)
-        kernel, bias = self.kernel[...].astype(dtype), self.bias[...].astype(dtype)
-        t, s = self.size
+        kernel, bias = self.kernel[skip:].astype(dtype), self.bias[...].astype(dtype)
+        t, s = kernel.shape[:2]
         pad = (s // 2, s // 2)
-        if self.config.convolutions == "3d" and self.size != (1, 1):
+        if self.config.convolutions == "3d" and (t, s) != (1, 1):
             return bias + jax.lax.conv_general_dilated(
                 x_BTHWD,
                 kernel,
@@ -259,8 +270,10 @@ class Downsample(nnx.Module):
             stream.state.append(x_BTHWD[:, -1:])
             if x_BTHWD.shape[1] == 1:
                 return x_BTHWD
-            return jnp.concatenate([x_BTHWD[:, :1], self.time_conv.valid(x_BTHWD, 2)], axis=1)
-        return self.time_conv.valid(stream.extended(x_BTHWD, 1), 2)
+            return jnp.concatenate(
+                [x_BTHWD[:, :1], self.time_conv.valid(x_BTHWD, stride=2)], axis=1
+            )
+        return self.time_conv.valid(stream.extended(x_BTHWD, 1), stride=2)
 
 
 class Upsample(nnx.Module):

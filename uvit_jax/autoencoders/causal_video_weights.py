@@ -8,10 +8,11 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from uvit_jax.autoencoders.causal_video import (
@@ -41,12 +42,21 @@ _GAMMA = {
 }
 
 
+_KNOWN = {
+    "wan": "encoder.downsamples.0.residual.2.weight",
+    "diffusers": "encoder.down_blocks.0.conv1.weight",
+}
+"""A tensor of each naming, which no image autoencoder has."""
+
+
+def is_video_naming(names: Container[str]) -> bool:
+    """Whether the names of a file's tensors are those of a causal video autoencoder."""
+    return any(known in names for known in _KNOWN.values())
+
+
 def naming_of(tensors: Tensors) -> str | None:
     """The one of `NAMINGS` that the tensors have; None if neither."""
-    for naming, known in (
-        ("wan", "encoder.downsamples.0.residual.2.weight"),
-        ("diffusers", "encoder.down_blocks.0.conv1.weight"),
-    ):
+    for naming, known in _KNOWN.items():
         if known in tensors and tensors[known].ndim == 5:
             return naming
     return None
@@ -202,6 +212,7 @@ def describe(tensors: Tensors, where: str) -> VideoAutoencoderConfig:
         image_channels=outer.shape[1] // patch**2,
         patch_size=patch,
         mid_attention=attention in tensors,
+        kernel_frames=outer.shape[2],
         **published,
     )
     return parse(VideoAutoencoderConfig, config, where)
@@ -235,11 +246,20 @@ def load_video_autoencoder(
 
 
 def save_video_autoencoder(
-    path: str | os.PathLike, autoencoder: VideoAutoencoder, params: Params
+    path: str | os.PathLike,
+    autoencoder: VideoAutoencoder,
+    params: Params,
+    *,
+    dtype: str = "float32",
 ) -> None:
     """Writes a `.safetensors` file with Wan's names and the config, which `load_video_autoencoder`
-    reads."""
+    reads.
+
+    Args:
+      dtype: of the file: float32, or bfloat16 of half the size.
+    """
     tensors = export_video_autoencoder(autoencoder, params)
+    tensors = {name: array.astype(jnp.dtype(dtype)) for name, array in tensors.items()}
     metadata = {CONFIG_KEY: json.dumps(to_dict(autoencoder.config))}
     files.write_tensors(local_path(path), tensors, metadata)
 

@@ -1,6 +1,7 @@
 """`DataConfig`: which data set is read, and how its records become images, labels and texts."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from uvit_jax.config import Config, brief
@@ -74,8 +75,12 @@ class DataConfig(Config):
         from the others is its name alone.
       frames: of videos, T, the frames of a clip; 0 for images.
       first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
-        their own, `first` and `last`, which a model can be given.
+        their own, `first` and `last`, which a model can be given; of latents, latent frames.
       fps: of clips, frames per second; 0 keeps each file's own.
+      autoencoder: the file of a frozen autoencoder in whose latents the model takes images,
+        references and clips: they are encoded as batches are read, to mean latents (see
+        `uvit_jax.autoencoders.encoded_dataset`). "" for pixels, and for latents encoded ahead.
+      latent_scale: the factor of these latents; Stable Diffusion's is 0.18215.
       workers: threads that prepare batches; 0 prepares them in the caller's thread.
       processes: processes that prepare batches, each with `workers` threads, for when decoding is
         the bottleneck (large images and many cores); 0 for none.
@@ -113,6 +118,8 @@ class DataConfig(Config):
     first_frames: int = 0
     last_frames: int = 0
     fps: float = 0.0
+    autoencoder: str = ""
+    latent_scale: float = 1.0
     workers: int = 2
     processes: int = 0
 
@@ -123,8 +130,8 @@ class DataConfig(Config):
                 "name is empty; set it to a data set, such as 'emoji', 'folder', 'latents' or "
                 "'tfds:cifar10'"
             )
-        for key in ("path", "data_dir", "vocabulary"):
-            if key == "data_dir" or not is_gs(getattr(self, key)):
+        for key in ("path", "data_dir", "vocabulary", "autoencoder"):
+            if key in ("data_dir", "autoencoder") or not is_gs(getattr(self, key)):
                 local_path(getattr(self, key))  # raises for other URLs
         for key in ("image_size", "workers", "processes"):
             if getattr(self, key) < 0:
@@ -133,6 +140,8 @@ class DataConfig(Config):
         for key in ("workers", "processes"):
             if getattr(self, key) > 1024:
                 raise UvitError(f"{key} must be at most 1024, got {getattr(self, key)}")
+        if not 0 < self.latent_scale < math.inf:
+            raise UvitError(f"latent_scale must be positive and finite, got {self.latent_scale}")
         if self.text and self.text_length < 1:
             raise UvitError(f"text_length must be at least 1, got {self.text_length}")
         for key in ("features", "image_features"):
@@ -180,6 +189,13 @@ class DataConfig(Config):
             raise UvitError(f"{self.name} do not support sizes; set sizes=()")
 
     def _check_frames(self) -> None:
+        if self.name == "latents":
+            if self.frames or self.last_frames or self.fps or self.first_frames < 0:
+                raise UvitError(
+                    "frames, last_frames and fps have no effect on latents, whose clips were cut "
+                    "when they were encoded; set them to 0, and first_frames to at least 0"
+                )
+            return
         if self.name not in VIDEOS:
             if self.frames or self.first_frames or self.last_frames or self.fps:
                 raise UvitError(

@@ -92,6 +92,10 @@ class Dataset:
         """The shapes of the noisy images or videos of examples of a size (H, W), by input."""
         return {"image": (*size, self.config.channels)}
 
+    def with_tokenizer(self, tokenizer: Tokenizer | None) -> "Dataset":
+        """The same data with the tokenizer of others, such as those that a model was trained on."""
+        return type(self)(self.config, self.source, tokenizer)
+
     def label(self, record: dict) -> int | None:
         """A record's label; None if labels are off.
 

@@ -1,9 +1,9 @@
-"""Latents of images as sharded records: their format, reader and writer.
+"""Latents of images or clips as sharded records: their format, reader and writer.
 
 A folder of latents holds `index.json` (a `LatentIndex`) and shards. Example i is in shard
 i // shard_size; with mirrored copies it is two records there, one after the other. A record is the
-means (h, w, C), the log-variances (h, w, C) and the label (int32, -1 for none), all little-endian,
-and a JSON list of captions.
+means (h, w, C), or of a clip (t, h, w, C), as many log-variances and the label (int32, -1 for
+none), all little-endian, and a JSON list of captions.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from uvit_jax.data.shards import (
 from uvit_jax.errors import UvitError
 
 Encode = Callable[[np.ndarray], np.ndarray]
-"""Images float32 (B, H, W, C) → moments (B, h, w, 2C)."""
+"""Images float32 (B, H, W, C) → moments (B, h, w, 2C), or clips with a frame axis after B."""
 
 _LABEL = struct.Struct("<i")
 
@@ -41,7 +41,7 @@ class LatentIndex(ShardIndex):
     """What a folder of latents holds, and what it was encoded from.
 
     Attributes:
-      shape: (h, w, C) of a latent.
+      shape: (h, w, C) of a latent, or (t, h, w, C) of a clip's.
       count: examples, mirrored copies not counted.
       shard_size: examples per shard.
       mirrored: whether the mirrored images were encoded too.
@@ -74,8 +74,8 @@ class LatentIndex(ShardIndex):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.shape) != 3 or min(self.shape) < 1:
-            raise UvitError(f"shape must be (h, w, C), got {self.shape}")
+        if len(self.shape) not in (3, 4) or min(self.shape) < 1:
+            raise UvitError(f"shape must be (h, w, C) or (t, h, w, C), got {self.shape}")
         if not 0 < self.scale < math.inf:
             raise UvitError(f"scale must be positive and finite, got {self.scale}")
         config = self.autoencoder.get("config")
@@ -112,7 +112,7 @@ class LatentIndex(ShardIndex):
         return shlex.join(["python", "-m", "experiments.encode_latents", *words])
 
     def pack(self, moments: np.ndarray, label: int | None, captions: Sequence[str] | None) -> bytes:
-        """The record of moments (h, w, 2C)."""
+        """The record of moments (h, w, 2C), or (t, h, w, 2C)."""
         planes = np.stack(np.split(moments, 2, axis=-1)).astype(self.storage_dtype)
         tail = json.dumps(list(captions or ()), ensure_ascii=False).encode()
         return planes.tobytes() + _LABEL.pack(-1 if label is None else label) + tail
@@ -170,7 +170,7 @@ class LatentReader(ShardReader):
         """Writes a record's moments into `out`; returns the label and the captions' JSON.
 
         Args:
-          out: (2, h·w·C) or (2, h, w, C), overwritten by the means and the log-variances.
+          out: (2, h·w·C) or (2, *shape), overwritten by the means and the log-variances.
         """
         stored = np.frombuffer(record, self.index.storage_dtype, out.size)
         out[...] = stored.reshape(out.shape)
@@ -242,11 +242,12 @@ def encode_images(
 def load_batches(
     data: Dataset, examples: range, pool: ThreadPoolExecutor, batch_size: int
 ) -> Iterator[list[tuple[np.ndarray, dict]]]:
-    """Batches of (image, record), loaded one batch ahead."""
+    """Batches of (image or clip, record), loaded one batch ahead."""
 
     def load(example: int) -> tuple[np.ndarray, dict]:
         record = data.source[example]
-        return data.decode(record)["image"], record
+        row = data.decode(record)
+        return row["image"] if "image" in row else row["video"], record
 
     waiting: list = []
     for start in range(0, len(examples), batch_size):
@@ -268,7 +269,7 @@ def _encode_batches(
         images = np.stack([image for image, _ in batch])
         # Padding the last batch keeps one shape to compile for.
         images = images[np.arange(batch_size) % len(batch)]
-        copies = [encode(images)] + ([encode(images[:, :, ::-1])] if index.mirrored else [])
+        copies = [encode(images)] + ([encode(images[..., ::-1, :])] if index.mirrored else [])
         for row, (_, record) in enumerate(batch):
             label = record.get("label") if index.labels else None
             captions = record.get("captions") if index.captions else None
@@ -279,9 +280,9 @@ def _encode_batches(
 
 
 def _check_moments(index: LatentIndex, moments: np.ndarray, name: str) -> None:
-    h, w, C = index.shape
-    if moments.shape != (h, w, 2 * C):
-        raise UvitError(f"the moments have shape {moments.shape}, not {(h, w, 2 * C)}")
+    expected = (*index.shape[:-1], 2 * index.shape[-1])
+    if moments.shape != expected:
+        raise UvitError(f"the moments have shape {moments.shape}, not {expected}")
     limit = float(np.finfo(index.dtype).max)
     if not np.abs(moments).max() <= limit:  # true of NaN as well
         problem = f"exceed {limit:g}, the largest {index.dtype}"

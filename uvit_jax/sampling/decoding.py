@@ -10,13 +10,19 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from uvit_jax.autoencoders.causal_video import (
+    VideoAutoencoder,
+    decode_in_chunks,
+    encode_in_chunks,
+)
+from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image_autoencoder
 from uvit_jax.autoencoders.kl import (
     Autoencoder,
     decode_in_batches,
     decode_in_parts,
     encode_in_batches,
 )
-from uvit_jax.autoencoders.kl_weights import load_autoencoder
+from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
 from uvit_jax.sampling.sampler import SampleConfig
 from uvit_jax.tokens.layout import Layout
@@ -24,25 +30,45 @@ from uvit_jax.tokens.layout import Layout
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoder:
-    """An autoencoder with its parameters, and the factor that latents were multiplied by."""
+    """An autoencoder with its parameters, and the factor that latents were multiplied by.
+
+    Latents of clips (B, t, h, w, C) need one of videos.
+    """
 
     autoencoder: Autoencoder
     params: Params
     scale: float
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
-        """Latents (B, h, w, C) → images float32 (B, H, W, image channels), in batches."""
+        """Latents (B, h, w, C) → images float32 (B, H, W, image channels), in batches; clips
+        (B, t, h, w, C) → (B, T, H, W, image channels), in chunks of their frames."""
+        if latents.ndim == 5:
+            parts = [latents[i : i + 1] / self.scale for i in range(len(latents))]
+            clips = [decode_in_chunks(self._video, self.params, z, chunk=4) for z in parts]
+            return np.concatenate(clips)
         return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images (B, H, W, image channels) in [-1, 1] → the mean latents, in batches."""
-        moments = encode_in_batches(self.autoencoder, self.params, images)
+        """Images (B, H, W, image channels) in [-1, 1] → the mean latents, in batches; clips
+        (B, T, H, W, image channels) → (B, t, h, w, C), in chunks."""
+        if images.ndim == 5:
+            moments = encode_in_chunks(self._video, self.params, images, chunk=4)
+        else:
+            moments = encode_in_batches(self.autoencoder, self.params, images)
         return np.split(moments, 2, axis=-1)[0] * self.scale
 
     def traced(self, params: Params, latents: jax.Array, *, shards: int = 1) -> jax.Array:
         """The same inside a jitted function, with `self.params` as an argument; latents and images
-        may be sharded over `shards` devices."""
+        may be sharded over `shards` devices, those of clips are not."""
+        if latents.ndim == 5:
+            return jax.lax.map(
+                lambda z: self._video.decode(params, z[None] / self.scale)[0], latents
+            )
         return decode_in_parts(self.autoencoder, params, latents, scale=self.scale, shards=shards)
+
+    @property
+    def _video(self) -> VideoAutoencoder:
+        return self.autoencoder.video
 
 
 def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
@@ -54,9 +80,14 @@ def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
     """
     if not config.autoencoder:
         return None
-    autoencoder, params = load_autoencoder(config.autoencoder)
+    autoencoder, params = load_image_autoencoder(config.autoencoder)
     for segment in layout.noisy_images:
         autoencoder.check_latents(segment.shape, segment.name)
+        if segment.is_video and not isinstance(autoencoder, FrameAutoencoder):
+            raise UvitError(
+                f"segment {segment.name!r} is a clip, and {config.autoencoder} is not a video "
+                "autoencoder; pass the one of these latents"
+            )
     return Decoder(autoencoder, params, config.latent_scale)
 
 
@@ -70,7 +101,8 @@ def decoded(
     """Samples by segment, with images under the segment's name and latents as NAME_latents.
 
     Args:
-      samples: by noisy segment, images as (B, h, w, C). decode: from `decoder`; None leaves latents
+      samples: by noisy segment, images as (B, h, w, C); those whose latents are there as well, as
+        NAME_latents, are decoded already. decode: from `decoder`; None leaves latents
         undecoded.
       latents: whether the model was trained on latents (`RunConfig.of_latents`); those of other
         than 1 and 3 channels are recognised without.
@@ -81,7 +113,7 @@ def decoded(
     images = dict(samples)
     for segment in layout.noisy_images:
         name = segment.name
-        if name not in samples:
+        if name not in samples or f"{name}_latents" in samples:
             continue
         if decode is not None:
             images[f"{name}_latents"], images[name] = samples[name], decode(samples[name])

@@ -15,12 +15,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from uvit_jax import io
 from uvit_jax.autoencoders.causal_video import (
@@ -42,6 +43,7 @@ from uvit_jax.models.model import Params
 from uvit_jax.parallel.distributed import StopSignal
 from uvit_jax.paths import local_path
 from uvit_jax.training.checkpoint import Checkpointer
+from uvit_jax.training.optimizer import UPDATE_RMS
 from uvit_jax.training.state import TrainState, initial_state
 
 logger = logging.getLogger(__name__)
@@ -52,25 +54,33 @@ class AutoencoderTraining(Config):
     """The loop.
 
     Attributes:
-      steps: optimizer steps (AdamW, betas .9 and .99, cosine to 0). batch_size: clips a step.
+      steps: optimizer steps (betas .9 and .99, cosine to 0). batch_size: clips a step.
+      optimizer: `adamw`, or `muon` for the kernels of convolutions and linear layers, as matrices
+        from all inputs of an output (see `OptimizerConfig`), and AdamW for the rest.
       learning_rate: the peak, after `warmup_steps`. clip_norm: of the gradient.
       kl_weight: see the module.
+      initial_logvar: what is added to the encoder's log-variances at the start. At 0 a short run is
+        spent on making noise of deviation 1 small; -6 begins with 0.05.
       ema_decay: of the averaged parameters, which are evaluated and saved.
       checkpoint_every, log_every, evaluate_every: in steps.
       held_out: clips that PSNR and SSIM are measured on.
+      file_dtype: of the weights in the file at the end, `float32` or `bfloat16`.
     """
 
     steps: int
     batch_size: int
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     clip_norm: float = 1.0
     kl_weight: float = 1e-4
+    initial_logvar: float = 0.0
     ema_decay: float = 0.999
     checkpoint_every: int = 500
     log_every: int = 20
     evaluate_every: int = 500
     held_out: int = 64
+    file_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,7 +156,9 @@ def train_autoencoder(run: AutoencoderRun, workdir: str | os.PathLike) -> dict[s
     test = _clips(held_out.batch(range(min(train.held_out, len(held_out)))))
     _claim(folder, json.loads(json.dumps(to_dict(run))))
     optimizer = _optimizer(train)
-    state = initial_state(autoencoder.init, optimizer, jax.random.key(run.seed))
+    state = initial_state(
+        functools.partial(_initial, autoencoder, train), optimizer, jax.random.key(run.seed)
+    )
     checkpointer = Checkpointer(folder, keep=2)
     try:
         restored = checkpointer.restore(state, jax.tree.map(lambda a: a.sharding, state))
@@ -190,7 +202,8 @@ def train_autoencoder(run: AutoencoderRun, workdir: str | os.PathLike) -> dict[s
             scores = _evaluate(autoencoder, state.ema, test, folder / "samples", int(state.step))
         path = str(folder / "autoencoder.safetensors")
         params = jax.device_get(state.ema)
-        save_video_autoencoder(path, _normalised(autoencoder, params, data, train), params)
+        normalised = _normalised(autoencoder, params, data, train)
+        save_video_autoencoder(path, normalised, params, dtype=train.file_dtype)
     return {"step": int(state.step), "stopped": stopped, **scores, "path": path}
 
 
@@ -210,6 +223,16 @@ def reconstruction_loss(
     kl = jnp.mean(0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar))
     loss = l1 + kl_weight * kl
     return loss, {"loss": loss, "l1": l1, "kl": kl}
+
+
+def _initial(autoencoder: VideoAutoencoder, train: AutoencoderTraining, key: jax.Array) -> Params:
+    params = autoencoder.init(key)
+    last = params["encoder"]["quant_conv"]
+    C = autoencoder.config.latent_channels
+    return params | {
+        "encoder": params["encoder"]
+        | {"quant_conv": last | {"bias": last["bias"].at[C:].add(train.initial_logvar)}}
+    }
 
 
 def _step(autoencoder, optimizer, train, state, video):
@@ -232,8 +255,29 @@ def _optimizer(train: AutoencoderTraining) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, train.learning_rate, train.warmup_steps, max(train.steps, train.warmup_steps + 1)
     )
-    update = optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=1e-4)
+    if train.optimizer == "muon":
+        update = muon(
+            schedule,
+            adam_b1=0.9,
+            adam_b2=0.99,
+            adam_weight_decay=1e-4,
+            weight_decay=1e-4,
+            muon_weight_dimension_numbers=_kernels,
+            consistent_rms=UPDATE_RMS,
+        )
+    else:
+        update = optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=1e-4)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), update)
+
+
+def _kernels(params: Params) -> Any:
+    """For Muon: kernels are matrices from all but the last axis to the last."""
+
+    def one(leaf):
+        inputs = tuple(range(leaf.ndim - 1))
+        return MuonDimensionNumbers(inputs, leaf.ndim - 1) if inputs else None
+
+    return jax.tree.map(one, params)
 
 
 def _clips(batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -262,7 +306,10 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-FREE = ("train.checkpoint_every", "train.log_every", "train.evaluate_every", "data.workers")
+FREE = (
+    *("train.checkpoint_every", "train.log_every", "train.evaluate_every", "train.file_dtype"),
+    "data.workers",
+)
 """The keys that may change when a run is resumed."""
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uvit_jax.data import pipeline
+from uvit_jax.autoencoders.encoded_dataset import open_data
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.errors import UvitError
@@ -45,7 +45,7 @@ def make_probe(run: RunConfig, model: Model, mesh: Mesh) -> Callable[[Params], d
         several subjects.
     """
     size = run.train.batch_size
-    dataset = pipeline.dataset(dataclasses.replace(run.data, split="validation"))
+    dataset = open_data(dataclasses.replace(run.data, split="validation"))
     rows = _scenes(model, dataset, -(-SCENES // size) * size)
     exchanged_NS = np.stack([exchanged(row[SUBJECT_SLOTS], row[PRESENT]) for row in rows])
     batches = []

@@ -14,7 +14,7 @@ depend on the subjects that are trained beside it.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -79,6 +79,8 @@ class FinetuneConfig(Config):
       b1, b2, eps, weight_decay: of AdamW.
       clip_norm: maximum norm of a subject's gradient; 0 does not clip.
       prior_weight: weight of the loss on class images (prior preservation), if there are any.
+      given: of a video model, the share of examples in which each of these segments is given, as
+        in its training (`config.train.given`).
       seed: of the adapters' initialization, and of batches, noise and times.
     """
 
@@ -93,6 +95,7 @@ class FinetuneConfig(Config):
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     prior_weight: float = 1.0
+    given: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
     seed: int = 0
 
     def __post_init__(self):
@@ -285,7 +288,9 @@ class Finetuner:
             batch = {
                 k: jnp.concatenate([v, class_images[k][group, rows]]) for k, v in batch.items()
             }
-        conditions, corrupted = corrupt(noise_key, self.model, batch, self.diffusion)
+        conditions, corrupted = corrupt(
+            noise_key, self.model, batch, self.diffusion, given=config.given
+        )
 
         def loss(trained):
             adapted = self.method.attached(params, trained, config.lora)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from uvit_jax.autoencoders.encoded_dataset import open_data
 from uvit_jax.config import to_dict
-from uvit_jax.data import pipeline
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import compare_models, dit_weights
@@ -235,7 +235,7 @@ def _vocabulary(source: WeightFile, run: RunConfig, model: Model) -> tuple[Vocab
     if (stored := own_vocabulary(source.metadata, source.path)) is not None:
         return stored, ""
     try:
-        dataset = pipeline.dataset(run.data)
+        dataset = open_data(run.data)
         check_data(model, dataset)
     except UvitError as problem:
         kinds = dict.fromkeys(s.kind for s in model.layout.conditions)

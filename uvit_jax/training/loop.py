@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from uvit_jax.autoencoders.encoded_dataset import EncodedDataset, open_data
 from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.data.batches import batches
@@ -104,7 +105,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_mesh(run, mesh)
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
-        dataset = pipeline.dataset(run.data)
+        dataset = open_data(run.data)
         models = sized_models(model, dataset)
         for sized in models.values():
             check_memory(run, sized, mesh)
@@ -156,8 +157,10 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         stack.callback(loader.close)
         profiler = Profiler(train.profile_steps, folder.profile, start)
         stack.callback(profiler.close)
-        tflops = 6e-12 * _forward_cost(run, dataset, models) / mesh.size
-        writer = _writer(run, folder, tflops, start) if main else None
+        flops = 6 * _forward_cost(run, dataset, models)
+        if isinstance(dataset, EncodedDataset):
+            flops += 2 * dataset.macs
+        writer = _writer(run, folder, 1e-12 * flops / mesh.size, start) if main else None
         monitor = Monitor(train, writer, clock, dataset)
         stack.callback(monitor.close)
         stack.enter_context(_lost_processes())

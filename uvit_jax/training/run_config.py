@@ -275,7 +275,7 @@ class RunConfig:
     @property
     def of_latents(self) -> bool:
         """Whether the model's images are latents, which may have 3 channels as well."""
-        return self.data.name == "latents"
+        return self.data.name == "latents" or bool(self.data.autoencoder)
 
 
 # The keys that may change when a run is resumed: losses depend on them only by rounding.

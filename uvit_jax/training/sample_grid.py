@@ -68,15 +68,16 @@ class SampleGrid:
         key = jax.random.fold_in(jax.random.key(self._run.seed), 1)
         samples = jax.device_get(self._sample(params, (key, self._conditions)))
         captions = captions_of(self._layout, samples, self._tokenizer) or self._captions
+        clip = is_clip(self._layout, samples)
+        if clip:  # decoded as one, as it was encoded
+            samples = {"video": joined_frames(samples)}
         samples = decoding.decoded(
             self._layout, samples, self._decode, latents=self._run.of_latents
         )
         self.last_step = step
         if jax.process_index() != 0:
             return
-        names = [s.name for s in self._layout.noisy_images]
-        if is_clip(self._layout, samples):
-            names, samples = ["video"], {"video": joined_frames(samples)}
+        names = ["video"] if clip else [s.name for s in self._layout.noisy_images]
         for name in names:
             if name not in samples:
                 if f"{name}_latents" in samples:
@@ -94,6 +95,14 @@ class SampleGrid:
 def _check_scale(run: RunConfig, dataset: Any, decode: decoding.Decoder | None) -> None:
     """Raises UvitError if samples would be decoded with another scale, mean or standard deviation
     than those of the data."""
+    if run.data.autoencoder:
+        for key in ("autoencoder", "latent_scale"):
+            encoded, decoded = getattr(run.data, key), getattr(run.sample, key)
+            if encoded != decoded and (key == "latent_scale" or decoded):
+                raise UvitError(
+                    f"config.data.{key} is {encoded}, and config.sample.{key} is {decoded}; images "
+                    "are decoded as they are encoded: make them equal"
+                )
     index = getattr(dataset, "index", None)
     if index is not None and index.scale != run.sample.latent_scale:
         raise UvitError(

@@ -6,7 +6,7 @@ fixed, so that two sets of parameters are compared on exactly the same examples.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uvit_jax.data import pipeline
+from uvit_jax.autoencoders.encoded_dataset import open_data
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.diffusion.objective import ObjectiveConfig, of_data
 from uvit_jax.encoders.image_encoder import spread
@@ -36,6 +36,7 @@ def make_validation(
     batch_size: int,
     seed: int,
     mesh: Mesh,
+    given: Mapping[str, float] | None = None,
 ) -> Callable[..., float]:
     """A function from parameters, and optionally a time, to their mean loss on held-out data.
 
@@ -47,6 +48,7 @@ def make_validation(
       batch_size: over all devices.
       seed: of noise and times, which depend on it, on `count`, `batch_size` and the names of the
         model's noisy segments only.
+      given: of a video model, as in its training, see `objective.corrupt`.
 
     Raises:
       UvitError: if the mesh does not divide the batch.
@@ -57,7 +59,8 @@ def make_validation(
     def loss(
         params: Params, key: jax.Array, batch: dict[str, jax.Array], t: jax.Array | None
     ) -> jax.Array:
-        losses_B, _ = diffusion_loss(model, params, *corrupt(key, model, batch, diffusion, t=t))
+        corrupted = corrupt(key, model, batch, diffusion, given=given, t=t)
+        losses_B, _ = diffusion_loss(model, params, *corrupted)
         return jnp.mean(losses_B)
 
     run = jax.jit(loss, out_shardings=NamedSharding(mesh, P()))
@@ -96,13 +99,13 @@ def make_validations(
         if config.path:
             changes = dict(path=config.path, flip=False)
         try:
-            dataset = pipeline.dataset(dataclasses.replace(run.data, **changes))
+            dataset = open_data(dataclasses.replace(run.data, **changes))
             if dataset.class_names != trained.class_names:
                 raise UvitError(
                     f"its classes are {dataset.class_names} and those of training "
                     f"{trained.class_names}; they must be equal"
                 )
-            dataset = type(dataset)(dataset.config, dataset.source, trained.tokenizer)
+            dataset = dataset.with_tokenizer(trained.tokenizer)
             models = sized_models(model, dataset)
         except UvitError as error:
             raise UvitError(f"config.validation: {error}") from None
@@ -117,6 +120,7 @@ def make_validations(
                 batch_size=run.train.batch_size,
                 seed=run.seed,
                 mesh=mesh,
+                given=run.train.given,
             )
             parts.append((share, validate))
         functions[split] = parts

@@ -3,10 +3,11 @@
     config.data = dict(name="clips", path="videos", frames=16, fps=8, image_size=64, text=True)
 
 A folder is read with its sub-folders; the caption of `a.mp4` is the text of `a.txt` or `a.caption`
-beside it. A manifest is a `.jsonl` file, an object a line with the keys `file` (relative to the
-manifest), `caption` (a text, or a list of them), and optionally `start` and `end` in seconds; or a
-`.csv` file with these columns. Which files are videos says `uvit_jax.video_io`; an image is a video
-of one frame. Videos that cannot be read or are too short are skipped: they are logged, with counts.
+beside it, in any case. A manifest is a `.jsonl` file, an object a line with the keys `file`
+(relative to the manifest), `caption` (a text, or a list of them), and optionally `start` and `end`
+in seconds; or a `.csv` file with these columns. Which files are videos says `uvit_jax.video_io`; an
+image is a video of one frame. Videos that cannot be read or are too short are skipped: they are
+logged, with counts.
 
 A batch holds `video` float32 (B, T, H, W, C) in [-1, 1], `first` and `last` as in
 `scene_video_source`, and `text`. Training takes T frames from a random position, decoding from the
@@ -26,7 +27,14 @@ from uvit_jax import video_io
 from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig, parse_colour
 from uvit_jax.data.dataset import Dataset
-from uvit_jax.data.sources.folder import LISTED, TEXT_SUFFIXES, is_system_folder
+from uvit_jax.data.sources.folder import (
+    LISTED,
+    TEXT_SUFFIXES,
+    captions_by_stem,
+    is_system_folder,
+    read_caption,
+    stem,
+)
 from uvit_jax.data.sources.manifest import read_manifest
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.tokenizer import Tokenizer
@@ -183,7 +191,7 @@ def _usable(clip: VideoClip, config: DataConfig) -> VideoClip | str:
 def _folder(root: Path, texts: bool) -> list[VideoClip]:
     if not root.is_dir():
         raise UvitError(f"{root} does not exist; give a folder of videos, or a manifest")
-    found = []
+    found, captions = [], []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(f for f in subfolders if not is_system_folder(f))
         frames = [f for f in subfolders if Path(f).suffix == video_io.FRAMES_SUFFIX]
@@ -193,24 +201,14 @@ def _folder(root: Path, texts: bool) -> list[VideoClip]:
             for name in (*files, *frames)
             if not name.startswith(".") and video_io.is_video(Path(name))
         ]
+        captions += [Path(folder) / f for f in files if Path(f).suffix.lower() in TEXT_SUFFIXES]
     if not found:
         raise UvitError(
             f"the folder {root} contains no videos ({', '.join(video_io.VIDEO_SUFFIXES)}, …)"
         )
-    return [VideoClip(path, _captions_beside(path) if texts else ()) for path in sorted(found)]
-
-
-def _captions_beside(path: Path) -> tuple[str, ...]:
-    for suffix in TEXT_SUFFIXES:
-        text = path.with_suffix(suffix)
-        if text.is_file():
-            try:
-                return (text.read_text(encoding="utf-8-sig").strip(),)
-            except (OSError, UnicodeDecodeError) as error:
-                raise UvitError(
-                    f"cannot read the caption {text}: {error}; save it as UTF-8"
-                ) from error
-    return ()
+    by_stem, _ = captions_by_stem(captions if texts else [])
+    beside = {path: by_stem.get(stem(path)) for path in sorted(found)}
+    return [VideoClip(p, (read_caption(t).strip(),) if t else ()) for p, t in beside.items()]
 
 
 def _from_manifest(file: Path) -> list[VideoClip]:

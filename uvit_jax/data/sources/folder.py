@@ -4,7 +4,7 @@ import collections
 import logging
 import os
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from uvit_jax.data import image_decoding
@@ -74,7 +74,7 @@ class FolderSource(Source):
             self._labels = [numbers[name] for name in classes]
         if config.text:
             self._require(
-                lambda f: _stem(f) in self._texts or len(f.parts) > 1,
+                lambda f: stem(f) in self._texts or len(f.parts) > 1,
                 "has neither a caption file (.txt or .caption) nor a sub-folder, and text is on",
             )
             texts = [self.caption(f) for f in self.files]
@@ -82,12 +82,12 @@ class FolderSource(Source):
                 _nfc(f.parts[0]) if text is None else text
                 for f, text in zip(self.files, texts, strict=True)
             ]
-            stems = {_stem(f) for f in self.files}
+            stems = {stem(f) for f in self.files}
             skipped["captions without an image"] = [
                 file for stem, file in self._texts.items() if stem not in stems
             ]
         folders = {f.parts[0] for f in self.files if len(f.parts) > 1}
-        own = sum(_stem(f) in self._texts for f in self.files)
+        own = sum(stem(f) in self._texts for f in self.files)
         captions = f", {own} with a caption file" if config.text else ""
         logger.info(
             "%s: %d images in %d sub-folders%s%s",
@@ -134,13 +134,9 @@ class FolderSource(Source):
         Raises:
           UvitError: if it cannot be read as UTF-8.
         """
-        if _stem(file) not in self._texts:
+        if stem(file) not in self._texts:
             return None
-        text = self.root / self._texts[_stem(file)]
-        try:
-            return _nfc(text.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UvitError(f"cannot read the caption {text}: {error}; save it as UTF-8") from error
+        return read_caption(self.root / self._texts[stem(file)])
 
 
 def is_system_folder(name: str) -> bool:
@@ -193,13 +189,29 @@ def _scan(root: Path) -> tuple[list[Path], dict[Path, Path], Skipped]:
                 texts.append(path)
             else:
                 skipped[f"{suffix or 'other'} files"].append(path)
-    # `.txt` precedes `.TXT`, and both `.caption`.
-    texts.sort(key=lambda t: (TEXT_SUFFIXES.index(t.suffix.lower()), t.suffix.lower() != t.suffix))
-    by_stem: dict[Path, Path] = {}
-    for text in texts:
-        if by_stem.setdefault(_stem(text), text) != text:
-            skipped["second captions"].append(text)
+    by_stem, skipped["second captions"] = captions_by_stem(texts)
     return sorted(files), by_stem, skipped
+
+
+def captions_by_stem(texts: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
+    """Caption files by what `stem` gives for the file that they describe, and those that are second
+    to others: `.txt` precedes `.TXT`, and both `.caption`."""
+    by_stem: dict[Path, Path] = {}
+    second = []
+    for text in sorted(
+        texts, key=lambda t: (TEXT_SUFFIXES.index(t.suffix.lower()), t.suffix.lower() != t.suffix)
+    ):
+        if by_stem.setdefault(stem(text), text) != text:
+            second.append(text)
+    return by_stem, second
+
+
+def read_caption(file: Path) -> str:
+    """The text of a caption file, as Unicode NFC; UvitError if it cannot be read as UTF-8."""
+    try:
+        return _nfc(file.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UvitError(f"cannot read the caption {file}: {error}; save it as UTF-8") from error
 
 
 def _described(skipped: Skipped) -> str:
@@ -214,7 +226,7 @@ def _described(skipped: Skipped) -> str:
     return f"; skipped {', '.join(parts)}{remedy}" if parts else ""
 
 
-def _stem(file: Path) -> Path:
+def stem(file: Path) -> Path:
     """A path without its suffix, by which captions are found."""
     return Path(_nfc(str(file.with_suffix(""))))
 

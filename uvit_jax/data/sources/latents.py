@@ -1,4 +1,4 @@
-"""Latents of images as a data source: stored moments, from which every step draws a new sample.
+"""Latents of images or clips as a data source: stored moments, of which a step draws new samples.
 
     config.data = dict(name="latents", path="latents/imagenet256", labels="label", flip=True)
 
@@ -18,6 +18,7 @@ from uvit_jax.data.shards import open_index
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.text_shards import open_text
 from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.data.video_frames import frame_shapes, frame_slices, split_frames
 from uvit_jax.errors import UvitError
 from uvit_jax.paths import local_path
 
@@ -37,13 +38,33 @@ class LatentDataset(Dataset):
     """
 
     def __init__(self, config: DataConfig, source: "LatentSource", tokenizer: Tokenizer | None):
-        self.index, self.image_shape = source.index, source.index.shape
+        self.index, self.image_shape = source.index, source.index.shape[-3:]
+        self._clips = self._clip_config(config)
+        if self._clips is not None:
+            self.segment_shapes = frame_shapes(self._clips, self.image_shape)
         self._texts = open_text(source.folder, source.index) if config.features else None
         self._images = (
             open_image_features(source.folder, source.index) if config.image_features else None
         )
         self.features = None if self._texts is None else self._texts.null
         super().__init__(config, source, tokenizer)
+
+    def _clip_config(self, config: DataConfig) -> DataConfig | None:
+        """The config with the number of latent frames; None for images.
+
+        Raises:
+          UvitError: if no frames are left beside the first ones.
+        """
+        frames = 0 if len(self.index.shape) == 3 else self.index.shape[0]
+        if config.first_frames >= max(frames, 1):
+            what = f"clips of {frames} latent frames" if frames else "images"
+            raise UvitError(
+                f"the latents in {config.path} are of {what}, and config.data.first_frames is "
+                f"{config.first_frames}; set it to fewer"
+            )
+        if not frames:
+            return None
+        return DataConfig(name="clips", path="-", frames=frames, first_frames=config.first_frames)
 
     def feature(self, example: int, number: int = 0) -> np.ndarray:
         """The features of one of an example's captions, float32 (N, F).
@@ -62,11 +83,13 @@ class LatentDataset(Dataset):
         """A record as inputs of a model, without augmentation: the scaled mean of its latent.
 
         Returns:
-          `image` float32 (h, w, C); `label` int32 () and `text`, int32 (T,) or with features
-          float32 (N, F), and `clip_image` float32 (1, E), if they are on.
+          `image` float32 (h, w, C), or of clips `first` and `video` (t, h, w, C); `label` int32 ()
+          and `text`, int32 (T,) or with features float32 (N, F), and `clip_image` float32 (1, E),
+          if they are on.
         """
         C = self.image_shape[-1]
-        row = {"image": record["moments"][..., :C] * np.float32(self.index.scale)}
+        mean = record["moments"][..., :C] * np.float32(self.index.scale)
+        row = split_frames(self._clips, mean) if self._clips else {"image": mean}
         if self.config.labels:
             row["label"] = np.int32(self.label(record))
         if self.tokenizer is not None:
@@ -88,11 +111,12 @@ class LatentDataset(Dataset):
             and its caption; None for the unmirrored means and first captions.
 
         Returns:
-          `image` float32 (B, h, w, C), (mean + exp(logvar / 2) eps) · scale with log-variances
-          clamped to `LOGVAR_RANGE`; `label` int32 (B,) and `text`, int32 (B, T) or with features
-          float32 (B, N, F), and `clip_image` float32 (B, 1, E), if they are on.
+          `image` float32 (B, h, w, C), or of clips `first` and `video` (B, t, h, w, C):
+          (mean + exp(logvar / 2) eps) · scale with log-variances clamped to `LOGVAR_RANGE`; `label`
+          int32 (B,) and `text`, int32 (B, T) or with features float32 (B, N, F), and `clip_image`
+          float32 (B, 1, E), if they are on.
         """
-        B, size = len(indices), int(np.prod(self.image_shape))
+        B, size = len(indices), int(np.prod(self.index.shape))
         moments = np.empty((B, 2, size), np.float32)
         labels, texts, images = np.empty((B,), np.int32), [], []
         for row, example in enumerate(indices):
@@ -110,7 +134,11 @@ class LatentDataset(Dataset):
                 images.append(self._images.features(example, mirrored))
         samples = moments[:, 0] if bits is None else sample_moments(moments, bits)
         samples *= np.float32(self.index.scale)
-        batch = {"image": samples.reshape(B, *self.image_shape)}
+        samples = samples.reshape(B, *self.index.shape)
+        batch = {"image": samples}
+        if self._clips:
+            parts = frame_slices(self._clips).items()
+            batch = {name: samples[:, frames] for name, frames in parts}
         if self.config.labels:
             for example in np.asarray(indices)[(labels < 0) | (labels >= self.num_classes)]:
                 self.label(self.source[int(example)])  # raises

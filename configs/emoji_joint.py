@@ -17,7 +17,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.presets import uvit
 
 TEXT = 12
-STEPS = 500
+STEPS = 1200
 NAMES = ("joint", "text_to_image", "image_to_text")
 
 
@@ -30,7 +30,7 @@ def get_config(name: str = "joint") -> ConfigDict:
     config.data = dict(
         name="emoji",
         image_size=32,
-        keep_vendors=("twemoji", "noto", "fluent_flat"),
+        keep_vendors=("twemoji", "noto"),
         keep_groups=("smileys-emotion",),
         hold_out="noto",
         text=True,
@@ -40,7 +40,7 @@ def get_config(name: str = "joint") -> ConfigDict:
     config.model = uvit.preset(
         "S",
         (32, 32, 3),
-        patch_size=8,
+        patch_size=4,
         width=160,
         depth=6,
         num_heads=5,
@@ -54,11 +54,7 @@ def get_config(name: str = "joint") -> ConfigDict:
     segments["text_time"] = dict(kind="time", time="text")
     segments["text"] = dict(kind="codes", role="noisy", shape=(TEXT, 24), vocab_size=2048)
     config.model["sequence"] = ("time", "text_time", "text", "image")
-    config.diffusion = dict(
-        schedule=dict(name="rectified_flow"),
-        prediction="x0",
-        weighting="velocity",
-    )
+    config.diffusion = dict(schedule=dict(name="rectified_flow"), prediction="x0")
     config.optimizer = dict(
         name="muon",
         learning_rate=2e-3,
@@ -71,7 +67,7 @@ def get_config(name: str = "joint") -> ConfigDict:
     )
     config.train = dict(
         steps=STEPS if name == "joint" else STEPS // 2,
-        batch_size=48,
+        batch_size=24,
         ema_decay=0.995,
         checkpoint_every=100,
         log_every=20,

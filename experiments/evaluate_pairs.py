@@ -53,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         **sampling_flags.settings(pairs.config),
         "seconds": round(time.perf_counter() - began, 1),
     }
-    with (pairs.run.folder.path / "pairs.jsonl").open("a") as file:
+    pairs.run.folder.outputs.mkdir(parents=True, exist_ok=True)
+    with (pairs.run.folder.outputs / "pairs.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
+    pairs.run.folder.upload()
     cli.write_json(args.json, row)
     for mode, values in metrics.items():
         for name, value in values.items():
@@ -174,7 +176,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     from uvit_jax.errors import UvitError
 
     parser = cli.Parser(__doc__, config=False)
-    parser.add_argument("--workdir", metavar="DIR", required=True, help="of experiments.train")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        required=True,
+        help="of experiments.train; or shipped:NAME, or a file of experiments.export_checkpoint",
+    )
     parser.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     parser.add_argument("--raw", action="store_true", help="use the raw parameters, not their EMA")
     parser.add_argument(

@@ -235,7 +235,9 @@ def _data_type(model: Any, given: int | None, count: int) -> dict[str, Any]:
         return {}
     segment = model.layout.by_name.get("data_type")
     if segment is None:
-        raise UvitError(f"the model has no data type (UniDiffuser v0); drop --data_type={given}")
+        raise UvitError(
+            f"the model has no segment 'data_type', as UniDiffuser v1 has; drop --data_type={given}"
+        )
     if not 0 <= given < segment.num_classes:
         raise UvitError(f"--data_type={given} must lie in [0, {segment.num_classes})")
     return {segment.name: np.full((count,), given, np.int32)}

@@ -171,7 +171,7 @@ def test_images_are_encoded_as_by_the_tower(pipeline):
         (["--mode=text_to_image", f"--prompt={'long ' * LENGTH}"], r"tokens.*shorten"),
         (["--mode=image_to_text", "--image=/nowhere.png"], "nowhere.png"),
         (["--mode=txt2img"], "not a known value"),
-        (["--mode=image", "--data_type=1"], r"no data type.*drop --data_type=1"),
+        (["--mode=image", "--data_type=1"], r"no segment 'data_type'.*drop --data_type=1"),
         (["--image=x.png"], "--image=x.png needs --mode"),
         (["--mode=text_to_image", "--prompt=a", "--text_encoder="], "name its folder"),
         (["--mode=text_to_image", "--prompt=a", "--caption_decoder="], "--caption_decoder="),

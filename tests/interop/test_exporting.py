@@ -11,7 +11,8 @@ from tests.helpers.weights import equal, random_params
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import compare_models, files
 from uvit_jax.interop.exporting import export
-from uvit_jax.models.presets import dit, uvit
+from uvit_jax.models.model_config import parse_model
+from uvit_jax.models.presets import dit, unidiffuser, uvit
 
 
 def small_uvit(**kwargs):
@@ -185,6 +186,9 @@ def test_what_does_not_change_the_function_is_no_difference():
         "backbone.activation",
         "backbone.depth",
     }
+    v0, v1 = (parse_model(unidiffuser.preset(version)) for version in ("v0", "v1"))
+    different = compare_models.differences(v0, v1)
+    assert different.pop("segments.data_type") == (None, "label") and [*different] == ["sequence"]
 
 
 def test_copies_that_differ_are_refused(tmp_path):

@@ -4,7 +4,7 @@ Fields that change neither parameters nor outputs are ignored.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from uvit_jax.config import to_dict
@@ -21,8 +21,10 @@ _IGNORED = {
 
 
 def differences(ours: ModelConfig, theirs: ModelConfig) -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two models differ as functions, with both values."""
-    a, b = _flat(ours), _flat(theirs)
+    """The dotted keys in which two models differ as functions, with both values; a segment that
+    only one of them has is one difference, of its kind and None."""
+    known = {*ours.sequence} & {*theirs.sequence}
+    a, b = _flat(ours, known), _flat(theirs, known)
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
@@ -31,14 +33,17 @@ def as_text(changes: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} ({a!r}, not {b!r})" for key, (a, b) in changes.items())
 
 
-def _flat(config: ModelConfig) -> dict[str, Any]:
+def _flat(config: ModelConfig, known: Collection[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {"sequence": list(config.sequence)}
     for field in dataclasses.fields(config):
         if field.name not in ("sequence", "segments", "backbone", *_IGNORED[""]):
             flat[field.name] = to_dict(getattr(config, field.name))
     groups = {"backbone": (config.backbone, _IGNORED["backbone"])}
     for name in config.sequence:
-        groups[f"segments.{name}"] = (config.segments[name], _IGNORED["segments"])
+        if name in known:
+            groups[f"segments.{name}"] = (config.segments[name], _IGNORED["segments"])
+        else:
+            flat[f"segments.{name}"] = config.segments[name].kind
     for prefix, (group, left_out) in groups.items():
         values = {k: v for k, v in to_dict(group).items() if k not in left_out}
         flat |= {f"{prefix}.{key}": value for key, value in values.items()}

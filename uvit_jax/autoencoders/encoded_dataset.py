@@ -59,6 +59,10 @@ class EncodedDataset(Dataset):
         config = data.config
         if config.name == "latents":
             raise UvitError("name='latents' is encoded already; set autoencoder to ''")
+        if config.stills:
+            raise UvitError(
+                "stills among clips are not encoded as batches are read: set stills=False"
+            )
         if config.processes:
             raise UvitError(
                 f"encoding as batches are read needs processes=0, got {config.processes}; raise "

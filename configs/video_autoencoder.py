@@ -55,12 +55,12 @@ def _totems_64() -> dict[str, Any]:
         data=dict(name="totems", image_size=64, max_views=0, portraits=0.3, workers=1),
         validation=dict(split="validation"),
         train=dict(
-            steps=1000,
+            steps=4000,
             batch_size=16,
             optimizer="muon",
             learning_rate=4e-3,
             initial_logvar=-6.0,
-            evaluate_every=200,
+            evaluate_every=500,
             file_dtype="bfloat16",
         ),
     )

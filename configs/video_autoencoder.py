@@ -7,7 +7,12 @@ totems: 9 frames of 32×32 pixels, whose squares of 4×4 become channels, so tha
     on 8×8 positions remain; 3 latent frames of 4×4×16. For two CPU cores.
 totems_64: images of 64×64 pixels, whose latents are 8×8×24, for networks trained on latents
     (`configs/subjects.py:uvit_context_latents`). Convolutions are within frames, so that an image
-    costs no more than in an autoencoder of images. 20 minutes of a core.
+    costs no more than in an autoencoder of images. 1.5M parameters, 2.9 MB in bfloat16; about 25
+    minutes of a core. After 1000 steps of the 4000 (7 minutes, annealed) it reconstructs held-out
+    scenes at 25.5 dB and SSIM .874, references at 24.7 and .853, where the 24 principal components
+    of 8×8 patches give 25.7 and .859, and 24.3 and .811; a judge of identities scores
+    reconstructed subjects .78 where it scores true ones .79. AdamW was slower: an L1 of .145
+    after 220 steps, Muon .091.
 clips: as totems, for one's own videos at 64×64; set data.path and validation.path.
 """
 
@@ -42,7 +47,7 @@ def get_config(name: str = "totems") -> dict[str, Any]:
 def _totems_64() -> dict[str, Any]:
     return dict(
         autoencoder=dict(
-            widths=(64, 92),
+            widths=(64, 90),
             temporal=(True,),
             num_blocks=1,
             latent_channels=24,

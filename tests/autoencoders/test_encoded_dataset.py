@@ -136,6 +136,7 @@ def test_clips_encoded_ahead_are_those_encoded_as_they_are_read(video, tmp_path)
         encode_latents.main([*flags, "--data.name=totem_videos", "--data.path="])
 
 
+@pytest.mark.slow
 def test_a_clip_of_latents_is_continued_from_its_last_frames(video, tmp_path):
     file, _, params = video
     config = video_preset.preset("uvit", (3, 2, 2, 2), patch_size=1, last=0, width=16, num_heads=1)
@@ -209,6 +210,7 @@ def config(video):
     )
 
 
+@pytest.mark.slow
 def test_a_run_trains_in_latents_and_shows_decoded_samples(config, tmp_path):
     summary = train(parse_run(config), tmp_path / "run")
     assert np.isfinite(summary.loss)

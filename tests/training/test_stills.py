@@ -73,7 +73,7 @@ def test_every_batch_is_of_one_kind_and_every_example_is_there_once_an_epoch(fol
     assert still.keys() == {"first"} and np.ptp(still["first"], axis=(1, 2, 3)).max() < 0.01
 
 
-@pytest.mark.parametrize("style", ["uvit", "dit"])
+@pytest.mark.parametrize("style", ["uvit", pytest.param("dit", marks=pytest.mark.slow)])
 def test_an_image_is_the_first_frame_without_the_others_and_cheaper(folder, style):
     run = run_config(folder, style)
     model, data = uvit_jax.build(run.model), dataset(run.data)

@@ -6,7 +6,7 @@
 totems: 9 frames of 32×32 pixels, whose squares of 4×4 become channels, so that few 3-D convolutions
     on 8×8 positions remain; 3 latent frames of 4×4×16. For two CPU cores.
 totems_64: images of 64×64 pixels, whose latents are 8×8×24, for networks trained on latents
-    (`configs/subjects.py:uvit_context_latents`). Convolutions are within frames, so that an image
+    (`configs/subject_latents.py`). Convolutions are within frames, so that an image
     costs no more than in an autoencoder of images. 1.5M parameters, 2.9 MB in bfloat16; 4000 steps
     are about 25 minutes of a core, by the time of a step. What was trained so far is 1000 steps
     (annealed; 7 minutes) with 92 channels in place of 90: held-out scenes at 25.5 dB and SSIM .874,

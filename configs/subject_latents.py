@@ -5,7 +5,8 @@
 
 The target and the references are encoded as they are rendered. A token has a position of the
 latents, which is a patch of 8×8 pixels, so that the sequences are as long as those of pixels
-(`configs/subjects.py:NAME_64`).
+(`configs/subjects.py:NAME_64`). The cost of a step is the same: 1.52 GMAC a scene in the network
+where pixels have 1.54, and .18 for encoding, forward alone.
 """
 
 from typing import Any

@@ -6,8 +6,14 @@
 totems: 9 frames of 32×32 pixels, whose squares of 4×4 become channels, so that few 3-D convolutions
     on 8×8 positions remain; 3 latent frames of 4×4×16. For two CPU cores.
 totems_64: images of 64×64 pixels, whose latents are 8×8×24, for networks trained on latents
-    (`configs/subjects.py:uvit_context_latents`). Convolutions are within frames, so that an image
-    costs no more than in an autoencoder of images. 20 minutes of a core.
+    (`configs/subject_latents.py`). Convolutions are within frames, so that an image
+    costs no more than in an autoencoder of images. 1.5M parameters, 2.9 MB in bfloat16; 4000 steps
+    are about 25 minutes of a core, by the time of a step. What was trained so far is 1000 steps
+    (annealed; 7 minutes) with 92 channels in place of 90: held-out scenes at 25.5 dB and SSIM .874,
+    references at 24.7 and .853. The 24 principal components of 8×8 patches give 25.7 and .859, and
+    24.3 and .811: more steps are needed to beat them. A judge of identities scores reconstructed
+    subjects .78 where it scores true ones .79. After 140 steps the L1 was .173 with AdamW at 2e-3
+    and .119 with Muon at 4e-3, both with initial_logvar=-6.
 clips: as totems, for one's own videos at 64×64; set data.path and validation.path.
 """
 
@@ -42,7 +48,7 @@ def get_config(name: str = "totems") -> dict[str, Any]:
 def _totems_64() -> dict[str, Any]:
     return dict(
         autoencoder=dict(
-            widths=(64, 92),
+            widths=(64, 90),
             temporal=(True,),
             num_blocks=1,
             latent_channels=24,
@@ -55,12 +61,12 @@ def _totems_64() -> dict[str, Any]:
         data=dict(name="totems", image_size=64, max_views=0, portraits=0.3, workers=1),
         validation=dict(split="validation"),
         train=dict(
-            steps=1000,
+            steps=4000,
             batch_size=16,
             optimizer="muon",
             learning_rate=4e-3,
             initial_logvar=-6.0,
-            evaluate_every=200,
+            evaluate_every=500,
             file_dtype="bfloat16",
         ),
     )

@@ -62,7 +62,7 @@ def summary(data: "Dataset") -> dict[str, Any]:
     }
     if data.buckets is not None:
         counts = data.counts().items()
-        facts["examples by size"] = ", ".join(f"{h}×{w}: {n}" for (h, w), n in counts)
+        facts["examples by size"] = ", ".join(f"{'×'.join(map(str, s))}: {n}" for s, n in counts)
     if data.class_names:
         facts["classes"] = f"{data.num_classes}: {', '.join(data.class_names[:8])}"
     if data.tokenizer is not None and source.captions:

@@ -29,6 +29,7 @@ from uvit_jax.models.presets import uvit
 from uvit_jax.models.presets import video as video_preset
 from uvit_jax.sampling.decoding import Decoder, decoded
 from uvit_jax.sampling.sampler import SampleConfig
+from uvit_jax.training.check_data import sized_models
 from uvit_jax.training.loop import train
 from uvit_jax.training.run_config import parse_run
 
@@ -72,6 +73,20 @@ def test_images_and_references_are_scaled_mean_latents(video):
         np.testing.assert_array_equal(batch[name], originals[name])
     row = data.with_tokenizer(pixels.tokenizer).decode(data.source[1])
     np.testing.assert_allclose(row["image"], batch["image"][1], atol=1e-6)
+
+
+def test_images_of_several_sizes_are_encoded_in_batches_of_one(video, tmp_path):
+    sizes = ((16, 24), (24, 16))
+    for i, (height, width) in enumerate((*sizes, (48, 72))):
+        io.save_png(Image.new("RGB", (width, height), "teal"), tmp_path / f"{i}.png")
+    config = dict(name="folder", path=str(tmp_path), sizes=sizes, autoencoder=str(video[0]))
+    data = open_data(DataConfig(**config, workers=0))
+    assert data.sizes == ((2, 3), (3, 2)) and data.buckets.tolist() == [0, 1, 0]
+    for size, part in data.by_size().items():
+        assert part.batch([0])["image"].shape == (1, *size, 2)
+    model = uvit.preset("S", (2, 3, 2), patch_size=1, width=16, depth=2, num_heads=1)
+    models = sized_models(uvit_jax.build(model), data)
+    assert {s: m.layout.noisy[0].shape[:2] for s, m in models.items()} == {s: s for s in models}
 
 
 def test_the_first_frame_of_a_clip_has_the_latents_of_the_image(video):
@@ -121,6 +136,7 @@ def test_clips_encoded_ahead_are_those_encoded_as_they_are_read(video, tmp_path)
         encode_latents.main([*flags, "--data.name=totem_videos", "--data.path="])
 
 
+@pytest.mark.slow
 def test_a_clip_of_latents_is_continued_from_its_last_frames(video, tmp_path):
     file, _, params = video
     config = video_preset.preset("uvit", (3, 2, 2, 2), patch_size=1, last=0, width=16, num_heads=1)
@@ -194,6 +210,7 @@ def config(video):
     )
 
 
+@pytest.mark.slow
 def test_a_run_trains_in_latents_and_shows_decoded_samples(config, tmp_path):
     summary = train(parse_run(config), tmp_path / "run")
     assert np.isfinite(summary.loss)

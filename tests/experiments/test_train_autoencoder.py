@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,8 @@ from uvit_jax.autoencoders.causal_video_weights import load_video_autoencoder
 from uvit_jax.data.pipeline import DataConfig, dataset
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.reconstruction import psnr, ssim
-from uvit_jax.training.autoencoder_training import parse_autoencoder_run
+from uvit_jax.training import autoencoder_training
+from uvit_jax.training.autoencoder_training import AutoencoderTraining, parse_autoencoder_run
 
 CONFIG = """
 def get_config():
@@ -25,7 +27,7 @@ def get_config():
         data=dict(name="totem_videos", image_size=16, frames=2, max_views=0, workers=0),
         validation=dict(split="validation"),
         train=dict(steps=4, batch_size=2, warmup_steps=1, held_out=2, log_every=1,
-                   checkpoint_every=2, evaluate_every=4, optimizer="muon", initial_logvar=-3.0),
+                   checkpoint_every=2, evaluate_every=4, initial_logvar=-3.0),
     )
 """
 
@@ -92,6 +94,17 @@ def test_errors_name_the_key(run, tmp_path, override, message):
     with pytest.raises(UvitError, match=message):
         train_autoencoder.main([run[0][0], f"--workdir={tmp_path / 'new'}", override])
     assert not (tmp_path / "new").exists()
+
+
+def test_muon_moves_kernels_along_all_directions_alike():
+    train = AutoencoderTraining(steps=9, batch_size=1, optimizer="muon", warmup_steps=0)
+    optimizer = autoencoder_training._optimizer(train)
+    params = {"kernel": jnp.zeros((1, 2, 2, 4)), "bias": jnp.zeros(4)}
+    gradient = {"kernel": jnp.diag(jnp.float32([1, 2, 4, 8])).reshape(1, 2, 2, 4)}
+    gradient["bias"] = -jnp.arange(1.0, 5)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    moved = np.abs(np.diag(np.asarray(updates["kernel"]).reshape(4, 4)))
+    assert moved.max() < 2 * moved.min() and (updates["bias"] > 0).all()
 
 
 def test_scores_of_reconstructions():

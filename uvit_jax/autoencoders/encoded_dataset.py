@@ -59,8 +59,10 @@ class EncodedDataset(Dataset):
         config = data.config
         if config.name == "latents":
             raise UvitError("name='latents' is encoded already; set autoencoder to ''")
-        if len(config.sizes) > 1:
-            raise UvitError("images are encoded as batches are read in one size; set sizes to one")
+        if config.stills:
+            raise UvitError(
+                "stills among clips are not encoded as batches are read: set stills=False"
+            )
         if config.processes:
             raise UvitError(
                 f"encoding as batches are read needs processes=0, got {config.processes}; raise "
@@ -68,14 +70,15 @@ class EncodedDataset(Dataset):
             )
         self._pixels, self._autoencoder = data, autoencoder
         self._params = jax.device_put(params)
-        self._pixel_shape = tuple(data.image_shape)
-        self.image_shape = autoencoder.latent_shape(self._pixel_shape)
         self.features = data.features
+        shapes = [autoencoder.latent_shape((*size, config.channels)) for size in data.sizes]
+        self.image_shape = shapes[0]
         self._latent_config = config
         if config.frames:
-            self._latent_config = _latent_frames(config, self._video, self._pixel_shape)
+            self._latent_config = _latent_frames(config, self._video)
             self.segment_shapes = frame_shapes(self._latent_config, self.image_shape)
         super().__init__(config, data.source, data.tokenizer)
+        self.sizes = tuple(shape[:2] for shape in shapes)
 
     @property
     def _video(self) -> VideoAutoencoder:
@@ -87,17 +90,27 @@ class EncodedDataset(Dataset):
     def macs(self) -> int:
         """Multiply-accumulates of encoding one example's images and clips."""
         total = 0
-        for value in self._pixels.batch([0]).values():
-            if value.shape[1:] == self._pixel_shape:
-                total += self._cost(self._autoencoder, self._pixel_shape)
+        batch = self._pixels.batch([0])
+        for name in _images(batch):
+            total += self._cost(self._autoencoder, batch[name].shape[1:])
         if self.config.frames:
-            total += self._cost(self._video, (self.config.frames, *self._pixel_shape))
+            total += self._cost(self._video, joined_frames(batch).shape[1:])
         return total
 
     def _cost(self, autoencoder: Autoencoder | VideoAutoencoder, shape: tuple[int, ...]) -> int:
         example = jax.ShapeDtypeStruct((1, *shape), np.float32)
         program = jax.make_jaxpr(autoencoder.encode)(autoencoder.abstract_params, example)
         return cost.count(program.jaxpr).total
+
+    def one_size(self, size: tuple[int, int]) -> "EncodedDataset":
+        if self.buckets is None:
+            return self
+        pixels = self._pixels.one_size(self._pixels.sizes[self.sizes.index(size)])
+        return EncodedDataset(pixels, self._autoencoder, self._params)
+
+    def shapes_at(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        shape = (*size, self.image_shape[-1])
+        return frame_shapes(self._latent_config, shape) if self.config.frames else {"image": shape}
 
     def with_tokenizer(self, tokenizer: Tokenizer | None) -> "EncodedDataset":
         pixels = self._pixels.with_tokenizer(tokenizer)
@@ -114,8 +127,7 @@ class EncodedDataset(Dataset):
 
     def _encoded(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         batch = dict(batch)
-        images = [name for name, value in batch.items() if value.shape[1:] == self._pixel_shape]
-        if images:
+        if images := _images(batch):
             latents = self._means(np.concatenate([batch[name] for name in images]))
             batch |= zip(images, np.split(latents, len(images)), strict=True)
         if self.config.frames:
@@ -137,9 +149,12 @@ class EncodedDataset(Dataset):
         )
 
 
-def _latent_frames(
-    config: DataConfig, video: VideoAutoencoder, shape: tuple[int, int, int]
-) -> DataConfig:
+def _images(batch: Mapping[str, np.ndarray]) -> list[str]:
+    """The inputs that are images, (B, H, W, C)."""
+    return [name for name, value in batch.items() if value.ndim == 4]
+
+
+def _latent_frames(config: DataConfig, video: VideoAutoencoder) -> DataConfig:
     """The config whose frames are those of the clips' latents."""
     if config.last_frames:
         raise UvitError(
@@ -147,7 +162,8 @@ def _latent_frames(
             "cannot be given: set last_frames to 0"
         )
     f = video.config.frame_factor
-    frames = video.latent_shape((config.frames, *shape))[0]
+    side = video.config.factor
+    frames = video.latent_shape((config.frames, side, side, video.config.image_channels))[0]
     first = config.first_frames
     if first and (first - 1) % f:
         raise UvitError(f"first_frames={first} must be 0 or 1 + {f}k, whole latent frames")

@@ -76,6 +76,8 @@ class DataConfig(Config):
       frames: of videos, T, the frames of a clip; 0 for images.
       first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
         their own, `first` and `last`, which a model can be given; of latents, latent frames.
+      stills: of clips, whether images are mixed in as videos of one frame, in batches of their own:
+        they train the segment `first` alone. Without it, they are skipped as too short.
       fps: of clips, frames per second; 0 keeps each file's own.
       autoencoder: the file of a frozen autoencoder in whose latents the model takes images,
         references and clips: they are encoded as batches are read, to mean latents (see
@@ -117,6 +119,7 @@ class DataConfig(Config):
     frames: int = 0
     first_frames: int = 0
     last_frames: int = 0
+    stills: bool = False
     fps: float = 0.0
     autoencoder: str = ""
     latent_scale: float = 1.0
@@ -208,6 +211,11 @@ class DataConfig(Config):
             raise UvitError(
                 f"frames={self.frames} must be at least 1, and more than first_frames + "
                 f"last_frames, got {self.first_frames} + {self.last_frames}"
+            )
+        if self.stills and (self.name != "clips" or self.first_frames != 1 or self.last_frames):
+            raise UvitError(
+                "stills=True is for name='clips', whose first frame is a segment of its own: set "
+                "first_frames to 1 and last_frames to 0"
             )
         if not 0 <= self.fps < 1000 or (self.fps and self.name == "totem_videos"):
             raise UvitError(f"fps must lie in [0, 1000), and is for name='clips', got {self.fps}")

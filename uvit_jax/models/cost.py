@@ -48,18 +48,22 @@ class Cost:
         return self.total / 1e9
 
 
-def forward_cost(config: ModelConfig, *, draws: int = 1) -> Cost:
+def forward_cost(config: ModelConfig | Model, *, draws: int = 1) -> Cost:
     """The cost of a model's forward pass on one example, with all conditions and without guidance.
 
     Guidance doubles it. Attention is counted in full, even if its implementation skips blocks.
 
     Args:
+      config: of the model; or a model, which may lack segments of its config.
       draws: noises of the example that are denoised, with its references encoded once if there are
         several (`config.train.draws`).
     """
     # The products of `xla` are in the program, those of other implementations in custom kernels.
+    layout = config.layout if isinstance(config, Model) else None
+    config = config.config if isinstance(config, Model) else config
     backbone = dataclasses.replace(config.backbone, attention="xla", remat="none")
     model = Model(dataclasses.replace(config, backbone=backbone))
+    model.layout = layout or model.layout
     inputs = model.abstract_inputs(1)
     times = {name: jax.ShapeDtypeStruct((1,), jnp.float32) for name in model.layout.time_keys}
     once = jax.make_jaxpr(model.apply)(model.abstract_params, inputs, times)

@@ -7,7 +7,7 @@ arrays, a nested dict of float32 parameters.
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -137,6 +137,17 @@ class Model(PureNetwork):
         with all of them absent, at a lower cost."""
         model = copy.copy(self)
         model.layout = self.layout.without_references
+        return model
+
+    def without_noisy(self, names: Collection[str]) -> "Model":
+        """The model of the same parameters without some of its noisy segments, such as all frames
+        of a video but the first.
+
+        Raises:
+          UvitError: if no noisy segment is left.
+        """
+        model = copy.copy(self)
+        model.layout = self.layout.without_noisy(names)
         return model
 
     def resized(self, shapes: Mapping[str, tuple[int, ...]]) -> "Model":

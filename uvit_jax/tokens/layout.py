@@ -9,7 +9,7 @@ A layout is static: it holds no arrays. `embed.py` has the modules.
 
 import copy
 import functools
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,6 +181,26 @@ class Layout:
     def without_references(self) -> "Layout":
         """The same sequence without references, for the same parameters."""
         return self._part(tuple(s for s in self.segments if not s.is_reference))
+
+    def without_noisy(self, names: Collection[str]) -> "Layout":
+        """The same sequence without some of its noisy segments, and without times that only they
+        have, for the same parameters.
+
+        Raises:
+          UvitError: if no noisy segment is left.
+        """
+        kept = {s.time_key for s in self.noisy if s.name not in names}
+        if not kept:
+            raise UvitError(f"without {', '.join(sorted(names))} there is nothing to generate")
+        segments = tuple(
+            s
+            for s in self.segments
+            if (s.time in kept if s.kind == "time" else s.name not in names)
+        )
+        part = self._part(segments)
+        part.segments, part.time_keys = segments, tuple(sorted(kept))
+        part.adaln = tuple(s for s in self.adaln if s in segments)
+        return part
 
     @functools.cached_property
     def only_references(self) -> "Layout":

@@ -18,13 +18,17 @@ def sized_models(model: Model, dataset: Dataset) -> dict[tuple[int, int], Model]
     first = dataset.image_shape[:2]
     check_data(model, dataset.one_size(first))
     models = {first: model}
+    whole = dataset.shapes_at(dataset.sizes[0])
     for size in dataset.by_size().keys() - models.keys():
         shapes = dataset.shapes_at(size)
         names = [s.name for s in model.layout.noisy_images if s.name in shapes]
         try:
-            models[size] = model.resized({name: shapes[name] for name in names})
+            sized = model.resized({name: shapes[name] for name in names})
+            absent = whole.keys() - shapes.keys()  # of images among clips, all but the first frame
+            models[size] = sized.without_noisy(absent) if absent else sized
         except UvitError as error:
-            raise UvitError(f"the data's size {size[0]}×{size[1]}: {error}") from None
+            named = "×".join(map(str, size))
+            raise UvitError(f"the data's size {named}: {error}") from None
     return models
 
 

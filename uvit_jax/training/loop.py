@@ -374,7 +374,7 @@ def _measures(
 def _log_buckets(run: RunConfig, dataset: Dataset) -> None:
     if dataset.buckets is None:
         return
-    sizes = [f"{h}×{w}: {n}" for (h, w), n in dataset.counts().items()]
+    sizes = [f"{'×'.join(map(str, size))}: {n}" for size, n in dataset.counts().items()]
     order = BucketOrder(dataset.buckets, batch_size=run.train.batch_size, seed=0)
     batches = order.batches_before(1)
     logger.info(
@@ -392,7 +392,7 @@ def _forward_cost(
     """The operations of a model for an example, on average over the sizes."""
     counts = dataset.counts()
     costs = [
-        forward_cost(sized.config, draws=run.train.draws).total * counts[size]
+        forward_cost(sized, draws=run.train.draws).total * counts[size]
         for size, sized in models.items()
     ]
     return sum(costs) / len(dataset)

@@ -41,6 +41,10 @@ def corrupt(
       t: one time in [0, 1] for all, instead of sampled ones.
     """
     layout = model.layout
+    names = {s.name for s in layout.noisy}
+    given = {name: share for name, share in (given or {}).items() if name in names}
+    if names <= given.keys():  # an image among clips: its only frame is always generated
+        given = {}
     corrupted = objective.corrupt(
         key,
         {s.name: _repeated(s.encoded(batch[s.name]), draws) for s in layout.noisy},

@@ -6,14 +6,15 @@ A folder is read with its sub-folders; the caption of `a.mp4` is the text of `a.
 beside it, in any case. A manifest is a `.jsonl` file, an object a line with the keys `file`
 (relative to the manifest), `caption` (a text, or a list of them), and optionally `start` and `end`
 in seconds; or a `.csv` file with these columns. Which files are videos says `uvit_jax.video_io`; an
-image is a video of one frame. Videos that cannot be read or are too short are skipped: they are
-logged, with counts.
+image is a video of one frame, which `stills` mixes with longer ones. Videos that cannot be read or
+are too short are skipped: they are logged, with counts.
 
 A batch holds `video` float32 (B, T, H, W, C) in [-1, 1], `first` and `last` as in
 `scene_video_source`, and `text`. Training takes T frames from a random position, decoding from the
 last key frame before it.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from uvit_jax import video_io
 from uvit_jax.data import image_decoding
 from uvit_jax.data.data_config import DataConfig, parse_colour
-from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.dataset import Dataset, SourceSubset
 from uvit_jax.data.sources.folder import (
     LISTED,
     TEXT_SUFFIXES,
@@ -53,6 +54,7 @@ class VideoClip(NamedTuple):
       start, end: in seconds. frame: seconds between the frames that are taken.
       step: seconds between its own frames.
       shape: (H, W) of its frames.
+      still: whether it is an image.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class VideoClip(NamedTuple):
     frame: float = 0.0
     step: float = 0.0
     shape: tuple[int, int] = (0, 0)
+    still: bool = False
 
 
 class ClipDataset(Dataset):
@@ -78,9 +81,26 @@ class ClipDataset(Dataset):
         self._background = parse_colour(config.background)
         self.segment_shapes = frame_shapes(config, self.image_shape)
         super().__init__(config, source, tokenizer)
+        if config.stills:
+            count = len(self.sizes)
+            self.sizes += tuple((1, *size) for size in self.sizes)
+            sizes = np.zeros(len(self), int) if self.buckets is None else self.buckets
+            self.buckets = sizes + count * np.array([clip.still for clip in source.clips])
 
-    def shapes_at(self, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        return frame_shapes(self.config, (*size, self.config.channels))
+    def shapes_at(self, size: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        shape = (*size, self.config.channels)
+        return {"first": shape} if len(size) == 3 else frame_shapes(self.config, shape)
+
+    def one_size(self, size: tuple[int, ...]) -> Dataset:
+        if not self.config.stills:
+            return super().one_size(size)
+        rows = np.flatnonzero(self.buckets == self.sizes.index(size))
+        source = SourceSubset(self.source, rows if len(rows) else np.arange(len(self)))
+        one = {"sizes": (size[-2:],), "image_size": 0, "stills": False}
+        if len(size) == 2:
+            return ClipDataset(dataclasses.replace(self.config, **one), source, self.tokenizer)
+        one |= {"frames": 1, "first_frames": 0}
+        return StillDataset(dataclasses.replace(self.config, **one), source, self.tokenizer)
 
     def decode(self, record: dict) -> dict[str, np.ndarray]:
         """The first `config.frames` frames of a record's clip, and its first caption."""
@@ -96,7 +116,8 @@ class ClipDataset(Dataset):
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, record: dict, bits: int) -> dict[str, np.ndarray]:
-        clip, T = record["clip"], self.config.frames
+        clip = record["clip"]
+        T = 1 if clip.still else self.config.frames
         slack = max(0.0, clip.end - clip.start - clip.step - (T - 1) * clip.frame)
         positions = int(slack / clip.step + 1e-6) + 1
         begins = clip.start + clip.step * ((bits >> 32) % 2**31 % positions)
@@ -104,7 +125,8 @@ class ClipDataset(Dataset):
         frames = np.stack([self._pixels(image, record["name"]) for image in images])
         if self.config.flip and bits >> 63:
             frames = frames[:, :, ::-1]
-        row = split_frames(self.config, image_decoding.to_float(frames))
+        frames = image_decoding.to_float(frames)
+        row = {"first": frames} if clip.still else split_frames(self.config, frames)
         if self.tokenizer is not None:
             row["text"] = self._encode_caption(clip.captions[bits % 2**32 % len(clip.captions)])
         return row
@@ -117,6 +139,14 @@ class ClipDataset(Dataset):
             channels=self.config.channels,
             background=self._background,
         )
+
+
+class StillDataset(ClipDataset):
+    """The images among clips: their input is `first`, a video of one frame."""
+
+    def __init__(self, config: DataConfig, source: Source, tokenizer: Tokenizer | None):
+        super().__init__(config, source, tokenizer)
+        self.segment_shapes = {"first": (1, *self.image_shape)}
 
 
 class ClipSource(Source):
@@ -152,7 +182,7 @@ class ClipSource(Source):
         for path, reason in self.skipped[:LISTED]:
             logger.warning("skipped %s: %s", path, reason)
         logger.info("%s: %d clips, %d skipped", root, len(self.clips), len(self.skipped))
-        if not self.clips:
+        if all(clip.still for clip in self.clips):
             first = f"; {self.skipped[0][0]}: {self.skipped[0][1]}" if self.skipped else ""
             raise UvitError(
                 f"{root} has no clip of {config.frames} frames that can be read, of {len(found)} "
@@ -180,6 +210,8 @@ def _usable(clip: VideoClip, config: DataConfig) -> VideoClip | str:
     step = 1 / info.fps
     frame = 1 / config.fps if config.fps else step
     end = min(clip.end, info.frames * step)
+    if config.stills and info.frames == 1:
+        return clip._replace(end=end, step=step, frame=frame, shape=info.shape, still=True)
     if end - clip.start + 1e-6 < step + (config.frames - 1) * frame:
         return (
             f"it has {end - clip.start:.3g} s at {info.fps:.3g} frames per second, too short for "

@@ -82,7 +82,10 @@ def add_flags(parser: cli.Parser) -> None:
         "--validation_count", type=int, default=4, help="samples of each prompt; 0 for none"
     )
     parser.add_argument(
-        "--checkpoint_every", type=int, default=100, help="steps, from which a rerun resumes"
+        "--checkpoint_every",
+        type=int,
+        default=100,
+        help="interval in steps of the state from which a rerun resumes; 0 for none",
     )
     parser.add_argument("--at_once", type=int, default=16, help="subjects trained together")
     parser.add_argument("--seed", type=int, default=0)
@@ -118,10 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UvitError("give the adapter's file with --out=NAME.safetensors")
     if args.push_to_hub and args.subjects:
         raise UvitError("--push_to_hub uploads the adapter of one subject; use --images")
-    if args.prior < 0 or min(args.at_once, args.checkpoint_every) < 1:
-        raise UvitError("--prior must be at least 0, --at_once and --checkpoint_every at least 1")
-    if min(args.validation_every, args.validation_count) < 0:
-        raise UvitError("--validation_every and --validation_count must be at least 0")
+    if args.prior < 0 or args.at_once < 1:
+        raise UvitError("--prior must be at least 0 and --at_once at least 1")
+    for key in ("validation_every", "validation_count", "checkpoint_every"):
+        if getattr(args, key) < 0:
+            raise UvitError(f"--{key} must be at least 0, got {getattr(args, key)}")
     names = {"attention": lora.ATTENTION, "mlp": lora.MLP}
     targets = tuple(names.get(t, t) for t in args.target or names)
     config = FinetuneConfig(
@@ -248,7 +252,7 @@ class SubjectTuning:
                 progress=lambda step: bar.update(step - bar.n),
                 watch=watch,
                 watch_every=self.args.validation_every,
-                checkpoint=self.checkpoint(outs),
+                checkpoint=self.checkpoint(outs) if self.args.checkpoint_every else None,
             )
 
     def checkpoint(self, outs: dict[str, Path]) -> Any:

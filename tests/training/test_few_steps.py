@@ -143,6 +143,8 @@ def test_both_objectives_train_and_sample(tmp_path):
             f"--config.model.sequence={(sets, 'label', 'time', 'image')}",
             f"--config.diffusion.objective={objective}",
             "--config.diffusion.guidance=2.0",
+            "--config.validation.every=4",
+            "--config.validation.count=16",
             f"--workdir={workdir}",
         ]
         train.main([*base, *flags, *extra])

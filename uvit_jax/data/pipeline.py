@@ -14,7 +14,7 @@ from uvit_jax.data.dataset import Dataset, ImageDataset
 from uvit_jax.data.sources.registry import open_source
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
-from uvit_jax.remote import fetched
+from uvit_jax.remote import fetched, is_gs
 
 __all__ = ["DataConfig", "Dataset", "dataset"]
 
@@ -27,7 +27,7 @@ def dataset(config: DataConfig) -> Dataset:
       UvitError: if the data set is unknown, not prepared, empty or broken, or lacks what the config
         asks for.
     """
-    if config.path:
+    if is_gs(config.path):
         config = dataclasses.replace(config, path=os.fspath(fetched(config.path)))
     source = open_source(config)
     tokenizer = None

@@ -113,9 +113,10 @@ class ObjectiveConfig(Config):
 
 
 def of_data(config: ObjectiveConfig) -> ObjectiveConfig:
-    """The objective without guidance and teacher: the error of the data's own targets."""
-    objective = "denoise" if config.objective == "distill" else config.objective
-    return dataclasses.replace(config, objective=objective, guidance=0.0)
+    """The objective without a teacher: the error of the data's own targets."""
+    if config.objective != "distill":
+        return config
+    return dataclasses.replace(config, objective="denoise", guidance=0.0)
 
 
 class Corrupted(NamedTuple):

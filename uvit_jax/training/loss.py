@@ -87,12 +87,13 @@ def diffusion_loss(
     one: references that never see the target are the same for every noise.
 
     Args:
-      nulls: of `nulls_of`; needed where the objective is a mean velocity with guidance.
+      nulls: of `nulls_of`, for mean velocities with guidance; None is without those of features.
 
     Raises:
       UvitError: as `Model.apply`, and with several draws as `Model.cache`.
     """
     if corrupted.interval is not None:
+        nulls = nulls_of(model) if nulls is None and corrupted.guidance is not None else nulls
         outputs, targets = _mean_velocity(model, params, conditions, corrupted, nulls or {})
         return objective.example_losses(outputs, corrupted._replace(targets=targets))
     cache = None

@@ -44,8 +44,8 @@ def model_card(
     command += ' --prompt="…"' if "text" in kinds else ""
     parts = [
         _header(task),
-        f"# {repository.partition('/')[2]}\n\n{title(model.config)}: a diffusion transformer of "
-        f"[uvit_jax](https://pypi.org/project/uvit-jax), {model.num_params / 1e6:.2f}M "
+        f"# {repository.partition('/')[2]}\n\nA diffusion transformer of `uvit_jax`: "
+        f"{title(model.config)}, {model.num_params / 1e6:.2f}M "
         f"parameters.\n\n    {model.layout!r}",
         f"## Use\n\n```python\nimport uvit_jax\n\nmodel, params = "
         f'uvit_jax.load("hf://{repository}")\n```\n\n    {command}',
@@ -79,8 +79,7 @@ def adapter_card(repository: str, record: AdapterRecord) -> str:
         "\n\n".join(
             [
                 _header("text-to-image", "lora"),
-                f"# {repository.partition('/')[2]}\n\nA LoRA adapter of "
-                "[uvit_jax](https://pypi.org/project/uvit-jax).",
+                f"# {repository.partition('/')[2]}\n\nA LoRA adapter of `uvit_jax`.",
                 "## Use\n\n    python -m experiments.sample --workdir=… "
                 f'--adapter=hf://{repository} --prompt="…"',
                 _table("Training", rows),

@@ -23,7 +23,7 @@ from uvit_jax.evaluation.image_sets import check_batch_size
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.sharding import shardings
 from uvit_jax.training.check_data import sized_models
-from uvit_jax.training.loss import corrupt, diffusion_loss
+from uvit_jax.training.loss import corrupt, diffusion_loss, nulls_of
 from uvit_jax.training.run_config import RunConfig
 
 
@@ -55,12 +55,14 @@ def make_validation(
     """
     check_batch_size(mesh, batch_size)
     diffusion = of_data(diffusion)
+    null = dataset.features.null if dataset.features else None
+    nulls = nulls_of(model, null) if diffusion.guidance else None
 
     def loss(
         params: Params, key: jax.Array, batch: dict[str, jax.Array], t: jax.Array | None
     ) -> jax.Array:
         corrupted = corrupt(key, model, batch, diffusion, given=given, t=t)
-        losses_B, _ = diffusion_loss(model, params, *corrupted)
+        losses_B, _ = diffusion_loss(model, params, *corrupted, nulls=nulls)
         return jnp.mean(losses_B)
 
     run = jax.jit(loss, out_shardings=NamedSharding(mesh, P()))

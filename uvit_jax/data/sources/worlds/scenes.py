@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from uvit_jax import described_names
 from uvit_jax.data.sources.worlds import backgrounds, factors
 from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 from uvit_jax.data.sources.worlds.worlds import Pose, World, world
@@ -85,6 +86,7 @@ class Scene:
       phase: of the background, in [0, 1).
       camera: of the target; references use `Camera()`.
       distractors: subjects of which there are references, and nothing else.
+      described: whether the caption says who its subjects are (`uvit_jax.described_names`).
     """
 
     world: str
@@ -92,12 +94,17 @@ class Scene:
     facts: Facts
     # Random scenes with the same facts are seeded by the repr.
     distractors: tuple[Subject, ...] = dataclasses.field(default=(), repr=False)
+    described: bool = dataclasses.field(default=False, repr=False)
     phase: float = 0.0
     camera: Camera = Camera()
 
     @property
     def caption(self) -> str:
-        return self.facts.caption
+        caption = self.facts.caption
+        if self.described:
+            for s, one in enumerate(self.subjects, start=1):
+                caption = caption.replace(f"@{s}", described_names.described(f"@{s}", one.identity))
+        return caption
 
     @property
     def referenced(self) -> tuple[Subject, ...]:

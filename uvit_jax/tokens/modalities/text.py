@@ -63,9 +63,7 @@ class Text(Segment):
         if self.names and self.pooled:
             return "names needs pooled=False: a mean over all tokens has no vector of a name"
         if self.attributes and not self.names:
-            return (
-                f"attributes={self.attributes} describe names, but there are none: set names"
-            )
+            return f"attributes={self.attributes} describe names, but there are none: set names"
         if self.attributes and (
             min(self.attributes) < 1
             or described_names.num_ids(self.attributes) > 2**31

@@ -2,20 +2,23 @@
 
     python -m experiments.compare --config=configs/subjects.py
     python -m experiments.compare --config=configs/subjects.py --quick
+    python -m experiments.compare --config=configs/subjects.py --networks=DIR  # finished networks
     python -m experiments.compare --config=configs/subjects.py:emoji         # of emoji scenes
+    python -m experiments.compare --config=configs/subjects.py:size          # three widths
     python -m experiments.train --config=configs/subjects.py:uvit_text_s1    # one network of it
 
-Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, have equal width and equal
-training compute: those without references have shorter sequences, and so more and larger batches.
-The first two get references as input; for the others a LoRA is trained for each subject (in one
-arm, all parameters are fine-tuned), with rank, learning rate and steps chosen on validation
-subjects. Training scenes have one or two subjects with two references in total; three subjects, or
-three views, are never trained.
+Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, each with three seeds, have
+equal width and equal training compute: those without references have shorter sequences, and so more
+scenes a step. The first two get references as input; for the others a LoRA and the vector of a word
+of its own are trained for each subject, on its references and on scenes with these pasted in, with
+the recipe and guidance chosen on validation subjects. Training scenes have one or two subjects with
+two references in total; three subjects, or three views, are never trained.
 
 On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other sizes below.
 
-Cost: 1.5 hours on two cores for the first two networks, as much for the others, and an hour for
-sampling and evaluation. --quick takes 7-15 minutes; its samples are not recognisable.
+Cost: two hours of a core for each of the twelve networks, and about twelve core-hours for
+fine-tuning, sampling and evaluation. --quick takes less than ten minutes; its samples are not
+recognisable.
 """
 
 from typing import Any
@@ -36,6 +39,8 @@ without the optimizer's: two hours of a core."""
 
 DRAWS = 3
 QUICK_STEPS = {"uvit_context": 30, "dit_context": 31, "uvit_text": 34, "dit_text": 35}
+LORA_SETTINGS = ("identities_2v", "identities_1v", "two_subjects_1v")
+WIDTHS = (96, 144, 192)
 DESCRIBED = 0.5
 """The share of the scenes of networks without references whose captions describe their subjects."""
 
@@ -152,58 +157,84 @@ def run(name: str) -> dict[str, Any]:
 
 
 def get_config(name: str = "") -> dict[str, Any]:
-    """The comparison on totems or `emoji` scenes, either as a smoke test (`quick`, `emoji_quick`),
-    or the run of one network."""
+    """The comparison on totems or `emoji` scenes, either as a smoke test (`quick`, `emoji_quick`);
+    the comparison of three widths (`size`); or the run of one network."""
     if name.rpartition("_s")[0] in STEPS or name in STEPS:
         return run(name)
     if name.startswith("emoji"):
         return _of_emoji(get_config(name.removeprefix("emoji").strip("_")))
+    if name == "size":
+        return _of_widths(get_config())
+    lora = dict(settings=LORA_SETTINGS, compose=("fused",))
     config = dict(
         world="totems",
         networks={name: run(name) for name in STEPS},
+        seeds=SEEDS,
         arms=dict(
             unified=dict(network="uvit_context", title="Unified sequence (U-ViT)"),
-            dit_lora=dict(network="dit_text", title="DiT + LoRA a subject", method="lora"),
             dit_context=dict(network="dit_context", title="DiT, references in context"),
+            dit_lora=dict(network="dit_text", title="DiT + LoRA a subject", method="lora", **lora),
             uvit_lora=dict(
+                network="uvit_text", title="U-ViT + LoRA a subject", method="lora", **lora
+            ),
+            uvit_words=dict(
                 network="uvit_text",
-                title="U-ViT + LoRA a subject",
-                method="lora",
-                compose=("fused",),
-            ),
-            # Four times the steps and the rank, which is better still on validation subjects.
-            dit_lora_long=dict(
-                network="dit_text",
-                title="DiT + LoRA a subject, longer",
-                method="lora",
-                grid=dict(ranks=(16,), rates=(1e-3,), steps=(200, 800)),
-                settings=("identities_2v",),
-            ),
-            dit_full=dict(
-                network="dit_text",
-                title="DiT, fully fine-tuned a subject",
-                method="full",
-                grid=dict(ranks=(1,), rates=(2e-4, 1e-3), steps=(60, 200)),
-                settings=("identities_2v",),
+                title="U-ViT + a word vector a subject",
+                method="words",
+                compose=("sum",),
+                settings=LORA_SETTINGS,
+                seeds=SEEDS[:1],
+                grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0,), steps=(100, 300)),
             ),
         ),
         baseline="unified",
-        settings=dict(
-            identities_2v=dict(subjects=10),
-            three_subjects=dict(subjects=5),
-            identities_1v=dict(subjects=10),
-            identities_3v=dict(subjects=10),
-            two_subjects=dict(subjects=5),
-            pairs=dict(subjects=10),
-        ),
+        settings={
+            "identities_2v": dict(subjects=64, finetuned=32),
+            "identities_1v": dict(subjects=64, finetuned=32),
+            "identities_3v": dict(subjects=64),
+            "two_subjects_1v": dict(subjects=32, finetuned=16),
+            "three_subjects_1v": dict(subjects=32),
+            "two_subjects": dict(subjects=32),
+            **{f"two_subjects_{side}": dict(subjects=32, prompts=1) for side in ("left", "right")},
+            "three_subjects_left": dict(subjects=32, prompts=1),
+            **{f"distractors_{n}": dict(subjects=32, prompts=1) for n in (1, 2, 3, 5)},
+            "compositions": dict(subjects=32, prompts=1),
+            "pairs": dict(subjects=32, prompts=1),
+        },
         main="identities_2v",
-        finetune=dict(batch_size=4),
-        grid=dict(ranks=(4,), rates=(3e-4, 1e-3), steps=(20, 60, 200)),
-        validation=4,
-        at_once=5,
+        primary=dict(
+            context_lora=dict(
+                title="References in context against the best valid LoRA: identity",
+                method="unified",
+                against=("dit_lora", "uvit_lora", "uvit_words"),
+                metric="identity_a",
+            ),
+            backbone=dict(
+                title="U-ViT against DiT, both in context: identity within 0.03",
+                method="unified",
+                against=("dit_context",),
+                metric="identity_a",
+                test="equivalence",
+                margin=0.03,
+            ),
+            binding=dict(
+                title="Two subjects, one reference each: swapped in less than 10 % of the places",
+                method="unified",
+                metric="swapped",
+                setting="two_subjects_1v",
+                test="below",
+                margin=0.1,
+            ),
+        ),
+        # Ten times the adapters' rate: a word's vector grows from 0 to the size of others.
+        finetune=dict(batch_size=2, lora=dict(init="kaiming"), word_rate=10.0, drop_text=0.1),
+        pasted=16,
+        grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0, 0.3, 1.0), steps=(100, 300)),
+        validation=16,
+        guidance=(0.5, 1.0, 2.0),
+        at_once=16,
     )
     if name == "quick":
-        config["arms"]["dit_full"]["grid"] = dict(ranks=(1,), rates=(2e-4,), steps=(10,))
         for which, given in config["networks"].items():
             given["train"] |= dict(steps=QUICK_STEPS[which], sample_every=0, probe_every=0)
             given["train"]["batch_size"] //= 2
@@ -211,15 +242,22 @@ def get_config(name: str = "") -> dict[str, Any]:
             depth = 2 if which.startswith("uvit") else 3
             given["model"]["backbone"] |= dict(width=64, num_heads=2, depth=depth)
             given["sample"]["sampler"]["steps"] = 8
+        grid = dict(ranks=(4,), rates=(4e-3,), priors=(0.0, 0.3), steps=(5, 10))
+        config["arms"]["uvit_words"]["grid"] = grid | dict(priors=(0.0,))
+        del config["arms"]["dit_lora"]
+        config["primary"]["context_lora"]["against"] = ("uvit_lora", "uvit_words")
+        settings = ("identities_2v", "identities_1v", "two_subjects_1v", "distractors_3")
         config |= dict(
-            settings={name: dict(subjects=3, prompts=1) for name in config["settings"]},
-            grid=dict(ranks=(4,), rates=(4e-3,), steps=(10, 20)),
-            arms={name: arm for name, arm in config["arms"].items() if name != "dit_lora_long"},
-            finetune=dict(batch_size=2),
+            seeds=(0,),
+            settings={name: dict(subjects=3, finetuned=2, prompts=1) for name in settings},
+            grid=grid,
             validation=2,
+            guidance=(0.5, 1.0),
+            pasted=4,
             prior=16,
             tolerance=0.1,
-            at_once=3,
+            at_once=2,
+            encoders=(),
             notes=("A smoke test: after a minute of training, samples are not recognisable.",),
         )
     return config
@@ -232,5 +270,31 @@ def _of_emoji(config: dict[str, Any]) -> dict[str, Any]:
         text = given["model"]["segments"]["text"]
         if text["attributes"]:
             text["attributes"] = sprites.attributes()
-    pairs = config["settings"].pop("pairs")
-    return config | dict(world="emoji_scenes", settings=config["settings"] | dict(vendor=pairs))
+    settings = config["settings"]
+    for totems_alone in ("compositions", "pairs"):
+        settings.pop(totems_alone, None)
+    metric, primary = "identity_efficientnet_lite0", config["primary"]
+    for one in primary.values():
+        one["metric"] = metric
+    del primary["binding"]  # its judges do not tell who is who
+    settings["vendor"] = settings["identities_1v"]
+    return config | dict(world="emoji_scenes", encoders=("efficientnet_lite0",))
+
+
+def _of_widths(config: dict[str, Any]) -> dict[str, Any]:
+    """The U-ViT with references in three widths, of one recipe and one seed."""
+    networks, arms = {}, {}
+    for width in WIDTHS:
+        networks[f"width_{width}"] = run("uvit_context") | dict(model=model("uvit_context", width))
+        arms[f"width_{width}"] = dict(network=f"width_{width}", title=f"U-ViT, width {width}")
+    names = ("identities_2v", "identities_1v", "two_subjects_1v", "three_subjects_1v")
+    return config | dict(
+        networks=networks,
+        arms=arms,
+        seeds=(0,),
+        baseline=f"width_{WIDTHS[-1]}",
+        settings={name: config["settings"][name] for name in names},
+        primary={},
+        tolerance=100.0,
+        title="One sequence, three widths",
+    )

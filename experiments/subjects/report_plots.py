@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.subjects import report_summary as summary
-from experiments.subjects.clusters import clustered_interval, pareto_front
+from experiments.subjects.clusters import crossed, pareto_front
 from experiments.subjects.results import Manifest, MethodInfo, Score
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.statistics import Interval
@@ -59,7 +59,9 @@ def pareto(
         ]
         if all(found):
             points[name] = tuple(
-                clustered_interval([r.value for r in part], [r.subject for r in part])
+                crossed(
+                    [r.value for r in part], [r.subject for r in part], [r.network for r in part]
+                ).interval
                 for part in found
             )
     if not points:

@@ -33,14 +33,18 @@ from uvit_jax.training.run_config import parse_run
         ({"baseline": "dit"}, r"baseline='dit' is not in arms"),
         ({"path": "photos"}, r"path='photos'"),
         ({"arms.unified.compose": ("fusd",)}, r"compose\[0\]='fusd' .*'fused'"),
-        ({"settings.pairs.subjects": 0}, r"subjects and prompts must be at least 1"),
-        ({"arms.dit_lora.settings": ("seen",)}, r"'seen' is not in settings"),
-        ({"arms.dit_lora.grid": {"ranks": ()}}, r"arms\.dit_lora\.grid: ranks"),
-        ({"arms.dit_lora.grid": {"rank": (4,)}}, r"grid\.rank is not a known key; .* 'ranks'"),
-        (
-            {"arms.dit_full.settings": ()},
-            r"arms\.dit_full: .*three_subjects has 3 subjects.*joint",
-        ),
+        ({"settings.identities_1v.subjects": 0}, r"subjects and prompts must be at least 1"),
+        ({"settings.identities_1v.finetuned": 9}, r"finetuned from 0 to subjects"),
+        ({"arms.uvit_lora.settings": ("seen",)}, r"'seen' is not in settings"),
+        ({"arms.uvit_lora.grid": {"ranks": ()}}, r"arms\.uvit_lora\.grid: ranks"),
+        ({"arms.uvit_lora.grid": {"rank": (4,)}}, r"grid\.rank is not a known key; .* 'ranks'"),
+        ({"arms.uvit_lora.seeds": (5,)}, r"arms\.uvit_lora: seed 5 is not in seeds=\(0,\)"),
+        ({"seeds": (1, 1)}, r"seeds must be one or more different numbers"),
+        ({"primary.backbone.method": "dit"}, r"primary\.backbone: 'dit' is not in arms"),
+        ({"primary.backbone.margin": 0.0}, r"equivalence needs a positive margin"),
+        ({"primary.binding.against": ("unified",)}, r"test='below' does not go with against"),
+        ({"primary.binding.setting": "seen"}, r"'seen' is not in settings"),
+        ({"pasted": -1}, r"pasted=-1"),
     ],
 )
 def test_bad_configs_raise(changes, message):
@@ -97,8 +101,8 @@ def test_a_workdir_is_of_one_comparison(tmp_path):
     (other / "thesis.txt").write_text("mine")
     with pytest.raises(UvitError, match="is not empty and holds no comparison"):
         Comparison(parse_compare(config), other)
-    with pytest.raises(UvitError, match=r"'dit_lroa'; did you mean 'dit_lora'"):
-        Comparison(parse_compare(config), tmp_path, ["dit_lroa"])
+    with pytest.raises(UvitError, match=r"'uvit_lroa'; did you mean 'uvit_lora'"):
+        Comparison(parse_compare(config), tmp_path, ["uvit_lroa"])
 
 
 def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
@@ -118,9 +122,17 @@ def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
         Comparison(config, tmp_path)
 
 
-def test_full_fine_tuning_of_several_subjects_at_once():
-    changes = {"arms.dit_full.settings": (), "arms.dit_full.compose": ("joint",)}
-    parse_compare(replaced(subjects.get_config("quick"), changes))
+def test_only_networks_with_a_file_are_used(tmp_path):
+    config = parse_compare(subjects.get_config("quick"))
+    with pytest.raises(UvitError, match=r"none has none of the networks.*uvit_context_s0"):
+        Comparison(config, tmp_path / "first", networks=tmp_path / "none")
+    assert not (tmp_path / "first").exists()
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "networks/uvit_text_s0.safetensors").write_bytes(b"")
+    space = Comparison(config, tmp_path / "work", networks=tmp_path / "networks").space
+    assert [space.available(arm) for arm in ("unified", "uvit_lora")] == [[], [0]]
+    with pytest.raises(UvitError, match=r"another comparison; it differs in from"):
+        Comparison(config, tmp_path / "work")
 
 
 def test_damaged_samples_raise(tmp_path):

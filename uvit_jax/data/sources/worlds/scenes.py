@@ -31,7 +31,8 @@ class Facts:
       facings: from `World.facings`.
       sizes: from `SIZES`, or "" if there are several subjects.
       background: a key of `backgrounds.WORDS`.
-      wording: 0 or 1, which of the two wordings to use for two subjects.
+      wording: 0 or 1, which of the two wordings to use for two subjects; of three subjects, 2 has
+        the words of two, `@1 on the left of @2 on the left of @3`.
     """
 
     places: tuple[str, ...]
@@ -48,6 +49,8 @@ class Facts:
         if len(named) == 1:
             return f"a {self.sizes[0]} {named[0]} {_SIDE_WORDS[self.places[0]]} {ground}"
         order = [named[self.places.index(place)] for place in PLACES[len(named)]]
+        if len(named) == 3 and self.wording == 2:
+            return f"{' on the left of '.join(order)} {ground}"
         if len(named) == 3:
             return f"{order[0]}, {order[1]} and {order[2]} from left to right {ground}"
         left, right = order

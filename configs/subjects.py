@@ -16,7 +16,7 @@ two references in total; three subjects, or three views, are never trained.
 
 On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other sizes below.
 
-Cost: two hours of a core for each of the twelve networks, and about twelve core-hours for
+Cost: two hours of a core for each of the twelve networks, and about fifteen core-hours for
 fine-tuning, sampling and evaluation. --quick takes less than ten minutes; its samples are not
 recognisable.
 """

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cpu.keep_freed_memory()
         networks = None
         if args.networks:
-            networks = SHIPPED if args.networks == "shipped" else Path(args.networks).expanduser()
+            networks = SHIPPED if args.networks == "shipped" else local_path(args.networks)
         comparison = Comparison(config, workdir, only, networks)
         summary = write(comparison.space) if args.report else comparison()
     if summary is None:

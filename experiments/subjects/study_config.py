@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from experiments.subjects.results import PrimaryComparison
 from experiments.subjects.tuning import TuningGrid
-from uvit_jax.config import Config, parse, plain
+from uvit_jax.config import Config, brief, parse, plain
 from uvit_jax.data.sources.worlds import evaluation_sets
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.training.finetune import FinetuneConfig
@@ -135,7 +135,7 @@ class CompareConfig(Config):
                 f"and world={self.world!r}"
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UvitError(f"seeds must be one or more different numbers, got {self.seeds}")
+            raise UvitError(f"seeds must be one or more different numbers, got {brief(self.seeds)}")
         for name, method in self.arms.items():
             if method.network not in self.networks:
                 raise UvitError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from uvit_jax.config import brief
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
@@ -42,7 +43,9 @@ class TuningGrid:
             if not values or min(values) <= 0 or len(set(values)) != len(values):
                 raise UvitError(f"{key} must be distinct positive numbers, got {values}")
         if not self.priors or min(self.priors) < 0 or len(set(self.priors)) < len(self.priors):
-            raise UvitError(f"priors must be distinct weights of at least 0, got {self.priors}")
+            raise UvitError(
+                f"priors must be distinct weights of at least 0, got {brief(self.priors)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax import described_names
+from uvit_jax.config import brief
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.segment import Grid, Segment, normal
 
@@ -63,13 +64,14 @@ class Text(Segment):
         if self.names and self.pooled:
             return "names needs pooled=False: a mean over all tokens has no vector of a name"
         if self.attributes and not self.names:
-            return f"attributes={self.attributes} describe names, but there are none: set names"
+            return f"attributes={brief(self.attributes)} describe names, and there are none"
         if self.attributes and (
             min(self.attributes) < 1
             or described_names.num_ids(self.attributes) > 2**31
             or self.vocab_size > described_names.FIRST
         ):
-            return f"attributes={self.attributes} must be positive, and their product below 2**27"
+            attributes = brief(self.attributes)
+            return f"attributes={attributes} must be positive, and their product below 2**27"
         return ""
 
     @property

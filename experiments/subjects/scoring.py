@@ -109,6 +109,8 @@ class TotemScorer:
     def _pose(self, case: EvaluationCase, image: np.ndarray) -> tuple[float, float]:
         """Whether subjects face as the caption says, their mean, and whether a lone one has its
         size: as the most similar of ground-truth images with either facing and size, by pixels."""
+        if case.scene.facts.background == backgrounds.PLAIN:  # portraits have one place and size
+            return np.nan, np.nan
         key = (case.setting, case.prompt, *case.names)
         if key not in self._poses:
             self._poses[key] = self._rendered(case)
@@ -406,7 +408,7 @@ def _places(case: EvaluationCase) -> list[tuple[tuple[float, float], float, int]
 
 
 def _ground(case: EvaluationCase) -> int:
-    return backgrounds.NAMES.index(case.scene.facts.background)
+    return (*backgrounds.NAMES, backgrounds.PLAIN).index(case.scene.facts.background)
 
 
 def _is_copy(case: EvaluationCase, image: np.ndarray, tolerance: float = 0.1) -> bool:

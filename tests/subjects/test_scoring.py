@@ -105,7 +105,10 @@ def test_anchors_and_pasted_scenes_follow_the_caption(world, scorer):
     again, _ = world.pasted(cases[0], 0, 4)
     assert images.shape == (4, 32, 32, 3) and np.array_equal(images, again)
     assert all(caption.count("@1") == 1 for caption in captions)
-    assert {q.prompt for q in world.portraits(cases[0])} == set(cases[0].captions[0])
+    again = world.portraits(cases[0])
+    assert {q.prompt for q in again} == set(cases[0].captions[0])
+    scores = scorer(again, np.stack(cases[0].references[0]))
+    assert mean(scores, "identity_a") > 0.75 and mean(scores, "prompt_a") > 0.9
 
 
 def test_a_judge_of_another_family_judges_identity(world):

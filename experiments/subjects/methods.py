@@ -311,12 +311,14 @@ class Finetuned:
 
     @property
     def subject_bytes(self) -> int:
-        """Bytes stored for each subject, in float32."""
+        """Bytes stored for each subject, in float32: of word vectors, its own."""
         start = self.tuner(self.recipe.steps).method.start
         one = jax.eval_shape(
             lambda params: start(jax.random.key(0), params, self.recipe.lora), self.network.params
         )
-        return int(sum(4 * np.prod(leaf.shape) for leaf in jax.tree.leaves(one)))
+        words = [pair.delta for pair in one.values() if isinstance(pair, lora.WordVectors)]
+        sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(one)]
+        return int(4 * (sum(sizes) - sum(np.prod(w.shape) - w.shape[-1] for w in words)))
 
     @property
     def finetune_flops(self) -> float:

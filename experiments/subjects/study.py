@@ -182,7 +182,8 @@ class Comparison:
 
     def _time(self) -> None:
         """Times the sampling of every method on the main setting, one after the other in turn."""
-        ready = [name for name in self.config.arms if self.space.available(name)]
+        tuned = {name for name in self.config.arms if self.space.notes.noted(f"recipes/{name}")}
+        ready = [name for name in self.config.arms if name in tuned and self.space.available(name)]
         if all(self.space.notes.noted(f"costs/{name}") for name in ready):
             return
         timed: dict[str, tuple[BatchedSampler, tuple, int]] = {}

@@ -94,8 +94,9 @@ def _rows(space: Workspace, images: Mapping[tuple[str, str, int], np.ndarray]) -
         for seed in space.available(name):
             if space.has_images(name, main, seed):
                 found += _gate_rows(space, name, seed)
-        if space.has_images(name, main, space.config.seeds_of(name)[0]):
-            found += _curve_rows(space, name, space.config.seeds_of(name)[0])
+        for seed in space.available(name)[:1]:  # curves are of one network
+            if space.has_images(name, main, seed):
+                found += _curve_rows(space, name, seed)
     return found
 
 

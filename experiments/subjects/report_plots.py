@@ -154,7 +154,16 @@ def words(name: str) -> str:
     return _WORDS.get(name, name.replace("_", " "))
 
 
-_WORDS = {"lora_step": "LoRA step", "forgetting": "fine-tuning step, on base classes"}
+_WORDS = {
+    "lora_step": "LoRA step",
+    "forgetting": "fine-tuning step, on base classes",
+    "count": "number of subjects, one reference each",
+    "distractors": "references of others",
+    "two_subjects_left": "two subjects, “on the left of”",
+    "two_subjects_right": "two subjects, “on the right of”",
+    "three_subjects_left": "three subjects, in the words of two",
+    "compositions": "one subject's front on the back of another",
+}
 
 
 def _far(timed: Mapping[str, MethodInfo]) -> float:

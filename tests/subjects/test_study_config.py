@@ -9,7 +9,7 @@ from configs import subjects
 from experiments import compare
 from experiments.subjects.evaluation_cases import ProceduralWorld
 from experiments.subjects.methods import SAMPLE_STRIDE, seeds_of
-from experiments.subjects.networks import BatchedSampler, check_compute
+from experiments.subjects.networks import BatchedSampler, TrainedNetwork, check_compute
 from experiments.subjects.results import write_scores
 from experiments.subjects.sample_store import SampleStore
 from experiments.subjects.study import Comparison
@@ -19,6 +19,7 @@ from uvit_jax.config import replaced
 from uvit_jax.data import pipeline
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import forward_cost
+from uvit_jax.models.model import build
 from uvit_jax.training.run_config import parse_run
 
 
@@ -120,6 +121,16 @@ def test_a_workdir_of_an_older_config_is_the_same_comparison(tmp_path):
     file.write_text("[1]")
     with pytest.raises(UvitError, match=r"compare\.json is damaged"):
         Comparison(config, tmp_path)
+
+
+def test_more_distractors_than_slots_are_an_error():
+    given = subjects.get_config("quick")["networks"]["uvit_context"]
+    network = object.__new__(TrainedNetwork)
+    network.name, network.in_context, network._models = "uvit_context_s0", True, {}
+    network.model = build(given["model"])
+    for subjects_and_views in ((4, 1), (1, 4)):
+        with pytest.raises(UvitError, match=r"slots for 3 subjects of 3 references.*distractors"):
+            network.model_for(*subjects_and_views)
 
 
 def test_only_networks_with_a_file_are_used(tmp_path):

@@ -114,7 +114,7 @@ def problems(rows: Sequence[Score], manifest: Manifest) -> dict[tuple[Cell, str]
             told.setdefault((cell(row), row.method), []).append(row.value)
         parts = [name for name in failed if f"{row.method}_".startswith(f"{name}_")]
         if parts and failed[max(parts, key=len)]:
-            found[cell(row), row.method] = failed[max(parts, key=len)]
+            found[cell(row), row.method] = "no valid LoRA"
     for key, values in told.items():
         if key not in found and (share := _mean(values)) <= PREFERRED:
             found[key] = f"subjects are not told apart: right arrangement preferred in {share:.0%}"

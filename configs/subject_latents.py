@@ -5,8 +5,8 @@
 
 The target and the references are encoded as they are rendered. A token has a position of the
 latents, which is a patch of 8×8 pixels, so that the sequences are as long as those of pixels
-(`configs/subjects.py:NAME_64`). The cost of a step is the same: 1.52 GMAC a scene in the network
-where pixels have 1.54, and .18 for encoding, forward alone.
+(`configs/subjects.py:NAME`). The cost of a step is the same: 1.52 GMAC a scene in the network where
+pixels have 1.54, and .18 for encoding, forward alone.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ SHAPE = (8, 8, 24)
 
 def get_config(name: str = "uvit_context") -> dict[str, Any]:
     """The run of a network of `configs.subjects`, in latents."""
-    config = subjects.get_config(f"{name}_64")
+    config = subjects.get_config(name)
     for segment in config["model"]["segments"].values():
         if segment["kind"] == "patches":
             segment |= dict(shape=SHAPE, patch_size=1)

@@ -2,71 +2,76 @@
 
     python -m experiments.compare --config=configs/subjects.py
     python -m experiments.compare --config=configs/subjects.py --quick
+    python -m experiments.compare --config=configs/subjects.py --networks=DIR  # finished networks
     python -m experiments.compare --config=configs/subjects.py:emoji         # of emoji scenes
-    python -m experiments.train --config=configs/subjects.py:uvit_context    # one network of it
-    python -m experiments.train --config=configs/subjects.py:uvit_context_64 # of 64×64 images
+    python -m experiments.compare --config=configs/subjects.py:size          # three widths
+    python -m experiments.train --config=configs/subjects.py:uvit_text_s1    # one network of it
 
-Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, have equal width and equal
-training compute: those without references have shorter sequences, and so more and larger batches.
-The first two get references as input; for the others a LoRA is trained for each subject (in one
-arm, all parameters are fine-tuned), with rank, learning rate and steps chosen on validation
-subjects. Training scenes have one or two subjects with two references in total; three subjects, or
-three views, are never trained.
+Four networks, {U-ViT, DiT} × {references in the sequence, text alone}, each with three seeds, have
+equal width and equal training compute: those without references have shorter sequences, and so more
+scenes a step. The first two get references as input; for the others a LoRA and the vector of a word
+of its own are trained for each subject, on its references and on scenes with these pasted in, with
+the recipe and guidance chosen on validation subjects. Training scenes have one or two subjects with
+two references in total; three subjects, or three views, are never trained.
 
 On a pod: --config.networks.uvit_context.model.backbone.width=768 and so on, or other sizes below.
 
-Cost: 1.5 hours on two cores for the first two networks, as much for the others, and an hour for
-sampling and evaluation. --quick takes 7-15 minutes; its samples are not recognisable.
+Cost: two hours of a core for each of the twelve networks, and about fifteen core-hours for
+fine-tuning, sampling and evaluation. --quick takes less than ten minutes; its samples are not
+recognisable.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from uvit_jax.data.sources.worlds import sprites
+from uvit_jax.data.sources.worlds.factors import SIZES
 from uvit_jax.models.presets import unified
 
-WIDTH, TEXT, SHAPE = 160, 24, (32, 32, 3)
+WIDTH, TEXT, SHAPE, PATCH = 192, 24, (64, 64, 3), 8
 DEPTH = {"uvit": 6, "dit": 7}  # a U-ViT has a block in the middle as well
-STEPS = {"uvit_context": 2000, "dit_context": 2120, "uvit_text": 2710, "dit_text": 2910}
-BATCH_SIZES = {"uvit_context": 16, "dit_context": 16, "uvit_text": 32, "dit_text": 32}
-"""Equal compute for all networks: about 1.2e14 FLOPs, without the optimizer's."""
+SEEDS = (0, 1, 2)
+STEPS = {"uvit_context": 5000, "dit_context": 5320, "uvit_text": 5280, "dit_text": 5660}
+SCENES = {"uvit_context": 8, "dit_context": 8, "uvit_text": 12, "dit_text": 12}
+"""Scenes a step, each with `DRAWS` noise levels. Equal compute for all networks, about 3.7e14 FLOPs
+without the optimizer's: two hours of a core."""
 
-SIZE_64 = dict(width=192, text=dict(encoder_depth=2, encoder_width=64))
-STEPS_64 = {"uvit_context": 5000, "dit_context": 5320, "uvit_text": 5280, "dit_text": 5660}
-SCENES_64 = {"uvit_context": 8, "dit_context": 8, "uvit_text": 12, "dit_text": 12}
-"""Of the networks of 64×64 images: scenes a step, each with `DRAWS_64` noise levels. Equal compute,
-about 3.7e14 FLOPs: 100 minutes of a core."""
-
-DRAWS_64 = 3
-
-QUICK_STEPS = {"uvit_context": 60, "dit_context": 62, "uvit_text": 91, "dit_text": 96}
+DRAWS = 3
+QUICK_STEPS = {"uvit_context": 30, "dit_context": 31, "uvit_text": 34, "dit_text": 35}
+LORA_SETTINGS = ("identities_2v", "identities_1v", "two_subjects_1v")
+WIDTHS = (96, 144, 192)
+DESCRIBED = 0.5
+"""The share of the scenes of networks without references whose captions describe their subjects."""
 
 
-def model(
-    name: str,
-    shape: tuple[int, int, int] = SHAPE,
-    patch_size: int = 4,
-    width: int = WIDTH,
-    text: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def model(name: str, width: int = WIDTH, attributes: tuple[int, ...] = SIZES) -> dict[str, Any]:
     """A network's model: a backbone, with or without references in its sequence.
 
     Args:
-      shape: of images. text: further fields of the text segment.
+      attributes: of described names, for a network without references.
     """
-    style, kind = name.split("_")
+    style, kind, *_ = name.split("_")
     context = kind == "context"
+    subjects = 3 if context else 4
     return unified.preset(
         style,
-        shape,
-        patch_size=patch_size,
+        SHAPE,
+        patch_size=PATCH,
         # Two reference slots, for one view of two subjects or two views of one.
         subjects=2 if context else 0,
         views=1,
-        max_subjects=3 if context else 4,
+        max_subjects=subjects,
         max_views=3,
-        text=dict(shape=(TEXT,), vocab_size=320, enter="token") | dict(text or {}),
+        text=dict(
+            shape=(TEXT,),
+            vocab_size=320,
+            enter="token",
+            encoder_depth=2,
+            encoder_width=64,
+            names=tuple(range(257, 257 + subjects)),  # the tokenizer's first words
+            attributes=() if context else attributes,
+        ),
         position="sincos",
         width=width,
         depth=DEPTH[style],
@@ -79,28 +84,43 @@ def model(
 
 
 def run(name: str) -> dict[str, Any]:
-    """The training run of a network."""
-    context = name.endswith("context")
+    """The training run of a network, such as `uvit_context` or, of another seed, `uvit_context_s1`.
+
+    The encoder of captions reads before training starts and is frozen; references take its output
+    at their subject's name. In a trial at 32×32, this brought the share of scenes in which the
+    right arrangement has the lower loss from chance to .98 in 400 steps of 32 two-subject scenes.
+    The captions of a network without references say in half of its scenes who a subject is
+    (`data.described`), for a LoRA to have a handle on identity. The others' do not: they would
+    learn to read it there, and a new subject has no description, only references.
+    """
+    style, kind, *seed = name.split("_")
+    which, context = f"{style}_{kind}", kind == "context"
     config = ConfigDict()
-    config.seed = 0
+    config.seed = int(seed[0].removeprefix("s")) if seed else 0
     config.data = dict(
         name="totems",
-        image_size=32,
+        image_size=SHAPE[0],
         text=True,
         text_length=TEXT,
         max_subjects=2,
         max_views=2 if context else 0,
         places=2 if context else 0,
         portraits=0.1,
+        distractors=0.3 if context else 0.0,
+        described=0.0 if context else DESCRIBED,
         workers=1,
     )
-    config.model = model(name)
+    config.model = model(which)
     config.diffusion = dict(
         schedule=dict(name="rectified_flow"),
         prediction="x0",
+        weighting="velocity",
         time_sampling="logit_normal",
-        logit_mean=0.5,
+        logit_mean=0.8,
     )
+    # The encoder also reads captions of three subjects, which are tested and never trained.
+    several = dict(max_subjects=3) | (dict(places=3) if context else {})
+    config.text_pretraining = dict(steps=400, data=several)
     config.optimizer = dict(
         name="muon",  # after 300 steps a loss of 0.074, where AdamW had 0.100
         learning_rate=2e-3,
@@ -112,129 +132,132 @@ def run(name: str) -> dict[str, Any]:
         clip_norm=1.0,
     )
     config.train = dict(
-        steps=STEPS[name],
-        batch_size=BATCH_SIZES[name],
-        ema_decay=0.995,
-        drop={"text": 0.1},
+        steps=STEPS[which],
+        batch_size=SCENES[which],
+        draws=DRAWS,
+        ema_decay=0.999,
+        drop={"text": 0.05},
         drop_references=0.1 if context else 0.0,
+        drop_jointly=0.05,
+        probe_every=500 if context else 0,
         checkpoint_every=200,
         log_every=10,
-        sample_every=400,
+        sample_every=1000,
+        keep_checkpoints=2,
     )
     config.sample = dict(
         sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=20),
         guidance_scale=0.5,
         reference_guidance_scale=1.0 if context else 0.0,  # of .5, 1, 2: on validation subjects
+        guidance_chain="references",
         count=16,
         clip=1.0,
     )
     return config.to_dict()
 
 
-def run_64(name: str) -> dict[str, Any]:
-    """The training run of a network of 64×64 images whose references are bound to their names.
-
-    The encoder of captions reads before training starts and is frozen; references take its output
-    at their subject's name. In a trial at 32×32, this brought the share of scenes in which the
-    right arrangement has the lower loss from chance to .98 in 400 steps of 32 two-subject scenes.
-    The networks of other seeds: --config.seed=1 and a --workdir.
-    """
-    context = name.endswith("context")
-    config = run(name)
-    subjects = config["model"]["max_subjects"]
-    # The tokenizer's first words are the subjects' names.
-    text = dict(names=tuple(range(257, 257 + subjects)), **SIZE_64["text"])
-    config["model"] = model(name, (64, 64, 3), 8, SIZE_64["width"], text)
-    config["data"]["image_size"] = 64
-    config["diffusion"] |= dict(weighting="velocity", logit_mean=0.8)
-    config["data"]["distractors"] = 0.3 if context else 0.0
-    # The encoder also reads captions of three subjects, which are tested and never trained.
-    several = dict(max_subjects=3) | (dict(places=3) if context else {})
-    config["text_pretraining"] = dict(steps=400, data=several)
-    config["train"] |= dict(
-        steps=STEPS_64[name],
-        batch_size=SCENES_64[name],
-        draws=DRAWS_64,
-        ema_decay=0.999,
-        drop={"text": 0.05},
-        drop_jointly=0.05,
-        probe_every=500 if context else 0,
-        sample_every=1000,
-        keep_checkpoints=2,
-    )
-    config["sample"]["guidance_chain"] = "references"
-    return config
-
-
 def get_config(name: str = "") -> dict[str, Any]:
-    """The comparison on totems or `emoji` scenes, either as a smoke test (`quick`, `emoji_quick`),
-    or the run of one network, of 32×32 images or (`NAME_64`) of 64×64."""
-    if name in STEPS:
+    """The comparison on totems or `emoji` scenes, either as a smoke test (`quick`, `emoji_quick`);
+    the comparison of three widths (`size`); or the run of one network."""
+    if name.rpartition("_s")[0] in STEPS or name in STEPS:
         return run(name)
-    if name.endswith("_64"):
-        return run_64(name.removesuffix("_64"))
     if name.startswith("emoji"):
         return _of_emoji(get_config(name.removeprefix("emoji").strip("_")))
+    if name == "size":
+        return _of_widths(get_config())
+    lora = dict(settings=LORA_SETTINGS, compose=("fused",))
     config = dict(
         world="totems",
         networks={name: run(name) for name in STEPS},
+        seeds=SEEDS,
         arms=dict(
             unified=dict(network="uvit_context", title="Unified sequence (U-ViT)"),
-            dit_lora=dict(network="dit_text", title="DiT + LoRA a subject", method="lora"),
             dit_context=dict(network="dit_context", title="DiT, references in context"),
+            dit_lora=dict(network="dit_text", title="DiT + LoRA a subject", method="lora", **lora),
             uvit_lora=dict(
+                network="uvit_text", title="U-ViT + LoRA a subject", method="lora", **lora
+            ),
+            uvit_words=dict(
                 network="uvit_text",
-                title="U-ViT + LoRA a subject",
-                method="lora",
-                compose=("fused",),
-            ),
-            # Four times the steps and the rank, which is better still on validation subjects.
-            dit_lora_long=dict(
-                network="dit_text",
-                title="DiT + LoRA a subject, longer",
-                method="lora",
-                grid=dict(ranks=(16,), rates=(1e-3,), steps=(200, 800)),
-                settings=("identities_2v",),
-            ),
-            dit_full=dict(
-                network="dit_text",
-                title="DiT, fully fine-tuned a subject",
-                method="full",
-                grid=dict(ranks=(1,), rates=(2e-4, 1e-3), steps=(60, 200)),
-                settings=("identities_2v",),
+                title="U-ViT + a word vector a subject",
+                method="words",
+                compose=("sum",),
+                settings=LORA_SETTINGS,
+                seeds=SEEDS[:1],
+                grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0,), steps=(100, 300)),
             ),
         ),
         baseline="unified",
-        settings=dict(
-            identities_2v=dict(subjects=10),
-            three_subjects=dict(subjects=5),
-            identities_1v=dict(subjects=10),
-            identities_3v=dict(subjects=10),
-            two_subjects=dict(subjects=5),
-            pairs=dict(subjects=10),
-        ),
+        settings={
+            "identities_2v": dict(subjects=64, finetuned=32),
+            "identities_1v": dict(subjects=64, finetuned=32),
+            "identities_3v": dict(subjects=64),
+            "two_subjects_1v": dict(subjects=32, finetuned=16),
+            "three_subjects_1v": dict(subjects=32),
+            "two_subjects": dict(subjects=32),
+            **{f"two_subjects_{side}": dict(subjects=32, prompts=1) for side in ("left", "right")},
+            "three_subjects_left": dict(subjects=32, prompts=1),
+            **{f"distractors_{n}": dict(subjects=32, prompts=1) for n in (1, 2, 3, 5)},
+            "compositions": dict(subjects=32, prompts=1),
+            "pairs": dict(subjects=32, prompts=1),
+        },
         main="identities_2v",
-        finetune=dict(batch_size=4),
-        grid=dict(ranks=(4,), rates=(3e-4, 1e-3), steps=(20, 60, 200)),
-        validation=4,
-        at_once=5,
+        primary=dict(
+            context_lora=dict(
+                title="References in context against the best valid LoRA: identity",
+                method="unified",
+                against=("dit_lora", "uvit_lora", "uvit_words"),
+                metric="identity_a",
+            ),
+            backbone=dict(
+                title="U-ViT against DiT, both in context: identity within 0.03",
+                method="unified",
+                against=("dit_context",),
+                metric="identity_a",
+                test="equivalence",
+                margin=0.03,
+            ),
+            binding=dict(
+                title="Two subjects, one reference each: swapped in less than 10 % of the places",
+                method="unified",
+                metric="swapped",
+                setting="two_subjects_1v",
+                test="below",
+                margin=0.1,
+            ),
+        ),
+        # Ten times the adapters' rate: a word's vector grows from 0 to the size of others.
+        finetune=dict(batch_size=2, lora=dict(init="kaiming"), word_rate=10.0, drop_text=0.1),
+        pasted=16,
+        grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0, 0.3, 1.0), steps=(100, 300)),
+        validation=16,
+        guidance=(0.5, 1.0, 2.0),
+        at_once=16,
     )
     if name == "quick":
-        config["arms"]["dit_full"]["grid"] = dict(ranks=(1,), rates=(2e-4,), steps=(10,))
         for which, given in config["networks"].items():
-            given["train"] |= dict(steps=QUICK_STEPS[which], sample_every=0)
+            given["train"] |= dict(steps=QUICK_STEPS[which], sample_every=0, probe_every=0)
+            given["train"]["batch_size"] //= 2
+            given["text_pretraining"]["steps"] = 50
             depth = 2 if which.startswith("uvit") else 3
             given["model"]["backbone"] |= dict(width=64, num_heads=2, depth=depth)
             given["sample"]["sampler"]["steps"] = 8
+        grid = dict(ranks=(4,), rates=(4e-3,), priors=(0.0, 0.3), steps=(5, 10))
+        config["arms"]["uvit_words"]["grid"] = grid | dict(priors=(0.0,))
+        del config["arms"]["dit_lora"]
+        config["primary"]["context_lora"]["against"] = ("uvit_lora", "uvit_words")
+        settings = ("identities_2v", "identities_1v", "two_subjects_1v", "distractors_3")
         config |= dict(
-            settings={name: dict(subjects=3, prompts=1) for name in config["settings"]},
-            grid=dict(ranks=(4,), rates=(4e-3,), steps=(10, 20)),
-            arms={name: arm for name, arm in config["arms"].items() if name != "dit_lora_long"},
-            finetune=dict(batch_size=2),
+            seeds=(0,),
+            settings={name: dict(subjects=3, finetuned=2, prompts=1) for name in settings},
+            grid=grid,
             validation=2,
+            guidance=(0.5, 1.0),
+            pasted=4,
             prior=16,
             tolerance=0.1,
-            at_once=3,
+            at_once=2,
+            encoders=(),
             notes=("A smoke test: after a minute of training, samples are not recognisable.",),
         )
     return config
@@ -244,5 +267,34 @@ def _of_emoji(config: dict[str, Any]) -> dict[str, Any]:
     """The comparison on emoji scenes, with one vendor held out, evaluated by EfficientNet-Lite0."""
     for given in config["networks"].values():
         given["data"]["name"] = "emoji_scenes"
-    pairs = config["settings"].pop("pairs")
-    return config | dict(world="emoji_scenes", settings=config["settings"] | dict(vendor=pairs))
+        text = given["model"]["segments"]["text"]
+        if text["attributes"]:
+            text["attributes"] = sprites.attributes()
+    settings = config["settings"]
+    for totems_alone in ("compositions", "pairs"):
+        settings.pop(totems_alone, None)
+    metric, primary = "identity_efficientnet_lite0", config["primary"]
+    for one in primary.values():
+        one["metric"] = metric
+    del primary["binding"]  # its judges do not tell who is who
+    settings["vendor"] = settings["identities_1v"]
+    return config | dict(world="emoji_scenes", encoders=("efficientnet_lite0",))
+
+
+def _of_widths(config: dict[str, Any]) -> dict[str, Any]:
+    """The U-ViT with references in three widths, of one recipe and one seed."""
+    networks, arms = {}, {}
+    for width in WIDTHS:
+        networks[f"width_{width}"] = run("uvit_context") | dict(model=model("uvit_context", width))
+        arms[f"width_{width}"] = dict(network=f"width_{width}", title=f"U-ViT, width {width}")
+    names = ("identities_2v", "identities_1v", "two_subjects_1v", "three_subjects_1v")
+    return config | dict(
+        networks=networks,
+        arms=arms,
+        seeds=(0,),
+        baseline=f"width_{WIDTHS[-1]}",
+        settings={name: config["settings"][name] for name in names},
+        primary={},
+        tolerance=100.0,
+        title="One sequence, three widths",
+    )

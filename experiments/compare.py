@@ -3,11 +3,15 @@
     python -m experiments.compare --config=configs/subjects.py
     python -m experiments.compare --config=configs/subjects.py --quick
     python -m experiments.compare --config=configs/subjects.py --arms=unified,dit_lora
+    python -m experiments.compare --config=configs/subjects.py --networks=shipped
 
 It trains, samples and scores, and writes results.csv.gz (every score), manifest.json (their
 provenance), tables.md and report.html (tables, paired differences with intervals, plots, costs,
 samples) to the workdir. Rerunning the command resumes a stopped run; Ctrl-C, SIGTERM and
 SIGHUP save first.
+--networks takes finished networks from a folder instead of training them: files
+`NETWORK_sSEED.safetensors` of experiments.export_checkpoint; or `shipped`, those of this package.
+Methods whose network has no file are left out.
 --report only scores and reports existing samples; in a folder with only results.csv.gz and
 manifest.json, it writes report.html from these.
 """
@@ -29,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--arms", default="", help="the methods to run, comma-separated; default all"
     )
-    parser.add_argument("--quick", action="store_true", help="a smoke test of about 15 minutes")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of about 10 minutes")
+    parser.add_argument(
+        "--networks", metavar="DIR", help="a folder of finished networks, or `shipped`"
+    )
     parser.add_argument("--report", action="store_true", help="only report, train nothing")
     parser.add_argument("--workdir", metavar="DIR", help="default workdirs/<name of the config>")
     args = parser.parse(argv)
@@ -46,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from experiments.subjects.report import RESULTS, write, write_from_results
     from experiments.subjects.study import Comparison
+    from experiments.subjects.workspace import SHIPPED
     from uvit_jax.parallel import cpu
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
@@ -57,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = write_from_results(workdir)
     else:
         cpu.keep_freed_memory()
-        comparison = Comparison(config, workdir, only)
+        networks = None
+        if args.networks:
+            networks = SHIPPED if args.networks == "shipped" else local_path(args.networks)
+        comparison = Comparison(config, workdir, only, networks)
         summary = write(comparison.space) if args.report else comparison()
     if summary is None:
         return interrupts.stop_status()

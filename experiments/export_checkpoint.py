@@ -8,7 +8,8 @@
     python -m experiments.export_checkpoint --workdir=workdirs/quickstart \\
         --push_to_hub=OWNER/NAME
 
-The weights are float32, bit for bit: the EMA, or with --raw the parameters themselves. Our own form
+The weights are the EMA, or with --raw the parameters themselves: float32 bit for bit, or with
+--dtype=bfloat16 rounded, in half the bytes. Our own form
 supports any model and stores its config and vocabulary; the others support their own families.
 --push_to_hub uploads our own form with a model card, which `hf://OWNER/NAME` then loads.
 """
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--raw", action="store_true", help="the raw parameters instead of their EMA"
     )
+    parser.add_argument("--dtype", default="float32", help="float32 (default) or bfloat16")
     parser.add_argument("--num_heads", type=int, help="of a --checkpoint, if not implied by shapes")
     parser.add_argument("--num_classes", type=int, help="without the null class")
     parser.add_argument("--image_size", type=int, help="side of the image in pixels or latents")
@@ -64,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(args.out or f"{folder}/{MODEL_FILE}").expanduser()
-        form = export(out, model, params, args.format, run=run, vocabulary=vocabulary)
+        options = dict(run=run, vocabulary=vocabulary, dtype=args.dtype)
+        form = export(out, model, params, args.format, **options)
         size = sum(p.stat().st_size for p in [*out.rglob("*"), out] if p.is_file())
         about = f"{form}, {model.num_params / 1e6:.2f}M parameters, {size / 1e6:.1f} MB"
         if args.out:

@@ -11,7 +11,9 @@ The caption of an image is the text beside it (`1.txt` for `1.png`), or else --p
 --subjects each sub-folder is a subject, and subjects are trained together. --out is then a
 folder with one adapter per subject; rerunning the command trains the missing ones. In a prompt,
 {name} is the name of the subject's folder. --out=NAME without .safetensors is a folder in PEFT's
-format. --method=full trains all parameters and writes a model, which
+format. --words trains the vector of the subject's own word too, in a model whose captions describe
+subjects (config.data.described): --prompt="a large @1* from the front", here and in
+experiments.sample. --method=full trains all parameters and writes a model, which
 `experiments.import_checkpoint` imports into a workdir.
 
 Every --validation_every steps, samples of --validation_prompt are written beside --out, into the
@@ -62,6 +64,18 @@ def add_flags(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="learning rate; default 2e-4, or 5e-6 for full"
+    )
+    parser.add_argument(
+        "--init", default="gaussian", help="of the adapters: gaussian, or kaiming as PEFT's default"
+    )
+    parser.add_argument(
+        "--words", action="store_true", help="train the word vector of @1* in prompts as well"
+    )
+    parser.add_argument(
+        "--word_rate", type=float, default=10.0, help="of word vectors, relative to --rate"
+    )
+    parser.add_argument(
+        "--drop_text", type=float, default=0.0, help="share of images without their prompt"
     )
     parser.add_argument("--batch_size", type=int, default=4, help="images of a subject per step")
     parser.add_argument(
@@ -130,11 +144,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     targets = tuple(names.get(t, t) for t in args.target or names)
     config = FinetuneConfig(
         method=args.method,
-        lora=LoraConfig(rank=args.rank, alpha=args.alpha, targets=targets),
+        lora=LoraConfig(
+            rank=args.rank, alpha=args.alpha, targets=targets, init=args.init, words=args.words
+        ),
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.rate,
         prior_weight=args.prior_weight,
+        word_rate=args.word_rate,
+        drop_text=args.drop_text,
         seed=args.seed,
     )
     folders = _folders(args)
@@ -375,6 +393,10 @@ class SubjectTuning:
         }
         if any(captions := [caption or "" for caption in self._own_captions(name)]):
             training["captions"] = captions
+        if self.config.lora.words:
+            training["word_rate"] = self.config.word_rate
+        if self.config.drop_text:
+            training["drop_text"] = self.config.drop_text
         return AdapterRecord(lora=self.config.lora, base=self.base, training=training)
 
     def _prompts(self, name: str) -> tuple[str, str]:
@@ -382,7 +404,7 @@ class SubjectTuning:
         args = self.args
         prompt = (args.prompt or "").replace("{name}", name)
         if args.class_prompt is None:
-            return prompt, " ".join(prompt.replace("@1", " ").split())
+            return prompt, " ".join(prompt.replace("@1*", "@1").replace("@1", " ").split())
         return prompt, args.class_prompt.replace("{name}", name)
 
     def _image_size(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Confidence intervals of clustered values: the images of one subject are not independent.
 
-    clustered_interval(values, subjects)                   a mean over images
-    paired_clustered_interval(method, baseline, subject)   a mean difference, image by image
+    clustered_interval(values, subjects)    a mean over images
+    crossed(values, subjects, networks)     the same over several trained networks
 
 The bootstrap resamples subjects with all their images, which reproduces the variance both between
 and within subjects (Davison & Hinkley 1997, section 3.8; resampling images as well would count
@@ -11,7 +11,8 @@ simulations with normal values, the coverage of 95 % intervals is 93 % with 6 su
 10 and 95.3 % with 20; unwidened, 89 % with 10.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from scipy import special
@@ -83,56 +84,87 @@ def clustered_interval(
     return Interval(mean=mean, low=float(low), high=float(high), count=S)
 
 
-def paired_clustered_interval(
-    values: Mapping[Hashable, float],
-    baseline: Mapping[Hashable, float],
-    cluster: Callable[[Hashable], Hashable],
-    **options,
-) -> Interval | None:
-    """The mean of `values - baseline`, paired by image, as `clustered_interval`.
+@dataclasses.dataclass(frozen=True)
+class Crossed:
+    """A mean over K networks × S subjects, and its uncertainty over both.
 
-    Effects of subject, prompt and seed that both share cancel.
+    Attributes:
+      mean: of the cells' means. interval: of a bootstrap over networks and subjects.
+      variance: of the mean. df: its degrees of freedom; 0 if there is one cell.
+    """
+
+    mean: float
+    interval: Interval
+    variance: float
+    df: float
+
+    def p(self, null: float, side: int = 0) -> float:
+        """The p-value of the null that the mean is `null` (side 0), at most `null` (side 1) or at
+        least (side -1), by Student's t. NaN if the uncertainty is unknown."""
+        if not self.df:
+            return float("nan")
+        if not self.variance:
+            away = side * (self.mean - null) if side else abs(self.mean - null)
+            return 0.0 if away > 0 else 1.0
+        t = (self.mean - null) / self.variance**0.5
+        if side:
+            return float(special.stdtr(self.df, -side * t))
+        return float(2 * special.stdtr(self.df, -abs(t)))
+
+
+def crossed(
+    values: Sequence[float],
+    subjects: Sequence[Hashable],
+    networks: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Crossed:
+    """The mean over networks × subjects, with a bootstrap that resamples both.
+
+    The two are independent (Owen 2007, the pigeonhole bootstrap). Subjects are resampled as in
+    `clustered_interval`; of networks there are few, and what they add is drawn from Student's t
+    with their standard error. With one network it is `clustered_interval`. In simulations with
+    normal values of 3 networks × 24 subjects, the coverage of 95 % intervals is 95 to 99 %.
 
     Args:
-      values, baseline: by a key such as (subject, prompt, seed). Keys of only one are left out.
-      cluster: from such a key to its subject. options: of `clustered_interval`.
-
-    Returns:
-      The interval, or None if they share no key.
-    """
-    shared = [key for key in values if key in baseline]
-    if not shared:
-        return None
-    differences = [values[key] - baseline[key] for key in shared]
-    return clustered_interval(differences, [cluster(key) for key in shared], **options)
-
-
-def sign_flip_p(
-    differences: Sequence[float],
-    clusters: Sequence[Hashable],
-    *,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """Two-sided p-value of the null that differences are symmetric about 0: sign flips of clusters.
-
-    Up to 13 clusters, the test is exact: the least p-value of S clusters is 2^(1 - S).
+      values: one per image. subjects, networks: of each. Subjects that not all networks have are
+        left out.
 
     Raises:
-      UvitError: as `cluster_means`.
+      UvitError: as `clustered_interval`; or if no subject has a value of every network.
     """
-    means_S, names = cluster_means(differences, clusters)
-    S = len(names)
-    if S <= 13:
-        signs = 1 - 2 * ((np.arange(2**S)[:, None] >> np.arange(S)) & 1)
-        extra = 0
-    else:
-        signs = 1 - 2 * np.random.default_rng(seed).integers(0, 2, (resamples, S))
-        extra = 1  # the observed signs
-    totals = np.abs(signs @ means_S)
-    # Rounding: sums in another order differ in their last bits.
-    hits = int((totals >= abs(means_S.sum()) * (1 - 1e-12)).sum())
-    return (hits + extra) / (len(signs) + extra)
+    names = list(dict.fromkeys(networks))
+    parts = []
+    for name in names:
+        rows = [i for i, network in enumerate(networks) if network == name]
+        means, clusters = cluster_means([values[i] for i in rows], [subjects[i] for i in rows])
+        parts.append(dict(zip(clusters, means, strict=True)))
+    shared = [subject for subject in parts[0] if all(subject in part for part in parts)]
+    if not shared:
+        raise UvitError("no subject has values of every network")
+    cells_KS = np.array([[part[subject] for subject in shared] for part in parts])
+    K, S = cells_KS.shape
+    mean = float(cells_KS.mean())
+    options = dict(confidence=confidence, resamples=resamples, seed=seed)
+    # The variance of the mean, of each factor with more than one level, and its freedom.
+    effects = [cells_KS.mean(axis=1 - axis) - mean for axis in (0, 1) if cells_KS.shape[axis] > 1]
+    variances = [float((e**2).sum()) / (len(e) * (len(e) - 1)) for e in effects]
+    variance = sum(variances)
+    spread = sum(v**2 / (len(e) - 1) for v, e in zip(variances, effects, strict=True))
+    df = variance**2 / spread if spread else float(max(K, S) - 1)
+    if K == 1:
+        interval = clustered_interval(cells_KS[0], shared, **options)
+        return Crossed(mean, interval, variance, df)
+    rng, quantile = np.random.default_rng(seed), (1 + confidence) / 2
+    total = mean + variances[0] ** 0.5 * rng.standard_t(K - 1, resamples)
+    if S > 1:
+        wider = special.stdtrit(S - 1, quantile) / special.ndtri(quantile) * np.sqrt(S / (S - 1))
+        total += wider * effects[1][rng.integers(0, S, (resamples, S))].mean(axis=1)
+    low, high = np.quantile(total, [1 - quantile, quantile])
+    interval = Interval(mean=mean, low=float(low), high=float(high), count=S)
+    return Crossed(mean, interval, variance, df)
 
 
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:

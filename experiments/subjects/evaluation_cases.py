@@ -7,13 +7,16 @@ for case in world.cases("identities_2v", SettingConfig(subjects=12)):
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.subjects import crops
 from experiments.subjects.study_config import DREAMBENCH, CompareConfig, SettingConfig
 from uvit_jax.data.sources.dreambench import DreamBench
-from uvit_jax.data.sources.worlds import evaluation_sets, random_scenes, scenes
+from uvit_jax.data.sources.worlds import backgrounds, evaluation_sets, random_scenes, scenes
+from uvit_jax.data.sources.worlds.scene_camera import grid
 from uvit_jax.data.sources.worlds.scenes import Scene
 from uvit_jax.data.sources.worlds.worlds import BEHIND, FRONT, Pose, world
 from uvit_jax.errors import UvitError, nearest
@@ -27,7 +30,8 @@ class EvaluationCase:
       setting, split: of the evaluation. views: references per subject.
       group: equal for cases of the same subjects. names: of the subjects. kinds: their classes.
       prompt: names the subjects `@1`, `@2`, … seed: of the initial noise.
-      references: images (H, W, 3) in [-1, 1], by subject and view. captions: of the references.
+      references: images (H, W, 3) in [-1, 1], by subject and view; those of distractors, whom the
+        prompt does not name, last. captions: of the references of the named ones.
       real: ground-truth images (R, H, W, 3), by subject.
       scene: the ground-truth scene, in procedural worlds.
     """
@@ -44,6 +48,11 @@ class EvaluationCase:
     captions: tuple[tuple[str, ...], ...]
     real: tuple[np.ndarray, ...]
     scene: Scene | None = None
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """(subjects, views) of the references, distractors included."""
+        return len(self.references), max(map(len, self.references))
 
     @property
     def subject(self) -> str:
@@ -84,16 +93,95 @@ class ProceduralWorld:
         """Reference images in all poses, (R, H, W, 3)."""
         return np.stack([self.portrait(identity, pose) for pose in self.world.reference_poses])
 
+    def truth(self, case: EvaluationCase) -> np.ndarray:
+        """The ground-truth image of the case."""
+        return scenes.render(case.scene, self.size).image
+
     def oracle(self, case: EvaluationCase, seed: int) -> np.ndarray:
         """Another ground-truth rendering of the case."""
         return scenes.render(random_scenes.redraw(case.scene, seed), self.size).image
 
     def impostor(self, case: EvaluationCase, other: EvaluationCase, seed: int) -> np.ndarray:
         """A rendering of the case with the subjects of another case."""
+        return self._replaced(case, [one.identity for one in other.scene.subjects], seed)
+
+    def nearest_training(self, case: EvaluationCase, seed: int) -> np.ndarray:
+        """A rendering of the case with the training identities that share most attributes."""
+        pool = self.world.split("train")
+        same = [(pool == np.array(one.identity)).sum(axis=1) for one in case.scene.subjects]
+        return self._replaced(case, [tuple(map(int, pool[s.argmax()])) for s in same], seed)
+
+    def _replaced(self, case: EvaluationCase, identities: Sequence, seed: int) -> np.ndarray:
         scene = case.scene
-        for slot, one in enumerate(other.scene.subjects):
-            scene = random_scenes.replaced_subject(scene, slot, one.identity)
+        for slot, identity in enumerate(identities):
+            scene = random_scenes.replaced_subject(scene, slot, identity)
         return scenes.render(random_scenes.redraw(scene, seed), self.size).image
+
+    def cut_paste(self, case: EvaluationCase, seed: int) -> np.ndarray:
+        """Each subject's best reference, cut out and pasted where the caption puts it."""
+        facts, scene = case.scene.facts, case.scene
+        placed = []
+        for slot, facing in enumerate(facts.facings):
+            poses = scene.subjects[slot].references
+            best = min(range(len(poses)), key=lambda v: self._facing(poses[v]) != facing)
+            (x, y), scale = scenes.spot(scene, slot)
+            placed.append((case.references[slot][best], x, y, scale))
+        return self._pasted(facts.background, seed, placed)
+
+    def pasted(self, case: EvaluationCase, slot: int, count: int) -> tuple[np.ndarray, list[str]]:
+        """Training scenes of one subject, from its references alone: cut out of their plain
+        background and pasted on training backgrounds, as captions say.
+
+        Returns:
+          Images (count, H, W, 3) and their captions, which call the subject `@{slot + 1}`.
+        """
+        images, captions = [], []
+        for i in range(count):
+            rng = random_scenes.rng_of("pasted", self.name, case.names[slot], i)
+            facts = random_scenes.draw_facts(rng, self.world, 1, random_scenes.seen_backgrounds())
+            view = int(rng.integers(len(case.references[slot])))
+            facing = self._facing(case.scene.subjects[slot].references[view])
+            facts = dataclasses.replace(facts, facings=(facing,))
+            x, y, scale = scenes.place(facts, 0, self.world.size)
+            x, y = (v + float(rng.uniform(-0.05, 0.05)) for v in (x, y))
+            placed = [(case.references[slot][view], x, y, scale * float(rng.uniform(0.94, 1.06)))]
+            images.append(self._pasted(facts.background, int(rng.integers(2**31)), placed))
+            captions.append(facts.caption.replace("@1", f"@{slot + 1}"))
+        return np.stack(images), captions
+
+    def _pasted(self, background: str, seed: int, placed: Sequence[tuple]) -> np.ndarray:
+        """References (image, x, y, scale) cut out and pasted on a background."""
+        own = scenes.portrait_place(self.world)
+        phase = np.random.default_rng(seed).random()
+        image = 2 * backgrounds.paint(background, *grid(self.size), phase) - 1
+        plain = np.float32(2 * backgrounds.PLAIN_COLOUR - 1)
+        for reference, x, y, scale in placed:
+            zoom = own["scale"] / scale
+            centre, half = np.array([[-x * zoom, own["y"] - y * zoom]]), np.array([zoom])
+            alpha = np.clip(np.abs(reference - plain).max(axis=-1, keepdims=True) * 8 - 0.4, 0, 1)
+            cut = np.concatenate([reference * alpha, alpha], axis=-1)[None]
+            cut = crops.crop(cut, centre, half, self.size)[0]
+            image = cut[..., :3] + (1 - cut[..., 3:]) * image
+        return np.clip(image, -1, 1).astype(np.float32)
+
+    def portraits(self, case: EvaluationCase) -> list[EvaluationCase]:
+        """The cases of generating a subject's own references again."""
+        found = []
+        for view, (pose, caption) in enumerate(
+            zip(case.scene.subjects[0].references, case.captions[0], strict=True)
+        ):
+            scene = random_scenes.portrait(case.scene)
+            facts = random_scenes.portrait_facts(self._facing(pose))
+            one = dataclasses.replace(scene.subjects[0], pose=pose)
+            scene = dataclasses.replace(scene, subjects=(one,), facts=facts)
+            changes = dict(prompt=caption, scene=scene, seed=case.seed + 7 * (view + 1))
+            found.append(dataclasses.replace(case, **changes))
+        return found
+
+    def _facing(self, pose: Pose) -> str:
+        if len(self.world.facings) == 1:
+            return self.world.facings[0]
+        return FRONT if np.cos(pose[0]) > 0 else BEHIND
 
     def _case(self, case: evaluation_sets.Case) -> EvaluationCase:
         what = evaluation_sets.SETTINGS[case.setting]
@@ -109,7 +197,7 @@ class ProceduralWorld:
             seed=case.seed,
             references=tuple(
                 tuple(self.portrait(one.identity, pose) for pose in one.references)
-                for one in subjects
+                for one in case.scene.referenced
             ),
             captions=tuple(
                 tuple(self._caption(pose, slot) for pose in one.references)
@@ -120,10 +208,8 @@ class ProceduralWorld:
         )
 
     def _caption(self, pose: Pose, slot: int) -> str:
-        facing = self.world.facings[0]
-        if len(self.world.facings) > 1:
-            facing = FRONT if np.cos(pose[0]) > 0 else BEHIND
-        return random_scenes.portrait_facts(facing).caption.replace("@1", f"@{slot + 1}")
+        caption = random_scenes.portrait_facts(self._facing(pose)).caption
+        return caption.replace("@1", f"@{slot + 1}")
 
 
 class DreamBenchWorld:
@@ -201,8 +287,22 @@ def grouped(cases: Sequence[EvaluationCase]) -> list[list[EvaluationCase]]:
     return list(found.values())
 
 
+def own_words(prompt: str, names: Sequence[str]) -> str:
+    """The prompt with the subjects' own words, `@1*` for `@1`."""
+    for slot in range(len(names)):
+        prompt = prompt.replace(f"@{slot + 1}", f"@{slot + 1}*")
+    return prompt
+
+
+def exchanged(prompt: str, names: Sequence[str]) -> str:
+    """The prompt with each subject's name in place of the one before it."""
+    order = {str(s + 1): str((s + 1) % len(names) + 1) for s in range(len(names))}
+    return re.sub(r"@(\d+)", lambda m: f"@{order.get(m[1], m[1])}", prompt)
+
+
 def class_cases(cases: Sequence[EvaluationCase], word: str) -> list[EvaluationCase]:
-    """The same cases with the class word in place of the subject, to measure forgetting."""
+    """The same cases with the class word in place of the subject, to measure what a name does and
+    what fine-tuning forgets."""
     return [dataclasses.replace(q, prompt=q.prompt.replace("@1", word)) for q in cases]
 
 

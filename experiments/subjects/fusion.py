@@ -21,7 +21,7 @@ from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.linear import Tapped
-from uvit_jax.models.lora import Adapter, Adapters
+from uvit_jax.models.lora import Adapter, Adapters, WordVectors
 from uvit_jax.models.model import Model, Params
 from uvit_jax.training.loss import corrupt, network_inputs
 
@@ -117,12 +117,15 @@ def fuse(
     """
     if ridge <= 0:
         raise UvitError(f"ridge must be positive, got {ridge}")
-    paths = set(adapters[0])
-    if any(set(each) != paths for each in adapters) or any(paths - set(m) for m in moments):
+    words = {path for path, one in adapters[0].items() if isinstance(one, WordVectors)}
+    paths = set(adapters[0]) - words
+    if any(set(each) != paths | words for each in adapters) or any(paths - set(m) for m in moments):
         raise UvitError("adapters and moments must be of the same layers")
     scales = [1.0] * len(adapters) if scales is None else scales
-    fused = {}
-    for path in adapters[0]:
+    fused: Adapters = {}
+    for path in words:  # each subject has its own
+        fused[path] = WordVectors(np.sum([np.asarray(a[path].delta) for a in adapters], axis=0))
+    for path in (path for path in adapters[0] if path in paths):
         grams = [np.asarray(m[path], np.float64) for m in moments]  # (…, I, I)
         total = sum(grams)
         size = total.shape[-1]

@@ -8,13 +8,19 @@ the sample alone.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.subjects.evaluation_cases import EvaluationCase, StudyWorld, grouped
+from experiments.subjects.evaluation_cases import (
+    EvaluationCase,
+    StudyWorld,
+    exchanged,
+    grouped,
+    own_words,
+)
 from experiments.subjects.fusion import fuse, input_moments
 from experiments.subjects.networks import BatchedSampler, TrainedNetwork
 from experiments.subjects.study_config import CompareConfig, MethodConfig
@@ -24,6 +30,7 @@ from uvit_jax.models.cost import forward_cost
 from uvit_jax.sampling.sampler import padded_rows
 from uvit_jax.training.examples import Examples, Stacked, class_examples, concatenated, stacked
 from uvit_jax.training.finetune import FinetuneConfig, Finetuner, Tuned, tree_index
+from uvit_jax.training.loss import corrupt, diffusion_loss
 
 SAMPLE_STRIDE = 1_000_003
 """The difference between the seeds of two samples of a case."""
@@ -35,22 +42,62 @@ def seeds_of(cases: Sequence[EvaluationCase], samples: int) -> np.ndarray:
     return (first + np.arange(samples, dtype=np.uint64) * SAMPLE_STRIDE).astype(np.uint32)
 
 
+PREFERENCE_TIME = 0.75
+"""The noise level t at which losses are compared."""
+
+
+def _losses(network: TrainedNetwork, model: Any) -> Callable[..., jax.Array]:
+    """(params, images, conditions) → each image's loss (Q,), from fixed noise."""
+    name = model.layout.noisy_images[0].name
+
+    @jax.jit
+    def losses(params, images, conditions):
+        key, batch = jax.random.key(0), {name: images, **conditions}
+        given = corrupt(key, model, batch, network.run.diffusion, t=PREFERENCE_TIME)
+        return diffusion_loss(model, params, *given)[0]
+
+    return losses
+
+
+def _lower(losses, params, truth, right, wrong, size: int = 16) -> np.ndarray:
+    """Whether the right conditions have the lower loss, bool (Q,)."""
+    found = []
+    for rows in padded_rows(len(truth), min(size, len(truth))):
+        a, b = (
+            np.asarray(losses(params, truth[rows], {k: v[rows] for k, v in given.items()}))
+            for given in (right, wrong)
+        )
+        found.append(a < b)
+    return np.concatenate(found)[: len(truth)]
+
+
 class InContext:
     """Samples with the references in the sequence.
 
     Args:
       references: `own`; or, to measure what they contribute, `none` or those of `others`.
+      guidance: the scale of references, None for the network's own.
 
     Raises:
       UvitError: if the network takes no references.
     """
 
-    def __init__(self, network: TrainedNetwork, config: CompareConfig, references: str = "own"):
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        config: CompareConfig,
+        references: str = "own",
+        guidance: float | None = None,
+    ):
         if not network.in_context:
             raise UvitError(
                 f"network {network.name} takes no references, which method 'context' needs"
             )
         self.network, self.config, self.references = network, config, references
+        self.sample_config = network.run.sample
+        if guidance is not None:
+            changes = dict(reference_guidance_scale=guidance)
+            self.sample_config = dataclasses.replace(self.sample_config, **changes)
         self._samplers: dict[tuple, BatchedSampler] = {}
 
     def __call__(self, cases: Sequence[EvaluationCase]) -> np.ndarray:
@@ -58,7 +105,7 @@ class InContext:
         seeds = seeds_of(cases, config.samples).reshape(-1)
         conditions = network.case_conditions(cases, self.references)
         rows = {k: np.repeat(v, config.samples, axis=0) for k, v in conditions.items()}
-        sample = self.sampler(len(cases[0].references), cases[0].views)
+        sample = self.sampler(*cases[0].slots)
         found = sample(network.params, seeds, rows)
         return found.reshape(len(cases), config.samples, *found.shape[1:])
 
@@ -68,7 +115,7 @@ class InContext:
         key = (0, 0, cache) if bare else (subjects, views, cache)
         if key not in self._samplers:
             model = self.network.model_for(*key[:2]) if not bare else self.network.model
-            sample = dataclasses.replace(self.network.run.sample, cache_references=cache)
+            sample = dataclasses.replace(self.sample_config, cache_references=cache)
             if bare:
                 model = model.without_references()
                 sample = dataclasses.replace(sample, reference_guidance_scale=0.0)
@@ -76,12 +123,22 @@ class InContext:
             self._samplers[key] = BatchedSampler(one, self.config.batch_size)
         return self._samplers[key]
 
+    def preferred(self, cases: Sequence[EvaluationCase], truth: np.ndarray) -> np.ndarray:
+        """Whether the loss on the true images is lower with each subject's references in its own
+        slot than in the next one's, bool (Q,)."""
+        network = self.network
+        right, wrong = (network.case_conditions(cases, how) for how in ("own", "exchanged"))
+        losses = _losses(network, network.model_for(*cases[0].slots))
+        return _lower(losses, network.params, truth, right, wrong)
+
 
 class Finetuned:
-    """Samples with an adapter, or a fully fine-tuned network, of its own for every subject.
+    """Samples with an adapter of its own for every subject, and with words of their own
+    (`EvaluationCase.prompt` with `@1*` for `@1`) where the network has any.
 
     Args:
       recipe: of the fine-tuning; samples are generated after `recipe.steps`.
+      guidance: the scale of the text, None for the network's own.
 
     Raises:
       UvitError: if the network takes references.
@@ -94,6 +151,7 @@ class Finetuned:
         config: CompareConfig,
         world: StudyWorld,
         recipe: FinetuneConfig,
+        guidance: float | None = None,
     ):
         if network.in_context:
             raise UvitError(
@@ -101,7 +159,18 @@ class Finetuned:
                 f"{method.method!r} does not support; name a network without references"
             )
         self.network, self.method, self.config, self.world = network, method, config, world
-        self.recipe = recipe
+        self.sample_config = network.run.sample
+        if guidance is not None:
+            self.sample_config = dataclasses.replace(self.sample_config, guidance_scale=guidance)
+        words = network.own_words
+        if method.method == "words" and not words:
+            raise UvitError(
+                f"network {network.name} has no words of subjects' own, which method 'words' "
+                "trains; train it with config.data.described"
+            )
+        targets = () if method.method == "words" else recipe.lora.targets
+        adapters = dataclasses.replace(recipe.lora, targets=targets, words=words)
+        self.recipe = dataclasses.replace(recipe, lora=adapters)
         self.seconds: list[float] = []
         self._tuners: dict[int, Finetuner] = {}
         self._samplers: dict[tuple, BatchedSampler] = {}
@@ -132,16 +201,25 @@ class Finetuned:
         return {self.recipe.steps: self._composed(by_group, compose)}
 
     def examples(self, case: EvaluationCase, slot: int) -> Examples:
-        """One subject's references as training examples."""
-        conditions = self.network.conditions(case.captions[slot])
-        return {"image": np.stack(case.references[slot]), **conditions}
+        """One subject's references, and scenes with these pasted in, as training examples."""
+        images, captions = np.stack(case.references[slot]), list(case.captions[slot])
+        if self.config.pasted:
+            pasted = self.world.pasted(case, slot, self.config.pasted)
+            images, captions = np.concatenate([images, pasted[0]]), captions + pasted[1]
+        return {"image": images, **self._conditions(captions, case)}
+
+    def _conditions(self, prompts: Sequence[str], case: EvaluationCase) -> Examples:
+        """The conditions of prompts, with the subjects' own words where there are any."""
+        if self.network.own_words:
+            prompts = [own_words(prompt, case.names) for prompt in prompts]
+        return self.network.conditions(prompts)
 
     def sample(self, trained: Any, by_group: Sequence[Sequence[EvaluationCase]]) -> np.ndarray:
         """Images (Q, samples, H, W, C) of each group with its trained parameters, leaves (G, …)."""
         cases = [q for part in by_group for q in part]
         samples = self.config.samples
         seeds = seeds_of(cases, samples).reshape(len(by_group), -1)
-        conditions = self.network.conditions([q.prompt for q in cases])
+        conditions = self._conditions([q.prompt for q in cases], cases[0])
         rows = {
             k: np.repeat(v, samples, axis=0).reshape(*seeds.shape, *v.shape[1:])
             for k, v in conditions.items()
@@ -149,12 +227,31 @@ class Finetuned:
         found = self.sampler(trained, seeds.shape[1])(self.network.params, trained, seeds, rows)
         return found.reshape(len(cases), samples, *found.shape[2:])
 
+    def timing_arguments(
+        self, by_group: Sequence[Sequence[EvaluationCase]]
+    ) -> tuple[tuple[Any, ...], int]:
+        """Arguments of a sampler for one batch of images of untrained adapters, and the number of
+        images of each."""
+        each = len(by_group[0]) * self.config.samples
+        groups = max(1, self.config.batch_size // each)
+        cases = [by_group[i % len(by_group)][0] for i in range(groups)]
+        tuner = self.tuner(self.recipe.steps)
+        start = jax.eval_shape(
+            lambda params: tuner.method.start(jax.random.key(0), params, self.recipe.lora),
+            self.network.params,
+        )
+        trained = jax.tree.map(lambda a: np.zeros((groups, *a.shape), np.float32), start)
+        conditions = self._conditions([q.prompt for q in cases], cases[0])
+        rows = {k: np.repeat(v[:, None], each, axis=1) for k, v in conditions.items()}
+        seeds = np.repeat(seeds_of(cases, 1), each, axis=1)
+        return (self.network.params, trained, seeds, rows), each
+
     def sampler(self, trained: Any, each: int) -> BatchedSampler:
         """The compiled sampler of `each` images for each of several groups."""
         shapes = tuple(np.shape(leaf)[1:] for leaf in jax.tree.leaves(trained))
         key = (shapes, each)
         if key not in self._samplers:
-            one = self.network.sampler(self.network.model)
+            one = self.network.sampler(self.network.model, self.sample_config)
             attached = self.tuner(self.recipe.steps).attached
 
             def of_subject(params, tree, seeds, conditions):
@@ -173,6 +270,23 @@ class Finetuned:
             recipe = dataclasses.replace(self.recipe, steps=steps)
             self._tuners[steps] = Finetuner(self.network.model, self.network.run.diffusion, recipe)
         return self._tuners[steps]
+
+    def preferred(
+        self, trained: Any, by_group: Sequence[Sequence[EvaluationCase]], truth: np.ndarray
+    ) -> np.ndarray:
+        """Whether the loss on the true images is lower with the prompts as they are than with the
+        subjects' names exchanged, bool (Q,)."""
+        losses = _losses(self.network, self.network.model)
+        attached = jax.jit(self.tuner(self.recipe.steps).attached)
+        found, first = [], 0
+        for i, part in enumerate(by_group):
+            right = self._conditions([q.prompt for q in part], part[0])
+            wrong = self._conditions([exchanged(q.prompt, q.names) for q in part], part[0])
+            params = attached(self.network.params, tree_index(trained, i))
+            own = truth[first : first + len(part)]
+            found.append(_lower(losses, params, own, right, wrong))
+            first += len(part)
+        return np.concatenate(found)
 
     def prior(self, kinds: Sequence[str]) -> tuple[Stacked, list[int]]:
         """Sampled class images for prior preservation, and the index of each subject's class."""
@@ -197,18 +311,25 @@ class Finetuned:
 
     @property
     def subject_bytes(self) -> int:
-        """Bytes stored for each subject, in float32."""
+        """Bytes stored for each subject, in float32: of word vectors, its own."""
         start = self.tuner(self.recipe.steps).method.start
         one = jax.eval_shape(
             lambda params: start(jax.random.key(0), params, self.recipe.lora), self.network.params
         )
-        return int(sum(4 * np.prod(leaf.shape) for leaf in jax.tree.leaves(one)))
+        words = [pair.delta for pair in one.values() if isinstance(pair, lora.WordVectors)]
+        sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(one)]
+        return int(4 * (sum(sizes) - sum(np.prod(w.shape) - w.shape[-1] for w in words)))
 
     @property
     def finetune_flops(self) -> float:
-        """FLOPs for one subject: its images and as many of its class, forward and backward."""
+        """FLOPs for one subject: its images and, with a prior weight, as many of its class, forward
+        and backward."""
+        return self.flops(self.recipe.steps, self.recipe.prior_weight)
+
+    def flops(self, steps: int, prior_weight: float) -> float:
+        """The same for other steps and weights."""
         cost = forward_cost(self.network.run.model).total
-        return 6.0 * cost * 2 * self.recipe.batch_size * self.recipe.steps
+        return 6.0 * cost * (2 if prior_weight else 1) * self.recipe.batch_size * steps
 
     def _trained(
         self, subjects: dict[str, Examples], kinds: Sequence[str], steps: Sequence[int]
@@ -221,7 +342,9 @@ class Finetuned:
         parts: list[Tuned] = []
         for rows in padded_rows(len(names), at_once):
             chosen = [names[i] for i in rows]
-            prior, prior_of = self.prior([kinds[names.index(name)] for name in chosen])
+            prior = prior_of = None
+            if self.recipe.prior_weight:
+                prior, prior_of = self.prior([kinds[names.index(name)] for name in chosen])
             found = tuner(
                 self.network.params,
                 stacked({f"{i}/{n}": subjects[n] for i, n in enumerate(chosen, rows[0])}, size),
@@ -265,12 +388,13 @@ class Finetuned:
 
     def _fused(self, adapters: list[Any], examples: list[Examples]) -> Any:
         network = self.network
+        layers = [path for path, one in adapters[0].items() if isinstance(one, lora.Adapter)]
         moments = [
             input_moments(
                 network.model,
                 network.run.diffusion,
                 self.tuner(self.recipe.steps).params(network.params, own),
-                list(own),
+                layers,
                 seen,
                 jax.random.key(self.config.seed),
                 rounds=8,

@@ -1,10 +1,12 @@
 """The trained networks of a comparison, and how they are sampled.
 
-network = TrainedNetwork("uvit_context", workdir)
+network = TrainedNetwork("uvit_context_s0", file_or_workdir)
 sample = BatchedSampler(jax.vmap(network.sampler(model), (None, 0, 0)), 16)
 images = sample(network.params, seeds, network.case_conditions(cases))       # (Q, H, W, C)
 """
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,15 +19,18 @@ import numpy as np
 import uvit_jax
 from experiments.subjects.evaluation_cases import EvaluationCase, next_group
 from uvit_jax.config import to_dict
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion.solvers.solve import num_evaluations
 from uvit_jax.errors import UvitError
+from uvit_jax.interop.files import RUN_KEY, VOCABULARY_KEY
+from uvit_jax.interop.weight_files import open_weights
 from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.model import Model, Params, build
 from uvit_jax.models.presets.unified import with_references
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler, padded_rows
 from uvit_jax.tokens.reference_inputs import reference_inputs
 from uvit_jax.training import text_pretraining
-from uvit_jax.training.run_config import RunConfig
+from uvit_jax.training.run_config import RunConfig, parse_run
 from uvit_jax.training.workdir import Workdir
 
 Conditions = Mapping[str, np.ndarray]
@@ -35,19 +40,27 @@ class TrainedNetwork:
     """A trained network.
 
     Args:
-      run: its config, whose sampling settings apply; None reads the workdir's.
+      path: a workdir, or a file of `experiments.export_checkpoint`.
+      run: its config, whose sampling settings apply; None for those of the path.
 
     Attributes:
       name: its key in the comparison. run: its config. model; params: the averaged parameters.
       in_context: whether it takes references. style: `uvit` or `dit`.
+      own_words: whether subjects have words of their own, such as `@1*`.
+
+    Raises:
+      UvitError: if there is no such network, or a file lacks its run's config and vocabulary.
     """
 
-    def __init__(self, name: str, workdir: Path, run: RunConfig | None = None):
-        folder = Workdir(workdir)
-        self.name, self.run = name, run or folder.read_run()
-        self.model, params = uvit_jax.load(folder.path)
+    def __init__(self, name: str, path: Path, run: RunConfig | None = None):
+        own, self.vocabulary = _described(path)
+        self.name, self.run = name, own
+        if run is not None:
+            self.run = dataclasses.replace(own, sample=run.sample)
+        self.model, params = uvit_jax.load(path)
         self.params: Params = jax.device_put(params)
-        self.vocabulary = folder.read_vocabulary()
+        texts = [s for s in self.model.layout.conditions if s.kind == "text"]
+        self.own_words = any(segment.attributes for segment in texts)
         self.in_context = bool(self.model.layout.references)
         self.style = "dit" if self.model.layout.adaln else "uvit"
         self._models: dict[tuple[int, int], Model] = {}
@@ -56,6 +69,13 @@ class TrainedNetwork:
         """The model with segments for so many references; the only one if it takes none."""
         if not self.in_context:
             return self.model
+        most = self.model.layout.max_subjects, self.model.layout.max_views
+        if subjects > most[0] or views > most[1]:
+            raise UvitError(
+                f"network {self.name} has slots for {most[0]} subjects of {most[1]} references "
+                f"each, distractors included, and a case has {subjects} of {views}; choose a "
+                "setting with fewer"
+            )
         if (subjects, views) not in self._models:
             config = with_references(to_dict(self.run.model), subjects, views)
             self._models[subjects, views] = build(config)
@@ -83,14 +103,17 @@ class TrainedNetwork:
         """The conditions of cases of one setting, leaves (Q, …).
 
         Args:
-          references: `own`, `none`, or `others`: those of the next group of subjects.
+          references: `own`, `none`, `others`: those of the next group of subjects; or
+            `exchanged`: each subject's in the slot of the next one.
         """
         found = self.conditions([q.prompt for q in cases])
         if self.in_context and references != "none":
             given = [q.references for q in cases]
             if references == "others":
                 given = [next_group(cases, i).references for i in range(len(cases))]
-            model = self.model_for(len(given[0]), cases[0].views)
+            elif references == "exchanged":
+                given = [(*one[1:], one[0]) for one in given]
+            model = self.model_for(*cases[0].slots)
             found |= reference_inputs(model.layout, given)
         return found
 
@@ -125,26 +148,18 @@ class TrainedNetwork:
         example = 6.0 * forward_cost(self.run.model, draws=train.draws).total
         return before + example * train.batch_size * train.steps
 
-    def image_flops(self, model: Model) -> float:
+    def image_flops(self, model: Model, sample: SampleConfig) -> float:
         """FLOPs per image, with guidance and without cached references."""
-        sample = self.run.sample
         steps = num_evaluations(sample.sampler)
         s, s_r = sample.guidance_scale, sample.reference_guidance_scale
         full = 2.0 * forward_cost(model.config).total
         if not model.layout.references:
             return steps * full * (1 + bool(s))
-        bare = 2.0 * forward_cost(self._bare(model)).total
+        bare = 2.0 * forward_cost(_bare(model)).total
         # The branches of `classifier_free_branches` whose weight is not 0.
         if sample.guidance_chain == "references":
             return steps * (full + (bool(s) + (s_r != s)) * bare)
         return steps * ((1 + (s_r != s)) * full + bool(s_r) * bare)
-
-    def _bare(self, model: Model) -> Any:
-        config = to_dict(model.config)
-        names = [s.name for s in model.layout.references]
-        segments = {k: v for k, v in config["segments"].items() if k not in names}
-        sequence = tuple(n for n in config["sequence"] if n not in names)
-        return build({**config, "segments": segments, "sequence": sequence}).config
 
 
 class BatchedSampler:
@@ -180,6 +195,31 @@ class BatchedSampler:
         found = self._compiled.memory_analysis()
         parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
         self.memory_bytes = int(sum(getattr(found, part, 0) or 0 for part in parts))
+
+
+def _bare(model: Model) -> Any:
+    """The config without references."""
+    config = to_dict(model.config)
+    names = [s.name for s in model.layout.references]
+    segments = {k: v for k, v in config["segments"].items() if k not in names}
+    sequence = tuple(n for n in config["sequence"] if n not in names)
+    return build({**config, "segments": segments, "sequence": sequence}).config
+
+
+def _described(path: Path) -> tuple[RunConfig, Vocabulary]:
+    """The run and the vocabulary of a workdir or an exported file."""
+    if path.is_dir() or not path.exists():
+        folder = Workdir(path)
+        return folder.read_run(), folder.read_vocabulary()
+    metadata = open_weights(path).metadata
+    try:
+        run = parse_run(json.loads(metadata[RUN_KEY]))
+        return run, Vocabulary.from_json(metadata[VOCABULARY_KEY])
+    except KeyError:
+        raise UvitError(
+            f"{path} lacks the config of its run; write it with experiments.export_checkpoint "
+            "--workdir"
+        ) from None
 
 
 def check_compute(networks: Sequence[TrainedNetwork], tolerance: float) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments.subjects import result_rows
-from experiments.subjects.evaluation_cases import class_cases
+from experiments.subjects.evaluation_cases import class_cases, grouped
 from experiments.subjects.report_markdown import markdown
 from experiments.subjects.report_page import page
 from experiments.subjects.results import (
@@ -34,15 +34,19 @@ RESULTS = "results.csv.gz"
 def write(space: Workspace) -> dict[str, Any]:
     """Scores all stored samples and writes `RESULTS`, manifest.json, tables.md and report.html."""
     images = {
-        (method, setting): space.images(method, setting)
+        (method, setting, seed): space.images(method, setting, seed)
         for setting in space.config.settings
         for method in space.methods()
-        if space.has_images(method, setting)
+        for seed in space.config.seeds
+        if space.has_images(method, setting, seed)
     }
     rows = _rows(space, images)
     manifest = _manifest(space, rows)
     settings = {name: space.cases(name) for name in space.config.settings}
-    samples = grids(settings, images, manifest.methods)
+    first: dict[tuple[str, str], np.ndarray] = {}
+    for (method, setting, _), own in images.items():
+        first.setdefault((method, setting), own)
+    samples = grids(settings, first, manifest.methods)
     write_scores(space.workdir / RESULTS, rows)
     manifest.write(space.workdir / "manifest.json")
     write_text(space.workdir / "tables.md", markdown(rows, manifest))
@@ -69,40 +73,79 @@ def write_from_results(folder: Path) -> dict[str, Any]:
     }
 
 
-def _rows(space: Workspace, images: Mapping[tuple[str, str], np.ndarray]) -> list[Score]:
-    """All rows, by method and setting, anchors included."""
+def _rows(space: Workspace, images: Mapping[tuple[str, str, int], np.ndarray]) -> list[Score]:
+    """All rows, by method, setting and seed, anchors included."""
     found: list[Score] = []
     main = space.config.main
-    for (method, setting), samples in images.items():
-        cases, style = space.cases(setting), space.style(method)
+    for (method, setting, seed), samples in images.items():
+        cases, style = space.cases(setting, method), space.style(method)
         scores = score_images(space.scorer, cases, samples)
-        found += result_rows.rows_of(method, style, cases, scores, main=main)
-        found += result_rows.diversity_rows(method, style, cases, samples, main)
+        preferred = space.notes.noted(f"preferred/s{seed}/{method}/{setting}")
+        if preferred:
+            scores["preferred"] = np.repeat(
+                np.array(preferred["preferred"], np.float64), samples.shape[1]
+            )
+        options = dict(main=main, network=seed)
+        found += result_rows.rows_of(method, style, cases, scores, **options)
+        found += result_rows.diversity_rows(method, style, cases, samples, **options)
     for name, method in space.config.arms.items():
-        if method.method == "lora" and space.has_images(name, main):
-            found += _curve_rows(space, name)
+        if method.method == "context":
+            continue
+        for seed in space.available(name):
+            if space.has_images(name, main, seed):
+                found += _gate_rows(space, name, seed)
+        for seed in space.available(name)[:1]:  # curves are of one network
+            if space.has_images(name, main, seed):
+                found += _curve_rows(space, name, seed)
     return found
 
 
-def _curve_rows(space: Workspace, name: str) -> list[Score]:
-    """Scores of a LoRA method along its steps: on the subjects, on the class, and at best."""
-    scorer, main, style = space.scorer, space.config.main, space.style(name)
-    cases, found = space.cases(main), []
+def _gate_rows(space: Workspace, name: str, seed: int) -> list[Score]:
+    """Identity of the references generated again, and of scenes with an unused name."""
+    main, style, store = space.config.main, space.style(name), space.store(seed)
+    cases = space.cases(main, name)
+    sets = {"unused_name": (class_cases(cases, space.config.word), f"{name}~nobody")}
+    if space.has_portraits:
+        firsts = [part[0] for part in grouped(cases)]
+        again = [case for first in firsts for case in space.world.portraits(first)]
+        sets["portraits"] = again, f"{name}~portraits"
+    found = []
+    for setting, (own, stored) in sets.items():
+        scores = score_images(space.scorer, own, store.read(stored, main))
+        scores = {metric: scores[metric] for metric in _identities(space)}
+        options = dict(main=main, setting=setting, network=seed)
+        found += result_rows.rows_of(name, style, own, scores, **options)
+    return found
+
+
+def _identities(space: Workspace) -> list[str]:
+    return [m for m, about in space.scorer.metrics.items() if about.role == "identity"]
+
+
+def _curve_rows(space: Workspace, name: str, seed: int) -> list[Score]:
+    """Scores of fine-tuning along its steps, with one network: on the subjects, on the class, and
+    at best."""
+    scorer, main, style, store = (
+        space.scorer,
+        space.config.main,
+        space.style(name),
+        space.store(seed),
+    )
+    cases, found = space.cases(main, name), []
     by_step, scores = {}, {}
     for step in space.grid(name).steps:
-        images = space.store.read(f"{name}@{step}", main)
+        images = store.read(f"{name}@{step}", main)
         by_step[step] = score_images(scorer, cases, images)
         scores[step] = tuning_objective(scorer, by_step[step]).reshape(images.shape[:2])
-        setting = f"lora_step={step}"
-        found += result_rows.rows_of(name, style, cases, by_step[step], main=main, setting=setting)
-    identity = [metric for metric in scorer.metrics if metric.startswith("identity")][:1]
+        options = dict(main=main, setting=f"lora_step={step}", network=seed)
+        found += result_rows.rows_of(name, style, cases, by_step[step], **options)
+    identity = _identities(space)[:1]
     prompt = [m for m, about in scorer.metrics.items() if about.role == "text"][:1]
     of_class = class_cases(cases, space.config.word)
-    for step in (0, *space.grid(name).steps):
-        images = space.store.read(f"{name}@{step}~nobody", main)
-        class_scores = score_images(scorer, of_class, images)
-        setting = f"forgetting={step}"
-        rows = result_rows.rows_of(name, style, of_class, class_scores, main=main, setting=setting)
+    for step in space.grid(name).steps:
+        class_scores = score_images(scorer, of_class, store.read(f"{name}@{step}~nobody", main))
+        options = dict(main=main, setting=f"forgetting={step}", network=seed)
+        rows = result_rows.rows_of(name, style, of_class, class_scores, **options)
         found += [dataclasses.replace(r, metric="pres") for r in rows if r.metric in identity]
         found += [r for r in rows if r.metric in prompt]
     chosen = np.empty((len(cases), space.config.samples), int)
@@ -113,54 +156,76 @@ def _curve_rows(space: Workspace, name: str) -> list[Score]:
         metric: np.array([by_step[step][metric][i] for i, step in enumerate(chosen.flat)])
         for metric in scorer.metrics
     }
-    found += result_rows.rows_of(f"{name}_best", style, cases, best, main=main)
+    found += result_rows.rows_of(f"{name}_best", style, cases, best, main=main, network=seed)
     return found
 
 
 def _manifest(space: Workspace, rows: Sequence[Score]) -> Manifest:
-    config = space.config
+    config, notes = space.config, space.notes
     present = {row.method for row in rows}
-    methods = {}
-    for name, method_config in config.arms.items():
-        costs = dict(space.store.noted(f"costs/{name}") or {})
-        costs.pop("recipe", None)
+    methods, recipes = {}, {}
+    for name, arm in config.arms.items():
+        if not space.available(name):
+            continue
+        finetuned = arm.method != "context"
+        costs = dict(notes.noted(f"costs/{name}") or {})
+        recipe = notes.noted(f"recipes/{name}") or {}
+        tuned = notes.noted(f"finetuning/s{space.available(name)[0]}/{name}") or {}
+        costs |= {key: value for key, value in tuned.items() if key != "recipe"}
         costs = {k: tuple(v) if isinstance(v, list) else v for k, v in costs.items()}
+        costs["tuning_flops"] = recipe.get("tuning_flops", 0.0)
+        costs["validation"] = recipe.get("score", 0.0)
+        recipes[name] = {"tuned": recipe, "recipe": tuned.get("recipe")}
         for method, compose in space.variants(name).items():
-            methods[method] = MethodInfo(title=f"{method_config.title}, {compose}")
-        methods[name] = MethodInfo(title=method_config.title, **costs)
-        best = f"{method_config.title}, each subject's best step (an oracle's choice)"
+            title = f"{arm.title}, {compose}"
+            methods[method] = MethodInfo(title=title, finetuned=finetuned)
+        methods[name] = MethodInfo(title=arm.title, finetuned=finetuned, **costs)
+        best = f"{arm.title}, each subject's best step (an oracle's choice)"
         methods[f"{name}_best"] = MethodInfo(title=best, anchor=True)
     methods |= {n: MethodInfo(title=t, anchor=True) for n, t in result_rows.ANCHORS.items()}
     methods = {name: method for name, method in methods.items() if name in present}
-    metrics = {**space.scorer.metrics, "diversity": result_rows.DIVERSITY, "pres": result_rows.PRES}
+    metrics = {
+        **space.scorer.metrics,
+        "preferred": result_rows.PREFERRED,
+        "diversity": result_rows.DIVERSITY,
+        "pres": result_rows.PRES,
+    }
     used = {row.metric for row in rows}
+    cells = {}
+    for key, one in config.primary.items():
+        case = space.cases(one.setting or config.main)[0]
+        setting, split = result_rows.settings_of(case, config.main)[0]
+        cells[key] = (setting, split, len(case.names), case.views)
+    networks = [
+        space.network(name, seed)
+        for seed in config.seeds
+        for name in space.runs
+        if space.ready(name, seed)
+    ]
     return Manifest(
         title=config.title,
         commit=_commit(),
         config={
             "comparison": to_dict(config),
             "training": {
-                name: {
-                    "flops": space.network(name).train_flops,
-                    "parameters": space.network(name).model.num_params,
-                    "forward_macs": forward_cost(space.network(name).run.model).total,
+                network.name: {
+                    "flops": network.train_flops,
+                    "parameters": network.model.num_params,
+                    "forward_macs": forward_cost(network.run.model).total,
                 }
-                for name in space.runs
-                if space.ready(name)
+                for network in networks
             },
-            "recipes": {
-                name: found["recipe"]
-                for name in config.arms
-                if (found := space.store.noted(f"costs/{name}")) and "recipe" in found
-            },
+            "recipes": recipes,
         },
         hardware=f"{jax.device_count()} {jax.devices()[0].device_kind} device",
         timing="wall seconds without compilation: per image in batches of "
-        f"{config.batch_size}, cached and uncached alternately; fine-tuning per subject, "
+        f"{config.batch_size}, all methods in turn in one run; fine-tuning per subject, "
         f"{config.at_once} at once",
         methods=methods,
         metrics={n: m for n, m in metrics.items() if n in used},
         baseline=config.baseline if config.baseline in methods else next(iter(methods)),
+        primary={k: one for k, one in config.primary.items() if one.method in methods},
+        cells=cells,
         notes=config.notes,
     )
 

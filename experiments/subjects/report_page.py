@@ -95,6 +95,8 @@ def page(rows: Sequence[Score], manifest: Manifest, grids: Sequence[ReportGrid] 
     _check(rows, manifest, grids)
     sections = [
         ("samples", "Samples", "".join(grid_html(manifest, grid) for grid in grids if grid.rows)),
+        ("primary", "Primary comparisons", tables.primary(rows, manifest)),
+        ("gates", "Gates of fine-tuning", tables.gates(rows, manifest)),
         ("results", "Results", _results(rows, manifest)),
         ("plots", "Identity against prompt-following", _trade(rows, manifest)),
         ("differences", "Paired differences", tables.differences(rows, manifest)),
@@ -138,8 +140,8 @@ def _results(rows: Sequence[Score], manifest: Manifest) -> str:
     means = summary.means(rows)
     parts = [
         "<p>Means over subjects with 95 % intervals of a bootstrap over subjects, whose images "
-        "are not independent. The best method is bold. Anchors, below the rule, show "
-        "the range of each metric.</p>"
+        "are not independent, and over networks where there are several. The best method is bold. "
+        "Anchors, below the rule, show the range of each metric.</p>"
     ]
     for setting, found in groupby(summary.cells(rows, manifest), key=lambda cell: cell[0]):
         parts.append(f"<h3>{escape(plots.words(setting).capitalize())}</h3>")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.subjects import report_summary as summary
-from experiments.subjects.clusters import clustered_interval, pareto_front
+from experiments.subjects.clusters import crossed, pareto_front
 from experiments.subjects.results import Manifest, MethodInfo, Score
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.statistics import Interval
@@ -59,7 +59,9 @@ def pareto(
         ]
         if all(found):
             points[name] = tuple(
-                clustered_interval([r.value for r in part], [r.subject for r in part])
+                crossed(
+                    [r.value for r in part], [r.subject for r in part], [r.network for r in part]
+                ).interval
                 for part in found
             )
     if not points:
@@ -152,7 +154,16 @@ def words(name: str) -> str:
     return _WORDS.get(name, name.replace("_", " "))
 
 
-_WORDS = {"lora_step": "LoRA step", "forgetting": "fine-tuning step, on base classes"}
+_WORDS = {
+    "lora_step": "LoRA step",
+    "forgetting": "fine-tuning step, on base classes",
+    "count": "number of subjects, one reference each",
+    "distractors": "references of others",
+    "two_subjects_left": "two subjects, “on the left of”",
+    "two_subjects_right": "two subjects, “on the right of”",
+    "three_subjects_left": "three subjects, in the words of two",
+    "compositions": "one subject's front on the back of another",
+}
 
 
 def _far(timed: Mapping[str, MethodInfo]) -> float:

@@ -30,9 +30,12 @@ def means(
         known = {m: sign * found[cell, m, metric].mean for m in measured}
         best[metric] = {m for m in known if len(known) > 1 and known[m] == max(known.values())}
     architectures = {row.method: row.architecture for row in rows}
+    problems = summary.problems(rows, manifest)
     body = []
     for method in methods:
         cells = [_name(manifest, method, architectures.get(method, ""))]
+        if problem := problems.get((cell, method)):
+            cells[0] += f'<span class="ci down">{escape(problem)}</span>'
         for metric in metrics:
             interval = found.get((cell, method, metric))
             cells.append(_interval(interval, bold=method in best[metric]))
@@ -49,17 +52,15 @@ def differences(rows: Sequence[Score], manifest: Manifest) -> str:
     baseline = escape(manifest.methods[manifest.baseline].title)
     text = (
         f"<p>Each method minus {baseline}, for the same subject, prompt and seed, averaged by "
-        "subject; 95 % intervals by resampling subjects. <b>Bold</b> where they exclude zero. p is "
-        f"of sign flips by subject, adjusted by Holm's method: {adjusted_for(found, manifest)}.</p>"
+        "subject; 95 % intervals by resampling subjects and networks. <b>Bold</b> where they "
+        "exclude zero. These comparisons are secondary, not adjusted for their number.</p>"
     )
     by_place: dict[tuple, dict[str, str]] = {}
     metrics = list(dict.fromkeys(d.metric for d in found))
     for d in found:
         better = 1 if manifest.metrics[d.metric].higher_is_better else -1
         shown = _interval(d.interval, bold=d.interval.excludes_zero, better=better)
-        by_place.setdefault((d.cell, d.method), {})[d.metric] = (
-            f'{shown}<span class="p">p {_p(d.p)}</span>'
-        )
+        by_place.setdefault((d.cell, d.method), {})[d.metric] = shown
     parts, cells = [text], list(dict.fromkeys(cell for cell, _ in by_place))
     for cell in cells:
         body = [
@@ -72,14 +73,43 @@ def differences(rows: Sequence[Score], manifest: Manifest) -> str:
     return "".join(parts)
 
 
-def adjusted_for(found: Sequence[summary.Difference], manifest: Manifest) -> str:
-    """The families that p-values are adjusted in, in words."""
-    counts = {d.main: d.among for d in found}
-    families = {
-        True: f"for the {counts.get(True)} of the main setting ({words(manifest.setting)})",
-        False: f"for the {counts.get(False)} of all others",
-    }
-    return " and ".join(families[main] for main in (True, False) if main in counts)
+def primary(rows: Sequence[Score], manifest: Manifest) -> str:
+    """The comparisons that were fixed in advance, with p-values."""
+    body = []
+    for one in summary.primary(rows, manifest):
+        against = manifest.methods[one.against].title if one.against else "–"
+        value = f"<b>{escape(one.problem)}</b>" if one.problem else _interval(one.interval)
+        cells = [escape(one.title), escape(against), one.test, value, _p(one.p)]
+        body.append((manifest.baseline, cells))
+    if not body:
+        return ""
+    text = (
+        "<p>Fixed in the config before there were results. p is adjusted for these alone (Holm); "
+        "of Student's t, with the spread over networks and subjects.</p>"
+    )
+    heads = ["", "against", "test", "mean or difference", "p"]
+    return f"{text}{_table('Primary comparisons', heads, body, manifest)}"
+
+
+def gates(rows: Sequence[Score], manifest: Manifest) -> str:
+    """What fine-tuned methods have to pass."""
+    body = []
+    for name, gate in summary.gates(rows, manifest).items():
+        values = ["–" if v is None else f"{v:.2f}" for v in (gate.portraits, gate.name_effect)]
+        verdict = (
+            f'<span class="{"down" if gate.problem else "up"}">{gate.problem or "valid"}</span>'
+        )
+        body.append((name, [escape(manifest.methods[name].title), *values, verdict]))
+    if not body:
+        return ""
+    text = (
+        "<p>Before a fine-tuned method counts, it has to draw its references again (identity of at "
+        f"least {summary.PORTRAITS}), and its name has to matter: identity in scenes at least "
+        f"{summary.NAME_EFFECT} above that with an unused name. A method that fails is no valid "
+        "LoRA, which is not a loss.</p>"
+    )
+    heads = ["", "identity of portraits", "effect of the name", ""]
+    return f"{text}{_table('Gates', heads, body, manifest)}"
 
 
 def worst(rows: Sequence[Score], manifest: Manifest, metric: str, k: int) -> str:
@@ -125,6 +155,8 @@ def cost(manifest: Manifest) -> str:
             _uncached(m),
             _seconds(m.compile_seconds) if m.compile_seconds else "–",
             _flops(m),
+            _scaled(m.train_flops, 1000, _FLOPS),
+            _scaled(m.tuning_flops, 1000, _FLOPS),
             f"{m.parameters / 1e6:.2f} M" if m.parameters else "–",
             _bytes(m.memory_bytes),
             _bytes(m.subject_bytes),
@@ -137,7 +169,8 @@ def cost(manifest: Manifest) -> str:
         "break-even n*",
         "per image without cache",
     ]
-    heads += ["compilation", "FLOPs (tuning / image)", "parameters", "memory", "stored per subject"]
+    heads += ["compilation", "FLOPs (fine-tuning / image)", "FLOPs of training"]
+    heads += ["FLOPs of tuning, once", "parameters", "memory", "stored per subject"]
     text = (
         "<p>Times exclude compilation. n* is the number of images of a subject from which "
         "fine-tuning is faster than references in context: t_finetune / (t_context − t_lora), with "
@@ -209,6 +242,8 @@ def _number(value: float, signed: bool = False) -> str:
 
 
 def _p(p: float) -> str:
+    if p != p:
+        return "–"
     return "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -240,7 +275,10 @@ def _seconds(value: float) -> str:
 
 def _flops(method: MethodInfo) -> str:
     pair = [method.finetune_flops, method.image_flops]
-    return " / ".join(_scaled(v, 1000, ("", "k", "M", "G", "T", "P", "E")) for v in pair)
+    return " / ".join(_scaled(v, 1000, _FLOPS) for v in pair)
+
+
+_FLOPS = ("", "k", "M", "G", "T", "P", "E")
 
 
 def _bytes(value: float) -> str:

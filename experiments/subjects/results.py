@@ -30,6 +30,7 @@ class Score:
       subjects, views: the number of subjects, and of references of each.
       subject: the names of the subjects, by which images are clustered.
       prompt: the text. seed: of the sample. metric: the name of `value`, with its encoder.
+      network: the seed that the method's network was trained with.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Score:
     seed: int
     metric: str
     value: float
+    network: int = 0
 
     def __post_init__(self):
         for key in ("method", "setting", "split", "subject", "metric"):
@@ -59,14 +61,15 @@ class Score:
     @property
     def key(self) -> tuple:
         """All columns but the value; unique in a table."""
-        return dataclasses.astuple(self)[:-1]
+        *columns, _, network = dataclasses.astuple(self)
+        return (*columns, network)
 
     @property
     def image(self) -> tuple:
-        """The evaluation case and seed, by which methods are paired."""
+        """The evaluation case and seeds, by which methods are paired."""
         return (
             *(self.setting, self.split, self.subjects, self.views),
-            *(self.subject, self.prompt, self.seed),
+            *(self.subject, self.prompt, self.seed, self.network),
         )
 
     @property
@@ -81,6 +84,7 @@ class Score:
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Score))
 _TYPES = {field.name: field.type for field in dataclasses.fields(Score)}
+_OPTIONAL = {"network"}
 
 
 def write_scores(path: Path, rows: Iterable[Score]) -> None:
@@ -110,8 +114,9 @@ def read_scores(path: Path) -> list[Score]:
         raise UvitError(f"cannot read the results {path}: {error}") from None
     reader = csv.DictReader(io.StringIO(content))
     names = reader.fieldnames or []
-    if sorted(names) != sorted(COLUMNS):
-        wrong = sorted(set(COLUMNS) ^ set(names)) or ["a column twice"]
+    wrong = sorted((set(COLUMNS) ^ set(names)) - (_OPTIONAL - set(names)))
+    if wrong or len(set(names)) < len(names):
+        wrong = wrong or ["a column twice"]
         raise UvitError(
             f"{path} is not a table of results; missing or unexpected columns: {', '.join(wrong)}"
         )
@@ -119,9 +124,9 @@ def read_scores(path: Path) -> list[Score]:
     for record in reader:
         where = f"{path}, line {reader.line_num}"
         if None in record or None in record.values():
-            raise UvitError(f"{where}: expected {len(COLUMNS)} values")
+            raise UvitError(f"{where}: expected {len(names)} values")
         try:
-            row = Score(**{name: _TYPES[name](record[name]) for name in COLUMNS})
+            row = Score(**{name: _TYPES[name](record[name]) for name in names})
         except ValueError as error:  # from a number, or a UvitError
             raise UvitError(f"{where}: {error}") from None
         if row.key in seen:
@@ -159,6 +164,9 @@ class MethodInfo:
       image_seconds: repeated timings of one image, without compilation.
       uncached_seconds: the same without cached references, for in-context methods.
       compile_seconds: of the sampler. finetune_flops, image_flops: per subject, and per image.
+      train_flops: of its network. tuning_flops: of the search for a recipe, once.
+      finetuned: whether it has to pass the gates of fine-tuning.
+      validation: its score on validation subjects, by which the best of several is chosen.
       memory_bytes: peak memory of the sampler. subject_bytes: stored per subject.
     """
 
@@ -171,8 +179,40 @@ class MethodInfo:
     compile_seconds: float = 0.0
     finetune_flops: float = 0.0
     image_flops: float = 0.0
+    train_flops: float = 0.0
+    tuning_flops: float = 0.0
+    finetuned: bool = False
+    validation: float = 0.0
     memory_bytes: int = 0
     subject_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrimaryComparison(Config):
+    """A comparison that was fixed before there were results.
+
+    Attributes:
+      title: the claim. method: whose mean is compared.
+      against: with the valid one of these that is best on validation subjects; () with `margin`.
+      metric: its name. setting: as the config calls it; "" is the main one.
+      test: `difference` rejects that the means are equal, `equivalence` that they differ by
+        `margin` or more (two one-sided tests), `below` and `above` that the mean is not.
+    """
+
+    title: str
+    method: str
+    metric: str
+    against: tuple[str, ...] = ()
+    setting: str = ""
+    test: Literal["difference", "equivalence", "below", "above"] = "difference"
+    margin: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.against) != (self.test in ("difference", "equivalence")):
+            raise UvitError(f"test={self.test!r} does not go with against={self.against}")
+        if self.test == "equivalence" and self.margin <= 0:
+            raise UvitError(f"an equivalence needs a positive margin, got {self.margin}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,7 +225,9 @@ class Manifest:
       methods, metrics: by name as in the table, in the order of the report.
       baseline: the method that the others are compared with.
       setting, split: the main ones, shown in the plots of identity against prompt-following and in
-        the worst subjects; p-values of their comparisons are adjusted as a family of their own.
+        the worst subjects.
+      primary: the comparisons with p-values, by name. cells: the (setting, split, subjects, views)
+        of the table that each is of.
       notes: sentences at the head of the report, such as that the run was a smoke test.
     """
 
@@ -199,6 +241,8 @@ class Manifest:
     baseline: str
     setting: str = "single"
     split: str = "test"
+    primary: Mapping[str, PrimaryComparison] = dataclasses.field(default_factory=dict)
+    cells: Mapping[str, tuple[str, str, int, int]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -221,10 +265,12 @@ def read_manifest(path: Path) -> Manifest:
     """Reads a manifest; UvitError if it is missing or damaged."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        for key, kind in (("methods", MethodInfo), ("metrics", MetricInfo)):
+        found["cells"] = {name: tuple(cell) for name, cell in found.get("cells", {}).items()}
+        kinds = {"methods": MethodInfo, "metrics": MetricInfo, "primary": PrimaryComparison}
+        for key, kind in kinds.items():
             found[key] = {
                 name: kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-                for name, value in found[key].items()
+                for name, value in (found.get(key, {}) if key == "primary" else found[key]).items()
             }
         return Manifest(**{**found, "notes": tuple(found.get("notes", ()))})
     except UvitError as error:

@@ -52,7 +52,12 @@ def grids(
         firsts = [i for i, q in enumerate(cases) if i == 0 or q.group != cases[i - 1].group]
         rows = []
         for i in firsts[:subjects]:
-            generations = {m: list(images[m, setting][i]) for m in order if (m, setting) in images}
+            generations = {
+                m: list(found_images[i])
+                for m in order
+                # Fine-tuned methods have the first cases only.
+                if i < len(found_images := images.get((m, setting), ()))
+            }
             if generations:
                 case = cases[i]
                 references = [image for views in case.references for image in views]

@@ -5,7 +5,8 @@ scorer.metrics                 # MetricInfo by name
 scorer(cases, images)          # scores (Q,) by name, NaN where a metric does not apply
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,16 +14,27 @@ from experiments.subjects import crops, multi_subject, totem_judge
 from experiments.subjects.evaluation_cases import EvaluationCase, ProceduralWorld, StudyWorld
 from experiments.subjects.results import MetricInfo
 from experiments.subjects.study_config import CompareConfig
-from uvit_jax.data.sources.worlds import backgrounds, factors, scenes
-from uvit_jax.encoders.image_encoder import encoder
+from uvit_jax.data.sources.worlds import backgrounds, factors, random_scenes, scenes
+from uvit_jax.encoders.image_encoder import Encoder, encoder
 
 Scores = dict[str, np.ndarray]
 
 
 class TotemScorer:
-    """Scores by both judges of totems, on crops around the positions given by the caption."""
+    """Scores by both judges of totems, on crops around the positions given by the caption.
 
-    def __init__(self, world: ProceduralWorld, which: Sequence[int] = (0, 1)):
+    Args:
+      which: of the judges. encoders: further judges, of identity alone, by name.
+    """
+
+    def __init__(
+        self,
+        world: ProceduralWorld,
+        which: Sequence[int] = (0, 1),
+        encoders: Mapping[str, Encoder] | None = None,
+    ):
+        self._world, self._encoders = world, dict(encoders or {})
+        self._poses: dict[tuple, dict[tuple[str, str], np.ndarray]] = {}
         self._judges = {chr(ord("a") + i): totem_judge.load(i) for i in which}
         splits = factors.identities()
         gallery = np.concatenate([splits["test"], splits["test_pairs"]])
@@ -36,6 +48,10 @@ class TotemScorer:
             for key, judge in self._judges.items()
         }
         self.metrics = _totem_metrics(self._judges, len(gallery))
+        self.metrics |= {
+            f"identity_{name}": _of_encoder(encode, "cropped where the caption puts it")
+            for name, encode in self._encoders.items()
+        }
 
     def __call__(self, cases: Sequence[EvaluationCase], images: np.ndarray) -> Scores:
         """Scores of images (Q, H, W, 3), one per case."""
@@ -65,9 +81,75 @@ class TotemScorer:
                 self._identity(scores, key, i, case, slots[slots >= 0], own)
                 if key == "a" and len(case.names) > 1:
                     self._several(scores, i, case, slots, own, taken[slots >= 0])
+        for name, encode in self._encoders.items():
+            self._encoded(scores[f"identity_{name}"], encode, cases, images)
         for i, case in enumerate(cases):
             scores["copy_rate"][i] = _is_copy(case, images[i])
+            scores["facing"][i], scores["size"][i] = self._pose(case, images[i])
         return scores
+
+    def _encoded(self, scores: np.ndarray, encode: Encoder, cases, images) -> None:
+        """The cosine of each subject's crop to its portraits, by an encoder."""
+        slots = [(i, s) for i, q in enumerate(cases) for s in range(len(q.names))]
+        spots = [scenes.spot(cases[i].scene, s) for i, s in slots]
+        owner = np.array([i for i, _ in slots])
+        half = crops.MARGIN * np.array([scale for _, scale in spots])
+        centre = np.array([centre for centre, _ in spots])
+        cut = crops.crop(images[owner], centre, half, self._world.size)
+        seen = _unit(encode.of_images(list(np.clip(cut, -1, 1))))
+        cosines: dict[int, list[float]] = {}
+        for (i, s), feature in zip(slots, seen, strict=True):
+            key = (encode.version, cases[i].names[s])
+            if key not in self._own:
+                self._own[key] = _unit(encode.of_images(list(cases[i].real[s]))).mean(axis=0)
+            cosines.setdefault(i, []).append(float(feature @ self._own[key]))
+        for i, values in cosines.items():
+            scores[i] = np.mean(values)
+
+    def _pose(self, case: EvaluationCase, image: np.ndarray) -> tuple[float, float]:
+        """Whether subjects face as the caption says, their mean, and whether a lone one has its
+        size: as the most similar of ground-truth images with either facing and size, by pixels."""
+        if case.scene.facts.background == backgrounds.PLAIN:  # portraits have one place and size
+            return np.nan, np.nan
+        key = (case.setting, case.prompt, *case.names)
+        if key not in self._poses:
+            self._poses[key] = self._rendered(case)
+        facings, sizes = [], []
+        for slot in range(len(case.names)):
+            cut = _small(image[None], *scenes.spot(case.scene, slot))
+            errors = {
+                (facing, size): ((images - cut) ** 2).mean(axis=(1, 2, 3)).min()
+                for (s, facing, size), images in self._poses[key].items()
+                if s == slot
+            }
+            facing, size = min(errors, key=errors.get)
+            facings.append(facing == case.scene.facts.facings[slot])
+            if size:
+                sizes.append(size == case.scene.facts.sizes[slot])
+        return float(np.mean(facings)), float(np.mean(sizes)) if sizes else np.nan
+
+    def _rendered(self, case: EvaluationCase) -> dict[tuple, np.ndarray]:
+        """Small crops of ground-truth images, by (slot, facing, size)."""
+        found, facts = {}, case.scene.facts
+        for slot in range(len(case.names)):
+            centre, scale = scenes.spot(case.scene, slot)
+            for facing in self._world.world.facings:
+                for size in scenes.SIZES if facts.sizes[slot] else ("",):
+                    changes = {
+                        key: tuple(new if s == slot else old for s, old in enumerate(values))
+                        for key, values, new in (
+                            ("facings", facts.facings, facing),
+                            ("sizes", facts.sizes, size),
+                        )
+                    }
+                    other = dataclasses.replace(facts, **changes)
+                    scene = dataclasses.replace(case.scene, facts=other)
+                    images = [
+                        scenes.render(random_scenes.redraw(scene, k), self._world.size).image
+                        for k in range(_REDRAWS)
+                    ]
+                    found[slot, facing, size] = _small(np.stack(images), centre, scale)
+        return found
 
     def _identity(self, scores: Scores, key: str, i: int, case: EvaluationCase, slots, own) -> None:
         """Compares the crop of each subject with its own portraits and those of all identities."""
@@ -99,7 +181,13 @@ class TotemScorer:
         place = slots[slots >= 0]
         boxes_KD, where = own["embedding"][taken], place[taken]
         similarity = np.stack([boxes_KD @ one.mean(axis=0) for one in real], axis=1)
-        mixed = multi_subject.identities(similarity.reshape(-1, len(real)), where)
+        similarity = similarity.reshape(-1, len(real))
+        mixed = multi_subject.identities(similarity, where)
+        if len(where):
+            rows = np.arange(len(where))
+            others = np.where(where[:, None] == np.arange(len(real)), -np.inf, similarity)
+            margin = similarity[rows, where] - others.max(axis=1)
+            scores["margin"][i] = margin.mean()
         scores["swapped"][i], scores["missing"][i] = mixed["swapped"], mixed["missing"]
         names = totem_judge.MEASURED
         predicted = {name: own[name][taken].argmax(axis=1) for name in names}
@@ -178,6 +266,17 @@ def _totem_metrics(
             higher_is_better=False,
             note="factor values of another subject of the image, judge A",
         ),
+        "margin": MetricInfo(
+            title="Identity margin",
+            note="cosine to the own subject over that to the most similar other one of the image, "
+            "the confusion of identities (after ID-Conf of UMO); judge A",
+        ),
+        "facing": MetricInfo(
+            title="Facing", note="as the caption says, by the most similar ground-truth image"
+        ),
+        "size": MetricInfo(
+            title="Size", note="of a lone subject, small or large as the caption says; as facing"
+        ),
         "detect_and_compare": MetricInfo(
             title="Detect and compare", note="MuDI's, 0 if a subject is missing; judge A"
         ),
@@ -196,12 +295,7 @@ class EncoderScorer:
         crop = "cropped where the caption puts it" if self._procedural else "whole images"
         for name, encode in self._encoders.items():
             self.metrics |= {
-                f"identity_{name}": MetricInfo(
-                    title=f"Identity ({encode.title})",
-                    role="identity",
-                    encoder=encode.version,
-                    note=f"cosine, all real × generated pairs, {crop}",
-                ),
+                f"identity_{name}": _of_encoder(encode, crop),
                 f"top1_{name}": MetricInfo(
                     title=f"Top-1 ({encode.title})",
                     encoder=encode.version,
@@ -249,6 +343,26 @@ class EncoderScorer:
         return owner, np.clip(crops.crop(images[owner], centre, half, self._world.size), -1, 1)
 
 
+def _of_encoder(encode: Encoder, crop: str) -> MetricInfo:
+    return MetricInfo(
+        title=f"Identity ({encode.title})",
+        role="identity",
+        encoder=encode.version,
+        note=f"cosine, all real × generated pairs, {crop}",
+    )
+
+
+_REDRAWS = 4
+"""How many ground-truth images there are of each pose."""
+
+
+def _small(images: np.ndarray, centre: tuple[float, float], scale: float) -> np.ndarray:
+    """The surroundings of a subject at its largest, in 16×16 pixels."""
+    count = len(images)
+    half = np.full(count, crops.MARGIN * max(scale, 0.74))
+    return crops.crop(images, np.tile(centre, (count, 1)), half, 16)
+
+
 _COPIES = MetricInfo(
     title="Copied", higher_is_better=False, note="the whole image equals a reference, by pixels"
 )
@@ -258,7 +372,8 @@ Scorer = TotemScorer | EncoderScorer
 def make_scorer(config: CompareConfig, world: StudyWorld) -> Scorer:
     """The scorer of a world; UvitError if its weights are missing."""
     if config.world == "totems":
-        return TotemScorer(world)
+        encoders = {name: encoder(name, config.weights.get(name)) for name in config.encoders}
+        return TotemScorer(world, encoders=encoders)
     return EncoderScorer(config, world)
 
 
@@ -293,7 +408,7 @@ def _places(case: EvaluationCase) -> list[tuple[tuple[float, float], float, int]
 
 
 def _ground(case: EvaluationCase) -> int:
-    return backgrounds.NAMES.index(case.scene.facts.background)
+    return (*backgrounds.NAMES, backgrounds.PLAIN).index(case.scene.facts.background)
 
 
 def _is_copy(case: EvaluationCase, image: np.ndarray, tolerance: float = 0.1) -> bool:

@@ -1,13 +1,14 @@
-"""Tunes rank, learning rate and steps of fine-tuning by a grid search on validation subjects.
+"""Tunes rank, rate, prior weight and steps of fine-tuning by a grid search on validation subjects.
 
     scores = tune(model, diffusion, params, subjects, grid, scorer, folder=workdir / "tuning")
     best = best_setting(scores)
 
-Each cell of the grid, a rank and a rate, fine-tunes all subjects once and is scored at each of the
-grid's steps. Its scores are stored in a file, which later calls read.
+Each cell of the grid, a rank, a rate and a prior weight, fine-tunes all subjects once and is scored
+at each of the grid's steps. Its scores are stored in a file, which later calls read.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from uvit_jax.config import brief
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
@@ -28,10 +30,11 @@ AdapterScorer = Callable[[Finetuner, Any], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuningGrid:
-    """ranks × rates, each scored at all of `steps`. Full fine-tuning uses the first rank only."""
+    """ranks × rates × priors (weights of prior preservation), each scored at all of `steps`."""
 
     ranks: tuple[int, ...] = (4, 8, 16)
     rates: tuple[float, ...] = (1e-4, 2e-4, 5e-4)
+    priors: tuple[float, ...] = (1.0,)
     steps: tuple[int, ...] = (100, 200, 400, 800)
 
     def __post_init__(self):
@@ -39,6 +42,10 @@ class TuningGrid:
             values = getattr(self, key)
             if not values or min(values) <= 0 or len(set(values)) != len(values):
                 raise UvitError(f"{key} must be distinct positive numbers, got {values}")
+        if not self.priors or min(self.priors) < 0 or len(set(self.priors)) < len(self.priors):
+            raise UvitError(
+                f"priors must be distinct weights of at least 0, got {brief(self.priors)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,14 +54,15 @@ class TuningScore:
 
     rank: int
     rate: float
+    prior: float
     step: int
     subject: str
     score: float
 
     @property
-    def setting(self) -> tuple[int, float, int]:
-        """(rank, rate, step)."""
-        return self.rank, self.rate, self.step
+    def setting(self) -> tuple[int, float, float, int]:
+        """(rank, rate, prior weight, step)."""
+        return self.rank, self.rate, self.prior, self.step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,7 @@ class TunedSetting:
 
     rank: int
     rate: float
+    prior: float
     step: int
     score: float
 
@@ -99,26 +108,30 @@ def tune(
             lora=dataclasses.replace(config.lora, rank=rank),
         )
         tuner = Finetuner(model, diffusion, recipe)  # compiled once for all rates
-        for rate in grid.rates:
-            file = folder / f"rank{rank}_rate{rate:g}.json"
+        for rate, weight in itertools.product(grid.rates, grid.priors):
+            file = folder / f"rank{rank}_rate{rate:g}_prior{weight:g}.json"
             expected = {
                 "config": json.loads(json.dumps(dataclasses.asdict(recipe))),
                 "rate": rate,
+                "prior": weight,
                 "steps": sorted(grid.steps),
                 "subjects": list(subjects.names),
             }
             found = _read(file, expected)
             if found is None:
+                classes = (prior, prior_of) if weight else (None, None)
                 tuned = tuner(
                     params,
                     subjects,
-                    prior=prior,
-                    prior_of=prior_of,
+                    prior=classes[0],
+                    prior_of=classes[1],
                     learning_rate=rate,
+                    prior_weight=weight,
                     at=grid.steps,
                 )
+                values = dict(rank=rank, rate=rate, prior=weight)
                 found = [
-                    TuningScore(rank=rank, rate=rate, step=step, subject=name, score=float(score))
+                    TuningScore(**values, step=step, subject=name, score=float(score))
                     for step, trained in sorted(tuned.trained.items())
                     for name, score in zip(subjects.names, scorer(tuner, trained), strict=True)
                 ]
@@ -136,13 +149,13 @@ def best_setting(rows: Sequence[TuningScore]) -> TunedSetting:
       UvitError: if settings have scores of different subjects, or a score is not finite.
     """
     scores = _by_setting(rows)
-    best = min(scores, key=lambda setting: (-_mean(scores[setting]), setting[2], setting[0]))
-    rank, rate, step = best
-    return TunedSetting(rank=rank, rate=rate, step=step, score=_mean(scores[best]))
+    best = min(scores, key=lambda setting: (-_mean(scores[setting]), setting[3], setting[0]))
+    rank, rate, prior, step = best
+    return TunedSetting(rank=rank, rate=rate, prior=prior, step=step, score=_mean(scores[best]))
 
 
-def _by_setting(rows: Sequence[TuningScore]) -> dict[tuple[int, float, int], dict[str, float]]:
-    scores: dict[tuple[int, float, int], dict[str, float]] = {}
+def _by_setting(rows: Sequence[TuningScore]) -> dict[tuple, dict[str, float]]:
+    scores: dict[tuple, dict[str, float]] = {}
     for row in rows:
         if not np.isfinite(row.score):
             raise UvitError(f"the score of {row.subject!r} at {row.setting} is {row.score}")

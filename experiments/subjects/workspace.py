@@ -1,7 +1,7 @@
 """The workdir of a comparison: config, networks, evaluation cases, samples.
 
-It holds `compare.json` (the config), `networks/NAME` (each the workdir of a training run),
-`tuning/METHOD` and `pictures/METHOD/SETTING.npz`.
+It holds `compare.json` (the config), `networks/NAME_sSEED` (each the workdir of a training run) and
+its finished weights beside it, `tuning/METHOD`, `pictures/sSEED/METHOD/SETTING.npz`, and `notes`.
 """
 
 import contextlib
@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.subjects.evaluation_cases import EvaluationCase, StudyWorld, next_group, open_world
+import uvit_jax
+from experiments.subjects.evaluation_cases import (
+    EvaluationCase,
+    StudyWorld,
+    grouped,
+    next_group,
+    open_world,
+)
 from experiments.subjects.networks import TrainedNetwork
 from experiments.subjects.result_rows import ANCHORS, RENDERED_ANCHORS
 from experiments.subjects.sample_store import SampleStore
@@ -22,42 +29,56 @@ from experiments.subjects.tuning import TuningGrid
 from uvit_jax.config import to_dict
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
-from uvit_jax.training.run_config import changed_keys, parse_run
+from uvit_jax.training.run_config import RunConfig, changed_keys, parse_run
 from uvit_jax.training.workdir import Workdir
+
+SHIPPED = Path(uvit_jax.__file__).parent / "networks"
+"""The folder of the networks that the package ships."""
 
 
 class Workspace:
     """A comparison's workdir.
 
+    Args:
+      networks: a folder with `NETWORK_sSEED.safetensors`, in place of training; those without a
+        file are left out.
+
     Attributes:
-      runs: the run config by network, None for loaded ones. store: the samples and costs.
+      runs: the run config by network, None for loaded ones.
 
     Raises:
-      UvitError: if the workdir belongs to another comparison; nothing is overwritten.
+      UvitError: if the workdir belongs to another comparison (nothing is overwritten), or a folder
+        has none of the networks.
     """
 
-    def __init__(self, config: CompareConfig, workdir: Path):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: CompareConfig, workdir: Path, networks: Path | None = None):
+        self.config, self.workdir, self.given = config, workdir, networks
         self.runs = {
             name: None if "load" in given else parse_run(given)
             for name, given in config.networks.items()
         }
-        for name, run in self.runs.items():
-            if run is not None:
-                Workdir(self.folder(name)).check(to_dict(run))
+        pairs = [(name, seed) for seed in config.seeds for name in self.runs]
+        if networks is not None and not any(self.weights(*pair).is_file() for pair in pairs):
+            raise UvitError(
+                f"{networks} has none of the networks, such as {self.weights(*pairs[0]).name}; "
+                "write them there with experiments.export_checkpoint"
+            )
+        for name, seed in pairs if networks is None else ():
+            if self.runs[name] is not None:
+                Workdir(self.folder(name, seed)).check(to_dict(self.run(name, seed)))
         self._claim()
-        self.store = SampleStore(workdir / "pictures")
-        self._networks: dict[str, TrainedNetwork] = {}
+        self._networks: dict[tuple[str, int], TrainedNetwork] = {}
         self._cases: dict[str, list[EvaluationCase]] = {}
 
     @functools.cached_property
     def world(self) -> StudyWorld:
         """The evaluated world, at the image size of the networks."""
-        sizes = set()
-        for name in self.runs:
-            if self.ready(name):
-                layout = self.network(name).model.layout
-                sizes.add(layout.noisy_images[0].shape[-3])
+        sizes = {
+            self.network(name, seed).model.layout.noisy_images[0].shape[-3]
+            for name in self.runs
+            for seed in self.config.seeds
+            if self.ready(name, seed)
+        }
         if not sizes:
             raise UvitError(f"no network in {self.workdir} has finished training yet")
         if len(sizes) != 1:
@@ -69,34 +90,65 @@ class Workspace:
         """The scorer of the world."""
         return make_scorer(self.config, self.world)
 
-    def cases(self, setting: str) -> list[EvaluationCase]:
-        """The evaluation cases of a setting."""
+    @property
+    def has_portraits(self) -> bool:
+        """Whether references can be generated again, from captions of their own."""
+        return hasattr(self.world, "portraits")
+
+    def store(self, seed: int) -> SampleStore:
+        """The samples of the networks of a seed."""
+        return SampleStore(self.workdir / "pictures" / f"s{seed}")
+
+    @property
+    def notes(self) -> SampleStore:
+        """Costs and recipes."""
+        return SampleStore(self.workdir / "notes")
+
+    def cases(self, setting: str, method: str = "") -> list[EvaluationCase]:
+        """The evaluation cases of a setting; of a fine-tuned method, the first of them."""
+        size = self.config.settings[setting]
         if setting not in self._cases:
-            self._cases[setting] = self.world.cases(setting, self.config.settings[setting])
-        return self._cases[setting]
+            self._cases[setting] = self.world.cases(setting, size)
+        arm, cases = self.arm(method), self._cases[setting]
+        if arm and self.config.arms[arm].method != "context" and size.finetuned:
+            return [case for group in grouped(cases)[: size.finetuned] for case in group]
+        return cases
 
-    def network(self, name: str) -> TrainedNetwork:
+    def run(self, name: str, seed: int) -> RunConfig:
+        """The config of a network's training with a seed."""
+        return dataclasses.replace(self.runs[name], seed=seed)
+
+    def network(self, name: str, seed: int) -> TrainedNetwork:
         """A network that is `ready`, loaded once."""
-        if name not in self._networks:
-            self._networks[name] = TrainedNetwork(name, self.folder(name), self.runs[name])
-        return self._networks[name]
+        if (name, seed) not in self._networks:
+            network = TrainedNetwork(f"{name}_s{seed}", self.weights(name, seed), self.runs[name])
+            self._networks[name, seed] = network
+        return self._networks[name, seed]
 
-    def folder(self, name: str) -> Path:
-        """A network's workdir."""
-        load = self.config.networks[name].get("load")
-        return Path(load).expanduser() if load else self.workdir / "networks" / name
+    def folder(self, name: str, seed: int) -> Path:
+        """The workdir that a network is trained in."""
+        return self.workdir / "networks" / f"{name}_s{seed}"
 
-    def ready(self, name: str) -> bool:
+    def weights(self, name: str, seed: int) -> Path:
+        """A finished network's file, or the workdir that is loaded."""
+        if load := self.config.networks[name].get("load"):
+            return Path(load).expanduser()
+        return (self.given or self.workdir / "networks") / f"{name}_s{seed}.safetensors"
+
+    def ready(self, name: str, seed: int) -> bool:
         """Whether a network has finished training."""
-        run = self.runs[name]
-        return run is None or max(Workdir(self.folder(name)).steps, default=0) >= run.train.steps
+        return self.runs[name] is None or self.weights(name, seed).is_file()
+
+    def available(self, arm: str) -> list[int]:
+        """The seeds of an arm whose networks are ready."""
+        network = self.config.arms[arm].network
+        return [seed for seed in self.config.seeds_of(arm) if self.ready(network, seed)]
 
     def grid(self, name: str) -> TuningGrid:
-        """The tuning grid of a method."""
+        """The tuning grid of a method; the word vectors alone have no rank."""
         method = self.config.arms[name]
         grid = method.grid or self.config.grid
-        # Full fine-tuning has no rank.
-        return dataclasses.replace(grid, ranks=grid.ranks[:1]) if method.method == "full" else grid
+        return dataclasses.replace(grid, ranks=grid.ranks[:1]) if method.method == "words" else grid
 
     def variants(self, name: str) -> dict[str, str]:
         """`compose` of a configured method and of its variants, by the names of the results."""
@@ -108,39 +160,50 @@ class Workspace:
         found = [method for name in self.config.arms for method in self.variants(name)]
         return [*found, *ANCHORS]
 
-    def has_images(self, method: str, setting: str) -> bool:
-        """Whether there are images of a method in a setting."""
-        return method in RENDERED_ANCHORS or self.store.has(method, setting)
+    def arm(self, method: str) -> str:
+        """The arm that a method, a variant of it or one of its curves belongs to; "" for none."""
+        name = method.partition("@")[0].partition("~")[0]
+        return next((arm for arm in self.config.arms if name in self.variants(arm)), "")
 
-    def images(self, method: str, setting: str) -> np.ndarray:
+    def has_images(self, method: str, setting: str, seed: int) -> bool:
+        """Whether there are images of a method in a setting; rendered anchors count as those of the
+        first seed."""
+        if method in RENDERED_ANCHORS:
+            known = hasattr(self.world, RENDERED_ANCHORS[method])
+            if method == "nearest_training":  # by attributes
+                known = self.config.world == "totems"
+            return known and seed == self.config.seeds[0]
+        return self.store(seed).has(method, setting)
+
+    def images(self, method: str, setting: str, seed: int) -> np.ndarray:
         """Images (Q, samples, H, W, C) of a method: stored samples, or a rendered anchor."""
         if method not in RENDERED_ANCHORS:
-            return self.store.read(method, setting)
-        cases, samples = self.cases(setting), self.config.samples
-        images = []
+            return self.store(seed).read(method, setting)
+        cases, samples, images = self.cases(setting), self.config.samples, []
         for i, case in enumerate(cases):
             if method == "copy_paste":
                 own = [case.references[0][0]] * samples
-            elif method == "oracle":
-                own = [self.world.oracle(case, k) for k in range(samples)]
-            else:
+            elif method == "random_identity":
                 other = next_group(cases, i)
                 own = [self.world.impostor(case, other, k) for k in range(samples)]
+            else:
+                render = getattr(self.world, RENDERED_ANCHORS[method])
+                own = [render(case, k) for k in range(samples)]
             images.append(np.stack(own))
         return np.stack(images)
 
     def style(self, method: str) -> str:
         """The backbone style of a method, `none` for rendered anchors."""
-        for name in sorted(self.config.arms, key=len, reverse=True):
-            if method == name or method.startswith(f"{name}_"):
-                return self.network(self.config.arms[name].network).style
         if method in RENDERED_ANCHORS:
             return "none"
-        return self.network(self.config.arms[self.config.baseline].network).style
+        arm = self.arm(method) or self.config.baseline
+        return self.network(self.config.arms[arm].network, self.available(arm)[0]).style
 
     def _claim(self) -> None:
         """Writes the config into a new workdir, or checks it against the stored one."""
-        file, config = self.workdir / "compare.json", to_dict(self.config)
+        file = self.workdir / "compare.json"
+        source = {} if self.given is None else {"from": str(self.given.resolve())}
+        config = to_dict(self.config) | source
         if not file.exists():
             others = [p.name for p in self.workdir.glob("*") if p.name not in ("networks",)]
             if others:
@@ -158,7 +221,8 @@ class Workspace:
         if not isinstance(before, dict):
             raise UvitError(f"{file} is damaged: it is not a config")
         with contextlib.suppress(UvitError):  # fills in defaults of newer keys
-            before = to_dict(parse_compare(before))
+            kept = {"from": before["from"]} if "from" in before else {}
+            before = to_dict(parse_compare({k: v for k, v in before.items() if k != "from"})) | kept
         config, before = ({**each, "notes": None} for each in (config, before))
         if changed := changed_keys(before, config):
             raise UvitError(

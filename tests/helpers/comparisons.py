@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from experiments.subjects.results import Manifest, MethodInfo, MetricInfo, Score
+from experiments.subjects.results import (
+    Manifest,
+    MethodInfo,
+    MetricInfo,
+    PrimaryComparison,
+    Score,
+)
 from experiments.subjects.sample_grids import ReportGrid, SampleRow
 
 LEVELS = {  # identity, prompt-following
@@ -17,6 +23,11 @@ LEVELS = {  # identity, prompt-following
     "text_only": (0.38, 0.33),
 }
 ANCHORS = ("oracle", "copy_paste", "random_identity", "text_only")
+GATES = {  # identity of portraits, and of scenes with an unused name
+    "dit_lora": (0.82, 0.40),
+    "unified_lora": (0.61, 0.66),
+    "dreambooth": (0.79, 0.45),
+}
 TITLES = {
     "unified": "Unified sequence (U-ViT)",
     "dit_lora": "DiT + LoRA a subject",
@@ -38,6 +49,8 @@ def manifest() -> Manifest:
         methods[name] = MethodInfo(
             title=TITLES[name],
             anchor=anchor,
+            finetuned=tuned,
+            validation=LEVELS[name][0],
             parameters=0 if anchor else 2_300_000 + 10_000 * i,
             finetune_seconds=(61.0 + i, 60.2 + i, 62.4 + i) if tuned else (),
             image_seconds=() if anchor else ((0.41, 0.42, 0.40) if tuned else (0.95, 0.97, 0.96)),
@@ -68,6 +81,23 @@ def manifest() -> Manifest:
             "copy_rate": MetricInfo(title="Copy rate", higher_is_better=False),
         },
         baseline="unified",
+        primary={
+            "lora": PrimaryComparison(
+                title="Context against LoRA",
+                method="unified",
+                against=("dit_lora", "unified_lora"),
+                metric="totems_a_identity",
+            ),
+            "backbone": PrimaryComparison(
+                title="U-ViT and DiT are equal",
+                method="unified",
+                against=("dit_context",),
+                metric="totems_a_identity",
+                test="equivalence",
+                margin=0.06,
+            ),
+        },
+        cells={"lora": ("single", "test", 1, 1), "backbone": ("single", "test", 1, 1)},
         notes=("These made-up numbers test the page and are not a result.",),
     )
 
@@ -76,7 +106,8 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Score]:
     rng = np.random.default_rng(0)
     places = [("single", "test", 1, 1), ("single", "background", 1, 1), ("multi", "test", 2, 1)]
     places += [("multi", "test", 3, 1), *(("views", "test", 1, v) for v in (1, 2, 3))]
-    places += [("compositions", "test", 1, 2)]
+    places += [("compositions", "test", 1, 2), *(("count", "test", n, 1) for n in (1, 2, 3))]
+    places += [("portraits", "test", 1, 1), ("unused_name", "test", 1, 1)]
     places += [(f"lora_step={s}", "test", 1, 1) for s in (50, 100, 200, 400)]
     places += [(f"context_tokens={n}", "test", 1, 1) for n in (16, 64, 256)]
     places += [(f"forgetting={s}", "test", 0, 0) for s in (0, 100, 200, 400)]
@@ -86,9 +117,16 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Score]:
         for method, (identity, text) in LEVELS.items():
             if axis in ("lora_step", "forgetting") and "lora" not in method:
                 continue
+            gated = setting in ("portraits", "unused_name")
+            if gated and method not in GATES:
+                continue
+            if gated:
+                identity = GATES[method][setting == "unused_name"]
             if axis == "context_tokens" and method not in ("unified", "dit_context"):
                 continue
             shift = 0.02 * views - 0.05 * max(count - 1, 0) if method not in ANCHORS else 0
+            several = setting == "single" and method in ("unified", "dit_context")
+            both_seeds = [(n, k) for n in ((0, 1, 2) if several else (0,)) for k in range(seeds)]
             if axis == "lora_step":
                 shift -= 0.4 * np.exp(-float(number) / 120)
             elif axis == "forgetting":
@@ -97,7 +135,7 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Score]:
                 shift += 0.03 * np.log2(float(number) / 64)
             for s in range(subjects):
                 offset = 0.05 * np.random.default_rng(s).normal()
-                for seed in range(seeds):
+                for network, seed in both_seeds:
                     copied = 0.98 if method == "copy_paste" else 0.05
                     values = {
                         "totems_a_identity": identity + shift + offset + 0.03 * rng.normal(),
@@ -118,6 +156,7 @@ def rows(subjects: int = 12, seeds: int = 3) -> list[Score]:
                                 seed=seed,
                                 metric=metric,
                                 value=float(np.round(value, 6)),
+                                network=network,
                             )
                         )
     return found

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -202,3 +203,22 @@ def test_copies_that_differ_are_refused(tmp_path):
         UvitError, match=r"transformer_blocks\.1\..*differs from transformer_blocks\.0"
     ):
         uvit_jax.load(out, num_heads=3, image_size=8)
+
+
+def test_bfloat16_is_rounded_and_half_as_large(tmp_path):
+    model = uvit_jax.build(MODELS["label"])
+    params = random_params(model, seed=0)
+    sizes = []
+    for dtype in ("float32", "bfloat16"):
+        export(tmp_path / f"{dtype}.safetensors", model, params, dtype=dtype)
+        sizes.append((tmp_path / f"{dtype}.safetensors").stat().st_size)
+    assert 0.5 < sizes[1] / sizes[0] < 0.6
+    _, found = uvit_jax.load(tmp_path / "bfloat16.safetensors")
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=2**-8)
+    for out, dtype, message in (
+        ("x.safetensors", "bfloat", r"unknown dtype 'bfloat'.*'bfloat16'"),
+        ("x.pth", "bfloat16", r"needs the suffix \.safetensors"),
+    ):
+        with pytest.raises(UvitError, match=message):
+            export(tmp_path / out, model, params, "official", dtype=dtype)

@@ -10,6 +10,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.presets import unified
 from uvit_jax.models.presets.uvit import preset
 from uvit_jax.sampling.conditions import (
+    check_names,
     conditions_for,
     conditions_like,
     uniform_labels,
@@ -142,3 +143,22 @@ def test_conditions_that_the_data_lack_raise(unified_model):
     tokenizer = Tokenizer(("@1",))
     with pytest.raises(UvitError, match="--references=FOLDER"):
         conditions_for(unified_model, Vocabulary((), tokenizer), SampleConfig(count=2))
+
+
+@pytest.mark.parametrize(
+    "prompt, subjects, message",
+    [
+        ("@1 beside @3", 2, "names @3, which has no references"),
+        ("@2 from behind", 2, "does not name @1, which has references"),
+        ("a beach", 1, "does not name @1"),
+        ("mail me@2", 1, "does not name @1"),
+    ],
+)
+def test_prompts_name_the_subjects_that_have_references(prompt, subjects, message):
+    with pytest.raises(UvitError, match=message):
+        check_names(prompt, subjects)
+
+
+@pytest.mark.parametrize("prompt", ["@1, @2 and @1", "@2* on the left of @1#3-1"])
+def test_prompts_that_name_all_subjects_are_taken(prompt):
+    check_names(prompt, 2)

@@ -9,11 +9,10 @@ from experiments.subjects.clusters import (
     break_even,
     cluster_means,
     clustered_interval,
+    crossed,
     holm,
-    paired_clustered_interval,
     pareto_front,
     ratio_interval,
-    sign_flip_p,
     worst,
 )
 from uvit_jax.errors import UvitError
@@ -82,29 +81,47 @@ def test_every_subject_weighs_the_same():
     assert clustered_interval([1, 2, 4], [0, 1, 2]) == clustered_interval([1, 2, 4], [0, 1, 2])
 
 
-def test_pairing_removes_what_a_subject_does_to_both():
-    rng = np.random.default_rng(0)
-    keys = [(s, seed) for s in range(12) for seed in range(3)]
-    hard = rng.normal(size=12)
-    base = {k: hard[k[0]] + 0.01 * rng.normal() for k in keys}
-    ours = {k: base[k] + 0.1 + 0.01 * rng.normal() for k in keys}
-    del ours[keys[0]]
-    found = paired_clustered_interval(ours, base, lambda key: key[0])
-    assert found.low < 0.1 < found.high and found.high - found.low < 0.02 and found.count == 12
-    alone = clustered_interval(list(base.values()), [k[0] for k in keys])
-    assert alone.high - alone.low > 0.5
-    assert paired_clustered_interval(ours, {}, lambda key: key[0]) is None
+def cells(rng, networks, subjects, *, between, of_networks, within=0.02, truth=0.4):
+    """Values with their subjects and networks, one image a cell."""
+    values = truth + of_networks * rng.normal(size=(networks, 1))
+    values = values + between * rng.normal(size=subjects)
+    values = values + within * rng.normal(size=(networks, subjects))
+    rows, columns = np.indices(values.shape)
+    return values.ravel(), columns.ravel().tolist(), rows.ravel().tolist()
 
 
-def test_sign_flips_are_exact_for_few_and_uniform_under_the_null():
-    values = [1.0, 2.0, 3.0, 4.0]
-    assert sign_flip_p(values, list("abcd")) == 2 / 16
-    assert sign_flip_p([1.0, -1.0], list("ab")) == 1
+@pytest.mark.parametrize("between,of_networks", [(0.1, 0.0), (0.1, 0.03), (0.02, 0.05)])
+def test_intervals_cover_the_mean_over_networks_and_subjects(between, of_networks):
+    rng, held, rejected = np.random.default_rng(0), 0, 0
+    for trial in range(400):
+        values = cells(rng, 3, 24, between=between, of_networks=of_networks)
+        found = crossed(*values, resamples=600, seed=trial)
+        held += found.interval.low <= 0.4 <= found.interval.high
+        rejected += found.p(0.4) < 0.05
+    assert 0.91 <= held / 400 <= 0.99 and 0.01 <= rejected / 400 <= 0.09
+
+
+def test_one_network_is_the_interval_over_subjects():
+    values, subjects = [1.0, 2.0, 4.0, 4.0], ["a", "b", "c", "c"]
+    found = crossed(values, subjects, [0, 0, 0, 0])
+    assert found.interval == clustered_interval(values, subjects) and found.df == 2
+    assert math.isnan(crossed([1.0], ["a"], [0]).p(0.0))
+
+
+def test_p_values_of_one_and_of_two_sides():
     rng = np.random.default_rng(0)
-    p = [sign_flip_p(rng.normal(size=9), range(9)) for _ in range(400)]
-    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
-    many = sign_flip_p(rng.normal(3, 1, size=40), range(40), resamples=999)
-    assert many == 1 / 1000
+    values, subjects, networks = cells(rng, 3, 24, between=0.05, of_networks=0.01)
+    found = crossed(values, subjects, networks)
+    assert found.p(0.0) < 0.01 and found.p(0.0, 1) < 0.01 and found.p(0.0, -1) > 0.99
+    assert found.p(found.mean) == pytest.approx(1) and found.p(0.9, -1) < 0.01
+    assert found.p(0.4) == pytest.approx(2 * min(found.p(0.4, 1), found.p(0.4, -1)))
+
+
+def test_only_subjects_of_every_network_count():
+    found = crossed([1.0, 2.0, 9.0, 3.0, 4.0], list("abcab"), [0, 0, 0, 1, 1])
+    assert found.mean == 2.5 and found.interval.count == 2
+    with pytest.raises(UvitError, match="no subject has values of every network"):
+        crossed([1.0, 2.0], ["a", "b"], [0, 1])
 
 
 def test_holm_by_hand():

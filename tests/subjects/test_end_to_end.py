@@ -1,6 +1,7 @@
 """A whole comparison of networks of two steps: methods run one after another, and its files."""
 
 import json
+import shutil
 
 import pytest
 
@@ -19,30 +20,50 @@ def test_methods_run_one_after_the_other_make_one_report(tmp_path):
         given["train"] |= dict(steps=2, batch_size=4)
         given["model"]["backbone"] |= dict(width=32, num_heads=2, depth=2, unroll=1)
         given["sample"]["sampler"]["steps"] = 2
+        given["text_pretraining"]["steps"] = 2
+    size = dict(subjects=2, prompts=1)
     config |= dict(
-        settings={name: dict(subjects=2, prompts=1) for name in ("identities_2v", "two_subjects")},
-        grid=dict(ranks=(2,), rates=(1e-3,), steps=(1, 2)),
+        settings=dict(identities_2v=size, two_subjects_1v=size),
+        seeds=(0, 1),
+        grid=dict(ranks=(2,), rates=(1e-3,), priors=(0.0, 1.0), steps=(1, 2)),
         prior=4,
         tolerance=9.0,
     )
-    first = Comparison(parse_compare(config), tmp_path, ["unified", "dit_lora"])()
-    assert {"unified", "dit_lora", "dit_lora_sum", "dit_lora_best"} <= set(first["methods"])
-    pictures = (tmp_path / "pictures/unified/two_subjects.npz").read_bytes()
-    both = Comparison(parse_compare(config), tmp_path, ["dit_full"])()
-    assert "dit_full" in both["methods"] and both["rows"] > first["rows"]
-    assert (tmp_path / "pictures/unified/two_subjects.npz").read_bytes() == pictures
+    config["arms"]["uvit_words"]["grid"] = dict(ranks=(2,), rates=(1e-3,), steps=(2,))
+    config["arms"]["uvit_lora"]["compose"] = ("fused", "sum")
+    work = tmp_path / "work"
+    first = Comparison(parse_compare(config), work, ["unified", "uvit_lora"])()
+    assert {"unified", "uvit_lora", "uvit_lora_sum", "uvit_lora_best"} <= set(first["methods"])
+    pictures = (work / "pictures/s1/unified/two_subjects_1v.npz").read_bytes()
+    both = Comparison(parse_compare(config), work, ["uvit_words"])()
+    assert "uvit_words" in both["methods"] and both["rows"] > first["rows"]
+    assert (work / "pictures/s1/unified/two_subjects_1v.npz").read_bytes() == pictures
 
-    results = (tmp_path / "results.csv.gz").read_bytes()
-    write(Workspace(parse_compare(config), tmp_path))
-    assert (tmp_path / "results.csv.gz").read_bytes() == results
+    results = (work / "results.csv.gz").read_bytes()
+    write(Workspace(parse_compare(config), work))
+    assert (work / "results.csv.gz").read_bytes() == results
 
-    rows = read_scores(tmp_path / "results.csv.gz")
-    assert {"single", "views", "multi", "lora_step=2", "forgetting=0"} <= {r.setting for r in rows}
+    rows = read_scores(work / "results.csv.gz")
+    settings = {"single", "views", "count", "portraits", "unused_name", "lora_step=2"}
+    assert settings <= {r.setting for r in rows} and "preferred" in {r.metric for r in rows}
     assert len({r.key for r in rows}) == len(rows) == both["rows"]
-    manifest = read_manifest(tmp_path / "manifest.json")
-    lora, unified = manifest.methods["dit_lora"], manifest.methods["unified"]
+    assert {r.network for r in rows if r.method == "uvit_lora"} == {0, 1}
+    assert {r.network for r in rows if r.method == "uvit_words"} == {0}
+    manifest = read_manifest(work / "manifest.json")
+    lora, unified = manifest.methods["uvit_lora"], manifest.methods["unified"]
     assert lora.subject_bytes > 0 and len(lora.finetune_seconds) == 1 and lora.finetune_flops > 0
+    assert lora.tuning_flops > lora.finetune_flops and lora.finetuned
     assert len(unified.image_seconds) == len(unified.uncached_seconds) == 3
-    assert json.loads((tmp_path / "compare.json").read_text())["world"] == "totems"
-    report = (tmp_path / "report.html").read_text()
+    assert json.loads((work / "compare.json").read_text())["world"] == "totems"
+    report = (work / "report.html").read_text()
     assert "Oracle" in report and report.count("data:image/png") > 30
+    assert "no valid LoRA" in report
+
+    # The finished networks give the same samples without training.
+    given = tmp_path / "networks"
+    given.mkdir()
+    for file in (work / "networks").glob("uvit_context_*.safetensors"):
+        shutil.copy(file, given)
+    again = Comparison(parse_compare(config), tmp_path / "again", networks=given)()
+    assert "uvit_lora" not in again["methods"]
+    assert (tmp_path / "again/pictures/s1/unified/two_subjects_1v.npz").read_bytes() == pictures

@@ -12,7 +12,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.linear import Tapped
 from uvit_jax.models.linear import product as matmul
-from uvit_jax.models.lora import Adapter, LoraConfig
+from uvit_jax.models.lora import Adapter, LoraConfig, WordVectors
 
 LAYER = "backbone/mid_block/mlp/fc1"
 rng = np.random.default_rng(0)
@@ -105,3 +105,16 @@ def test_what_cannot_be_fused():
         fuse([adapter(0)], [{LAYER: np.eye(12)}], ridge=0)
     with pytest.raises(UvitError, match="of the same layers"):
         fuse([adapter(0)], [{}])
+
+
+def test_words_of_several_subjects_add_up():
+    path = "embed/segments/text/described/table"
+    words = [
+        {path: WordVectors(np.eye(8, 4)[:, :4] * (np.arange(8) == i)[:, None])} for i in (0, 1)
+    ]
+    fused = fuse(words, [{}, {}])
+    np.testing.assert_array_equal(fused[path].delta, sum(each[path].delta for each in words))
+    both = [word | adapter(i) for i, word in enumerate(words)]
+    assert set(fuse(both, [{LAYER: np.eye(12)}] * 2)) == {path, LAYER}
+    with pytest.raises(UvitError, match="of the same layers"):
+        fuse([both[0], adapter(1)], [{LAYER: np.eye(12)}] * 2)

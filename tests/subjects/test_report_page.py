@@ -1,6 +1,7 @@
 """The report holds all results, is self-contained, and is readable in a real browser."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from experiments.subjects import report_summary as summary
+from experiments.subjects.report_markdown import markdown
 from experiments.subjects.report_page import page
 from tests.helpers import comparisons
 from uvit_jax.errors import UvitError
@@ -35,7 +37,17 @@ def test_it_is_complete_and_self_contained(html):
     assert not re.findall(r"url\((?!#)", html) and "@import" not in html
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
-    for name in ("samples", "results", "plots", "differences", "curves", "cost", "made"):
+    for name in (
+        "samples",
+        "primary",
+        "gates",
+        "results",
+        "plots",
+        "differences",
+        "curves",
+        "cost",
+        "made",
+    ):
         assert f'href="#{name}"' in html and f'id="{name}"' in html
     for title in comparisons.TITLES.values():
         assert title in html
@@ -73,20 +85,35 @@ def test_summaries_find_what_was_put_in(rows):
     assert [place for place, _ in steps["dit_lora"]] == [50, 100, 200, 400] and line == sorted(line)
 
 
-def test_p_is_adjusted_within_its_family_and_the_same_images_count_once(rows):
+def test_a_method_that_fails_its_gates_is_no_baseline(rows, html):
     manifest = comparisons.manifest()
-    main = [r for r in rows if (r.setting, r.split) == ("single", "test")]
-    alone = {(d.method, d.metric): d for d in summary.differences(main, manifest)}
-    assert {d.among for d in alone.values()} == {len(alone)} and all(d.main for d in alone.values())
-    # Other settings, and the main one's pictures as a column of another, change nothing for it.
-    copied = [type(r)(**{**vars(r), "setting": "views"}) for r in main]
-    others = [r for r in rows if r.setting == "multi"]
-    found = summary.differences([*main, *copied, *others], manifest)
-    for d in found:
-        if d.cell[0] != "multi":
-            assert (d.p, d.main) == (alone[d.method, d.metric].p, True)
-        else:
-            assert not d.main and d.among == len([d for d in found if d.cell[0] == "multi"])
+    gates = summary.gates(rows, manifest)
+    assert set(gates) == set(comparisons.GATES) and not gates["dit_lora"].problem
+    assert re.search(r"no valid LoRA: portraits 0\.6\d, not 0\.75, effect of the name", html)
+    text = markdown(rows, manifest)
+    assert f"{comparisons.TITLES['unified_lora']} (no valid LoRA" in text
+    assert f"{comparisons.TITLES['dit_lora']} |" in text
+    lora, backbone = summary.primary(rows, manifest)
+    assert lora.against == "dit_lora"  # though the other has the higher validation score
+    assert lora.interval.low > 0 and lora.p < 0.05 and backbone.p < 0.05
+    failing = [r for r in rows if r.setting != "portraits" or r.method != "dit_lora"]
+    failing += [
+        dataclasses.replace(r, value=0.5)
+        for r in rows
+        if r.setting == "portraits" and r.method == "dit_lora"
+    ]
+    lora, backbone = summary.primary(failing, manifest)
+    assert lora.problem == "no valid LoRA to compare with" and lora.p != lora.p
+    assert backbone.p < 0.05  # adjusted for itself alone
+
+
+def test_subjects_that_are_not_told_apart_are_marked(rows):
+    manifest = comparisons.manifest()
+    told = [r for r in rows if r.setting == "multi" and r.method == "unified"]
+    told = [dataclasses.replace(r, metric="preferred", value=r.subjects == 2) for r in told]
+    problems = summary.problems(told, manifest)
+    assert [cell[2] for cell, _ in problems] == [3]
+    assert "right arrangement preferred in 0%" in problems[("multi", "test", 3, 1), "unified"]
 
 
 def test_texts_cannot_break_the_page(rows):

@@ -38,6 +38,14 @@ def test_what_is_written_is_read(tmp_path, name):
     ]
 
 
+def test_tables_from_before_there_were_several_networks_are_read(tmp_path):
+    path = tmp_path / "results.csv"
+    write_scores(path, [row(prompt="plain")])
+    lines = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+    assert read_scores(path) == [row(prompt="plain")]
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.csv.gz"
     write_scores(path, [row(seed=0)])
@@ -57,7 +65,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     [
         (lambda t: t.replace("metric,", "figure,"), "missing or unexpected .*: figure, metric"),
         (lambda t: t.replace(",0.5", ",much"), "line 2: could not convert"),
-        (lambda t: t.replace(",0.5", ""), "line 2: expected 11 values"),
+        (lambda t: t.replace(",0.5,", ","), "line 2: expected 12 values"),
         (lambda t: t.replace(",0.5", ",nan"), "line 2: identity of unified for totem-1 is nan"),
         (lambda t: t + t.splitlines()[1] + "\n", "line 3: duplicate"),
     ],

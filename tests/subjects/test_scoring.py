@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.subjects import result_rows
-from experiments.subjects.evaluation_cases import ProceduralWorld
+from experiments.subjects.evaluation_cases import ProceduralWorld, exchanged, own_words
 from experiments.subjects.scoring import TotemScorer, score_images, tuning_objective
 from experiments.subjects.study_config import SettingConfig
 from uvit_jax.data.sources.worlds import random_scenes, scenes
@@ -43,6 +43,7 @@ def test_ground_truth_scores_high_and_other_subjects_low(world, scorer):
     assert mean(true, "prompt_a") > 0.9 and mean(false, "prompt_a") > 0.9
     assert mean(true, "copy_rate") == mean(false, "copy_rate") == 0
     assert np.isnan(true["swapped"]).all()
+    assert mean(true, "facing") >= 0.75 and mean(true, "size") > 0.9
     assert tuning_objective(scorer, true).mean() > tuning_objective(scorer, false).mean() + 0.15
 
 
@@ -73,6 +74,71 @@ def test_swapped_and_missing_subjects_are_detected(world, scorer):
     assert mean(true, "missing") < 0.1 and mean(less, "missing") > 0.4
     assert mean(less, "detect_and_compare") < 0.1 < mean(true, "detect_and_compare")
     assert mean(mixed, "leaked") > mean(true, "leaked") + 0.3
+    assert mean(true, "margin") > 0.3 and mean(mixed, "margin") < -0.3
+
+
+def test_turned_and_resized_subjects_are_detected(world, scorer):
+    cases = world.cases("identities_2v", SIZE)
+    other = {"from the front": "from behind", "from behind": "from the front"}
+
+    def turned(case):
+        facts = case.scene.facts
+        facts = dataclasses.replace(
+            facts,
+            facings=(other[facts.facings[0]],),
+            sizes=("small" if facts.sizes == ("large",) else "large",),
+        )
+        scene = dataclasses.replace(case.scene, facts=facts)
+        return scenes.render(random_scenes.redraw(scene, 3), 32).image
+
+    scores = scorer(cases, np.stack([turned(case) for case in cases]))
+    assert mean(scores, "facing") <= 0.25 and mean(scores, "size") < 0.1
+
+
+def test_anchors_and_pasted_scenes_follow_the_caption(world, scorer):
+    cases = world.cases("identities_2v", SIZE)
+    pasted = scorer(cases, np.stack([world.cut_paste(q, 0) for q in cases]))
+    nearest = scorer(cases, np.stack([world.nearest_training(q, 0) for q in cases]))
+    assert mean(pasted, "prompt_a") > 0.85 and mean(nearest, "prompt_a") > 0.9
+    assert mean(pasted, "identity_a") > 0.6 > mean(nearest, "identity_a") + 0.1
+    images, captions = world.pasted(cases[0], 0, 4)
+    again, _ = world.pasted(cases[0], 0, 4)
+    assert images.shape == (4, 32, 32, 3) and np.array_equal(images, again)
+    assert all(caption.count("@1") == 1 for caption in captions)
+    again = world.portraits(cases[0])
+    assert {q.prompt for q in again} == set(cases[0].captions[0])
+    scores = scorer(again, np.stack(cases[0].references[0]))
+    assert mean(scores, "identity_a") > 0.75 and mean(scores, "prompt_a") > 0.9
+
+
+def test_a_judge_of_another_family_judges_identity(world):
+    class Encoder:
+        title, version = "mean colours", "1"
+
+        def of_images(self, images):
+            return np.stack([image.mean(axis=(0, 1)) + 2 for image in images])
+
+    scorer = TotemScorer(world, (0,), {"colours": Encoder()})
+    cases = world.cases("two_subjects_1v", SettingConfig(subjects=2, prompts=1))
+    scores = scorer(cases, np.stack([world.oracle(q, 0) for q in cases]))
+    assert scorer.metrics["identity_colours"].role == "identity"
+    assert (scores["identity_colours"] > 0.9).all() and np.isnan(scores["size"]).all()
+
+
+def test_distractors_have_references_and_no_name(world):
+    for count in (1, 3, 5):
+        case = world.cases(f"distractors_{count}", SettingConfig(subjects=2, prompts=1))[0]
+        assert sum(map(len, case.references)) == 1 + count and len(case.names) == 1
+        assert case.slots == (min(3, 1 + count), -(-count // 2)) and "@2" not in case.prompt
+        assert len({r.tobytes() for views in case.references for r in views}) == 1 + count
+        rows = result_rows.rows_of("x", "none", [case], {"score": np.zeros(1)}, main="seen")
+        assert [r.point for r in rows] == [("distractors", count)]
+
+
+def test_own_words_and_exchanged_names():
+    assert own_words("@2 on the left of @1", ("a", "b")) == "@2* on the left of @1*"
+    assert exchanged("@2* on the left of @1*", ("a", "b")) == "@1* on the left of @2*"
+    assert exchanged("@3, @1 and @2 and @4", "abc") == "@1, @2 and @3 and @4"
 
 
 def test_settings_of_views_are_paired_and_in_the_settings_of_the_report(world, scorer):
@@ -87,6 +153,8 @@ def test_settings_of_views_are_paired_and_in_the_settings_of_the_report(world, s
     assert {(r.setting, r.split, r.views) for r in rows} == {
         ("views", "test", 1),
         ("single", "test", 1),
+        ("count", "test", 1),
+        ("distractors=0", "test", 1),
     }
     assert len({r.key for r in rows}) == len(rows)
     assert len({r.subject for r in rows}) == SIZE.subjects

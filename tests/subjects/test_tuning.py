@@ -11,27 +11,27 @@ from uvit_jax.training.examples import stacked
 
 
 def table(scores):
-    """Rows of {(rank, rate, step): {subject: score}}."""
+    """Rows of {(rank, rate, prior, step): {subject: score}}."""
     return [
-        TuningScore(rank=r, rate=lr, step=step, subject=s, score=value)
-        for (r, lr, step), found in scores.items()
+        TuningScore(rank=r, rate=lr, prior=prior, step=step, subject=s, score=value)
+        for (r, lr, prior, step), found in scores.items()
         for s, value in found.items()
     ]
 
 
 ROWS = table(
     {
-        (4, 1e-4, 100): {"a": 0.1, "b": 0.9},
-        (4, 1e-4, 200): {"a": 0.9, "b": 0.2},
-        (8, 2e-4, 100): {"a": 0.6, "b": 0.7},
-        (8, 2e-4, 200): {"a": 0.7, "b": 0.6},
+        (4, 1e-4, 1.0, 100): {"a": 0.1, "b": 0.9},
+        (4, 1e-4, 1.0, 200): {"a": 0.9, "b": 0.2},
+        (8, 2e-4, 0.3, 100): {"a": 0.6, "b": 0.7},
+        (8, 2e-4, 0.3, 200): {"a": 0.7, "b": 0.6},
     }
 )
 
 
 def test_the_chosen_setting_is_the_best_mean_and_the_cheapest_of_equals():
     chosen = best_setting(ROWS)
-    assert (chosen.rank, chosen.rate, chosen.step) == (8, 2e-4, 100)
+    assert (chosen.rank, chosen.rate, chosen.prior, chosen.step) == (8, 2e-4, 0.3, 100)
     assert chosen.score == pytest.approx(0.65)
 
 
@@ -40,7 +40,7 @@ def test_the_chosen_setting_is_the_best_mean_and_the_cheapest_of_equals():
     [
         ([], "no scores"),
         (ROWS[:-1], "every setting needs a score"),
-        (table({(4, 1e-4, 1): {"a": np.nan}}), "is nan"),
+        (table({(4, 1e-4, 1.0, 1): {"a": np.nan}}), "is nan"),
     ],
 )
 def test_tables_that_do_not_compare(rows, message):
@@ -74,3 +74,5 @@ def test_a_grid_is_run_once_and_cached(tmp_path):
         run(TuningGrid(ranks=(2,), rates=(1e-4,), steps=(2,)))
     with pytest.raises(UvitError, match="rates must be distinct"):
         TuningGrid(rates=(1e-4, 1e-4))
+    with pytest.raises(UvitError, match="priors must be distinct weights"):
+        TuningGrid(priors=(-1.0,))

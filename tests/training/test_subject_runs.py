@@ -61,16 +61,16 @@ def photos(tmp_path):
 
 
 def test_subjects_of_a_folder_are_sampled(trained, photos, tmp_path):
-    def sampled(folder, *args):
+    def sampled(folder, prompt="@1"):
         out, results = tmp_path / "out.png", tmp_path / "results.json"
         files = (f"--out={out}", f"--json={results}", f"--references={folder}")
-        base = (f"--workdir={trained[0]}", "--prompt=@1 left of @2", "--count=3", "--batch_size=2")
-        assert sample.main([*base, *files, *args]) == 0
+        base = (f"--workdir={trained[0]}", f"--prompt={prompt}", "--count=3", "--batch_size=2")
+        assert sample.main([*base, *files]) == 0
         return json.loads(results.read_text())["references"], np.load(out.with_suffix(".npz"))[
             "image"
         ]
 
-    names, both = sampled(photos)
+    names, both = sampled(photos, "@1 left of @2")
     assert names == ["bear", "clock"] and both.shape == (3, 16, 16, 3)
     names, alone = sampled(photos / "bear")
     assert names == ["bear"] and not np.array_equal(alone, both)
@@ -80,7 +80,7 @@ def test_subjects_of_a_folder_are_sampled(trained, photos, tmp_path):
     assert names == ["bear"] and np.array_equal(same, alone)
     # Subjects are in the order of their names.
     (tmp_path / "aardvark").rename(photos / "aardvark")
-    names, swapped = sampled(photos)
+    names, swapped = sampled(photos, "@1 left of @2")
     assert names == ["aardvark", "bear"]
     assert not np.array_equal(swapped, both)
 
@@ -94,6 +94,9 @@ def test_folders_that_are_not_references_raise(trained, photos, tmp_path):
     given = f"--references={photos}"
     fails("--references=FOLDER", "--prompt=@1")
     fails("does not exist", f"--references={photos / 'nowhere'}")
+    fails("does not name @2, which has references", f"--references={photos}", "--prompt=@1")
+    bear = f"--references={photos / 'bear'}"
+    fails("names @2, which has no references", bear, "--prompt=@1 beside @2")
     (photos / "empty").mkdir()
     fails("empty holds no image", given)
     shutil.copy(photos / "clock" / "it.png", photos / "empty" / "it.png")

@@ -73,6 +73,9 @@ class DataConfig(Config):
       distractors: of totems and emoji scenes, the share of training images that have, if there is
         room for one, a reference of a subject that neither image nor caption has: what tells it
         from the others is its name alone.
+      described: of totems and emoji scenes, the share of training images whose captions say who a
+        subject is (`@1#3-7-2`, see `uvit_jax.described_names`), for a network that has no
+        references to learn it from.
       frames: of videos, T, the frames of a clip; 0 for images.
       first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
         their own, `first` and `last`, which a model can be given; of latents, latent frames.
@@ -116,6 +119,7 @@ class DataConfig(Config):
     places: int = 0
     portraits: float = 0.0
     distractors: float = 0.0
+    described: float = 0.0
     frames: int = 0
     first_frames: int = 0
     last_frames: int = 0
@@ -246,7 +250,7 @@ class DataConfig(Config):
             raise UvitError(f"{', '.join(keys)}: filters of emoji, but name={self.name!r}{hint}")
 
     def _check_references(self, *, subjects: int, views: int) -> None:
-        shares = [(key, 0, 1) for key in ("portraits", "distractors")]
+        shares = [(key, 0, 1) for key in ("portraits", "distractors", "described")]
         for key, least, most in (("max_subjects", 1, subjects), ("max_views", 0, views), *shares):
             if not least <= getattr(self, key) <= most:
                 raise UvitError(f"{key} must lie in [{least}, {most}], got {getattr(self, key)}")

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from uvit_jax import described_names
 from uvit_jax.errors import UvitError
 
 PADDING = 0
@@ -37,14 +38,17 @@ class Tokenizer:
     Args:
       words: the known words; word number i has id 257 + i. A word has no spaces, is lower-case, and
         is either one of `,.;:!?)` or free of them.
+      attributes: how many values each attribute of a subject has, for captions with described names
+        (`uvit_jax.described_names`), whose ids are beyond `vocab_size`; empty for none.
 
     Raises:
       UvitError: if a word cannot occur in a normalised text, or is given twice.
     """
 
-    def __init__(self, words: tuple[str, ...] = ()):
+    def __init__(self, words: tuple[str, ...] = (), attributes: tuple[int, ...] = ()):
         # Older vocabularies may have a word in two Unicode forms; NFC takes precedence.
-        self.words, self._ids = tuple(words), {}
+        self.words, self.attributes = tuple(words), tuple(attributes)
+        self._ids: dict[str, int] = {}
         for i, word in enumerate(words):
             piece = unicodedata.normalize("NFC", _piece(word))
             if _pieces("a" + piece) != [" a", piece]:
@@ -69,7 +73,7 @@ class Tokenizer:
         """
         ids = []
         for piece in _pieces(text):
-            known = self._ids.get(piece)
+            known = self._id(piece)
             ids.extend([known] if known else (byte + 1 for byte in piece.encode("utf-8")))
         if ids and ids[0] == 1 + ord(" "):
             del ids[0]  # the space before a first word that is encoded as bytes
@@ -90,6 +94,11 @@ class Tokenizer:
         """
         pieces = []
         for token in map(int, ids):
+            if self.attributes and (
+                described_names.FIRST <= token < described_names.num_ids(self.attributes)
+            ):
+                pieces.append(_piece(described_names.decode(token, self.attributes)).encode())
+                continue
             if not 0 <= token < self.vocab_size:
                 raise UvitError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
             if token >= _FIRST_WORD:
@@ -102,11 +111,12 @@ class Tokenizer:
     def unknown(self, text: str) -> list[str]:
         """The words of `text` that are not in the vocabulary, and are encoded as bytes."""
         pieces = (piece for piece in _pieces(text) if piece.strip())
-        return [piece.strip() for piece in pieces if piece not in self._ids]
+        return [piece.strip() for piece in pieces if self._id(piece) is None]
 
     def to_json(self) -> str:
         """The words as JSON, in the order of their ids."""
-        return json.dumps({"words": self.words}, ensure_ascii=False)
+        attributes = {"attributes": self.attributes} if self.attributes else {}
+        return json.dumps({"words": self.words} | attributes, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -116,12 +126,14 @@ class Tokenizer:
           UvitError: if `text` has another form.
         """
         try:
-            words = json.loads(text)["words"]
-            if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(text)
+            words, attributes = found["words"], found.get("attributes", [])
+            for values, kind in ((words, str), (attributes, int)):
+                if not (isinstance(values, list) and all(isinstance(v, kind) for v in values)):
+                    raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UvitError('a tokenizer must be JSON of the form {"words": ["a", "b"]}') from None
-        return cls(tuple(words))
+        return cls(tuple(words), tuple(attributes))
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], max_words: int = 4096) -> "Tokenizer":
@@ -138,10 +150,21 @@ class Tokenizer:
         return cls(tuple(ranked[:max_words]))
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Tokenizer) and self.words == other.words
+        return isinstance(other, Tokenizer) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.words)
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple:
+        return self.words, self.attributes
+
+    def _id(self, piece: str) -> int | None:
+        """The id of a piece that is a known word or a described name."""
+        known = self._ids.get(piece)
+        if known is None and self.attributes:
+            known = described_names.encode(piece.strip(), self.attributes)
+        return known
 
 
 def _pieces(text: str) -> list[str]:

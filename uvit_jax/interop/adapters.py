@@ -9,6 +9,9 @@ PEFT's A is (R, I) and its B (O, R), of one layer each; of the convolution that 
 are (R, C, p, p) and (O, R, 1, 1). A fused kernel of P parts is one layer of rank P·R in PEFT: the
 parts' A are concatenated, and B is block-diagonal. Ranks and scales of PEFT may differ by layer:
 ours have the largest rank of their kernel, with zeros, and one scale.
+
+Vectors of subjects' own words are PEFT's `trainable_token_indices` of their table:
+`<table>.token_adapter.trainable_tokens_delta` (n, D) holds the vectors themselves.
 """
 
 import contextlib
@@ -23,6 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax import described_names
 from uvit_jax.errors import UvitError
 from uvit_jax.interop import exporting, files, mapping
 from uvit_jax.interop.adapter_names import peft_tensors
@@ -31,7 +35,7 @@ from uvit_jax.interop.peft_settings import PeftSettings
 from uvit_jax.interop.recognise import FAMILIES
 from uvit_jax.io import atomic_folder, write_text
 from uvit_jax.models import lora
-from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix
+from uvit_jax.models.lora import Adapter, Adapters, LoraConfig, Matrix, WordVectors
 from uvit_jax.models.model import Model
 from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.paths import local_path
@@ -42,6 +46,9 @@ PREFIX = "base_model.model."
 FORMS = ("own", "official", "diffusers")
 TENSORS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _FACTOR = re.compile(rf"(?:{re.escape(PREFIX)})?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_WORDS = re.compile(
+    rf"(?:{re.escape(PREFIX)})?(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?"
+)
 # The first of these that matches a tensor says what the file is instead.
 _OTHERS = (
     (r"lora_magnitude_vector|dora_scale", "of DoRA, which scales the base kernels' columns"),
@@ -114,6 +121,10 @@ def save(
         raise UvitError(f"{out} exists already; give a new name")
     lora.check(model.abstract_params, adapters)
     form = form or _form(model.config)
+    words = {path: one for path, one in adapters.items() if isinstance(one, WordVectors)}
+    adapters = {path: one for path, one in adapters.items() if path not in words}
+    if words and form != "own":
+        raise UvitError(f"word vectors have no name in the {form} form; use form='own'")
     peft_layers = list(_peft_layers(model, adapters, form))
     if nameless := sorted(set(adapters) - {layer.path for layer in peft_layers}):
         raise UvitError(f"{mapping.some(nameless)} has no name in the {form} form; use form='own'")
@@ -122,6 +133,13 @@ def save(
         a, b = _peft(adapters[layer.path], layer)
         tensors[f"{PREFIX}{layer.name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{layer.name}.lora_B.weight"] = b
+    indices = {}
+    for path, one in words.items():
+        # Their rows of the base are 0.
+        name, (rows, _) = path.replace("/", "."), lora.word_table(model.abstract_params)[1]
+        indices[name] = list(range(rows - described_names.NAMES, rows))
+        delta = np.asarray(one.delta, np.float32)
+        tensors[f"{PREFIX}{name}.token_adapter.trainable_tokens_delta"] = delta
     metadata = {"format": "pt", KEY: json.dumps(dataclasses.asdict(record))}
     if out.suffix == ".safetensors":
         files.write_tensors(out, tensors, metadata)
@@ -129,6 +147,8 @@ def save(
     with atomic_folder(out) as partial:
         files.write_tensors(partial / TENSORS, tensors, metadata)
         settings = _settings(adapters, peft_layers, record)
+        if indices:
+            settings["trainable_token_indices"] = indices
         write_text(partial / SETTINGS, json.dumps(settings, indent=2) + "\n")
     return form
 
@@ -153,12 +173,15 @@ def load(
     file = _file(path)
     read = files.read_torch if file.suffix == ".bin" else files.read_tensors
     tensors = read(file)
+    words = _words(path, tensors, model)
     metadata = files.read_metadata(file)
     matrices = lora.matrices(model.abstract_params)
     renamed = None
-    if KEY not in metadata:
+    if KEY not in metadata and tensors:
         renamed = peft_tensors(path, tensors, _layer_names(model, matrices), PREFIX)
-    factors = _factors(path, tensors if renamed is None else renamed)
+    factors = {}
+    if tensors or not words:
+        factors = _factors(path, tensors if renamed is None else renamed)
     settings, beside = None, file.with_name(SETTINGS)
     if renamed is not None:
         rank = max(1, *(len(np.atleast_1d(layer["A"][1])) for layer in factors.values()))
@@ -192,13 +215,18 @@ def load(
         if settings is not None and settings.targets(layer.name, linear=_is_linear(layer))
     }
     targeted |= {layer.name for layer in candidates if layer.path in ours}
+    if "trainable_token_indices" in (settings.given if settings else ()) and not words:
+        raise UvitError(
+            f"{beside}: trainable_token_indices names word vectors that the adapter lacks; save it "
+            "again"
+        )
     missing = targeted - set(factors)
     if missing:
         raise UvitError(
             f"{path} lacks {mapping.some(sorted(missing))}: it is incomplete or of another model, "
             "and not of every layer that it names; save it again, or choose the model it is of"
         )
-    adapters = _adapters(path, factors, peft_layers, matrices, record.lora, settings)
+    adapters = _adapters(path, factors, peft_layers, matrices, record.lora, settings) | words
     if base and not any_base and record.base != base:
         trained = f"parameters {record.base[:12]}…" if record.base else "an unknown base"
         raise UvitError(
@@ -216,6 +244,24 @@ def _layer_names(model: Model, matrices: Mapping[str, Matrix]) -> set[str]:
         with contextlib.suppress(UvitError):  # the model has no such form
             names |= {layer.name for layer in _peft_layers(model, matrices, form)}
     return names
+
+
+def _words(where: Path, tensors: Tensors, model: Model) -> Adapters:
+    """The word vectors among an adapter's tensors, from which they are removed."""
+    found: Adapters = {}
+    for key in [key for key in tensors if _WORDS.fullmatch(key)]:
+        path, (_, width) = lora.word_table(model.abstract_params)
+        delta = np.asarray(tensors.pop(key), np.float32)
+        name, expected = path.replace("/", "."), (described_names.NAMES, width)
+        if _WORDS.fullmatch(key)[1] != name or delta.shape != expected:
+            raise UvitError(
+                f"{where}: {key} {delta.shape} is of another model; the words of this one are "
+                f"{name} {expected}"
+            )
+        if not np.isfinite(delta).all():
+            raise UvitError(f"{where}: {key} has values that are not finite (NaN or infinity)")
+        found[path] = WordVectors(delta)
+    return found
 
 
 def _file(path: Path) -> Path:

@@ -14,6 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import ml_dtypes
+import numpy as np
+
 from uvit_jax.config import to_dict
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError, nearest
@@ -27,6 +31,7 @@ from uvit_jax.models.model_config import ModelConfig
 from uvit_jax.paths import local_path
 
 FORMS = ("own", "official", "diffusers")
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 DIFFUSERS = (dit_weights, unidiffuser_weights)
 """The families that diffusers has."""
 
@@ -39,14 +44,17 @@ def export(
     *,
     run: Any = None,
     vocabulary: Vocabulary | None = None,
+    dtype: str = "float32",
 ) -> str:
-    """Writes a model to a new file or folder, which `uvit_jax.load` reads back bit for bit.
+    """Writes a model to a new file or folder, which `uvit_jax.load` reads back, in float32 bit for
+    bit.
 
     Args:
       out: a path that does not exist; see the top of this file for its suffix.
       form: one of `FORMS`.
       run: a `RunConfig`, or None. vocabulary: of the run, or None. Our own form stores both, so
         that `experiments.import_checkpoint` can turn the file into a run directory.
+      dtype: of the values, `float32` or `bfloat16`, half as large and rounded to 8 bits.
 
     Returns:
       A description of the form for messages.
@@ -57,6 +65,11 @@ def export(
     out = local_path(out)
     if form not in FORMS:
         raise UvitError(f"unknown format {form!r}{nearest(form, FORMS)}")
+    if dtype not in DTYPES:
+        raise UvitError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}")
+    if dtype != "float32" and out.suffix in (".pth", ".pt"):
+        raise UvitError(f"{out}: dtype={dtype} needs the suffix .safetensors")
+    params = jax.tree.map(lambda a: np.asarray(a).astype(DTYPES[dtype]), params)
     if out.exists():
         raise UvitError(f"{out} exists already; give a new name")
     if form == "own" and out.suffix != ".safetensors":

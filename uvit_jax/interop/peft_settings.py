@@ -17,6 +17,7 @@ from uvit_jax.io import read_json
 _APPLIED = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    "trainable_token_indices",  # the file's tensors say which
 }
 # Of training, of quantisation, or descriptions: the same files without them have the same effect.
 _TRAINING = {
@@ -37,6 +38,7 @@ class PeftSettings:
     """The settings of an adapter of PEFT's.
 
     Attributes:
+      given: the names of the settings with a value.
       rank: R of layers without a pattern. scale: the factor of their update B A, for LoRA alpha / R
         and for rsLoRA alpha / √R (Kalajdzievski 2023).
     """
@@ -62,6 +64,7 @@ class PeftSettings:
             raise UvitError(f"{file}: use_rslora must be true or false, got {brief(rslora)}")
         self.rank, self.scale = self._size(self._values.get("r"), self._values.get("lora_alpha"))
         self._patterns("rank_pattern"), self._patterns("alpha_pattern")
+        self.given = {key for key, value in self._values.items() if value not in (None, [], {})}
 
     def layer(self, name: str) -> tuple[int, float]:
         """The rank and scale of PEFT's layer `name`.

@@ -9,6 +9,9 @@ W + scale · a b. With attached adapters, the product with W is the base model's
 adapters all their tokens share one product, and no gradient of W is computed. Merged parameters are
 plain arrays, for sampling, export and all code without support for adapters.
 
+The vectors of subjects' own words (`@1*`, see `uvit_jax.described_names`) can be trained beside the
+factors, or alone: textual inversion (Gal et al. 2023).
+
 A fused kernel of queries, keys and values is three matrices, each with an adapter of the full rank.
 In PEFT this is `to_q`, `to_k`, `to_v` of rank R each, or a fused `qkv` of rank 3R whose B is
 block-diagonal.
@@ -16,16 +19,18 @@ block-diagonal.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax import described_names
 from uvit_jax.config import Config
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.linear import LowRank
@@ -64,8 +69,15 @@ class Adapter(NamedTuple):
         return self.a.shape[-1]
 
 
-Adapters = dict[str, Adapter]
-"""Adapters by the path of their layer, such as `backbone/in_blocks/attention/qkv`."""
+class WordVectors(NamedTuple):
+    """What is added to the vectors of the own words `@1*`, `@2*`, …: delta (…, NAMES, D)."""
+
+    delta: jax.Array
+
+
+Adapters = dict[str, Adapter | WordVectors]
+"""Adapters by the path of their layer, such as `backbone/in_blocks/attention/qkv`; word vectors by
+that of their table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,14 +88,21 @@ class LoraConfig(Config):
       rank: R, of every matrix.
       alpha: the update is alpha / rank · a b; 0 sets alpha to the rank, and so the factor to 1.
       targets: regexes; a layer has an adapter if one of them matches (`re.search`) in its path.
+      init: of a, with b = 0. `gaussian` is PEFT's N(0, 1/R²), whose update depends on the rank;
+        `kaiming` its default, uniform in ±1/√I, so that ranks learn alike at one rate.
+      words: whether to train the vectors of own words, such as `@1*`, too; without targets, alone.
     """
 
     rank: int = 8
     alpha: float = 0.0
     targets: tuple[str, ...] = TARGETS
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    words: bool = False
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.targets and not self.words:
+            raise UvitError("targets=() leaves nothing to train; name layers, or set words=True")
         if self.rank < 1:
             raise UvitError(f"rank must be at least 1, got {self.rank}")
         if self.alpha < 0:
@@ -169,7 +188,7 @@ def matrices(params: Params) -> dict[str, Matrix]:
 
 
 def init(key: jax.Array, params: Params, config: LoraConfig) -> Adapters:
-    """Initial adapters, whose update is zero: a ~ N(0, 1/R²), as PEFT's `gaussian`, and b = 0.
+    """Initial adapters, whose update is zero.
 
     A layer's values depend on `key` and its path only.
 
@@ -177,28 +196,50 @@ def init(key: jax.Array, params: Params, config: LoraConfig) -> Adapters:
       params: of the base model, or their shapes.
 
     Raises:
-      UvitError: as `targeted` does.
+      UvitError: as `targeted` and `word_table` do.
     """
     adapters = {}
     for path, (lead, parts, inputs, outputs) in targeted(params, config.targets).items():
         own_key = jax.random.fold_in(key, np.uint32(zlib.crc32(path.encode())))
-        a = jax.random.normal(own_key, (*lead, parts, inputs, config.rank)) / config.rank
+        shape = (*lead, parts, inputs, config.rank)
+        if config.init == "gaussian":
+            a = jax.random.normal(own_key, shape) / config.rank
+        else:
+            a = jax.random.uniform(own_key, shape, minval=-1, maxval=1) / math.sqrt(inputs)
         adapters[path] = Adapter(a=a, b=jnp.zeros((*lead, parts, config.rank, outputs)))
+    if config.words:
+        path, (_, width) = word_table(params)
+        adapters[path] = WordVectors(jnp.zeros((described_names.NAMES, width)))
     return adapters
+
+
+def word_table(params: Params) -> tuple[str, tuple[int, int]]:
+    """The path and shape of the table with the vectors of own words, its last rows.
+
+    Raises:
+      UvitError: if a model has none.
+    """
+    for path, leaf in _flat(params).items():
+        if path.endswith("described/table/embedding"):
+            return path.removesuffix("/embedding"), leaf.shape
+    raise UvitError(
+        "the model has no words of subjects' own, such as @1*: train it with `attributes` of its "
+        "text segment, or set words=False"
+    )
 
 
 def attach(params: Params, adapters: Adapters, scale: float | jax.Array = 1.0) -> Params:
     """Parameters for `model.apply` whose adapted kernels are the base kernel and two factors.
 
     Args:
-      scale: of the update: `LoraConfig.scale`, times a weight.
+      scale: of the update: `LoraConfig.scale`, times a weight. Word vectors are not scaled.
 
     Raises:
       UvitError: if an adapter does not match the parameters, or is of a layer outside the blocks,
         which supports plain kernels only (use `merge`).
     """
     for path in adapters:
-        if not path.startswith("backbone/"):
+        if not path.startswith("backbone/") and isinstance(adapters[path], Adapter):
             raise UvitError(f"attach supports only layers of blocks, not {path}; use merge")
     return _changed(params, adapters, lambda w, pair: LowRank(w, pair.a, scale * pair.b))
 
@@ -228,6 +269,14 @@ def check(params: Params, adapters: Adapters) -> None:
     """
     shapes = {path: leaf.shape for path, leaf in _flat(params).items()}
     for path, pair in adapters.items():
+        if isinstance(pair, WordVectors):
+            table, (_, width) = word_table(params)
+            if path != table or pair.delta.shape[-2:] != (described_names.NAMES, width):
+                raise UvitError(
+                    f"the adapters have word vectors {pair.delta.shape} of {path}, and the model's "
+                    f"are (…, {described_names.NAMES}, {width}) of {table}: it is another model"
+                )
+            continue
         shape = shapes.get(f"{path}/kernel")
         if shape is None:
             layers = [p.removesuffix("/kernel") for p in shapes if p.endswith("/kernel")]
@@ -254,24 +303,31 @@ def combined(adapters: Sequence[Adapters], weights: Sequence[float]) -> Adapters
       weights: one per adapter, including its `LoraConfig.scale`.
     """
     pairs: dict[str, list[Adapter]] = {}
+    words: dict[str, Any] = {}
     for each, weight in zip(adapters, weights, strict=True):
         for path, pair in each.items():
-            pairs.setdefault(path, []).append(Adapter(a=pair.a, b=weight * pair.b))
-    return {
+            if isinstance(pair, WordVectors):
+                words[path] = words.get(path, 0) + weight * pair.delta
+            else:
+                pairs.setdefault(path, []).append(Adapter(a=pair.a, b=weight * pair.b))
+    joined = {
         path: Adapter(
             a=jnp.concatenate([pair.a for pair in summands], axis=-1),
             b=jnp.concatenate([pair.b for pair in summands], axis=-2),
         )
         for path, summands in pairs.items()
     }
+    return joined | {path: WordVectors(delta) for path, delta in words.items()}
 
 
 def replaced(params: Params, changes: Mapping[str, Callable[[Any], Any]]) -> Params:
-    """`params` with some kernels replaced by functions of them, given by the path of the layer."""
+    """`params` with some kernels, or tables, replaced by functions of them, given by the path of
+    the layer."""
 
     def changed(path: tuple[Any, ...], leaf: Any) -> Any:
         layer, _, name = path_string(path).rpartition("/")
-        return changes[layer](leaf) if name == "kernel" and layer in changes else leaf
+        own = name in ("kernel", "embedding") and layer in changes
+        return changes[layer](leaf) if own else leaf
 
     return jax.tree_util.tree_map_with_path(
         changed, params, is_leaf=lambda leaf: isinstance(leaf, LowRank)
@@ -281,9 +337,17 @@ def replaced(params: Params, changes: Mapping[str, Callable[[Any], Any]]) -> Par
 def _changed(
     params: Params, adapters: Adapters, change: Callable[[jax.Array, Adapter], Any]
 ) -> Params:
-    """`params` with the kernel of each adapted layer replaced by `change(kernel, adapter)`."""
+    """`params` with the kernel of each adapted layer replaced by `change(kernel, adapter)`, and
+    with the word vectors."""
     check(params, adapters)
-    return replaced(params, {p: lambda w, p=p: change(w, adapters[p]) for p in adapters})
+
+    def changed(w: Any, path: str) -> Any:
+        one = adapters[path]
+        if isinstance(one, WordVectors):
+            return jnp.asarray(w).at[-described_names.NAMES :].add(one.delta)
+        return change(w, one)
+
+    return replaced(params, {p: functools.partial(changed, path=p) for p in adapters})
 
 
 def _kernels(params: Params) -> dict[str, tuple[int, ...]]:

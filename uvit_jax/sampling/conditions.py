@@ -6,6 +6,7 @@ conditions = uniform_labels(model, vocabulary, count, seed)            # every c
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,8 @@ def conditions_for(
       further: conditions of other kinds, such as a camera's path, leaves (count, …).
 
     Raises:
-      UvitError: for a label, prompt or reference that the model cannot take, or no reference for a
-        model with references.
+      UvitError: for a label, prompt or reference that the model cannot take, no reference for a
+        model with references, or as `check_names` where the model's prompts name subjects.
     """
     count, conditions = config.count, {}
     captions = [""] * count
@@ -126,6 +127,10 @@ def conditions_for(
             )
         captions = [" ".join(filter(None, pair)) for pair in zip(captions, names, strict=True)]
     if references:
+        tokenizer = vocabulary.tokenizer
+        if tokenizer is not None and "@1" in tokenizer.words:
+            for prompt in config.prompts:
+                check_names(prompt, len(references))
         conditions |= reference_conditions(model.layout, references, count)
     elif model.layout.references:
         raise UvitError(
@@ -146,6 +151,28 @@ def reference_conditions(
     """
     inputs = reference_inputs(layout, [subjects])
     return {name: np.repeat(value, count, axis=0) for name, value in inputs.items()}
+
+
+def check_names(prompt: str, subjects: int) -> None:
+    """Raises UvitError if a prompt does not name exactly the subjects that have references.
+
+    Args:
+      subjects: their number; they are `@1`, `@2`, ….
+    """
+    named = {int(number) for number in _NAME.findall(prompt)}
+    if lost := sorted(named - set(range(1, subjects + 1))):
+        raise UvitError(
+            f"the prompt {prompt!r} names @{lost[0]}, which has no references; give it some, or "
+            f"name only @1 to @{subjects}"
+        )
+    if missing := sorted(set(range(1, subjects + 1)) - named):
+        raise UvitError(
+            f"the prompt {prompt!r} does not name @{missing[0]}, which has references; name it, or "
+            "leave its references out"
+        )
+
+
+_NAME = re.compile(r"(?<!\S)@([1-9])(?=[\s,.;:!?)*#]|$)")
 
 
 def conditions_like(

@@ -108,4 +108,10 @@ def _problem(segment: Segment, dataset: Dataset) -> str:
                 f" has vocab_size={segment.vocab_size}, the data's tokenizer "
                 f"{dataset.tokenizer.vocab_size}; raise the segment's"
             )
+        attributes = dataset.tokenizer.attributes
+        if attributes and attributes != getattr(segment, "attributes", ()):
+            return (
+                f" must have attributes={attributes}, as described names of the data do; set them, "
+                "or config.data.described=0"
+            )
     return ""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax import described_names
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.layout import PRESENT, SUBJECT_SLOTS, VIEW_SLOTS, Layout
@@ -132,6 +133,11 @@ def renamed(slots_BS: jax.Array, conditions: Conditions, words: SlotWords) -> Co
         renamed_BT = text_BT
         for s, word in enumerate(ids):
             renamed_BT = jnp.where(text_BT == word, ids_S[slots_BS[:, s, None]], renamed_BT)
+        # Described names keep their description.
+        old_BT = (text_BT - described_names.FIRST) % described_names.NAMES
+        new_BT = jnp.take_along_axis(slots_BS, jnp.minimum(old_BT, len(ids) - 1), axis=1)
+        described_BT = text_BT >= described_names.FIRST
+        renamed_BT = jnp.where(described_BT, text_BT - old_BT + new_BT, renamed_BT)
         changed[name] = renamed_BT.astype(text_BT.dtype)
     return conditions | changed
 

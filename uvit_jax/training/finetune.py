@@ -14,6 +14,7 @@ depend on the subjects that are trained beside it.
 import dataclasses
 import functools
 import time
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -81,6 +82,10 @@ class FinetuneConfig(Config):
       prior_weight: weight of the loss on class images (prior preservation), if there are any.
       given: of a video model, the share of examples in which each of these segments is given, as
         in its training (`config.train.given`).
+      word_rate: the learning rate of word vectors (`LoraConfig.words`), relative to the adapters':
+        vectors start at 0 and have to grow to those of other words.
+      drop_text: share of examples, class images included, with the null text, as the base was
+        trained and guidance needs it.
       seed: of the adapters' initialization, and of batches, noise and times.
     """
 
@@ -96,6 +101,8 @@ class FinetuneConfig(Config):
     clip_norm: float = 1.0
     prior_weight: float = 1.0
     given: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    word_rate: float = 1.0
+    drop_text: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -104,9 +111,11 @@ class FinetuneConfig(Config):
             if getattr(self, key) < 1:
                 raise UvitError(f"{key} must be at least 1, got {getattr(self, key)}")
         check_adam(self.b1, self.b2, self.eps)
-        for key in ("learning_rate", "weight_decay", "clip_norm", "prior_weight"):
+        for key in ("learning_rate", "weight_decay", "clip_norm", "prior_weight", "word_rate"):
             if getattr(self, key) < 0:
                 raise UvitError(f"{key} must be at least 0, got {getattr(self, key)}")
+        if not 0 <= self.drop_text <= 1:
+            raise UvitError(f"drop_text must lie in [0, 1], got {self.drop_text}")
         if not 0 <= self.seed < 2**32:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
 
@@ -167,6 +176,7 @@ class Finetuner:
         prior: Stacked | None = None,
         prior_of: Sequence[int] | None = None,
         learning_rate: float | None = None,
+        prior_weight: float | None = None,
         at: Collection[int] = (),
         progress: Callable[[int], None] | None = None,
         watch: Callable[[int, Any], None] | None = None,
@@ -180,7 +190,7 @@ class Finetuner:
           subjects: see `stacked`.
           prior: class images, samples of the base model, of one or more classes.
           prior_of: the index of each subject's class in `prior`; None if there is only one.
-          learning_rate: replaces the config's.
+          learning_rate, prior_weight: replace the config's.
           at: steps after which to copy the trained parameters, besides the last step.
           progress: called with the number of each step after it.
           watch: called with (step, trained parameters, leaves (S, …)) at multiples of
@@ -206,6 +216,7 @@ class Finetuner:
                 )
             groups = jnp.asarray(groups, jnp.int32)
         rate = jnp.float32(config.rate if learning_rate is None else learning_rate)
+        weight = jnp.float32(config.prior_weight if prior_weight is None else prior_weight)
         trained, opt_state = self._start(params, subjects.seeds)
         own = (subjects.examples, subjects.counts, subjects.seeds)
         classes = None if prior is None else (prior.examples, prior.counts)
@@ -219,7 +230,7 @@ class Finetuner:
         first = 0.0
         for step in range(start + 1, config.steps + 1):
             trained, opt_state, loss = self._step(
-                params, trained, opt_state, own, classes, groups, rate, jnp.uint32(step)
+                params, trained, opt_state, own, classes, groups, (rate, weight), jnp.uint32(step)
             )
             losses.append(loss)
             if step == start + 1:
@@ -269,15 +280,15 @@ class Finetuner:
 
         return jax.vmap(start)(seeds)
 
-    def _step_all(self, params, trained, opt_state, own, classes, groups, rate, step):
-        one = functools.partial(self._step_one, params, classes, rate, step)
+    def _step_all(self, params, trained, opt_state, own, classes, groups, rates, step):
+        one = functools.partial(self._step_one, params, classes, rates, step)
         return jax.vmap(one)(trained, opt_state, *own, groups)
 
     def _step_one(
-        self, params, classes, rate, step, trained, opt_state, examples, count, seed, group
+        self, params, classes, rates, step, trained, opt_state, examples, count, seed, group
     ):
         """One subject's step: (trained, opt_state, (loss, loss on the class images))."""
-        config = self.config
+        config, (rate, prior_weight) = self.config, rates
         key = jax.random.fold_in(self._key(seed), step)
         own_key, class_key, noise_key = jax.random.split(key, 3)
         rows = jax.random.randint(own_key, (config.batch_size,), 0, count)
@@ -291,6 +302,8 @@ class Finetuner:
         conditions, corrupted = corrupt(
             noise_key, self.model, batch, self.diffusion, given=config.given
         )
+        if config.drop_text:
+            conditions = self._with_texts_dropped(key, conditions)
 
         def loss(trained):
             adapted = self.method.attached(params, trained, config.lora)
@@ -299,12 +312,27 @@ class Finetuner:
             if classes is None:
                 return own_loss, (own_loss, None)
             prior_loss = jnp.mean(losses_B[config.batch_size :])
-            return own_loss + config.prior_weight * prior_loss, (own_loss, prior_loss)
+            return own_loss + prior_weight * prior_loss, (own_loss, prior_loss)
 
         gradient, losses = jax.grad(loss, has_aux=True)(trained)
         updates, opt_state = self._optimizer.update(gradient, opt_state, trained)
-        trained = jax.tree.map(lambda p, u: p - rate * u, trained, updates)
+        rates = jax.tree.map(lambda p: rate, trained)
+        if config.lora.words and config.method == "lora":
+            path, _ = lora.word_table(params)
+            rates[path] = jax.tree.map(lambda p: config.word_rate * rate, trained[path])
+        trained = jax.tree.map(lambda p, u, rate: p - rate * u, trained, updates, rates)
         return trained, opt_state, losses
+
+    def _with_texts_dropped(self, key: jax.Array, conditions: Any) -> Any:
+        """The conditions with the null text in a share of the examples."""
+        for segment in self.model.layout.conditions:
+            if segment.kind == "text" and segment.role == "condition":
+                ids_BT = conditions[segment.name]
+                own_key = jax.random.fold_in(key, np.uint32(zlib.crc32(segment.name.encode())))
+                lost_B1 = jax.random.bernoulli(own_key, self.config.drop_text, (len(ids_BT), 1))
+                null = self.model.layout.null(segment.name, 1)
+                conditions = conditions | {segment.name: jnp.where(lost_B1, null, ids_BT)}
+        return conditions
 
     def _check(self, stack: Stacked) -> None:
         expected = dict(self.model.layout.input_shapes)

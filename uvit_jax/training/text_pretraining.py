@@ -9,6 +9,7 @@ alone teach an encoder to read in a minute of one core, and references take its 
 subject's name (`Segment.names_from`).
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from uvit_jax import described_names
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import count
@@ -50,6 +52,7 @@ class CaptionModel(nnx.Module):
 
     def __init__(self, segment: Text, outputs: int, *, rngs: nnx.Rngs):
         width = segment.encoder_width
+        segment = dataclasses.replace(segment, attributes=())  # not part of the encoder
         self.embedding = segment.embedding(width, dtype=jnp.float32, rngs=rngs)
         self.output = nnx.Linear(width, outputs, rngs=rngs)
 
@@ -157,6 +160,7 @@ def read_captions(config: TextPretrainingConfig, segment: Text, dataset: Dataset
     texts = [(*record["captions"], "")[0] for record in records]
     length, S = segment.shape[0], len(segment.names)
     ids_NT = np.stack([dataset.tokenizer.encode(t, length, truncate=True) for t in texts])
+    ids_NT = described_names.plain(ids_NT, segment.names or (0,), np)
     named_NST = np.zeros((len(texts), 0, length), np.float32)
     if S:
         named_NST = np.asarray(segment.names_in({segment.name: jnp.asarray(ids_NT)}))
@@ -181,7 +185,7 @@ def with_encoder(params: Any, name: str, encoder: dict[str, Any]) -> Any:
     """A model's parameters with those of a pretrained encoder in its text segment `name`."""
     embed = params["embed"]
     own = embed["segments"][name]
-    new = encoder | {"encoder": own["encoder"] | encoder["encoder"]}
+    new = own | encoder | {"encoder": own["encoder"] | encoder["encoder"]}
     return params | {"embed": embed | {"segments": embed["segments"] | {name: new}}}
 
 

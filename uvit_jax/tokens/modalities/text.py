@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from uvit_jax import described_names
+from uvit_jax.config import brief
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.segment import Grid, Segment, normal
 
@@ -26,6 +28,9 @@ class Text(Segment):
       encoder_width: of that transformer and the ids' vectors; 0 for the sequence's. With a width of
         its own, networks of different widths have the same encoder.
       names: the ids of the words that name subject 1, 2, …, for references with `names_from`.
+      attributes: how many values each attribute of a subject has, for captions with described names
+        (`uvit_jax.described_names`); empty for none. The encoder reads such a name as the plain
+        one, and vectors of its values, or of its own word, are added to the output.
       pooled: the text enters as one vector, the mean over its tokens without padding, as adaLN
         needs.
     """
@@ -39,6 +44,7 @@ class Text(Segment):
     encoder_heads: int = 4
     encoder_width: int = 0
     names: tuple[int, ...] = ()
+    attributes: tuple[int, ...] = ()
     pooled: bool = False
 
     def problem(self) -> str:
@@ -57,11 +63,20 @@ class Text(Segment):
             return f"names must be different ids from 1 to vocab_size - 1, got {self.names}"
         if self.names and self.pooled:
             return "names needs pooled=False: a mean over all tokens has no vector of a name"
+        if self.attributes and not self.names:
+            return f"attributes={brief(self.attributes)} describe names, and there are none"
+        if self.attributes and (
+            min(self.attributes) < 1
+            or described_names.num_ids(self.attributes) > 2**31
+            or self.vocab_size > described_names.FIRST
+        ):
+            attributes = brief(self.attributes)
+            return f"attributes={attributes} must be positive, and their product below 2**27"
         return ""
 
     @property
     def num_ids(self) -> int:
-        return self.vocab_size
+        return described_names.num_ids(self.attributes) if self.attributes else self.vocab_size
 
     @property
     def grid(self) -> Grid:
@@ -71,12 +86,15 @@ class Text(Segment):
         # The encoder has positions of its own.
         length = ("shape",) if self.encoder_depth else ()
         encoder = ("encoder_depth", "encoder_heads", "encoder_width")
-        return ("vocab_size", *encoder, "pooled", *length)
+        return ("vocab_size", "attributes", *encoder, "pooled", *length)
 
     def names_in(self, inputs: Mapping[str, jax.Array]) -> jax.Array | None:
         if not self.names:
             return None
-        named_BST = inputs[self.name][:, None] == jnp.array(self.names)[:, None]
+        ids_BT = inputs[self.name]
+        if self.attributes:
+            ids_BT = described_names.plain(ids_BT, self.names, jnp)
+        named_BST = ids_BT[:, None] == jnp.array(self.names)[:, None]
         # A caption may name a subject more than once.
         return named_BST / jnp.maximum(named_BST.sum(axis=-1, keepdims=True), 1)
 
@@ -101,17 +119,50 @@ class TextEmbedding(nnx.Module):
         self.pooled = segment.pooled
         encode = segment.encoder_depth > 0
         self.encoder = TextTransformer(segment, width, dtype=dtype, rngs=rngs) if encode else None
+        self.names = segment.names
+        options = dict(dtype=dtype, rngs=rngs)
+        self.described = Descriptions(segment, width, **options) if segment.attributes else None
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        if self.described is not None:
+            described_BTD = self.described(ids_BT)
+            ids_BT = described_names.plain(ids_BT, self.names, jnp)
         # Unsigned: a negative id is NaN, as one beyond the table is, not counted from its end.
         vectors_BTD = self.table(ids_BT.astype(jnp.uint32))
         if self.encoder is not None:
             vectors_BTD = self.encoder(vectors_BTD)
+        if self.described is not None:
+            vectors_BTD = vectors_BTD + described_BTD
         if not self.pooled:
             return vectors_BTD
         words_BT1 = (ids_BT != 0)[..., None]
         total_B1D = jnp.sum(vectors_BTD * words_BT1, axis=1, keepdims=True)
         return total_B1D / jnp.maximum(words_BT1.sum(axis=1, keepdims=True), 1)
+
+
+class Descriptions(nnx.Module):
+    """The vectors of described names: token ids (B, T) → (B, T, D), 0 for other words.
+
+    A name's vector is the sum of its values' vectors, as large in all as an encoder's output, or
+    that of its own word, which begins at 0: `@1*` is `@1` until it is trained.
+    """
+
+    def __init__(self, segment: Text, width: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.attributes, values = segment.attributes, sum(segment.attributes)
+
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            vectors = jax.random.normal(key, shape, dtype) / len(segment.attributes) ** 0.5
+            return vectors * (jnp.arange(shape[0]) < values)[:, None]
+
+        self.table = nnx.Embed(
+            values + described_names.NAMES, width, dtype=dtype, embedding_init=init, rngs=rngs
+        )
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        rows_BTF, own_BT = described_names.rows(ids_BT, self.attributes, jnp)
+        rows_BTG = jnp.concatenate([rows_BTF, own_BT[..., None]], axis=-1)
+        vectors_BTGD = self.table(jnp.maximum(rows_BTG, 0)) * (rows_BTG >= 0)[..., None]
+        return vectors_BTGD.sum(axis=2)
 
 
 class TextTransformer(nnx.Module):

@@ -32,6 +32,8 @@ class Setting:
       grounds: the backgrounds.
       twin: settings with the same `twin` have the same scenes but for their views.
       recomposed: subjects are training identities with the front emblem of another on their back.
+      wording: of the captions (`Facts.wording`); None for random ones.
+      distractors: references of other subjects, whom neither caption nor image has.
       apart: scenes show the pairs of subjects that `factors.held_out_couple` keeps from training.
     """
 
@@ -41,6 +43,8 @@ class Setting:
     grounds: tuple[str, ...] = random_scenes.seen_backgrounds()
     twin: str = ""
     recomposed: bool = False
+    wording: int | None = None
+    distractors: int = 0
     apart: bool = False
 
 
@@ -55,11 +59,27 @@ SETTINGS = {
     "couples": Setting(split="train", subjects=2, apart=True),
     "two_subjects": Setting(split="test", subjects=2),
     "three_subjects": Setting(split="test", subjects=3),
+    "two_subjects_1v": Setting(split="test", subjects=2, views=1, twin="two_subjects"),
+    "three_subjects_1v": Setting(split="test", subjects=3, views=1, twin="three_subjects"),
+    **{
+        f"two_subjects_{side}": Setting(
+            split="test", subjects=2, views=1, twin="two_subjects", wording=wording
+        )
+        for wording, side in enumerate(("left", "right"))
+    },
+    "three_subjects_left": Setting(
+        split="test", subjects=3, views=1, twin="three_subjects", wording=2
+    ),
+    **{
+        f"distractors_{count}": Setting(split="test", views=1, twin="identities", distractors=count)
+        for count in range(1, 6)
+    },
     "compositions": Setting(split="train", recomposed=True),
     "backgrounds": Setting(split="test", grounds=backgrounds.HELD_OUT),
 }
 """`pairs` (of factor values) and `compositions` exist for totems only, `vendor` for emoji only.
-`three_subjects` is an unseen count for models trained with `max_subjects=2`."""
+`three_subjects` is an unseen count for models trained with `max_subjects=2`. `_left` and
+`_right` have one reference a subject, and one form of sentence."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +135,8 @@ def cases(world_name: str, setting: str, *, subjects: int = 32, prompts: int = 2
         for prompt in range(prompts):
             rng = random_scenes.rng_of("cases", world_name, stream, number, prompt)
             facts = random_scenes.draw_facts(rng, scene_world, chosen.subjects, chosen.grounds)
+            if chosen.wording is not None:
+                facts = dataclasses.replace(facts, wording=chosen.wording)
             if chosen.recomposed:  # show the changed side
                 facts = dataclasses.replace(facts, facings=(scene_world.facings[1],))
             views = [
@@ -122,10 +144,30 @@ def cases(world_name: str, setting: str, *, subjects: int = 32, prompts: int = 2
             ]
             scene = random_scenes.stage(rng, scene_world, identities, facts, views)
             seed = int(rng.integers(2**31))
+            if chosen.distractors:
+                scene = _with_distractors(scene, chosen, stream, number)
             result.append(
                 Case(setting=setting, number=len(result), subject=number, scene=scene, seed=seed)
             )
     return result
+
+
+def _with_distractors(scene: Scene, chosen: Setting, stream: str, number: int) -> Scene:
+    """The scene with references of up to two more subjects, dealt to them in turn."""
+    scene_world = world(scene.world)
+    pool = scene_world.split(chosen.split)
+    own = {one.identity for one in scene.subjects}
+    rng = random_scenes.rng_of("distractors", scene.world, stream, number)
+    others = [
+        one for i in rng.permutation(len(pool)) if (one := tuple(map(int, pool[i]))) not in own
+    ]
+    facing = scene.facts.facings[0]
+    added = []
+    for slot in range(min(2, chosen.distractors)):
+        views = random_scenes.fixed_views(scene_world, facing, -(-(chosen.distractors - slot) // 2))
+        one = dataclasses.replace(scene.subjects[0], identity=others[slot], references=views)
+        added.append(one)
+    return dataclasses.replace(scene, distractors=tuple(added))
 
 
 def _groups(

@@ -39,6 +39,7 @@ def draw(
     places: int = 0,
     portraits: float = 0.0,
     distractors: float = 0.0,
+    described: float = 0.0,
     anywhere: bool = False,
 ) -> Scene:
     """The random scene of this index of a split.
@@ -52,6 +53,7 @@ def draw(
       portraits: the share of scenes that show one subject on plain ground as references do.
       distractors: the share of scenes that have a reference of one more subject, if it is within
         `subjects` and `places`.
+      described: the share of scenes whose caption says who its subjects are.
       anywhere: whether to use the backgrounds of `backgrounds.HELD_OUT` too.
 
     Raises:
@@ -81,6 +83,8 @@ def draw(
         scene = portrait(scene)
     if distractors and rng.random() < distractors:
         scene = with_distractor(rng, scene, pool, chosen, subjects, places)
+    if described and rng_of("described", world_name, split, index).random() < described:
+        scene = dataclasses.replace(scene, described=True)
     return scene if views else without_references(scene)
 
 

@@ -113,6 +113,7 @@ class SceneSource(Source):
             places=config.places,
             portraits=config.portraits if config.split == "train" else 0.0,
             distractors=config.distractors if config.split == "train" else 0.0,
+            described=config.described if config.split == "train" else 0.0,
         )
         name = f"{config.name}, {config.split}, number {index}"
         facts = tuple(zip(scene.facts.places, scene.facts.facings, strict=True))
@@ -122,4 +123,5 @@ class SceneSource(Source):
         """The words of all captions of both worlds, those of slots first."""
         phrases = ["on the left of right and in middle , a small large from front behind to left"]
         words = [*SLOT_WORDS, *" ".join([*phrases, *WORDS.values()]).split()]
-        return Tokenizer(tuple(dict.fromkeys(words)))
+        attributes = world(self._config.name).attributes() if self._config.described else ()
+        return Tokenizer(tuple(dict.fromkeys(words)), attributes)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from uvit_jax import described_names
 from uvit_jax.data.sources.worlds import backgrounds, factors
 from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 from uvit_jax.data.sources.worlds.worlds import Pose, World, world
@@ -30,7 +31,8 @@ class Facts:
       facings: from `World.facings`.
       sizes: from `SIZES`, or "" if there are several subjects.
       background: a key of `backgrounds.WORDS`.
-      wording: 0 or 1, which of the two wordings to use for two subjects.
+      wording: 0 or 1, which of the two wordings to use for two subjects; of three subjects, 2 has
+        the words of two, `@1 on the left of @2 on the left of @3`.
     """
 
     places: tuple[str, ...]
@@ -47,6 +49,8 @@ class Facts:
         if len(named) == 1:
             return f"a {self.sizes[0]} {named[0]} {_SIDE_WORDS[self.places[0]]} {ground}"
         order = [named[self.places.index(place)] for place in PLACES[len(named)]]
+        if len(named) == 3 and self.wording == 2:
+            return f"{' on the left of '.join(order)} {ground}"
         if len(named) == 3:
             return f"{order[0]}, {order[1]} and {order[2]} from left to right {ground}"
         left, right = order
@@ -85,6 +89,7 @@ class Scene:
       phase: of the background, in [0, 1).
       camera: of the target; references use `Camera()`.
       distractors: subjects of which there are references, and nothing else.
+      described: whether the caption says who its subjects are (`uvit_jax.described_names`).
     """
 
     world: str
@@ -92,12 +97,17 @@ class Scene:
     facts: Facts
     # Random scenes with the same facts are seeded by the repr.
     distractors: tuple[Subject, ...] = dataclasses.field(default=(), repr=False)
+    described: bool = dataclasses.field(default=False, repr=False)
     phase: float = 0.0
     camera: Camera = Camera()
 
     @property
     def caption(self) -> str:
-        return self.facts.caption
+        caption = self.facts.caption
+        if self.described:
+            for s, one in enumerate(self.subjects, start=1):
+                caption = caption.replace(f"@{s}", described_names.described(f"@{s}", one.identity))
+        return caption
 
     @property
     def referenced(self) -> tuple[Subject, ...]:

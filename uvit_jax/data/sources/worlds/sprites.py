@@ -42,6 +42,11 @@ def identities() -> dict[str, np.ndarray]:
     return {split: np.array(found, np.int32)[:, None] for split, found in splits.items()}
 
 
+def attributes() -> tuple[int, ...]:
+    """How many values the column of a subject has: one for each emoji."""
+    return (len(emoji.index()),)
+
+
 def layer(
     identity_NF: np.ndarray, pose_N2: np.ndarray, x_NP: np.ndarray, y_NP: np.ndarray, pixel: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ class World:
       layer: (identity_NF, pose_N2, x_NP, y_NP, pixel_N) → colours times alpha (N, P, 3), and
         alpha (N, P), float32.
       size: of subjects, relative to a totem.
+      attributes: how many values each column of an identity has.
     """
 
     name: str
@@ -36,6 +37,7 @@ class World:
     draw_pose: Callable[[np.random.Generator, str], Pose]
     layer: Callable[..., tuple[np.ndarray, np.ndarray]]
     size: float
+    attributes: Callable[[], tuple[int, ...]]
 
     def split(self, name: str) -> np.ndarray:
         """The identities of a split; UvitError if there is none of that name."""
@@ -71,6 +73,7 @@ WORLDS = {
         draw_pose=_totem_pose,
         layer=_totem_layer,
         size=1.0,
+        attributes=lambda: factors.SIZES,
     ),
     "emoji_scenes": World(
         name="emoji_scenes",
@@ -80,6 +83,7 @@ WORLDS = {
         draw_pose=_sprite_pose,
         layer=sprites.layer,
         size=0.8,
+        attributes=sprites.attributes,
     ),
 }
 

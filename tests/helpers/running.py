@@ -48,8 +48,13 @@ def start(module: str, *args: object, devices: int = 1) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a started process."""
-    out, err = process.communicate(timeout=timeout)
+    """(exit status, stdout, stderr) of a started process, which is killed if it takes longer."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
     return process.returncode, out, err
 
 

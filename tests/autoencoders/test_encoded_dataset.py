@@ -221,7 +221,7 @@ def test_a_run_trains_in_latents_and_shows_decoded_samples(config, tmp_path):
 def test_the_study_in_latents_has_sequences_as_long_as_in_pixels():
     latents, pixels = (
         parse_run(module.get_config(name)).model.layout()
-        for module, name in ((subject_latents, "uvit_context"), (subjects, "uvit_context_64"))
+        for module, name in ((subject_latents, "uvit_context"), (subjects, "uvit_context"))
     )
     assert latents.num_tokens == pixels.num_tokens
     assert all(s.shape == (8, 8, 24) for s in (*latents.noisy, *latents.references))

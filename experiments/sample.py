@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             video_flags.conditions(args, model.layout, config.count),
         )
     conditions |= _data_type(model, args.data_type, config.count)
-    if encode_text is None and given is None:
+    if encode_text is None and (given is None or given.of_words):
         _warn_of_unknown_words(vocabulary, config.prompts)
 
     def sample(config: Any, frames: Any, seed: int) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """A run that denoises images and the words of their captions, and samples both ways."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import evaluate_pairs, sample, train
+from experiments import cli, evaluate_pairs, sample, train
 from uvit_jax.errors import UvitError
 
 CONFIG = """
@@ -67,9 +68,66 @@ def test_captions_of_images_and_images_of_captions(workdir, tmp_path, capsys):
     assert arrays["image"].shape[0] == arrays["text"].shape[0] == len(results["captions"]) == 3
 
 
-def test_a_caption_too_long_is_named(workdir, tmp_path):
-    with pytest.raises(UvitError, match="the limit is 12; shorten it"):
-        generate(workdir, tmp_path, "--mode=text_to_image", f"--prompt={'xyz ' * 9}")
+def test_words_that_the_vocabulary_lacks_are_named(workdir, tmp_path, capsys):
+    generate(workdir, tmp_path, "--mode=text_to_image", "--prompt=cat face, xyz")
+    assert capsys.readouterr().err == "note: words unknown to the model, spelled in bytes: xyz\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode=text_to_image"], "needs --prompt"),
+        (["--mode=image_to_text"], "needs --image"),
+        (["--prompt=cat"], "given an image; leave out --prompt=cat.*text_to_image"),
+        (["--mode=joint", "--label=cat"], "given no label; leave out --label=cat"),
+        (["--mode=text_to_image", f"--prompt={'xyz ' * 9}"], "the limit is 12; shorten it"),
+        (["--mode=image_to_text", "--image=broken.png"], r"broken.png.*\(.*\); replace or remove"),
+        (["--mode=image_to_text", "--image=words.png"], r"words.png.*not PNG.*replace or remove"),
+        (["--mode=image_to_text", "--image=nowhere.png"], "nowhere.png: No such file"),
+        (["--mode=image_to_text", "--image=empty"], "empty has no images"),
+        (["--mode=text2image", "--prompt=cat"], "did you mean 'text_to_image'"),
+        (["--mode=joint", "--data_type=1"], r"no segment 'data_type'.*drop --data_type=1"),
+        (["--mode=joint", "--text_encoder=clip"], "leave out --text_encoder=clip"),
+        (["--mode=joint", "--image_encoder=clip"], "leave out --image_encoder=clip"),
+        (["--mode=joint", "--image_size=9"], "patch_size=4 does not divide"),
+    ],
+)
+def test_what_a_mode_cannot_take_is_named_and_nothing_is_written(
+    workdir, tmp_path, monkeypatch, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 40)).save("whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    files = {"broken.png": whole[: len(whole) // 2], "words.png": b"words"}
+    files |= {"out.png": b"before", "out.npz": b"before", "results.json": b"before"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UvitError, match=message) as raised:
+        generate(workdir, tmp_path, *flags)
+    assert "\n" not in str(raised.value)
+    assert all((tmp_path / name).read_bytes() == content for name, content in files.items())
+
+
+def test_a_model_of_images_alone_has_no_modes():
+    flags = ["--workdir=shipped:emoji", "--mode=joint"]
+    with pytest.raises(UvitError, match=r"images and texts at two times.*leave out the mode"):
+        sample.main(flags)
+
+
+def test_an_impossible_mode_exits_with_status_2(workdir, capfd, monkeypatch):
+    args = ["sample", f"--workdir={workdir}", "--mode=text_to_image"]
+    monkeypatch.setattr(sys, "argv", args)
+    with pytest.raises(SystemExit) as exited:
+        cli.run(sample.main)
+    assert exited.value.code == 2 and capfd.readouterr().err.startswith("error: mode=")
+
+
+def test_other_sizes_of_images_are_generated_and_taken(workdir, tmp_path):
+    Image.new("RGB", (90, 3)).save(tmp_path / "wide.png")
+    flags = ["--mode=image_variation", f"--image={tmp_path / 'wide.png'}", "--image_size=12"]
+    arrays, _ = generate(workdir, tmp_path, *flags)
+    assert arrays["image"].shape == (1, 12, 12, 3) and arrays["text"].shape == (1, 12, 16)
 
 
 def test_pairs_are_evaluated_in_both_directions(workdir, tmp_path, capsys):

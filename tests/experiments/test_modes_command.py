@@ -170,6 +170,7 @@ def test_images_are_encoded_as_by_the_tower(pipeline):
         (["--mode=image_to_text", "--image=x", "--prompt=a"], "given an image; .*--prompt=a"),
         (["--mode=text_to_image", f"--prompt={'long ' * LENGTH}"], r"tokens.*shorten"),
         (["--mode=image_to_text", "--image=/nowhere.png"], "nowhere.png"),
+        (["--mode=joint", "--label=cat"], "given no label; leave out --label=cat"),
         (["--mode=txt2img"], "not a known value"),
         (["--mode=image", "--data_type=1"], r"no segment 'data_type'.*drop --data_type=1"),
         (["--image=x.png"], "--image=x.png needs --mode"),
@@ -180,6 +181,11 @@ def test_images_are_encoded_as_by_the_tower(pipeline):
 def test_impossible_flags_raise(workdirs, pipeline, tmp_path, flags, message):
     with pytest.raises(UvitError, match=message):
         run(workdirs["v0"], pipeline, tmp_path, *flags)
+
+
+def test_a_data_type_out_of_range_is_refused(workdirs, pipeline, tmp_path):
+    with pytest.raises(UvitError, match=r"--data_type=2 must lie in \[0, 2\)"):
+        run(workdirs["v1"], pipeline, tmp_path, "--mode=image", "--data_type=2")
 
 
 def test_an_image_without_its_encoder(workdirs, pipeline, photos, tmp_path):

@@ -38,7 +38,7 @@ class GivenData:
       pixels: the images of `inputs` by segment, float32 (B, H, W, C), if there were any.
 
     Raises:
-      UvitError: if the model does not support the mode.
+      UvitError: if the model does not support the mode, or a named encoder has no use in it.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class GivenData:
             name: [layout.by_name[segment] for segment in segments]
             for name, (_, segments) in by_modality.items()
         }
+        self._check_encoders()
 
     @property
     def modality(self) -> str:
@@ -66,6 +67,11 @@ class GivenData:
     def generates_text(self) -> bool:
         """Whether the mode generates texts."""
         return self._config.mode not in ("text_to_image", "image")
+
+    @property
+    def of_words(self) -> bool:
+        """Whether the model's texts are words of its vocabulary, not features of an encoder."""
+        return self._segments["text"][0].kind == "codes"
 
     def inputs(self, files: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], list[str]]:
         """The given data of `config.count` samples by segment, and a caption of each: prompts or
@@ -79,11 +85,15 @@ class GivenData:
             are some; or one of them cannot be read or encoded.
         """
         mode, count, prompts = self._config.mode, self._config.count, self._config.prompts
+        if labels := self._config.labels:
+            raise UvitError(f"mode={mode!r} is given no label; leave out --label={labels[0]}")
         for what, flag, given in (("text", "prompt", prompts), ("image", "image", files)):
             if given and self.modality != what:
                 takes = f"an {self.modality}" if self.modality == "image" else self.modality
+                other = next(name for name, modality in GIVEN.items() if modality == what)
                 raise UvitError(
-                    f"mode={mode!r} is given {takes or 'nothing'}; leave out --{flag}={given[0]}"
+                    f"mode={mode!r} is given {takes or 'nothing'}; leave out --{flag}={given[0]}, "
+                    f"or choose another --mode, such as {other}"
                 )
             if not given and self.modality == what:
                 raise UvitError(f"mode={mode!r} needs --{flag}; it may be repeated")
@@ -108,7 +118,7 @@ class GivenData:
           UvitError: if a text is too long, or no encoder is named, or another model's.
         """
         (segment,) = self._segments["text"]
-        if segment.kind == "codes":
+        if self.of_words:
             ids = [self._vocabulary.encode(text, segment.shape[0]) for text in texts]
             return {segment.name: np.asarray(segment.encoded(np.stack(ids)))}
         encode = self._text_encoder
@@ -178,6 +188,18 @@ class GivenData:
         if segment.name not in samples or not self._config.caption_decoder:
             return None
         return self._captioner(samples[segment.name])
+
+    def _check_encoders(self) -> None:
+        """Raises UvitError if the config names an encoder of what the model does not have."""
+        unused = ["text_encoder", "caption_decoder"] if self.of_words else []
+        if all(s.kind == "patches" for s in self._segments["image"]):
+            unused.append("image_encoder")
+        for name in unused:
+            if given := getattr(self._config, name):
+                raise UvitError(
+                    f"the model has no features of a frozen encoder that --{name} could give; "
+                    f"leave out --{name}={given}"
+                )
 
     def _pixels(self, segment: Segment) -> tuple[tuple[int, int], int]:
         """The height and width, and the channels, of the images of a segment."""

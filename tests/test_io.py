@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers import hostile
 from uvit_jax.errors import UvitError
-from uvit_jax.io import _wrapped, grid, read_json, save_png, to_uint8
+from uvit_jax.io import grid, read_json, save_png, to_uint8, wrapped
 
 
 def test_values_are_clipped_to_the_range():
@@ -25,12 +25,12 @@ def test_every_image_is_at_its_place_in_the_grid(tmp_path):
 
 
 def test_long_captions_are_wrapped_between_words_and_what_is_cut_shows_it():
-    assert _wrapped("skull, twemoji", 96) == ["skull, twemoji"]
-    lines = _wrapped("smiling face with heart-eyes, openmoji", 96)
+    assert wrapped("skull, twemoji", 96) == ["skull, twemoji"]
+    lines = wrapped("smiling face with heart-eyes, openmoji", 96)
     assert len(lines) > 1 and " ".join(lines) == "smiling face with heart-eyes, openmoji"
-    cut = _wrapped("one of very many words " * 9, 96)
+    cut = wrapped("one of very many words " * 9, 96)
     assert len(cut) == 3 and cut[-1].endswith("…") and "…" not in cut[0]
-    assert _wrapped("b" * 99, 96)[0].endswith("b…") and _wrapped("", 96) == []
+    assert wrapped("b" * 99, 96)[0].endswith("b…") and wrapped("", 96) == []
 
 
 def test_captions_take_a_line_and_grey_images_stay_grey():

@@ -46,7 +46,7 @@ def pack(
     Args:
       workdir: of the run. step: of its checkpoint; None is the newest.
       command: that trained it. about: one line on what it does. metrics: what
-        `experiments.evaluate --json` wrote.
+        `experiments.evaluate --json` or `evaluate_pairs --json` wrote.
 
     Raises:
       UvitError: if the name is not a word, or all files would exceed `shipped_networks.LIMIT`;
@@ -75,8 +75,10 @@ def pack(
     losses = [row["loss"] for row in rows if row["step"] <= step]
     measured = {"training_loss": round(float(np.mean(losses[-10:])), 5)} if losses else {}
     if metrics is not None:
-        measured |= {key: round(value, 5) for key, value in metrics["metrics"].items()}
-        measured["samples"] = metrics["samples"]["count"]
+        measured |= _flat(metrics["metrics"])
+        measured["samples"] = (
+            metrics["count"] if "count" in metrics else metrics["samples"]["count"]
+        )
     entry = {
         "about": about,
         "command": command,
@@ -91,6 +93,15 @@ def pack(
     return entry
 
 
+def _flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Rounded metrics by name, or by `MODE/NAME` for those of a mode."""
+    flat = {}
+    for key, value in metrics.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{key}/") if nested else {prefix + key: round(value, 5)}
+    return flat
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the tool."""
     parser = argparse.ArgumentParser(
@@ -101,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--about", required=True, help="one line")
     parser.add_argument("--command", required=True, help="that trained it")
-    parser.add_argument("--metrics", metavar="FILE", help="of experiments.evaluate --json")
+    parser.add_argument(
+        "--metrics", metavar="FILE", help="of --json of experiments.evaluate or evaluate_pairs"
+    )
     args = parser.parse_args(argv)
     metrics = json.loads(Path(args.metrics).read_text()) if args.metrics else None
     entry = pack(

@@ -43,7 +43,7 @@ def grid(
     rows = -(-count // columns)
     factor = max(1, cell // max(height, width))
     gap, line = 2, 12
-    texts = [_wrapped(text, width * factor) for text in captions or []]
+    texts = [wrapped(text, width * factor) for text in captions or []]
     below = line * max(map(len, texts), default=0)
     step_x, step_y = width * factor + gap, height * factor + gap + below
     sheet = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
@@ -67,7 +67,7 @@ def frames_as_images(samples: np.ndarray) -> np.ndarray:
     return samples
 
 
-def _wrapped(text: str, width: int, most: int = 3) -> list[str]:
+def wrapped(text: str, width: int, most: int = 3) -> list[str]:
     """The text in lines of at most `width` pixels, between words where they fit."""
     length = ImageFont.load_default().getlength
     lines: list[str] = []

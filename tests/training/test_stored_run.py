@@ -62,6 +62,14 @@ def test_a_shipped_network_is_loaded_by_its_name(tmp_path, monkeypatch):
         uvit_jax.load("emoji")
 
 
+def test_metrics_of_modes_are_listed_by_their_names(workdir, tmp_path):
+    entry = pack_network.pack(
+        workdir, "tiny", command="python -m x", about="tiny", folder=tmp_path,
+        metrics={"metrics": {"joint": {"fid": 1.234567}, "real": {"match": 0.5}}, "count": 8},
+    )  # fmt: skip
+    assert entry["metrics"] == {"joint/fid": 1.23457, "real/match": 0.5, "samples": 8}
+
+
 def test_a_packed_network_is_the_average_in_bfloat16(workdir, stored, tmp_path, monkeypatch):
     entry = pack_network.pack(
         workdir, "tiny", command="python -m x", about="tiny", folder=tmp_path,

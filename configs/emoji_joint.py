@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.presets import uvit
 
-TEXT = 12
-STEPS = 1200
+TEXT = (12, 64)
+"""Words of a caption, and numbers of a word's code."""
+STEPS = 4500
 NAMES = ("joint", "text_to_image", "image_to_text")
 
 
@@ -34,7 +35,7 @@ def get_config(name: str = "joint") -> ConfigDict:
         keep_groups=("smileys-emotion",),
         hold_out="noto",
         text=True,
-        text_length=TEXT,
+        text_length=TEXT[0],
         workers=1,
     )
     config.model = uvit.preset(
@@ -52,7 +53,7 @@ def get_config(name: str = "joint") -> ConfigDict:
     segments = config.model["segments"]
     segments["image"]["position"] = "sincos"
     segments["text_time"] = dict(kind="time", time="text")
-    segments["text"] = dict(kind="codes", role="noisy", shape=(TEXT, 24), vocab_size=2048)
+    segments["text"] = dict(kind="codes", role="noisy", shape=TEXT, vocab_size=2048)
     config.model["sequence"] = ("time", "text_time", "text", "image")
     config.diffusion = dict(schedule=dict(name="rectified_flow"), prediction="x0")
     config.optimizer = dict(

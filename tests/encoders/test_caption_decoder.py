@@ -78,17 +78,18 @@ def test_beam_search_finds_the_same_tokens(reference, ours):
     import torch
 
     decoder, params = ours
-    text = texts(12)
-    ids, lengths = map(np.asarray, decoder.captions(params, text))
-    assert len(set(lengths.tolist())) > 2  # or the search would be easy
+    text, N = texts(8), 20
+    ids, lengths = map(np.asarray, decoder.captions(params, text, length=N))
+    assert len(set(lengths.tolist())) > 2 and lengths.max() == N  # or the search would be easy
     for row in range(len(text)):
         with torch.no_grad():
-            expected, count = reference.generate_captions(
-                torch.tensor(text[row : row + 1]), eos_token_id=V - 1, device="cpu"
+            prefix = reference.decode_prefix(torch.tensor(text[row : row + 1]))
+            expected, counts = reference.generate_beam(
+                input_embeds=prefix, device="cpu", entry_length=N, eos_token_id=V - 1
             )
-        count = int(np.ravel(count)[0])
+        count = int(counts[0])
         assert lengths[row] == count
-        assert ids[row, :count].tolist() == np.ravel(expected)[:count].tolist()
+        assert ids[row, :count].tolist() == expected[0, :count].tolist()
 
 
 def test_one_beam_is_greedy(ours):

@@ -1,7 +1,7 @@
 """Images and captions of emoji, any to any, at a laptop's size: UniDiffuser's method from nothing.
 
     python -m experiments.train --config=configs/emoji_joint.py
-    python -m experiments.sample --workdir=workdirs/emoji_joint --mode=text_to_image \\
+    python -m experiments.sample --workdir=shipped:emoji_joint --mode=text_to_image \\
         --prompt="pouting cat, noto"
     python -m experiments.sample --workdir=workdirs/emoji_joint --mode=image_to_text \\
         --image=photo.png

@@ -7,7 +7,7 @@
 
 The file has the parameters in bfloat16, the configs of model and run and the vocabulary. Its entry
 in `manifest.json` records the command, the step, the loss at the end and the metrics. A network of
-the same name is replaced. All files together must stay under 16 MB.
+the same name is replaced. All files together must stay under 20 MB.
 """
 
 import argparse

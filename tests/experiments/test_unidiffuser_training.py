@@ -145,6 +145,7 @@ def test_a_run_learns_both_modalities_and_resumes_bit_for_bit(workdir, config, t
     assert list((workdir / "samples").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_lora_fine_tunes_it(workdir, pipeline, tmp_path):
     photos = tmp_path / "bear"
     photos.mkdir()

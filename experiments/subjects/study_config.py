@@ -154,11 +154,13 @@ class CompareConfig(Config):
                     f"settings.{name}: {self.world} has no such setting"
                     f"{nearest(name, evaluation_sets.settings(self.world))}"
                 )
-        chosen = [name for method in self.arms.values() for name in method.settings]
-        chosen += [one.setting for one in self.primary.values() if one.setting]
-        for name in (self.main, *chosen):
-            if name not in self.settings:
-                raise UvitError(f"{name!r} is not in settings{nearest(name, self.settings)}")
+        chosen = {"main": self.main}
+        chosen |= {f"primary.{key}.setting": o.setting for key, o in self.primary.items()}
+        for key, method in self.arms.items():
+            chosen |= {f"arms.{key}.settings[{i}]": s for i, s in enumerate(method.settings)}
+        for key, name in chosen.items():
+            if name and name not in self.settings:
+                raise UvitError(f"{key}: {name!r} is not in settings{nearest(name, self.settings)}")
         for key, one in self.primary.items():
             for method in (one.method, *one.against):
                 if method not in self.arms:

@@ -31,6 +31,8 @@ def test_methods_run_one_after_the_other_make_one_report(tmp_path):
     )
     config["arms"]["uvit_words"]["grid"] = dict(ranks=(2,), rates=(1e-3,), steps=(2,))
     config["arms"]["uvit_lora"]["compose"] = ("fused", "sum")
+    for method in ("uvit_lora", "uvit_words"):
+        config["arms"][method]["settings"] = ("identities_2v", "two_subjects_1v")
     work = tmp_path / "work"
     first = Comparison(parse_compare(config), work, ["unified", "uvit_lora"])()
     assert {"unified", "uvit_lora", "uvit_lora_sum", "uvit_lora_best"} <= set(first["methods"])

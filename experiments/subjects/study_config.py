@@ -97,6 +97,7 @@ class CompareConfig(Config):
       encoders: judges of another family, and for worlds without trained ones the only, as in
         `experiments.evaluate`.
       weights: files of the encoders' weights, by encoder. path: of DreamBench's folder.
+      shipped: for `--networks=shipped`, names of the package's networks by NETWORK_sSEED.
       tolerance: the largest relative difference of training compute between networks.
       seed: of noise and fine-tuning. notes: sentences at the head of the report.
     """
@@ -123,6 +124,7 @@ class CompareConfig(Config):
     encoders: tuple[str, ...] = ("efficientnet_lite0",)
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     path: str = ""
+    shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tolerance: float = 0.02
     seed: int = 0
     notes: tuple[str, ...] = ()

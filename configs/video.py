@@ -176,7 +176,7 @@ def pod(name: str) -> dict[str, Any]:
         num_heads=heads,
         qk_norm="rms",
         remat="full",
-        attention="ring",
+        attention="ulysses_splash",
     ) | dict(dtype="bfloat16")
     for part in video.VIDEO_SEGMENTS:
         config["model"]["segments"][part]["final_conv"] = "none"
@@ -188,11 +188,11 @@ def pod(name: str) -> dict[str, Any]:
         first_frames=1,
         last_frames=1,
     )
-    config["mesh"] = dict(data=1, fsdp=4, context=16)
+    config["mesh"] = dict(data=1, fsdp=-1, context=8)
     del config["text_pretraining"]
     drop = {"text": 0.1, "camera": 0.3, "amplitude": 0.3}
     config["train"] |= dict(drop=drop, drop_references=0.0, drop_jointly=0.0)
-    config["train"] |= dict(batch_size=4, draws=1)
+    config["train"] |= dict(batch_size=8, draws=1)
     config["optimizer"] |= dict(name="adamw", learning_rate=1e-4, warmup_steps=1000)
     config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=5.0, count=4)
     return config

@@ -77,10 +77,11 @@ def test_each_device_computes_its_own_examples_and_heads():
 
 
 def test_blocks_divide_the_padded_length():
-    for length in (1, 128, 129, 257, 384, 1026, 4096):
+    for length in (1, 128, 129, 257, 384, 1026, 4096, 75_840):
         padded, block = block_size(length)
-        assert 0 <= padded - length < 128
+        assert 0 <= padded - length < max(128, length / 50)
         assert padded % block == 0 and block % 128 == 0 and block <= LARGEST_BLOCK
+    assert block_size(75_840) == (76_288, 512)
 
 
 def test_half_precision_is_preserved_and_a_traced_mask_raises():

@@ -71,11 +71,14 @@ def splash(
 
 
 def block_size(length: int) -> tuple[int, int]:
-    """(length padded to a multiple of 128, the largest block size that divides it)."""
-    padded = -(-length // LANES) * LANES
-    count = padded // LANES
-    largest = max(n for n in range(1, LARGEST_BLOCK // LANES + 1) if count % n == 0)
-    return padded, largest * LANES
+    """(padded length, the block size that divides it): the largest block that pads the length by at
+    most a block of 128 or 2%. Small blocks are slow, and a long sequence's are too many for the
+    scalar memory that the kernel's table of blocks is in."""
+    for block in range(LARGEST_BLOCK, LANES, -LANES):
+        padded = -(-length // block) * block
+        if padded - length < max(LANES, length // 50):
+            return padded, block
+    return -(-length // LANES) * LANES, LANES
 
 
 def splash_on_device(

@@ -10,8 +10,8 @@
 Tokens are [time of image | time of text | caption | patches]. Captions are denoised as fixed random
 codes of their words, images as pixels, both as x0 on a rectified flow with times of their own.
 
-Expected: the loss falls below 0.2 in 500 steps and ends near 0.07; nine of ten words of the training
-images' captions are right. `shipped:emoji_joint` is the result.
+Expected: the loss falls below 0.2 in 500 steps and ends near 0.07; nine of ten words of the
+training images' captions are right. `shipped:emoji_joint` is the result.
 
 Cost: 4500 steps of 24 images at 32×32, half an hour of one CPU core.
 """

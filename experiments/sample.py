@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text_encoder_of,
     )
     from uvit_jax.sampling.given_data import GivenData
-    from uvit_jax.sampling.reference_folder import from_folder
+    from uvit_jax.sampling.reference_folder import from_folder, with_slots
     from uvit_jax.training.stored_run import open_run
 
     folder = open_run(args.workdir, raw=bool(args.raw))
@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
     latents, subjects = run.of_latents, {}
     if args.references:
+        model = with_slots(model, args.references)
         subjects = from_folder(model.layout, args.references, decode, latents=latents)
     given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
     if given is not None:

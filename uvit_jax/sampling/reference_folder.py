@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from uvit_jax.config import to_dict
 from uvit_jax.data.data_config import DataConfig
+from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.data.sources.folder import is_system_folder
 from uvit_jax.errors import UvitError
+from uvit_jax.models.model import Model, build
+from uvit_jax.models.presets.unified import with_references
 from uvit_jax.paths import local_path
 from uvit_jax.sampling.decoding import Decoder
 from uvit_jax.tokens.layout import Layout
@@ -53,15 +57,41 @@ def from_folder(
         channels = config.image_channels
     size = dict(sizes=((height, width),), channels=channels)
     data = dataset(DataConfig(name="folder", path=str(root), workers=0, **size))
-    numbers: dict[str, list[int]] = {}
-    for i, file in enumerate(data.source.files):
-        numbers.setdefault(file.parts[0] if len(file.parts) > 1 else "", []).append(i)
+    numbers = _by_subject(data)
     _check(layout, root, numbers)
     subjects = {}
     for name, own in sorted(numbers.items()):
         images = np.stack([data.decode(data.source[i])["image"] for i in own])
         subjects[name or root.resolve().name] = decoder.encode(images) if decoder else images
     return subjects
+
+
+def with_slots(model: Model, folder: str | Path) -> Model:
+    """The model with slots for as many subjects and images of each as a folder has, if it has more
+    than the model and its parameters serve so many (`max_subjects`, `max_views`); else the model.
+
+    Raises:
+      UvitError: as `from_folder`, of the folder.
+    """
+    layout, root = model.layout, local_path(folder)
+    if not layout.references:
+        return model
+    data = dataset(DataConfig(name="folder", path=str(root), image_size=8, workers=0))
+    numbers = _by_subject(data)
+    subjects, views = len(numbers), max(map(len, numbers.values()))
+    if subjects <= layout.num_subjects and views <= layout.num_views:
+        return model
+    if subjects > layout.max_subjects or views > layout.max_views:
+        return model
+    return build(with_references(to_dict(model.config), subjects, views))
+
+
+def _by_subject(data: Dataset) -> dict[str, list[int]]:
+    """The numbers of a folder's images by sub-folder, "" for none."""
+    numbers: dict[str, list[int]] = {}
+    for i, file in enumerate(data.source.files):
+        numbers.setdefault(file.parts[0] if len(file.parts) > 1 else "", []).append(i)
+    return numbers
 
 
 def _check(layout: Layout, root: Path, numbers: dict[str, list[int]]) -> None:

@@ -5,12 +5,12 @@
     python -m experiments.sample --workdir=workdirs/own_subjects --references=photos/rex \\
         --prompt="@1 on a beach"
 
-`photos` is a folder with a sub-folder for each subject, or a manifest (docs/data.md). After it, numbers of `SETTINGS`
-can be given: `configs/own_subjects.py:photos,subjects=1,width=192,depth=6`. An image of a folder has
-one subject; of a manifest, as many as its captions name.
+`photos` is a folder with a sub-folder for each subject, or a manifest (docs/data.md). Settings may
+follow it: `configs/own_subjects.py:photos,subjects=1,width=192,depth=6`. In a folder, every image
+has one subject; in a manifest, as many as its caption names.
 
-Cost: by default 64×64 pixels, up to three subjects, 9M parameters; a step of 16 images takes five seconds of
-two CPU cores. With the settings above it is 3.8M parameters and SECONDS.
+Cost: by default 64×64 pixels and up to three subjects in 9M parameters; a step of 16 images takes
+five seconds on two CPU cores. The smaller settings above: 4.3M and SECONDS.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.presets import unified
 
 SETTINGS = dict(subjects=3, views=2, size=64, text=32, width=256, depth=8)
-"""The most subjects of an image and references of each, pixels, tokens of a caption, the network."""
+"""Of an image, the most subjects, and references of each; its pixels; the tokens of a caption."""
 
 
 def get_config(text: str = "") -> ConfigDict:

@@ -9,8 +9,8 @@
 follow it: `configs/own_subjects.py:photos,subjects=1,width=192,depth=6`. In a folder, every image
 has one subject; in a manifest, as many as its caption names.
 
-Cost: by default 64×64 pixels and up to three subjects in 9M parameters; a step of 16 images takes
-five seconds on two CPU cores. The smaller settings above: 4.3M and SECONDS.
+Cost: by default 64×64 pixels and up to three subjects in 9M parameters; a step takes
+SECONDS.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +76,8 @@ def get_config(text: str = "") -> ConfigDict:
     )
     config.train = dict(
         steps=20_000,
-        batch_size=16,
+        batch_size=8,
+        draws=2,  # noise levels of each image, for which its references are computed once
         ema_decay=0.999,
         drop={"text": 0.1},
         drop_references=0.1,

@@ -9,8 +9,8 @@
 follow it: `configs/own_subjects.py:photos,subjects=1,width=192,depth=6`. In a folder, every image
 has one subject; in a manifest, as many as its caption names.
 
-Cost: by default 64×64 pixels and up to three subjects in 9M parameters; a step takes
-SECONDS.
+Cost: by default 64×64 pixels and up to three subjects in 9M parameters. With the smaller settings
+above, 4.3M, a step takes about 0.7 s of one CPU core with attention="blocked", products="flat".
 """
 
 from ml_collections import ConfigDict

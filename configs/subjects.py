@@ -233,6 +233,7 @@ def get_config(name: str = "") -> dict[str, Any]:
         validation=16,
         guidance=(0.5, 1.0, 2.0),
         at_once=16,
+        shipped={"uvit_context_s0": "totems", "uvit_text_s0": "totems_text"},
     )
     if name == "quick":
         for which, given in config["networks"].items():
@@ -258,6 +259,7 @@ def get_config(name: str = "") -> dict[str, Any]:
             tolerance=0.1,
             at_once=2,
             encoders=(),
+            shipped={},
             notes=("A smoke test: after a minute of training, samples are not recognisable.",),
         )
     return config
@@ -278,7 +280,7 @@ def _of_emoji(config: dict[str, Any]) -> dict[str, Any]:
         one["metric"] = metric
     del primary["binding"]  # its judges do not tell who is who
     settings["vendor"] = settings["identities_1v"]
-    return config | dict(world="emoji_scenes", encoders=("efficientnet_lite0",))
+    return config | dict(world="emoji_scenes", shipped={}, encoders=("efficientnet_lite0",))
 
 
 def _of_widths(config: dict[str, Any]) -> dict[str, Any]:
@@ -295,6 +297,7 @@ def _of_widths(config: dict[str, Any]) -> dict[str, Any]:
         baseline=f"width_{WIDTHS[-1]}",
         settings={name: config["settings"][name] for name in names},
         primary={},
+        shipped={},
         tolerance=100.0,
         title="One sequence, three widths",
     )

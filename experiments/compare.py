@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from experiments.subjects.report import RESULTS, write, write_from_results
     from experiments.subjects.study import Comparison
-    from experiments.subjects.workspace import SHIPPED
     from uvit_jax.parallel import cpu
+    from uvit_jax.shipped import shipped_networks
 
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
     if args.report and not (workdir / "compare.json").exists():
@@ -66,8 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         cpu.keep_freed_memory()
         networks = None
-        if args.networks:
-            networks = SHIPPED if args.networks == "shipped" else local_path(args.networks)
+        if args.networks == "shipped":
+            known = shipped_networks.manifest()
+            networks = {
+                network: shipped_networks.file_of(name)
+                for network, name in config.shipped.items()
+                if name in known
+            }
+        elif args.networks:
+            networks = {f.stem: f for f in local_path(args.networks).glob("*.safetensors")}
         comparison = Comparison(config, workdir, only, networks)
         summary = write(comparison.space) if args.report else comparison()
     if summary is None:

@@ -22,6 +22,7 @@ from uvit_jax.models.model import Model, Params, build
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.sampling.conditions import conditions_like
 from uvit_jax.sampling.sampler import make_sampler
+from uvit_jax.training.binding_probe import make_probe
 from uvit_jax.training.check_data import check_data
 from uvit_jax.training.checkpoint import load_workdir
 from uvit_jax.training.run_config import parse_run
@@ -85,7 +86,8 @@ class RunMeasurer:
           path: its workdir. known: earlier measurements.
 
         Returns:
-          `known`, `validation_loss` at all further checkpoints, and the sample metrics at the last.
+          `known`, `validation_loss` and the probe's metrics at all further checkpoints, and the
+          sample metrics at the last.
           The first samples are written to `SAMPLES`.
         """
         metrics, run = self._metrics, job.run
@@ -100,6 +102,7 @@ class RunMeasurer:
             mesh=self._mesh,
             given=run.train.given,
         )
+        probe = make_probe(run, model, self._mesh) if metrics.probe else None
         rows = list(known)
         params = None
         for step in Workdir(path).steps:
@@ -108,7 +111,10 @@ class RunMeasurer:
             if not due or any(row.step == step for row in known):
                 continue
             _, params = load_workdir(path, step=step, ema=True)
-            rows.append(Measurement(step=step, metric="validation_loss", value=validate(params)))
+            found = {"validation_loss": validate(params)}
+            if probe is not None:
+                found |= probe(params)
+            rows += [Measurement(step=step, metric=m, value=v) for m, v in found.items()]
         if metrics.samples:
             if params is None:
                 _, params = load_workdir(path, step=run.train.steps, ema=True)

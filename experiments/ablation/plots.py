@@ -11,13 +11,10 @@ from experiments.ablation.variants import AblationPlan
 from uvit_jax import io
 from uvit_jax.errors import UvitError
 
-METRIC = "validation_loss"
-"""The metric of the curves, measured at every checkpoint."""
-
 
 def curves(plan: AblationPlan, records: RunRecords, path: Path) -> None:
-    """Plots `validation_loss` over training steps, a panel per group: each variant's mean over
-    its seeds, with a band from minimum to maximum.
+    """Plots `metrics.curve` over training steps, a panel per group: each variant's mean over its
+    seeds, with a band from minimum to maximum.
 
     Raises:
       UvitError: if matplotlib is missing.
@@ -28,19 +25,19 @@ def curves(plan: AblationPlan, records: RunRecords, path: Path) -> None:
         raise UvitError(
             "curves need matplotlib, which is not installed: pip install 'uvit-jax[plots]'"
         ) from None
-    groups = plan.config.groups
+    groups, metric = plan.config.groups, plan.config.metrics.curve
     figure = Figure(figsize=(5.0 * len(groups), 4.0), layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for axis, (group, variants) in zip(axes, groups.items(), strict=True):
         for variant in variants:
             name = plan.names[group, variant]
-            steps, values_SR = _points(records, name)
-            published = variant == plan.config.baseline[group]
+            steps, values_SR = _points(records, name, metric)
+            baseline = variant == plan.config.baseline[group]
             (line,) = axis.plot(
                 steps,
                 [np.mean(v) for v in values_SR],
-                label=f"{variant} (published)" if published else variant,
-                linewidth=2.5 if published else 1.5,
+                label=f"{variant} (baseline)" if baseline else variant,
+                linewidth=2.5 if baseline else 1.5,
                 marker="o",
                 markersize=3,
             )
@@ -48,12 +45,13 @@ def curves(plan: AblationPlan, records: RunRecords, path: Path) -> None:
             axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         axis.set_title(group)
         axis.set_xlabel("training step")
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter("{x:.3g}")
-        axis.yaxis.set_minor_formatter("{x:.3g}")
+        if "loss" in metric:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:.3g}")
+            axis.yaxis.set_minor_formatter("{x:.3g}")
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize="small")
-    axes[0].set_ylabel(f"{METRIC} (mean and range over seeds)")
+    axes[0].set_ylabel(f"{metric} (mean and range over seeds)")
     with io.atomic(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
 
@@ -83,11 +81,11 @@ def sheets(plan: AblationPlan, workdir: Path) -> None:
             io.save_png(sheet, workdir / "samples" / f"{group}.png")
 
 
-def _points(records: RunRecords, name: str) -> tuple[list[int], Sequence[list[float]]]:
+def _points(records: RunRecords, name: str, metric: str) -> tuple[list[int], Sequence[list[float]]]:
     """The steps of a variant, ascending, and the values of its seeds at each."""
     points: dict[int, list[float]] = {}
     for (known, _), record in sorted(records.items()):
         for row in record.rows if known == name else ():
-            if row.metric == METRIC:
+            if row.metric == metric:
                 points.setdefault(row.step, []).append(row.value)
     return sorted(points), [points[step] for step in sorted(points)]

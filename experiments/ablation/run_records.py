@@ -107,14 +107,14 @@ def summarise(plan: AblationPlan, records: RunRecords) -> dict[str, dict[str, di
     summary: dict[str, dict[str, dict[str, Any]]] = {}
     for (group, variant), name in plan.names.items():
         baseline = plan.names[group, plan.config.baseline[group]]
-        published = values(baseline)
+        baseline = values(baseline)
         mine = values(name)
         metrics = {
             metric: {
                 "mean": mean_interval(list(by_seed.values())),
                 "difference": None
                 if name == baseline
-                else paired_interval(by_seed, published.get(metric, {})),
+                else paired_interval(by_seed, baseline.get(metric, {})),
             }
             for metric, by_seed in mine.items()
         }
@@ -154,23 +154,23 @@ def write_results(plan: AblationPlan, records: RunRecords, workdir: Path) -> dic
 
 
 def table(plan: AblationPlan, summary: Mapping[str, Any], done: int) -> str:
-    """Markdown tables of losses and Fréchet distances, one per group, a row per variant."""
+    """Markdown tables of losses, distances and binding, one per group, a row per variant."""
     jobs = len(plan.jobs)
     lines = [
         f"{done} of {jobs} runs, with up to {plan.config.seeds} seeds. Values are means over "
         "seeds ± half of the 95 % interval (Student's t); Δ is the mean difference to the "
-        "published variant, paired by seed, with its own interval, bold where that excludes 0. "
-        "Lower is better. results.csv has all measurements.",
+        "baseline, paired by seed, with its own interval, bold where that excludes 0. Lower is "
+        "better, of binding/… higher. results.csv has all measurements.",
     ]
     for group, variants in summary.items():
         measured = {metric for variant in variants.values() for metric in variant["metrics"]}
         names = sorted(filter(_tabled, measured), reverse=True)
-        published = plan.config.baseline[group]
+        baseline = plan.config.baseline[group]
         head = ["variant", "parameters", "seeds", "seconds per run"]
-        head += [title for m in names for title in (m, f"Δ to {published}")]
+        head += [title for m in names for title in (m, f"Δ to {baseline}")]
         lines += ["", f"### {group}", "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
         for variant, found in variants.items():
-            label = f"{variant} (published)" if variant == published else variant
+            label = f"{variant} (baseline)" if variant == baseline else variant
             seconds = "–" if found["seconds"] is None else f"{found['seconds']:.0f}"
             cells = [label, f"{found['params'] / 1e6:.2f}M", str(len(found["seeds"])), seconds]
             for metric in names:
@@ -184,7 +184,8 @@ def table(plan: AblationPlan, summary: Mapping[str, Any], done: int) -> str:
 
 
 def _tabled(metric: str) -> bool:
-    return metric in ("validation_loss", "fid") or metric.endswith("_frechet_distance")
+    named = metric in ("validation_loss", "fid") or metric.startswith("binding/")
+    return named or metric.endswith("_frechet_distance")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from uvit_jax.training.run_config import RunConfig, parse_run
 
 BASE = "base"
 """The name of the run of the base config, shared by all groups that include it."""
+OF_TRAINING = ("portraits", "distractors", "described")
+"""The keys of config.data that change training examples alone, never those of measurements."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class MetricsConfig(Config):
       batch_size: of both, over all devices.
       encoder, weights: of the Fréchet distance, as in `experiments.evaluate`.
       reference: an npz of reference statistics; "" computes them from the training data.
+      probe: whether models with references are also probed at every checkpoint, for which reference
+        is whose (see `uvit_jax.training.binding_probe`).
+      curve: the metric that is plotted over training steps.
       seed: of the noise of validation and samples.
       grid: number of samples in the sample sheets.
     """
@@ -43,6 +48,8 @@ class MetricsConfig(Config):
     encoder: str = "efficientnet_lite0"
     weights: str = ""
     reference: str = ""
+    probe: bool = False
+    curve: str = "validation_loss"
     seed: int = 0
     grid: int = 16
 
@@ -171,8 +178,13 @@ def make_plan(
         for variant, changes in variants.items():
             try:
                 run = parse_run(replaced(base, changes))
-                if run.data != base_run.data or run.seed != base_run.seed:
-                    raise UvitError("a variant must have the base's data and seed to be comparable")
+                same = {key: getattr(base_run.data, key) for key in OF_TRAINING}
+                held_out = dataclasses.replace(run.data, **same)
+                if held_out != base_run.data or run.seed != base_run.seed:
+                    raise UvitError(
+                        "a variant must have the base's data and seed to be comparable, but for "
+                        f"{', '.join(OF_TRAINING)}"
+                    )
                 name = next((n for n, other in runs.items() if other == run), None)
                 if name is None:
                     name = BASE if run == base_run else f"{group}-{variant}"

@@ -32,7 +32,12 @@ RESULTS = "results.csv.gz"
 
 
 def write(space: Workspace) -> dict[str, Any]:
-    """Scores all stored samples and writes `RESULTS`, manifest.json, tables.md and report.html."""
+    """Scores all stored samples and writes `RESULTS`, manifest.json, tables.md and report.html.
+
+    Earlier results of samples that are no longer there, or of networks that are not here, are kept:
+    a comparison can be evaluated network by network, on several machines, from a workdir without
+    its samples and networks.
+    """
     images = {
         (method, setting, seed): space.images(method, setting, seed)
         for setting in space.config.settings
@@ -42,6 +47,8 @@ def write(space: Workspace) -> dict[str, Any]:
     }
     rows = _rows(space, images)
     manifest = _manifest(space, rows)
+    if (space.workdir / RESULTS).exists():
+        rows, manifest = _with_earlier(space, rows, manifest)
     settings = {name: space.cases(name) for name in space.config.settings}
     first: dict[tuple[str, str], np.ndarray] = {}
     for (method, setting, _), own in images.items():
@@ -227,6 +234,34 @@ def _manifest(space: Workspace, rows: Sequence[Score]) -> Manifest:
         primary={k: one for k, one in config.primary.items() if one.method in methods},
         cells=cells,
         notes=config.notes,
+    )
+
+
+def _with_earlier(
+    space: Workspace, rows: list[Score], manifest: Manifest
+) -> tuple[list[Score], Manifest]:
+    """The results with those of the workdir's table that were not computed again."""
+    earlier = read_manifest(space.workdir / "manifest.json")
+    computed = {(r.method, r.setting, r.network) for r in rows}
+    rows = rows + [
+        row
+        for row in read_scores(space.workdir / RESULTS)
+        if (row.method, row.setting, row.network) not in computed
+    ]
+    known = {**earlier.methods, **manifest.methods}
+    order = [*space.methods(), *known]
+    methods = {name: known[name] for name in dict.fromkeys(order) if name in known}
+    config = dict(manifest.config)
+    for key in ("training", "recipes"):
+        config[key] = {**earlier.config[key], **manifest.config[key]}
+    primary = space.config.primary
+    return rows, dataclasses.replace(
+        manifest,
+        config=config,
+        methods=methods,
+        metrics={**earlier.metrics, **manifest.metrics},
+        baseline=space.config.baseline if space.config.baseline in methods else manifest.baseline,
+        primary={key: one for key, one in primary.items() if one.method in methods},
     )
 
 

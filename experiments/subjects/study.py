@@ -6,7 +6,7 @@ An interrupted run resumes from its workdir (see workspace.py).
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Comparison:
         config: CompareConfig,
         workdir: Path,
         only: Sequence[str] = (),
-        networks: Path | None = None,
+        networks: Mapping[str, Path] | None = None,
     ):
         if unknown := [name for name in only if name not in config.arms]:
             raise UvitError(f"arms has no {unknown[0]!r}{nearest(unknown[0], config.arms)}")
@@ -111,6 +111,8 @@ class Comparison:
         for references, title in reported.items():
             method = InContext(network, self.config, references, guidance)
             for setting in self._settings(name):
+                if references != "own" and setting not in self._central():
+                    continue
                 cases = self.space.cases(setting)
                 if not store.has(title, setting):
                     began = time.perf_counter()
@@ -236,6 +238,10 @@ class Comparison:
         """The settings that a method is evaluated in."""
         own = self.config.arms[name].settings
         return [setting for setting in self.config.settings if not own or setting in own]
+
+    def _central(self) -> set[str]:
+        """The main setting and those of the primary comparisons."""
+        return {self.config.main, *(one.setting for one in self.config.primary.values())}
 
     def _truth(self, cases: Sequence[EvaluationCase]) -> np.ndarray:
         return np.stack([self.space.world.truth(case) for case in cases])

@@ -97,6 +97,7 @@ class CompareConfig(Config):
       encoders: judges of another family, and for worlds without trained ones the only, as in
         `experiments.evaluate`.
       weights: files of the encoders' weights, by encoder. path: of DreamBench's folder.
+      shipped: for `--networks=shipped`, names of the package's networks by NETWORK_sSEED.
       tolerance: the largest relative difference of training compute between networks.
       seed: of noise and fine-tuning. notes: sentences at the head of the report.
     """
@@ -123,6 +124,7 @@ class CompareConfig(Config):
     encoders: tuple[str, ...] = ("efficientnet_lite0",)
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     path: str = ""
+    shipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tolerance: float = 0.02
     seed: int = 0
     notes: tuple[str, ...] = ()
@@ -154,11 +156,13 @@ class CompareConfig(Config):
                     f"settings.{name}: {self.world} has no such setting"
                     f"{nearest(name, evaluation_sets.settings(self.world))}"
                 )
-        chosen = [name for method in self.arms.values() for name in method.settings]
-        chosen += [one.setting for one in self.primary.values() if one.setting]
-        for name in (self.main, *chosen):
-            if name not in self.settings:
-                raise UvitError(f"{name!r} is not in settings{nearest(name, self.settings)}")
+        chosen = {"main": self.main}
+        chosen |= {f"primary.{key}.setting": o.setting for key, o in self.primary.items()}
+        for key, method in self.arms.items():
+            chosen |= {f"arms.{key}.settings[{i}]": s for i, s in enumerate(method.settings)}
+        for key, name in chosen.items():
+            if name and name not in self.settings:
+                raise UvitError(f"{key}: {name!r} is not in settings{nearest(name, self.settings)}")
         for key, one in self.primary.items():
             for method in (one.method, *one.against):
                 if method not in self.arms:

@@ -1,18 +1,21 @@
 """The workdir of a comparison: config, networks, evaluation cases, samples.
 
 It holds `compare.json` (the config), `networks/NAME_sSEED` (each the workdir of a training run) and
-its finished weights beside it, `tuning/METHOD`, `pictures/sSEED/METHOD/SETTING.npz`, and `notes`.
+its finished weights beside it, `tuning/METHOD`, `pictures/sSEED/METHOD/SETTING.npz`, and `notes`
+(recipes, costs, the networks' checksums). Without networks, tuning and pictures it is small: copied
+to another machine with `results.csv.gz` and `manifest.json`, it takes the results of more networks.
 """
 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-import uvit_jax
 from experiments.subjects.evaluation_cases import (
     EvaluationCase,
     StudyWorld,
@@ -32,36 +35,36 @@ from uvit_jax.io import write_text
 from uvit_jax.training.run_config import RunConfig, changed_keys, parse_run
 from uvit_jax.training.workdir import Workdir
 
-SHIPPED = Path(uvit_jax.__file__).parent / "networks"
-"""The folder of the networks that the package ships."""
-
 
 class Workspace:
     """A comparison's workdir.
 
     Args:
-      networks: a folder with `NETWORK_sSEED.safetensors`, in place of training; those without a
-        file are left out.
+      networks: the files of finished networks by NETWORK_sSEED, in place of training; those without
+        a file are left out. None to train all.
 
     Attributes:
       runs: the run config by network, None for loaded ones.
 
     Raises:
-      UvitError: if the workdir belongs to another comparison (nothing is overwritten), or a folder
-        has none of the networks.
+      UvitError: if the workdir belongs to another comparison (nothing is overwritten), or there is
+        a file of none of the networks.
     """
 
-    def __init__(self, config: CompareConfig, workdir: Path, networks: Path | None = None):
+    def __init__(
+        self, config: CompareConfig, workdir: Path, networks: Mapping[str, Path] | None = None
+    ):
         self.config, self.workdir, self.given = config, workdir, networks
         self.runs = {
             name: None if "load" in given else parse_run(given)
             for name, given in config.networks.items()
         }
         pairs = [(name, seed) for seed in config.seeds for name in self.runs]
-        if networks is not None and not any(self.weights(*pair).is_file() for pair in pairs):
+        names = [f"{name}_s{seed}" for name, seed in pairs]
+        if networks is not None and not set(networks) & set(names):
             raise UvitError(
-                f"{networks} has none of the networks, such as {self.weights(*pairs[0]).name}; "
-                "write them there with experiments.export_checkpoint"
+                f"--networks has none of the networks of the comparison, such as {names[0]}"
+                ".safetensors; write them there with experiments.export_checkpoint"
             )
         for name, seed in pairs if networks is None else ():
             if self.runs[name] is not None:
@@ -121,9 +124,26 @@ class Workspace:
     def network(self, name: str, seed: int) -> TrainedNetwork:
         """A network that is `ready`, loaded once."""
         if (name, seed) not in self._networks:
+            self.check_network(name, seed)
             network = TrainedNetwork(f"{name}_s{seed}", self.weights(name, seed), self.runs[name])
             self._networks[name, seed] = network
         return self._networks[name, seed]
+
+    def check_network(self, name: str, seed: int) -> None:
+        """Raises UvitError if the workdir's results are of another network of this name."""
+        file = self.weights(name, seed)
+        if not file.is_file():  # the workdir of a training run
+            return
+        note = f"networks/{name}_s{seed}"
+        found = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        before = self.notes.noted(note)
+        if before is None:
+            self.notes.note(note, found)
+        elif before != found:
+            raise UvitError(
+                f"{file} is not the network {name}_s{seed} that the results in {self.workdir} are "
+                "of; give another --workdir"
+            )
 
     def folder(self, name: str, seed: int) -> Path:
         """The workdir that a network is trained in."""
@@ -133,10 +153,13 @@ class Workspace:
         """A finished network's file, or the workdir that is loaded."""
         if load := self.config.networks[name].get("load"):
             return Path(load).expanduser()
-        return (self.given or self.workdir / "networks") / f"{name}_s{seed}.safetensors"
+        trained = self.workdir / "networks" / f"{name}_s{seed}.safetensors"
+        return trained if self.given is None else self.given.get(f"{name}_s{seed}", trained)
 
     def ready(self, name: str, seed: int) -> bool:
         """Whether a network has finished training."""
+        if self.given is not None:
+            return f"{name}_s{seed}" in self.given
         return self.runs[name] is None or self.weights(name, seed).is_file()
 
     def available(self, arm: str) -> list[int]:
@@ -202,8 +225,7 @@ class Workspace:
     def _claim(self) -> None:
         """Writes the config into a new workdir, or checks it against the stored one."""
         file = self.workdir / "compare.json"
-        source = {} if self.given is None else {"from": str(self.given.resolve())}
-        config = to_dict(self.config) | source
+        config = to_dict(self.config)
         if not file.exists():
             others = [p.name for p in self.workdir.glob("*") if p.name not in ("networks",)]
             if others:
@@ -221,8 +243,7 @@ class Workspace:
         if not isinstance(before, dict):
             raise UvitError(f"{file} is damaged: it is not a config")
         with contextlib.suppress(UvitError):  # fills in defaults of newer keys
-            kept = {"from": before["from"]} if "from" in before else {}
-            before = to_dict(parse_compare({k: v for k, v in before.items() if k != "from"})) | kept
+            before = to_dict(parse_compare(before))
         config, before = ({**each, "notes": None} for each in (config, before))
         if changed := changed_keys(before, config):
             raise UvitError(

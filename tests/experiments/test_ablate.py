@@ -70,7 +70,7 @@ def test_tables_and_images(undisturbed):
         rows = list(csv.DictReader(file))
     assert [float(r["value"]) for r in rows] == [r["value"] for r in results["rows"]]
     table = (workdir / "table.md").read_text()
-    assert "slow (published)" in table and "Student's t" in table and "4 of 4 runs" in table
+    assert "slow (baseline)" in table and "Student's t" in table and "4 of 4 runs" in table
     sheets = ("base", "rate-fast", "rate", "time")
     sizes = {name: Image.open(workdir / "samples" / f"{name}.png").size for name in sheets}
     assert sizes["rate"][1] > 1.5 * sizes["time"][1]  # two rows and one

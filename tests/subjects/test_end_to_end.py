@@ -31,6 +31,8 @@ def test_methods_run_one_after_the_other_make_one_report(tmp_path):
     )
     config["arms"]["uvit_words"]["grid"] = dict(ranks=(2,), rates=(1e-3,), steps=(2,))
     config["arms"]["uvit_lora"]["compose"] = ("fused", "sum")
+    for method in ("uvit_lora", "uvit_words"):
+        config["arms"][method]["settings"] = ("identities_2v", "two_subjects_1v")
     work = tmp_path / "work"
     first = Comparison(parse_compare(config), work, ["unified", "uvit_lora"])()
     assert {"unified", "uvit_lora", "uvit_lora_sum", "uvit_lora_best"} <= set(first["methods"])
@@ -60,10 +62,20 @@ def test_methods_run_one_after_the_other_make_one_report(tmp_path):
     assert "no valid LoRA" in report
 
     # The finished networks give the same samples without training.
-    given = tmp_path / "networks"
-    given.mkdir()
+    (folder := tmp_path / "networks").mkdir()
     for file in (work / "networks").glob("uvit_context_*.safetensors"):
-        shutil.copy(file, given)
+        shutil.copy(file, folder)
+    given = {file.stem: file for file in folder.iterdir()}
     again = Comparison(parse_compare(config), tmp_path / "again", networks=given)()
     assert "uvit_lora" not in again["methods"]
     assert (tmp_path / "again/pictures/s1/unified/two_subjects_1v.npz").read_bytes() == pictures
+
+    # Results outlive the samples and networks that they are of.
+    for folder in ("pictures", "networks"):
+        shutil.rmtree(work / folder)
+    again = Comparison(parse_compare(config), work, networks=given)()
+    assert set(again["methods"]) == set(both["methods"]) and again["rows"] == both["rows"]
+    assert read_manifest(work / "manifest.json").methods["uvit_lora"] == lora
+    assert {r.key: r.value for r in read_scores(work / "results.csv.gz")} == {
+        r.key: r.value for r in rows
+    }

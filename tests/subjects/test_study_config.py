@@ -135,15 +135,23 @@ def test_more_distractors_than_slots_are_an_error():
 
 def test_only_networks_with_a_file_are_used(tmp_path):
     config = parse_compare(subjects.get_config("quick"))
-    with pytest.raises(UvitError, match=r"none has none of the networks.*uvit_context_s0"):
-        Comparison(config, tmp_path / "first", networks=tmp_path / "none")
+    with pytest.raises(UvitError, match=r"none of the networks.*uvit_context_s0"):
+        Comparison(config, tmp_path / "first", networks={})
     assert not (tmp_path / "first").exists()
-    (tmp_path / "networks").mkdir()
-    (tmp_path / "networks/uvit_text_s0.safetensors").write_bytes(b"")
-    space = Comparison(config, tmp_path / "work", networks=tmp_path / "networks").space
+    (file := tmp_path / "uvit_text_s0.safetensors").write_bytes(b"one")
+    space = Comparison(config, tmp_path / "work", networks={file.stem: file}).space
     assert [space.available(arm) for arm in ("unified", "uvit_lora")] == [[], [0]]
-    with pytest.raises(UvitError, match=r"another comparison; it differs in from"):
-        Comparison(config, tmp_path / "work")
+
+
+def test_results_are_of_one_network_of_a_name(tmp_path):
+    config = parse_compare(subjects.get_config("quick"))
+    (file := tmp_path / "uvit_text_s0.safetensors").write_bytes(b"one")
+    space = Comparison(config, tmp_path / "work", networks={file.stem: file}).space
+    for _ in range(2):
+        space.check_network("uvit_text", 0)
+    file.write_bytes(b"another")
+    with pytest.raises(UvitError, match=r"not the network uvit_text_s0.*another --workdir"):
+        space.check_network("uvit_text", 0)
 
 
 def test_damaged_samples_raise(tmp_path):

@@ -34,6 +34,7 @@ SMALL = {
     "sample.sampler.steps": 1,
     "sample.sampler.order": 1,
     "data.workers": 0,
+    "text_pretraining.steps": 2,
 }
 
 

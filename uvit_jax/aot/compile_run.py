@@ -22,6 +22,7 @@ from uvit_jax.aot.chips import GIB, Chip
 from uvit_jax.aot.hlo import Module
 from uvit_jax.aot.topology import devices_of
 from uvit_jax.data.vocabulary import TextFeatures, Vocabulary
+from uvit_jax.errors import UvitError
 from uvit_jax.models.cost import count, forward_cost
 from uvit_jax.models.model import Model, build
 from uvit_jax.parallel.attention.implementations import check_platform
@@ -110,8 +111,9 @@ def compile_run(run: RunConfig, topology: str, what: Program = "step") -> Compil
       what: `step` or `sample`.
 
     Raises:
-      UvitError: if the topology is unknown or its compiler is not installed, or if the topology
-        does not match the run's mesh, batch or attention.
+      UvitError: if the topology is unknown or its compiler is not installed, if the topology does
+        not match the run's mesh, batch or attention, or if the compiler refuses the program for
+        anything but the chip's memory.
     """
     devices, chip = devices_of(topology)
     return compile_for(run, devices, chip, topology, what)
@@ -132,6 +134,11 @@ def compile_for(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         memory_bytes = _requested_bytes(str(error))
+        if memory_bytes < chip.memory_bytes // 2:  # another memory, such as a kernel's
+            raise UvitError(
+                f"the compiler refuses the program for {topology}, not for the chip's memory: "
+                f"{str(error).splitlines()[0]}; try another config.model.backbone.attention"
+            ) from None
     seconds = time.perf_counter() - began
     if compiled is not None:
         memory = compiled.memory_analysis()

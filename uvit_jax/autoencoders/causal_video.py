@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from uvit_jax.autoencoders.tiles import in_tiles
 from uvit_jax.config import Config, parse
 from uvit_jax.errors import UvitError
 from uvit_jax.models.pure_network import Params, PureNetwork
@@ -511,16 +512,23 @@ _built = functools.lru_cache(32)(VideoAutoencoder)
 
 
 def encode_in_chunks(
-    autoencoder: VideoAutoencoder, params: Params, video: np.ndarray, *, chunk: int = 1
+    autoencoder: VideoAutoencoder,
+    params: Params,
+    video: np.ndarray,
+    *,
+    chunk: int = 1,
+    tile: int = 0,
 ) -> np.ndarray:
     """`encode` of a long video in memory that does not grow with its length.
 
     Args:
       video: float (B, 1 + f·k, H, W, image channels) in [-1, 1].
-      chunk: latent frames at once.
+      chunk: latent frames at once. tile: latent rows and columns at once, so that memory does not
+        grow with the frames' size either; neighbouring tiles share a third. 0 for whole frames.
 
     Returns:
-      numpy float32 (B, 1 + k, h, w, 2C), equal to `encode` but for rounding.
+      numpy float32 (B, 1 + k, h, w, 2C), equal to `encode` but for rounding, and at the tiles'
+      borders.
 
     Raises:
       UvitError: on another shape.
@@ -529,23 +537,44 @@ def encode_in_chunks(
     frames = autoencoder.latent_shape(video.shape[1:])[0]
     f = autoencoder.config.frame_factor
     parts = [0, *[1 + f * i for i in _bounds(frames, chunk)]]
-    return _in_chunks(lambda x, s: autoencoder._encode_chunk(params, x, s), video, parts)
+
+    def encode(video: np.ndarray) -> np.ndarray:
+        return _in_chunks(lambda x, s: autoencoder._encode_chunk(params, x, s), video, parts)
+
+    return _in_tiles(encode, video, tile, autoencoder.config.factor)
 
 
 def decode_in_chunks(
-    autoencoder: VideoAutoencoder, params: Params, latents: np.ndarray, *, chunk: int = 1
+    autoencoder: VideoAutoencoder,
+    params: Params,
+    latents: np.ndarray,
+    *,
+    chunk: int = 1,
+    tile: int = 0,
 ) -> np.ndarray:
     """`decode` of long latents (B, 1 + k, h, w, C) in memory that does not grow with their length.
 
     Args:
-      chunk: latent frames at once.
+      chunk, tile: latent frames, and rows and columns, at once, as for `encode_in_chunks`.
 
     Returns:
-      numpy float32 (B, 1 + f·k, H, W, image channels), equal to `decode` but for rounding.
+      numpy float32 (B, 1 + f·k, H, W, image channels), equal to `decode` but for rounding, and at
+      the tiles' borders.
     """
     latents = np.asarray(latents)
     parts = [0, *[1 + i for i in _bounds(latents.shape[1], chunk)]]
-    return _in_chunks(lambda z, s: autoencoder._decode_chunk(params, z, s), latents, parts)
+
+    def decode(latents: np.ndarray) -> np.ndarray:
+        return _in_chunks(lambda z, s: autoencoder._decode_chunk(params, z, s), latents, parts)
+
+    return _in_tiles(decode, latents, tile, 1)
+
+
+def _in_tiles(function, x: np.ndarray, tile: int, factor: int) -> np.ndarray:
+    """`function` in tiles of `tile` latent rows and columns, x having `factor` times as many."""
+    if not tile:
+        return function(x)
+    return in_tiles(function, x, tile=tile * factor, overlap=tile // 3 * factor)
 
 
 def _bounds(frames: int, chunk: int) -> Iterator[int]:

@@ -7,7 +7,6 @@ samples = decoded(model.layout, samples, decode)        # {"image": …, "image_
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from uvit_jax.autoencoders.causal_video import (
@@ -19,9 +18,9 @@ from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image
 from uvit_jax.autoencoders.kl import (
     Autoencoder,
     decode_in_batches,
-    decode_in_parts,
     encode_in_batches,
 )
+from uvit_jax.autoencoders.tiles import in_tiles
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
 from uvit_jax.sampling.sampler import SampleConfig
@@ -33,20 +32,32 @@ class Decoder:
     """An autoencoder with its parameters, and the factor that latents were multiplied by.
 
     Latents of clips (B, t, h, w, C) need one of videos.
+
+    Attributes:
+      tile: rows and columns of latents that are decoded at once (see tiles.py); 0 for all.
     """
 
     autoencoder: Autoencoder
     params: Params
     scale: float
+    tile: int = 0
 
     def __call__(self, latents: np.ndarray) -> np.ndarray:
         """Latents (B, h, w, C) → images float32 (B, H, W, image channels), in batches; clips
         (B, t, h, w, C) → (B, T, H, W, image channels), in chunks of their frames."""
         if latents.ndim == 5:
             parts = [latents[i : i + 1] / self.scale for i in range(len(latents))]
-            clips = [decode_in_chunks(self._video, self.params, z, chunk=4) for z in parts]
-            return np.concatenate(clips)
-        return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
+            options = dict(chunk=4, tile=self.tile)
+            return np.concatenate(
+                [decode_in_chunks(self._video, self.params, z, **options) for z in parts]
+            )
+
+        def decode(latents: np.ndarray) -> np.ndarray:
+            return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
+
+        if not self.tile:
+            return decode(latents)
+        return in_tiles(decode, latents, tile=self.tile, overlap=self.tile // 3)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images (B, H, W, image channels) in [-1, 1] → the mean latents, in batches; clips
@@ -56,15 +67,6 @@ class Decoder:
         else:
             moments = encode_in_batches(self.autoencoder, self.params, images)
         return np.split(moments, 2, axis=-1)[0] * self.scale
-
-    def traced(self, params: Params, latents: jax.Array, *, shards: int = 1) -> jax.Array:
-        """The same inside a jitted function, with `self.params` as an argument; latents and images
-        may be sharded over `shards` devices, those of clips are not."""
-        if latents.ndim == 5:
-            return jax.lax.map(
-                lambda z: self._video.decode(params, z[None] / self.scale)[0], latents
-            )
-        return decode_in_parts(self.autoencoder, params, latents, scale=self.scale, shards=shards)
 
     @property
     def _video(self) -> VideoAutoencoder:
@@ -88,7 +90,7 @@ def decoder(layout: Layout, config: SampleConfig) -> Decoder | None:
                 f"segment {segment.name!r} is a clip, and {config.autoencoder} is not a video "
                 "autoencoder; pass the one of these latents"
             )
-    return Decoder(autoencoder, params, config.latent_scale)
+    return Decoder(autoencoder, params, config.latent_scale, config.decode_tile)
 
 
 def decoded(

@@ -70,6 +70,8 @@ class SampleConfig(Config):
         file, or diffusers' folder; "" leaves them undecoded.
       latent_scale: the factor that the latents were multiplied by; they are divided by it before
         decoding.
+      decode_tile: rows and columns of latents that are decoded at once, in overlapping tiles, for
+        images and clips whose decoding needs too much memory; 0 decodes whole frames.
       text_encoder: for a model of a text encoder's features, the folder of the CLIP that encodes
         prompts.
       image_encoder: for a model of CLIP's image features, the weights of its vision tower, a file
@@ -95,6 +97,7 @@ class SampleConfig(Config):
     prompts: tuple[str, ...] = ()
     autoencoder: str = ""
     latent_scale: float = SCALE
+    decode_tile: int = 0
     text_encoder: str = ""
     image_encoder: str = ""
     caption_decoder: str = ""
@@ -103,6 +106,8 @@ class SampleConfig(Config):
         super().__post_init__()
         if self.latent_scale <= 0:
             raise UvitError(f"latent_scale must be positive, got {self.latent_scale}")
+        if self.decode_tile < 0:
+            raise UvitError(f"decode_tile must be at least 0, got {self.decode_tile}")
         if self.clip < 0:
             raise UvitError(f"clip must be positive, or 0 for no clipping, got {self.clip}")
         if self.mode and (self.generate or self.times):

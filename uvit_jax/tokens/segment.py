@@ -231,6 +231,8 @@ class Segment(Config):
         return not self.sees or other.name in self.sees or other.name == self.name
 
     def _problem(self) -> str:
+        if len(self.shape) > 4:
+            return f"shape must have at most four axes, got {brief(self.shape)}"
         if self.role == "noisy" and type(self).head is Segment.head:
             return f"the kind {self.kind!r} has no output head and cannot have role='noisy'"
         if self.role == "noisy" and self.enter != "token":

@@ -479,7 +479,7 @@ def check_mesh(run: RunConfig, mesh: Mesh | AbstractMesh) -> None:
                 f"{key}={local!r} would all-gather what config.mesh shards over {', '.join(axes)}; "
                 f"set config.model.backbone.{key}={general!r}"
             )
-    if backbone.attention == "ulysses":
+    if backbone.attention.startswith("ulysses"):
         check_ulysses(mesh, backbone.num_heads)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -41,6 +42,7 @@ def ulysses(
     """All-to-all attention over the ambient mesh's context axis; (B, N, H, K).
 
     Args:
+      mask_NN: as a NumPy array it is one for `full` too.
       full: attention on one device, `(q, k, v, mask_NN)`.
 
     Raises:
@@ -75,7 +77,7 @@ def _sharded(
     """Runs `attend(q, k, v, mask, parts)` on each device's part of the tokens.
 
     Batch and heads stay sharded as they are. Each device has its own rows of the mask and all
-    columns; with `replicated_mask`, all rows.
+    columns; with `replicated_mask`, all rows, and a NumPy mask stays one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -89,15 +91,17 @@ def _sharded(
         widths = ((0, rows), (0, short), (0, 0), (0, 0))
         q_BNHK, k_BNHK, v_BNHK = (jnp.pad(a, widths) for a in (q_BNHK, k_BNHK, v_BNHK))
     if short:
-        mask_NN = jnp.ones((N, N), bool) if mask_NN is None else mask_NN
-        mask_NN = jnp.pad(mask_NN, ((0, short), (0, short)))
+        mask_NN = np.ones((N, N), bool) if mask_NN is None else mask_NN
+        xp = np if isinstance(mask_NN, np.ndarray) else jnp
+        mask_NN = xp.pad(mask_NN, ((0, short), (0, short)))
     spec = P(BATCH_AXES, "context", "tensor", None)
     of_mask = P() if replicated_mask else P("context", None)
     arrays, specs = [q_BNHK, k_BNHK, v_BNHK], [spec, spec, spec]
-    if mask_NN is not None:
+    constant = mask_NN if replicated_mask and isinstance(mask_NN, np.ndarray) else None
+    if mask_NN is not None and constant is None:
         arrays, specs = [*arrays, mask_NN], [*specs, of_mask]
 
-    def local(q, k, v, mask=None):
+    def local(q, k, v, mask=constant):
         return attend(q, k, v, mask, parts)
 
     run = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=spec, check_vma=False)

@@ -14,9 +14,13 @@ from uvit_jax.errors import UvitError
 from uvit_jax.parallel.attention import context
 from uvit_jax.parallel.attention.blocked import blocked
 
-Implementation = Literal["xla", "blocked", "splash", "cudnn", "ring", "ulysses"]
-KERNELS = {"splash": ("tpu", "TPUs"), "cudnn": ("gpu", "NVIDIA GPUs")}  # the platform they need
-CONTEXT_PARALLEL = ("ring", "ulysses")
+Implementation = Literal["xla", "blocked", "splash", "cudnn", "ring", "ulysses", "ulysses_splash"]
+KERNELS = {  # the platform they need
+    "splash": ("tpu", "TPUs"),
+    "ulysses_splash": ("tpu", "TPUs"),
+    "cudnn": ("gpu", "NVIDIA GPUs"),
+}
+CONTEXT_PARALLEL = ("ring", "ulysses", "ulysses_splash")
 
 
 def check_platform(
@@ -48,8 +52,9 @@ def attention(
       present_BM: bool, False for keys that an example lacks and that no query attends to.
       implementation: `xla`, on any device; `blocked`, on any, but made for CPUs (see blocked.py);
         `splash`, flash attention on TPUs, with a NumPy mask (see splash.py); `cudnn`, flash
-        attention on NVIDIA GPUs, in half precision; `ring` and `ulysses`, context parallel, for as
-        many keys as queries, all of them present (see context.py).
+        attention on NVIDIA GPUs, in half precision; `ring`, `ulysses` and `ulysses_splash` (the
+        kernel on each device), context parallel, for as many keys as queries, all of them present
+        (see context.py).
 
     Returns:
       (B, N, H, K), in the dtype of the queries.
@@ -79,6 +84,10 @@ def attention(
         from uvit_jax.parallel.attention.splash import splash  # importing Pallas takes long
 
         return splash(q_BNHK, k_BMHK, v_BMHK, mask_NM)
+    if implementation == "ulysses_splash":
+        from uvit_jax.parallel.attention.splash import splash_on_device
+
+        return context.ulysses(q_BNHK, k_BMHK, v_BMHK, mask_NM, full=splash_on_device)
     if implementation == "blocked":
         return blocked(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ring":

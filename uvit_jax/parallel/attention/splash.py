@@ -54,7 +54,7 @@ def splash(
             "compiled; use 'xla' for a computed one"
         )
     mask_NM = None if mask_NM is None else np.asarray(mask_NM)
-    local = functools.partial(_local, mask_NM=mask_NM, interpret=interpret)
+    local = functools.partial(splash_on_device, mask_NM=mask_NM, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return local(q_BNHK, k_BMHK, v_BMHK)
@@ -71,15 +71,25 @@ def splash(
 
 
 def block_size(length: int) -> tuple[int, int]:
-    """(length padded to a multiple of 128, the largest block size that divides it)."""
-    padded = -(-length // LANES) * LANES
-    count = padded // LANES
-    largest = max(n for n in range(1, LARGEST_BLOCK // LANES + 1) if count % n == 0)
-    return padded, largest * LANES
+    """(padded length, the block size that divides it): the largest block that pads the length by at
+    most a block of 128 or 2%. Small blocks are slow, and a long sequence's are too many for the
+    scalar memory that the kernel's table of blocks is in."""
+    for block in range(LARGEST_BLOCK, LANES, -LANES):
+        padded = -(-length // block) * block
+        if padded - length < max(LANES, length // 50):
+            return padded, block
+    return -(-length // LANES) * LANES, LANES
 
 
-def _local(q_BNHK, k_BMHK, v_BMHK, *, mask_NM: np.ndarray | None, interpret: bool) -> jax.Array:
-    """Attention on one device's examples and heads."""
+def splash_on_device(
+    q_BNHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    mask_NM: np.ndarray | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """`splash` of one device's examples and heads, in a `shard_map` or without a mesh."""
     _, N, H, K = q_BNHK.shape
     M = k_BMHK.shape[1]
     (padded_N, block_q), (padded_M, block_k) = block_size(N), block_size(M)

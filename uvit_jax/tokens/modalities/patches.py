@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from uvit_jax.config import brief
 from uvit_jax.parallel.sharding import constrain_batch
 from uvit_jax.tokens.segment import Grid, Segment, normal
 
@@ -68,7 +69,7 @@ class Patches(Segment):
 
     def _shape_problem(self, key: str, shape: tuple[int, ...]) -> str:
         if len(shape) not in (3, 4) or min(shape) < 1:
-            return f"{key} must be (H, W, C) or (T, H, W, C), positive numbers, got {shape}"
+            return f"{key} must be (H, W, C) or (T, H, W, C), positive numbers, got {brief(shape)}"
         for name, size, patch in (
             ("patch_size_t", shape[0] if len(shape) == 4 else 1, self.patch_size_t),
             ("patch_size", shape[-3], self.patch_size),

@@ -88,6 +88,7 @@ class SceneVideoSource(SceneSource):
             "motion": motion,
             "name": f"totem_videos, {split}, number {index}",
             "captions": (scene.caption + motion.wording,),
+            "facts": record["facts"],
         }
 
     def tokenizer(self) -> Tokenizer:

@@ -11,10 +11,11 @@ The caption of an image is the text beside it (`1.txt` for `1.png`), or else --p
 --subjects each sub-folder is a subject, and subjects are trained together. --out is then a
 folder with one adapter per subject; rerunning the command trains the missing ones. In a prompt,
 {name} is the name of the subject's folder. --out=NAME without .safetensors is a folder in PEFT's
-format. --words trains the vector of the subject's own word too, in a model whose captions describe
-subjects (config.data.described): --prompt="a large @1* from the front", here and in
-experiments.sample. --method=full trains all parameters and writes a model, which
-`experiments.import_checkpoint` imports into a workdir.
+format. A model that takes references is fine-tuned and sampled without them. --words trains the
+vector of the subject's own word too, in a model whose captions describe subjects
+(config.data.described): --prompt="a large @1* from the front", here and in experiments.sample.
+--method=full trains all parameters and writes a model, which `experiments.import_checkpoint`
+imports into a workdir.
 
 Every --validation_every steps, samples of --validation_prompt are written beside --out, into the
 folder NAME_samples, and copies of training images and drift of the class are measured and warned
@@ -213,11 +214,12 @@ class SubjectTuning:
         # Check the flags before minutes of sampling.
         if config.method == "lora":
             targeted(model.abstract_params, config.lora.targets)
-        self.model = sampling_flags.with_attention(model, args.attention)
+        self.model = sampling_flags.with_attention(model, args.attention).without_references()
         self.base = params_sha256(self.params)
         self.params = jax.device_put(self.params)  # once, not at every step
         names = ("autoencoder", "text_encoder", "image_encoder", "caption_decoder")
         changes: dict[str, Any] = {k: v for k in names if (v := getattr(args, k))}
+        changes["reference_guidance_scale"] = 0.0  # a model that takes references does without
         # Of a model that denoises texts too, class images are sampled from their prompts.
         joint = len(model.layout.time_keys) > 1 and not model.layout.conditions
         if joint:

@@ -16,18 +16,23 @@
 
 Sampler, steps, guidance, autoencoder and text encoder are those of the run's config unless flags
 override them. --references is a folder with a sub-folder per subject, @1, @2, … in the order of
-their names, or with the images of one subject. --mode says what a model of images and texts
+their names, or with the images of one subject. With --references=none, or an adapter and no
+references, a model that takes references does without. --mode says what a model of images and texts
 generates from what; captions are written under the grid and to --json. The npz has the image
 segments by name, roughly in [-1, 1], and, for latent models, the latents as NAME_latents.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import cli, sampling_flags, video_flags
+
+NO_REFERENCES = "none"
+"""The value of --references with which a model that takes some does without."""
 
 
 def add_flags(parser: cli.Parser) -> None:
@@ -62,7 +67,7 @@ def add_flags(parser: cli.Parser) -> None:
     parser.add_argument(
         "--references",
         metavar="FOLDER",
-        help="a folder with a sub-folder per subject, or with one subject's images",
+        help="a folder with a sub-folder per subject, or with one subject's images; or none",
     )
     parser.add_argument(
         "--count", type=int, help="number of samples; default one per label or prompt, or the run's"
@@ -115,8 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     vocabulary, encode_text = text_encoder_of(model.layout, vocabulary, config)
     latents, subjects = run.of_latents, {}
-    if args.references:
-        model = with_slots(model, args.references)
+    if model.layout.references and (
+        args.references == NO_REFERENCES or (args.adapter and not args.references)
+    ):
+        model = model.without_references()
+        config = dataclasses.replace(config, reference_guidance_scale=0.0)
+    elif args.references and args.references != NO_REFERENCES:
         subjects = from_folder(model.layout, args.references, decode, latents=latents)
     given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
     if given is not None:

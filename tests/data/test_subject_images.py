@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import inspect_data
+from experiments import cli, inspect_data
 from tests.helpers.running import ROOT
+from uvit_jax import build
 from uvit_jax.data.batches import batches
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.pipeline import dataset
 from uvit_jax.errors import UvitError
+from uvit_jax.training.run_config import parse_run
 
 SIZE = 8
 COLOURS = {"rex": (200, 40, 0), "ball": (0, 120, 220), "cup": (20, 220, 90)}
@@ -210,6 +212,18 @@ def test_the_command_prints_numbers_and_writes_a_sheet(photos, tmp_path, capsys)
     with pytest.raises(UvitError, match=r"1\.png"):
         inspect_data.main(args)
     assert not out.exists()
+
+
+def test_settings_after_the_path_agree_in_data_and_model():
+    file = ROOT / "configs/own_subjects.py"
+    run = parse_run(cli.read_config(f"{file}:my photos,subjects=1,views=3,size=32", {}))
+    assert run.data.path == "my photos" and run.data.image_size == 32
+    layout = build(run.model).layout
+    assert (layout.num_subjects, layout.num_views) == (1, 3)
+    assert layout.by_name["image"].shape == (32, 32, 3)
+    for text, remedy in (("photos,subject=1", "subjects"), ("photos,views=two", "views=2")):
+        with pytest.raises(UvitError, match=remedy):
+            cli.read_config(f"{file}:{text}", {})
 
 
 def test_the_command_takes_data_without_references(tmp_path, capsys):

@@ -55,7 +55,7 @@ def test_a_distilled_student_is_the_guided_teacher_in_the_linear_case():
     diffusion = parse(ObjectiveConfig, FLOW | dict(objective="distill", guidance=3.0))
     conditions, corrupted = corrupt(jax.random.key(1), model, batch(), diffusion)
     assert np.unique(corrupted.guidance).size == 16 and (corrupted.guidance <= 3).all()
-    corrupted = guided_targets(model, teacher, conditions, corrupted, nulls_of(model))
+    corrupted = guided_targets(model, teacher, diffusion, conditions, corrupted, nulls_of(model))
 
     def loss(params):
         return diffusion_loss(model, params, conditions, corrupted)[0].mean()
@@ -101,11 +101,66 @@ def test_mean_velocities_at_equal_times_have_the_loss_of_flow_matching():
     assert abs(losses[2] - losses[0]) > 1e-3 * losses[0]
 
 
+def test_a_network_of_clean_images_has_the_mean_velocities_of_one_of_velocities():
+    """With x0 = x_t - t u its outputs, both have the same targets and errors."""
+    model = uvit_jax.build(config(interval=1))
+    params = random_params(model)
+
+    class OfImages:
+        layout, without_references = model.layout, lambda self: self
+
+        def apply(self, params, inputs, times, cache=None):
+            velocity, t_B = model.apply(params, inputs, times)["image"], times["image"] / 20
+            return {"image": inputs["image"] - t_B[:, None, None, None] * velocity}
+
+    losses = []
+    for network, prediction in ((model, "velocity"), (OfImages(), "x0")):
+        schedule = dict(name="rectified_flow", time_scale=20.0)
+        keys = dict(objective="mean_flow", guidance=1.0, schedule=schedule, prediction=prediction)
+        diffusion = parse(ObjectiveConfig, keys)
+        given = corrupt(jax.random.key(1), network, batch(), diffusion)
+        losses_B, _ = jax.jit(
+            lambda p, a, network=network, prediction=prediction: diffusion_loss(
+                network, p, *a, prediction=prediction
+            )
+        )(params, given)
+        losses.append(losses_B)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_a_teachers_velocities_are_guided_at_its_own_times():
+    model = uvit_jax.build(config())
+    student = uvit_jax.build(config(interval=1))
+    params = random_params(model)
+    theirs = parse(ObjectiveConfig, FLOW | dict(prediction="x0"))
+    schedule = dict(name="rectified_flow", time_scale=20.0)
+    keys = dict(objective="mean_flow", guidance=1.5, schedule=schedule, prediction="x0")
+    ours = parse(ObjectiveConfig, keys)
+    conditions, corrupted = corrupt(jax.random.key(1), student, batch(), ours)
+    nulls = nulls_of(student)
+    taught = guided_targets(model, params, theirs, conditions, corrupted, nulls, ours.target)
+    x, t_B = corrupted.noisy["image"], corrupted.times["image"]
+    times = {"image": 1000 * t_B}
+    given = model.apply(params, {"image": x, **conditions}, times)["image"]
+    null = {"label": jnp.full(16, 5)}
+    nothing = model.apply(params, {"image": x, **null}, times)["image"]
+    x0 = given + 1.5 * (given - nothing)
+    expected = (x - x0) / t_B[:, None, None, None]
+    np.testing.assert_allclose(taught.targets["image"], expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "changes, match",
     [
         (dict(diffusion=FLOW | dict(objective="mean_flow")), "sets='interval'"),
         (dict(diffusion=FLOW | dict(objective="distill")), r"train\.teacher"),
+        (
+            dict(
+                diffusion=FLOW,
+                train=dict(steps=1, batch_size=1, teacher="shipped:emoji"),
+            ),
+            "'distill' and 'mean_flow'",
+        ),
         (
             dict(
                 model=config(interval=1)
@@ -133,11 +188,13 @@ def test_both_objectives_train_and_sample(tmp_path):
     base = [f"--config={ROOT / TINY}", "--config.train.steps=6"]
     base += [f"--config.diffusion={FLOW}", "--config.sample.clip=0.0"]
     train.main([*base, f"--workdir={tmp_path / 'teacher'}"])
+    mean_sampler = "--config.sample.sampler={'name': 'mean_flow', 'steps': 2}"
     for objective, sets, extra in (
         ("distill", "guidance", [f"--config.train.teacher={tmp_path / 'teacher'}"]),
-        ("mean_flow", "interval", ["--config.sample.sampler={'name': 'mean_flow', 'steps': 2}"]),
+        ("mean_flow", "interval", [mean_sampler]),
+        ("mean_flow", "interval", [mean_sampler, f"--config.train.teacher={tmp_path / 'teacher'}"]),
     ):
-        workdir = tmp_path / objective
+        workdir = tmp_path / f"{objective}_{len(extra)}"
         flags = [
             f"--config.model.segments.{sets}={dict(kind='setting', sets=sets)}",
             f"--config.model.sequence={(sets, 'label', 'time', 'image')}",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import uvit_jax
-from experiments import evaluate, sample
+from experiments import evaluate, finetune_lora, sample
 from uvit_jax.errors import UvitError
 from uvit_jax.models.presets import unified
 from uvit_jax.sampling.reference_folder import from_folder
@@ -102,9 +102,7 @@ def test_folders_that_are_not_references_raise(trained, photos, tmp_path):
     shutil.copy(photos / "clock" / "it.png", photos / "empty" / "it.png")
     fails(r"3 subjects \(bear, clock, empty\), and the model takes at most 2", given)
     shutil.rmtree(photos / "empty")
-    shutil.copy(photos / "clock" / "it.png", photos / "bear" / "side.png")
-    fails("bear holds 3 images, and the model takes at most 2", given)
-    (photos / "bear" / "side.png").rename(photos / "side.png")
+    shutil.copy(photos / "clock" / "it.png", photos / "side.png")
     fails("holds images and folders", given)
     (photos / "side.png").unlink()
     broken = photos / "bear" / "front.png"
@@ -112,6 +110,35 @@ def test_folders_that_are_not_references_raise(trained, photos, tmp_path):
     fails(r"cannot be opened.*front\.png", given)
     with pytest.raises(UvitError, match="takes no references"):
         from_folder(uvit_jax.build(run().model).without_references().layout, photos)
+
+
+def test_of_more_images_than_views_the_first_are_used(photos, capsys):
+    layout = uvit_jax.build(run().model).layout
+    both = from_folder(layout, photos / "bear")["bear"]
+    assert "note" not in capsys.readouterr().err
+    shutil.copy(photos / "clock" / "it.png", photos / "bear" / "side.png")
+    assert np.array_equal(from_folder(layout, photos / "bear")["bear"], both)
+    assert "used: back.png, front.png" in capsys.readouterr().err
+
+
+def test_a_model_with_references_is_sampled_and_fine_tuned_without_them(trained, photos, tmp_path):
+    def sampled(*args):
+        out = tmp_path / "out.png"
+        base = (f"--workdir={trained[0]}", f"--out={out}", "--prompt=@1", "--count=2")
+        assert sample.main([*base, *args]) == 0
+        return np.load(out.with_suffix(".npz"))["image"]
+
+    bare = sampled("--references=none")
+    assert not np.array_equal(bare, sampled(f"--references={photos / 'bear'}"))
+    adapter = tmp_path / "bear.safetensors"
+    args = (f"--workdir={trained[0]}", f"--images={photos / 'bear'}", f"--out={adapter}")
+    tuning = ("--prompt=@1 bear", "--steps=2", "--prior=2", "--rate=0.01")
+    assert finetune_lora.main([*args, *tuning]) == 0
+    adapted = sampled(f"--adapter={adapter}")
+    assert not np.array_equal(adapted, bare)
+    assert np.array_equal(adapted, sampled(f"--adapter={adapter}", "--references=none"))
+    both = sampled(f"--adapter={adapter}", f"--references={photos / 'bear'}")
+    assert not np.array_equal(both, adapted)
 
 
 def test_samples_of_the_datas_references_are_measured(trained, tmp_path):

@@ -57,9 +57,11 @@ class ObjectiveConfig(Config):
       gamma: of `min_snr`.
       bias: of `sigmoid`.
       objective: `denoise` is the error of the prediction. `mean_flow`: the mean velocity between
-        two times (mean_flow.py), which needs a rectified flow, the prediction `velocity`, and a
-        segment of kind `setting` for the interval. `distill`: the guided prediction of a frozen
-        teacher, `train.teacher`, in place of the data's (Meng et al. 2023, section 3.1).
+        two times (mean_flow.py), which needs a rectified flow and a segment of kind `setting` for
+        the interval. The network's output is that velocity u, or with the prediction `x0`,
+        x_t - t u; the error is that of u. With `train.teacher` it is the mean velocity of a frozen
+        teacher's flow. `distill`: the guided prediction of a teacher in place of the data's (Meng
+        et al. 2023, section 3.1).
       unequal: of `mean_flow`, the share of examples whose two times differ; the others are ordinary
         flow matching.
       guidance: of `mean_flow` and `distill`, the scale s of the guidance that the network learns to
@@ -104,12 +106,17 @@ class ObjectiveConfig(Config):
             raise UvitError("unequal must lie in [0, 1], guidance and adaptive be at least 0")
         if self.guidance and self.objective == "denoise":
             raise UvitError("guidance needs objective='mean_flow' or 'distill'; drop it")
-        flow = self.schedule.name == "rectified_flow" and self.prediction == "velocity"
+        flow = self.schedule.name == "rectified_flow" and self.prediction in ("velocity", "x0")
         if self.objective == "mean_flow" and not flow:
             raise UvitError(
                 "objective='mean_flow' needs schedule.name='rectified_flow' and "
-                "prediction='velocity'"
+                "prediction='velocity' or 'x0'"
             )
+
+    @property
+    def target(self) -> process.Prediction:
+        """What the error is taken of."""
+        return "velocity" if self.objective == "mean_flow" else self.prediction
 
 
 def of_data(config: ObjectiveConfig) -> ObjectiveConfig:
@@ -212,7 +219,7 @@ def corrupt(
         constants["guidance"] = jnp.full(batch, config.guidance, jnp.float32) * share_B
     if config.adaptive:
         constants["adaptive"] = jnp.full(batch, config.adaptive, jnp.float32)
-    targets = process.combine(config.prediction, schedule, clean, eps, times)
+    targets = process.combine(config.target, schedule, clean, eps, times)
     weights = {name: weight(t, config) for name, t in times.items()}
     for name, share in given.items():
         given_B = jax.random.bernoulli(_key(key, name, 2), share, (batch,))
@@ -230,7 +237,7 @@ def corrupt(
         targets=targets,
         weights=weights,
         steps={
-            name: bound.reverse_step(schedule, config.prediction, clean[name], times[name])
+            name: bound.reverse_step(schedule, config.target, clean[name], times[name])
             for name in learned_range
         },
         **constants,
@@ -319,7 +326,7 @@ def weight(t: jax.Array, config: ObjectiveConfig) -> jax.Array:
             * jnp.square(jnp.minimum(jnp.sqrt(sigma2) / config.floor, 1))
         ),
     }[config.weighting]()
-    return on_x0_times_sigma2 / jnp.square(process.determinant(config.prediction, schedule, t))
+    return on_x0_times_sigma2 / jnp.square(process.determinant(config.target, schedule, t))
 
 
 def _sample_times(key: jax.Array, batch: int, config: ObjectiveConfig) -> jax.Array:

@@ -135,7 +135,7 @@ def conditions_for(
     elif model.layout.references:
         raise UvitError(
             "the model takes reference images, and none were given; use --references=FOLDER of "
-            "experiments.sample"
+            "experiments.sample, or --references=none to do without"
         )
     model.layout.check_ids(conditions)
     return conditions, captions

@@ -4,6 +4,7 @@ subjects = from_folder(model.layout, "photos")                  # {"bear": image
 conditions, captions = conditions_for(model, vocabulary, config, references=[*subjects.values()])
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,13 @@ def from_folder(
       latents: see `decoding.decoded`.
 
     Returns:
-      By subject, float32 (V, *shape), V at most the layout's views and `shape` its references'.
+      By subject, float32 (V, *shape), `shape` that of the layout's references. If a subject has
+      more images than the model takes views, they are the first ones by name, and a line on stderr
+      names them.
 
     Raises:
-      UvitError: if the model takes no references, or fewer subjects or views; or a folder has no
-        image, or a broken one.
+      UvitError: if the model takes no references, or fewer subjects; or a folder has no image, or a
+        broken one.
     """
     root = local_path(folder)
     if not layout.references:
@@ -61,6 +64,14 @@ def from_folder(
     _check(layout, root, numbers)
     subjects = {}
     for name, own in sorted(numbers.items()):
+        if len(own) > layout.num_views:
+            own = own[: layout.num_views]
+            used = ", ".join(data.source.files[i].name for i in own)
+            print(
+                f"note: {root / name} has more images than the {layout.num_views} that the model "
+                f"takes of a subject; used: {used}",
+                file=sys.stderr,
+            )
         images = np.stack([data.decode(data.source[i])["image"] for i in own])
         subjects[name or root.resolve().name] = decoder.encode(images) if decoder else images
     return subjects
@@ -103,15 +114,9 @@ def _check(layout: Layout, root: Path, numbers: dict[str, list[int]]) -> None:
     folders = {p.name for p in root.iterdir() if p.is_dir() and not is_system_folder(p.name)}
     if empty := sorted(folders - numbers.keys()):
         raise UvitError(f"{root / empty[0]} holds no image; add one, or remove the folder")
-    subjects, views = layout.num_subjects, layout.num_views
+    subjects = layout.num_subjects
     if len(numbers) > subjects:
         raise UvitError(
             f"{root} holds {len(numbers)} subjects ({', '.join(sorted(numbers))}), and the model "
             f"takes at most {subjects}"
         )
-    for name, own in sorted(numbers.items()):
-        if len(own) > views:
-            raise UvitError(
-                f"{root / name} holds {len(own)} images, and the model takes at most {views} of a "
-                "subject"
-            )

@@ -149,7 +149,7 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 state = from_teacher(state, teacher[1], shardings)
         steps = {}
         for size, sized in models.items():
-            guide = teacher and (resized_as(sized, teacher[0]), teacher[1])
+            guide = teacher and (resized_as(sized, teacher[0]), *teacher[1:])
             step = make_step(sized, run, optimizer, learning_rate, vocabulary, guide)
             steps[size] = jit_step(step, shardings, mesh)
         compiled: dict[tuple[int, int], jax.stages.Compiled] = {}

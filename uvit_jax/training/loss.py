@@ -4,19 +4,23 @@ conditions, corrupted = corrupt(key, model, batch, diffusion)
 losses_B, metrics = diffusion_loss(model, params, conditions, corrupted)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from uvit_jax.diffusion import objective
+from uvit_jax.diffusion import objective, process
 from uvit_jax.diffusion.mean_flow import mean_velocity
 from uvit_jax.diffusion.objective import Corrupted, ObjectiveConfig
+from uvit_jax.diffusion.schedule import TINY, make
 from uvit_jax.models.model import Model, Params
 
 Batch = Mapping[str, jax.Array]
 Arrays = dict[str, jax.Array]
+Apply = Callable[[Arrays, Arrays], Arrays]
+"""`apply(inputs, times)`, a network with its parameters."""
 
 
 def corrupt(
@@ -80,6 +84,8 @@ def diffusion_loss(
     *,
     draws: int = 1,
     nulls: Mapping[str, Any] | None = None,
+    prediction: str = "velocity",
+    guided: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Each example's loss, (B · draws,) float32, and the metrics of `objective.example_losses`.
 
@@ -88,13 +94,21 @@ def diffusion_loss(
 
     Args:
       nulls: of `nulls_of`, for mean velocities with guidance; None is without those of features.
+      prediction: of a network of mean velocities, `velocity` or `x0`.
+      guided: of mean velocities, whether the targets have their guidance (`guided_targets`).
 
     Raises:
       UvitError: as `Model.apply`, and with several draws as `Model.cache`.
     """
     if corrupted.interval is not None:
-        nulls = nulls_of(model) if nulls is None and corrupted.guidance is not None else nulls
-        outputs, targets = _mean_velocity(model, params, conditions, corrupted, nulls or {})
+        velocities, apply = corrupted.targets, _velocities(model, params, corrupted, prediction)
+        if corrupted.guidance is not None and not guided:
+            nulls = nulls_of(model) if nulls is None else nulls
+            bare = _velocities(model.without_references(), params, corrupted, prediction)
+            _, times = network_inputs(model, conditions, corrupted)
+            nothing = _unconditional(bare, corrupted.noisy, times, nulls)
+            velocities = _guided(velocities, jax.lax.stop_gradient(nothing), corrupted.guidance)
+        outputs, targets = _mean_velocity(model, apply, conditions, corrupted, velocities)
         return objective.example_losses(outputs, corrupted._replace(targets=targets))
     cache = None
     if draws > 1:
@@ -115,51 +129,75 @@ def nulls_of(model: Model, features_null: Any = None) -> dict[str, Any]:
 def guided_targets(
     teacher: Model,
     params: Params,
+    theirs: ObjectiveConfig,
     conditions: Batch,
     corrupted: Corrupted,
     nulls: Mapping[str, Any],
+    target: str = "",
 ) -> Corrupted:
     """A batch whose targets are a teacher's predictions with its guidance, o + s (o - o_0).
 
     Args:
-      teacher, params: of the network to distill. nulls: of `nulls_of`.
+      teacher, params, theirs: the network to distill, and its objective.
+      nulls: of `nulls_of`.
+      target: in what prediction; "" is the teacher's.
     """
-    inputs, times = network_inputs(teacher, conditions, corrupted)
+    schedule = make(theirs.schedule)
+    network_times = {n: schedule.network_time(t) for n, t in corrupted.times.items()}
+    given = corrupted._replace(network_times=network_times)
+    inputs, times = network_inputs(teacher, conditions, given)
     outputs = teacher.apply(params, inputs, times)
     if corrupted.guidance is not None:
-        nothing = _unconditional(teacher, params, corrupted, times, nulls)
-        outputs = {n: _extrapolated(o, nothing[n], corrupted.guidance) for n, o in outputs.items()}
+        bare = partial(teacher.without_references().apply, params)
+        nothing = _unconditional(bare, corrupted.noisy, times, nulls)
+        outputs = _guided(outputs, nothing, corrupted.guidance)
+    if target:
+        noisy, t = corrupted.noisy, corrupted.times
+        outputs = process.convert(outputs, noisy, t, schedule, theirs.prediction, target)
     return corrupted._replace(targets=jax.lax.stop_gradient(outputs))
 
 
+def _velocities(model: Model, params: Params, corrupted: Corrupted, prediction: str) -> Apply:
+    """`apply(inputs, times)`, the velocities that a network predicts: (x_t - x0) / t."""
+
+    def apply(inputs: Arrays, times: Arrays) -> Arrays:
+        outputs = model.apply(params, inputs, times)
+        if prediction == "velocity":
+            return outputs
+        velocities = {}
+        for segment in model.layout.noisy:
+            x, x0 = inputs[segment.name], outputs[segment.name]
+            t_B = jnp.maximum(times[segment.time_key] / corrupted.time_rate, TINY)
+            velocities[segment.name] = (x - x0) / t_B.reshape((-1,) + (1,) * (x.ndim - 1))
+        return velocities
+
+    return apply
+
+
 def _mean_velocity(
-    model: Model, params: Params, conditions: Batch, corrupted: Corrupted, nulls: Mapping[str, Any]
+    model: Model, apply: Apply, conditions: Batch, corrupted: Corrupted, velocities: Arrays
 ) -> tuple[Arrays, Arrays]:
     """The model's mean velocities and their targets."""
     inputs, times = network_inputs(model, conditions, corrupted)
-    velocities, name = corrupted.targets, model.layout.setting("interval").name
-    if corrupted.guidance is not None:
-        nothing = _unconditional(model, params, corrupted, times, nulls)
-        nothing = jax.lax.stop_gradient(nothing)
-        velocities = {
-            n: _extrapolated(v, nothing[n], corrupted.guidance) for n, v in velocities.items()
-        }
+    name = model.layout.setting("interval").name
 
     def network(noisy: Arrays, times: Arrays, interval_B: jax.Array) -> Arrays:
-        return model.apply(params, {**inputs, **noisy, name: interval_B[:, None]}, times)
+        return apply({**inputs, **noisy, name: interval_B[:, None]}, times)
 
     x, interval_B, rate_B = corrupted.noisy, corrupted.interval, corrupted.time_rate
     return mean_velocity(network, x, times, interval_B, velocities, rate_B)
 
 
-def _unconditional(
-    model: Model, params: Params, corrupted: Corrupted, times: Arrays, nulls: Mapping[str, Any]
-) -> Arrays:
-    """The prediction without conditions, references and settings."""
-    bare = model.without_references()
+def _unconditional(apply: Apply, noisy: Arrays, times: Arrays, nulls: Mapping[str, Any]) -> Arrays:
+    """The prediction of a network without references, without conditions and settings."""
     B = next(iter(times.values())).shape[0]
     nulls = {name: jnp.broadcast_to(value, (B, *value.shape[1:])) for name, value in nulls.items()}
-    return bare.apply(params, {**nulls, **corrupted.noisy}, times)
+    return apply({**nulls, **noisy}, times)
+
+
+def _guided(values: Arrays, nothing: Arrays, scale_B: jax.Array) -> Arrays:
+    """o + s (o - o_0) by segment, of each example's s."""
+    return {n: _extrapolated(value, nothing[n], scale_B) for n, value in values.items()}
 
 
 def _extrapolated(value: jax.Array, base: jax.Array, scale_B: jax.Array) -> jax.Array:

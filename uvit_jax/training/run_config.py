@@ -153,8 +153,9 @@ class TrainConfig:
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
       wandb: a project of Weights & Biases, for metrics and samples; "" is none.
-      teacher: of the objective `distill`, the stored run (see `open_run`) whose guided predictions
-        are learned, and whose parameters the run starts from; "" is none.
+      teacher: the stored run (see `open_run`) from whose parameters the run starts, and whose
+        guided predictions it learns (the objective `distill`) or their mean velocities
+        (`mean_flow`); "" is none.
     """
 
     steps: int
@@ -419,8 +420,13 @@ def _check_objective(run: RunConfig, layout: Layout) -> None:
     """Raises UvitError if the model, or the way it is trained, does not suit the objective."""
     diffusion, backbone = run.diffusion, run.model.backbone
     where = f"config.diffusion.objective={diffusion.objective!r}"
-    if (diffusion.objective == "distill") != bool(run.train.teacher):
-        raise UvitError(f"{where} and config.train.teacher={run.train.teacher!r}: set both or none")
+    if diffusion.objective == "distill" and not run.train.teacher:
+        raise UvitError(f"{where} needs config.train.teacher, the run to distill")
+    if diffusion.objective == "denoise" and run.train.teacher:
+        raise UvitError(
+            f"config.train.teacher={run.train.teacher!r} is for config.diffusion.objective="
+            f"'distill' and 'mean_flow', not {diffusion.objective!r}; drop it"
+        )
     if diffusion.objective == "denoise":
         return
     sets = {"mean_flow": "interval", "distill": "guidance"}[diffusion.objective]

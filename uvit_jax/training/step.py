@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.sharding import BATCH
 from uvit_jax.training.dropping import drop_conditions, slot_words
@@ -32,7 +33,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     vocabulary: Vocabulary | None = None,
-    teacher: tuple[Model, Params] | None = None,
+    teacher: tuple[Model, Params, ObjectiveConfig] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step of a model, to be jitted.
 
@@ -40,7 +41,7 @@ def make_step(
       config: of the run: its objective, and what is dropped, accumulated and averaged.
       optimizer, learning_rate: from `optimizer.make_optimizer`.
       vocabulary: of the run: the null value of features, and the token ids of subjects' names.
-      teacher: of the objective `distill`, the frozen network.
+      teacher: the frozen network of `config.train.teacher`, and its objective.
 
     Returns:
       `step(state, batch) → (state, metrics)`. A batch holds every input of the model by name,
@@ -58,9 +59,17 @@ def make_step(
     def loss(params, conditions, corrupted):
         params = frozen(jax.lax.stop_gradient, params)
         if teacher is not None:
-            corrupted = guided_targets(*teacher, conditions, corrupted, nulls or {})
+            target = config.diffusion.target
+            corrupted = guided_targets(*teacher, conditions, corrupted, nulls or {}, target)
         losses_B, metrics = diffusion_loss(
-            model, params, conditions, corrupted, draws=draws, nulls=nulls
+            model,
+            params,
+            conditions,
+            corrupted,
+            draws=draws,
+            nulls=nulls,
+            prediction=config.diffusion.prediction,
+            guided=teacher is not None,
         )
         return jnp.mean(losses_B), metrics
 

@@ -1,4 +1,4 @@
-"""The frozen teacher of a run that distills guidance (the objective `distill`)."""
+"""The frozen teacher of a run that distills guidance or a flow (`distill`, `mean_flow`)."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from uvit_jax.data.vocabulary import Vocabulary
+from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
 from uvit_jax.parallel.sharding import path_string, shardings
@@ -17,8 +18,8 @@ from uvit_jax.training.stored_run import open_run
 
 def load_teacher(
     run: RunConfig, model: Model, vocabulary: Vocabulary, mesh: Mesh
-) -> tuple[Model, Params]:
-    """The model of `run.train.teacher` and its averaged parameters, on the devices.
+) -> tuple[Model, Params, ObjectiveConfig]:
+    """The model of `run.train.teacher`, its averaged parameters, on the devices, and its objective.
 
     Raises:
       UvitError: if it cannot be loaded, or has other inputs, words, classes, schedule or prediction
@@ -30,15 +31,18 @@ def load_teacher(
     stored = open_run(run.train.teacher)
     teacher, params = load(stored.path)
     theirs = stored.read_run().diffusion
+    schedules = [run.diffusion.schedule, theirs.schedule]
+    if run.diffusion.objective == "mean_flow":  # whose own times change slowly
+        schedules = [dataclasses.replace(s, time_scale=None) for s in schedules]
     for what, ours, other in (
         ("inputs", model.layout.input_shapes, teacher.layout.input_shapes),
         ("classes and words", vocabulary.to_json(), stored.read_vocabulary().to_json()),
-        ("schedule", run.diffusion.schedule, theirs.schedule),
+        ("schedule", *schedules),
         ("prediction", run.diffusion.prediction, theirs.prediction),
     ):
         if ours != other:
             raise UvitError(f"{where} has other {what} than this run; make them equal")
-    return teacher, jax.device_put(params, shardings(params, mesh))
+    return teacher, jax.device_put(params, shardings(params, mesh)), theirs
 
 
 def resized_as(model: Model, teacher: Model) -> Model:

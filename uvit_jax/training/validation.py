@@ -62,7 +62,9 @@ def make_validation(
         params: Params, key: jax.Array, batch: dict[str, jax.Array], t: jax.Array | None
     ) -> jax.Array:
         corrupted = corrupt(key, model, batch, diffusion, given=given, t=t)
-        losses_B, _ = diffusion_loss(model, params, *corrupted, nulls=nulls)
+        losses_B, _ = diffusion_loss(
+            model, params, *corrupted, nulls=nulls, prediction=diffusion.prediction
+        )
         return jnp.mean(losses_B)
 
     run = jax.jit(loss, out_shardings=NamedSharding(mesh, P()))

@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = model.without_references()
         config = dataclasses.replace(config, reference_guidance_scale=0.0)
     elif args.references and args.references != NO_REFERENCES:
+        model = with_slots(model, args.references)
         subjects = from_folder(model.layout, args.references, decode, latents=latents)
     given = GivenData(model.layout, config, vocabulary, decode) if config.mode else None
     if given is not None:

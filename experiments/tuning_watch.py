@@ -129,7 +129,9 @@ class TuningWatch:
         def loss(params: Any, inputs: Any, t: Any) -> Any:
             key = jax.random.key(self._seed)
             corrupted = corrupt(key, tuner.model, inputs, tuner.diffusion, t=t)
-            return jnp.mean(diffusion_loss(tuner.model, params, *corrupted)[0])
+            prediction = tuner.diffusion.prediction
+            losses_B, _ = diffusion_loss(tuner.model, params, *corrupted, prediction=prediction)
+            return jnp.mean(losses_B)
 
         if self._losses is None:
             self._losses = jax.jit(loss)

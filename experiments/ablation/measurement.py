@@ -63,6 +63,10 @@ class RunMeasurer:
             model = build(run.model)
             try:
                 check_data(model, self._data)
+                if self._metrics.probe and model.layout.num_subjects < 2:
+                    raise UvitError(
+                        "config.metrics.probe needs references of several subjects; set it to False"
+                    )
                 if self._metrics.samples:
                     image_sets.image_segment(model, latents=base.of_latents)
                 # Raises if the run could not sample.

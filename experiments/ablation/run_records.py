@@ -107,14 +107,14 @@ def summarise(plan: AblationPlan, records: RunRecords) -> dict[str, dict[str, di
     summary: dict[str, dict[str, dict[str, Any]]] = {}
     for (group, variant), name in plan.names.items():
         baseline = plan.names[group, plan.config.baseline[group]]
-        baseline = values(baseline)
+        of_baseline = values(baseline)
         mine = values(name)
         metrics = {
             metric: {
                 "mean": mean_interval(list(by_seed.values())),
                 "difference": None
                 if name == baseline
-                else paired_interval(by_seed, baseline.get(metric, {})),
+                else paired_interval(by_seed, of_baseline.get(metric, {})),
             }
             for metric, by_seed in mine.items()
         }

@@ -53,8 +53,9 @@ def _losses(network: TrainedNetwork, model: Any) -> Callable[..., jax.Array]:
     @jax.jit
     def losses(params, images, conditions):
         key, batch = jax.random.key(0), {name: images, **conditions}
-        given = corrupt(key, model, batch, network.run.diffusion, t=PREFERENCE_TIME)
-        return diffusion_loss(model, params, *given)[0]
+        diffusion = network.run.diffusion
+        given = corrupt(key, model, batch, diffusion, t=PREFERENCE_TIME)
+        return diffusion_loss(model, params, *given, prediction=diffusion.prediction)[0]
 
     return losses
 

@@ -47,7 +47,8 @@ def write(space: Workspace) -> dict[str, Any]:
     }
     rows = _rows(space, images)
     manifest = _manifest(space, rows)
-    if (space.workdir / RESULTS).exists():
+    earlier = (RESULTS, "manifest.json")
+    if all((space.workdir / name).exists() for name in earlier):
         rows, manifest = _with_earlier(space, rows, manifest)
     settings = {name: space.cases(name) for name in space.config.settings}
     first: dict[tuple[str, str], np.ndarray] = {}
@@ -253,7 +254,7 @@ def _with_earlier(
     methods = {name: known[name] for name in dict.fromkeys(order) if name in known}
     config = dict(manifest.config)
     for key in ("training", "recipes"):
-        config[key] = {**earlier.config[key], **manifest.config[key]}
+        config[key] = {**earlier.config.get(key, {}), **manifest.config[key]}
     primary = space.config.primary
     return rows, dataclasses.replace(
         manifest,

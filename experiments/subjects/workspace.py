@@ -158,9 +158,11 @@ class Workspace:
 
     def ready(self, name: str, seed: int) -> bool:
         """Whether a network has finished training."""
+        if self.runs[name] is None:
+            return True
         if self.given is not None:
             return f"{name}_s{seed}" in self.given
-        return self.runs[name] is None or self.weights(name, seed).is_file()
+        return self.weights(name, seed).is_file()
 
     def available(self, arm: str) -> list[int]:
         """The seeds of an arm whose networks are ready."""
@@ -244,7 +246,8 @@ class Workspace:
             raise UvitError(f"{file} is damaged: it is not a config")
         with contextlib.suppress(UvitError):  # fills in defaults of newer keys
             before = to_dict(parse_compare(before))
-        config, before = ({**each, "notes": None} for each in (config, before))
+        # What does not change the results.
+        config, before = ({**each, "notes": None, "shipped": None} for each in (config, before))
         if changed := changed_keys(before, config):
             raise UvitError(
                 f"workdir {self.workdir} belongs to another comparison; it differs in "

@@ -128,6 +128,7 @@ def test_bad_configs_raise_before_anything_runs(undisturbed, tmp_path, monkeypat
     fails("seeds must be at least 1", "--seeds=0")
     fails("is empty|cannot open", "--config.metrics.split=validation")
     fails("unknown encoder 'pixel'.*metrics.samples=0", "--config.metrics.encoder=pixel")
+    fails("metrics.probe needs references.*False", "--config.metrics.probe=True")
     fails("groups is missing", f"--config={ROOT / 'tests/configs/tiny.py'}")
 
     before = {p: p.stat().st_mtime_ns for p in Path(undisturbed[0]).rglob("*") if p.is_file()}

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 import uvit_jax
+from uvit_jax.errors import UvitError
 from uvit_jax.models.presets import unified
 from uvit_jax.sampling.reference_folder import from_folder, with_slots
 
@@ -28,13 +29,18 @@ def folder(root, *views):
 
 @pytest.mark.parametrize(
     "views,slots",
-    [((1,), (2, 1)), ((1, 1), (2, 1)), ((3,), (1, 3)), ((1, 2, 1), (3, 2)), ((4,), (2, 1))],
+    [((1,), (2, 1)), ((1, 1), (2, 1)), ((3,), (1, 3)), ((1, 2, 1), (3, 2)), ((1, 4, 1), (3, 3))],
 )
 def test_slots_grow_up_to_what_the_parameters_serve(model, tmp_path, views, slots):
     found = with_slots(model, folder(tmp_path, *views))
     assert (found.layout.num_subjects, found.layout.num_views) == slots
     assert found.abstract_params.keys() == model.abstract_params.keys()
     assert found.num_params == model.num_params
-    if views != (4,):
-        subjects = from_folder(found.layout, tmp_path)
-        assert tuple(map(len, subjects.values())) == views
+    subjects = from_folder(found.layout, tmp_path)
+    assert [len(own) for own in subjects.values()] == [min(count, 3) for count in views]
+
+
+def test_more_subjects_than_the_parameters_serve_raise(model, tmp_path):
+    found = with_slots(model, folder(tmp_path, 1, 1, 1, 1))
+    with pytest.raises(UvitError, match=r"4 subjects .* at most 3"):
+        from_folder(found.layout, tmp_path)

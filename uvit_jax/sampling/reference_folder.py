@@ -78,8 +78,8 @@ def from_folder(
 
 
 def with_slots(model: Model, folder: str | Path) -> Model:
-    """The model with slots for as many subjects and images of each as a folder has, if it has more
-    than the model and its parameters serve so many (`max_subjects`, `max_views`); else the model.
+    """The model with slots for as many subjects and images of each as a folder has, up to what its
+    parameters serve (`max_subjects`, `max_views`), if the folder has more than the model's slots.
 
     Raises:
       UvitError: as `from_folder`, of the folder.
@@ -90,9 +90,8 @@ def with_slots(model: Model, folder: str | Path) -> Model:
     data = dataset(DataConfig(name="folder", path=str(root), image_size=8, workers=0))
     numbers = _by_subject(data)
     subjects, views = len(numbers), max(map(len, numbers.values()))
+    subjects, views = min(subjects, layout.max_subjects), min(views, layout.max_views)
     if subjects <= layout.num_subjects and views <= layout.num_views:
-        return model
-    if subjects > layout.max_subjects or views > layout.max_views:
         return model
     return build(with_references(to_dict(model.config), subjects, views))
 

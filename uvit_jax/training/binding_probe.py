@@ -57,7 +57,13 @@ def make_probe(run: RunConfig, model: Model, mesh: Mesh) -> Callable[[Params], d
     def losses(params: Params, key: jax.Array, t: jax.Array, batch, slots_BS) -> jax.Array:
         conditions, corrupted = corrupt(key, model, batch, run.diffusion, t=t)
         right_B, wrong_B = (
-            diffusion_loss(model, params, conditions | {SUBJECT_SLOTS: slots}, corrupted)[0]
+            diffusion_loss(
+                model,
+                params,
+                conditions | {SUBJECT_SLOTS: slots},
+                corrupted,
+                prediction=run.diffusion.prediction,
+            )[0]
             for slots in (conditions[SUBJECT_SLOTS], slots_BS)
         )
         return jnp.stack([right_B, wrong_B])

@@ -307,7 +307,9 @@ class Finetuner:
 
         def loss(trained):
             adapted = self.method.attached(params, trained, config.lora)
-            losses_B, _ = diffusion_loss(self.model, adapted, conditions, corrupted)
+            losses_B, _ = diffusion_loss(
+                self.model, adapted, conditions, corrupted, prediction=self.diffusion.prediction
+            )
             own_loss = jnp.mean(losses_B[: config.batch_size])
             if classes is None:
                 return own_loss, (own_loss, None)

@@ -91,7 +91,8 @@ def _sharded(
         widths = ((0, rows), (0, short), (0, 0), (0, 0))
         q_BNHK, k_BNHK, v_BNHK = (jnp.pad(a, widths) for a in (q_BNHK, k_BNHK, v_BNHK))
     if short:
-        mask_NN = np.ones((N, N), bool) if mask_NN is None else mask_NN
+        if mask_NN is None:  # a NumPy one for kernels that need it, else no large constant
+            mask_NN = (np if replicated_mask else jnp).ones((N, N), bool)
         xp = np if isinstance(mask_NN, np.ndarray) else jnp
         mask_NN = xp.pad(mask_NN, ((0, short), (0, short)))
     spec = P(BATCH_AXES, "context", "tensor", None)

@@ -48,11 +48,7 @@ def splash(
     Raises:
       UvitError: if the mask is a traced array.
     """
-    if isinstance(mask_NM, jax.core.Tracer):
-        raise UvitError(
-            "attention 'splash' needs a mask that is a NumPy array, known before the program is "
-            "compiled; use 'xla' for a computed one"
-        )
+    _check_mask(mask_NM)
     mask_NM = None if mask_NM is None else np.asarray(mask_NM)
     local = functools.partial(splash_on_device, mask_NM=mask_NM, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
@@ -90,6 +86,7 @@ def splash_on_device(
     interpret: bool = False,
 ) -> jax.Array:
     """`splash` of one device's examples and heads, in a `shard_map` or without a mesh."""
+    _check_mask(mask_NM)
     _, N, H, K = q_BNHK.shape
     M = k_BMHK.shape[1]
     (padded_N, block_q), (padded_M, block_k) = block_size(N), block_size(M)
@@ -118,6 +115,15 @@ def splash_on_device(
     )
     out_BHNK = jax.vmap(lambda q, k, v: attend(q, k, v, segments))(q_BHNK, k_BHMK, v_BHMK)
     return out_BHNK.transpose(0, 2, 1, 3)[:, :N].astype(q_BNHK.dtype)
+
+
+def _check_mask(mask_NM: np.ndarray | None) -> None:
+    """Raises UvitError if a mask is a traced array."""
+    if isinstance(mask_NM, jax.core.Tracer):
+        raise UvitError(
+            "attentions 'splash' and 'ulysses_splash' need a mask that is a NumPy array, known "
+            "before the program is compiled; use 'xla' for a computed one"
+        )
 
 
 def _block_sizes(block_q: int, block_k: int, *, fused: bool) -> kernel.BlockSizes:

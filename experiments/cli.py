@@ -231,7 +231,7 @@ def run(main: Callable[[Sequence[str] | None], int]) -> None:
         compilation_cache.enable()
         status = main(None)
     except (UvitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")  # at once: several processes may share a terminal
         status = 2
     except KeyboardInterrupt:
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """The autoencoder equals diffusers' at random weights; its checkpoints go in and out unchanged."""
 
+import functools
 import json
 
 import jax
@@ -13,6 +14,7 @@ from uvit_jax.autoencoders.kl import (
     LOGVAR_RANGE,
     build_autoencoder,
     decode_in_batches,
+    decode_in_parts,
     encode_in_batches,
     sample_moments,
 )
@@ -266,7 +268,12 @@ def test_samples_have_the_moments_mean_and_variance():
     assert np.allclose(samples.std(0) / 0.5, std, rtol=0.03, atol=1e-5)
 
 
-def test_latents_of_another_number_of_channels_raise():
-    net = build_autoencoder(dict(widths=(4, 4), num_blocks=1, num_groups=2))
+def test_decoding_in_parts_keeps_the_order():
+    net, params = randomised(build_autoencoder(dict(widths=(4, 4), num_blocks=1, num_groups=2)))
+    z = np.random.default_rng(0).normal(size=(6, 2, 2, 4)).astype(np.float32)
+    wanted = decode_in_batches(net, params, z, scale=0.5, batch_size=6)
+    for options in (dict(at_once=2), dict(at_once=2, shards=2), dict(shards=4)):
+        parts = functools.partial(decode_in_parts, net, scale=0.5, **options)
+        assert np.allclose(jax.jit(parts)(params, z), wanted, atol=1e-5)
     with pytest.raises(UvitError, match=r"4 channels, .*segment 'image'"):
         net.check_latents((8, 8, 3), "image")

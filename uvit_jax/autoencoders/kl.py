@@ -25,6 +25,7 @@ from uvit_jax.config import Config, parse
 from uvit_jax.errors import UvitError
 from uvit_jax.models.pure_network import Params, PureNetwork
 from uvit_jax.parallel.attention.implementations import attention
+from uvit_jax.parallel.sharding import constrain_batch
 
 SCALE = 0.18215
 """The inverse standard deviation of the latents; the published COCO models have 0.23010."""
@@ -434,6 +435,31 @@ def decode_in_batches(
       UvitError: without latents, on another number of channels, or if batch_size is below 1.
     """
     return _in_batches(lambda z: autoencoder._decode(params, z, scale), latents, batch_size)
+
+
+def decode_in_parts(
+    autoencoder: Autoencoder,
+    params: Params,
+    latents: jax.Array,
+    *,
+    scale: float,
+    shards: int = 1,
+    at_once: int = 8,
+) -> jax.Array:
+    """`decode` under jit in several parts, to bound memory.
+
+    Args:
+      latents: (B, h, w, C), possibly sharded over `shards` devices, as then are the images.
+      at_once: maximum number of images per device and part.
+    """
+    rows = len(latents) // shards if len(latents) % shards == 0 else len(latents)
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows <= n * at_once)
+    # Part i takes every `parts`-th row, so that rows stay on their devices.
+    cut = latents.reshape(-1, parts, *latents.shape[1:]).swapaxes(0, 1)
+    images = jax.lax.map(
+        lambda z: constrain_batch(autoencoder.decode(params, constrain_batch(z), scale=scale)), cut
+    )
+    return images.swapaxes(0, 1).reshape(len(latents), *images.shape[2:])
 
 
 def _in_batches(function, inputs, batch_size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ samples = decoded(model.layout, samples, decode)        # {"image": …, "image_
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from uvit_jax.autoencoders.causal_video import (
@@ -18,6 +19,7 @@ from uvit_jax.autoencoders.image_autoencoder import FrameAutoencoder, load_image
 from uvit_jax.autoencoders.kl import (
     Autoencoder,
     decode_in_batches,
+    decode_in_parts,
     encode_in_batches,
 )
 from uvit_jax.autoencoders.tiles import in_tiles
@@ -67,6 +69,15 @@ class Decoder:
         else:
             moments = encode_in_batches(self.autoencoder, self.params, images)
         return np.split(moments, 2, axis=-1)[0] * self.scale
+
+    def traced(self, params: Params, latents: jax.Array, *, shards: int = 1) -> jax.Array:
+        """The same inside a jitted function, with `self.params` as an argument; latents and images
+        may be sharded over `shards` devices, those of clips are not."""
+        if latents.ndim == 5:
+            return jax.lax.map(
+                lambda z: self._video.decode(params, z[None] / self.scale)[0], latents
+            )
+        return decode_in_parts(self.autoencoder, params, latents, scale=self.scale, shards=shards)
 
     @property
     def _video(self) -> VideoAutoencoder:

@@ -9,7 +9,6 @@ to another machine with `results.csv.gz` and `manifest.json`, it takes the resul
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from experiments.subjects.scoring import Scorer, make_scorer
 from experiments.subjects.study_config import CompareConfig, parse_compare
 from experiments.subjects.tuning import TuningGrid
 from uvit_jax.config import to_dict
+from uvit_jax.encoders.weights import sha256
 from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
 from uvit_jax.training.run_config import RunConfig, changed_keys, parse_run
@@ -135,7 +135,7 @@ class Workspace:
         if not file.is_file():  # the workdir of a training run
             return
         note = f"networks/{name}_s{seed}"
-        found = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        found = {"sha256": sha256(file)}
         before = self.notes.noted(note)
         if before is None:
             self.notes.note(note, found)

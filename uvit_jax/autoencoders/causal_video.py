@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uvit_jax.autoencoders.tiles import in_tiles
+from uvit_jax.autoencoders.tiles import tiled
 from uvit_jax.config import Config, parse
 from uvit_jax.errors import UvitError
 from uvit_jax.models.pure_network import Params, PureNetwork
@@ -541,7 +541,7 @@ def encode_in_chunks(
     def encode(video: np.ndarray) -> np.ndarray:
         return _in_chunks(lambda x, s: autoencoder._encode_chunk(params, x, s), video, parts)
 
-    return _in_tiles(encode, video, tile, autoencoder.config.factor)
+    return tiled(encode, video, tile, autoencoder.config.factor)
 
 
 def decode_in_chunks(
@@ -567,14 +567,7 @@ def decode_in_chunks(
     def decode(latents: np.ndarray) -> np.ndarray:
         return _in_chunks(lambda z, s: autoencoder._decode_chunk(params, z, s), latents, parts)
 
-    return _in_tiles(decode, latents, tile, 1)
-
-
-def _in_tiles(function, x: np.ndarray, tile: int, factor: int) -> np.ndarray:
-    """`function` in tiles of `tile` latent rows and columns, x having `factor` times as many."""
-    if not tile:
-        return function(x)
-    return in_tiles(function, x, tile=tile * factor, overlap=tile // 3 * factor)
+    return tiled(decode, latents, tile)
 
 
 def _bounds(frames: int, chunk: int) -> Iterator[int]:

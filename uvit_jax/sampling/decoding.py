@@ -22,7 +22,7 @@ from uvit_jax.autoencoders.kl import (
     decode_in_parts,
     encode_in_batches,
 )
-from uvit_jax.autoencoders.tiles import in_tiles
+from uvit_jax.autoencoders.tiles import tiled
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Params
 from uvit_jax.sampling.sampler import SampleConfig
@@ -57,9 +57,7 @@ class Decoder:
         def decode(latents: np.ndarray) -> np.ndarray:
             return decode_in_batches(self.autoencoder, self.params, latents, scale=self.scale)
 
-        if not self.tile:
-            return decode(latents)
-        return in_tiles(decode, latents, tile=self.tile, overlap=self.tile // 3)
+        return tiled(decode, latents, self.tile)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images (B, H, W, image channels) in [-1, 1] → the mean latents, in batches; clips

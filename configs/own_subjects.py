@@ -1,7 +1,7 @@
 """A unified model of your own subjects: images whose captions name them, with reference images.
 
     python -m experiments.inspect_data --config=configs/own_subjects.py:photos
-    python -m experiments.train --config=configs/own_subjects.py:photos
+    python -m experiments.train --config=configs/own_subjects.py:photos,init=shipped:totems
     python -m experiments.sample --workdir=workdirs/own_subjects --references=photos/rex \\
         --prompt="@1 on a beach"
 
@@ -9,9 +9,16 @@
 follow it: `configs/own_subjects.py:photos,subjects=1,width=192,depth=6`. In a folder, every image
 has one subject; in a manifest, as many as its caption names.
 
-Cost: by default 64×64 pixels and up to three subjects in 9M parameters. With the smaller settings
-above, 4.3M, a step takes about 0.7 s of one CPU core with attention="blocked", products="flat".
+`init` is a stored run with references, of whose model and parameters the run starts: a workdir, a
+file, or `shipped:totems`, which has learned from rendered subjects to read references and captions.
+Its size, width, depth and text length are the stored run's.
+
+Cost: by default 64×64 pixels and up to three subjects in 9M parameters. With `init=shipped:totems`,
+or the smaller settings above with attention="blocked" and products="flat", a step takes about 0.7 s
+of one CPU core.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,6 +27,9 @@ from uvit_jax.models.presets import unified
 
 SETTINGS = dict(subjects=3, views=2, size=64, text=32, width=256, depth=8)
 """Of an image, the most subjects, and references of each; its pixels; the tokens of a caption."""
+
+VOCABULARY = 4400
+"""Token ids that the model has room for: 4143 words, and bytes."""
 
 
 def get_config(text: str = "") -> ConfigDict:
@@ -32,7 +42,13 @@ def get_config(text: str = "") -> ConfigDict:
       UvitError: for an unknown setting, or one that is not a positive integer.
     """
     path, *given = text.split(",")
-    s = SETTINGS | dict(_setting(item) for item in given)
+    given = dict(_setting(item) for item in given)
+    stored = given.pop("init", "")
+    if stored:
+        model, s = _stored_model(stored, given)
+    else:
+        s = SETTINGS | given
+        model = _model(s)
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -44,19 +60,7 @@ def get_config(text: str = "") -> ConfigDict:
         max_subjects=s["subjects"],
         max_views=s["views"],
     )
-    config.model = unified.preset(
-        "uvit",
-        (s["size"], s["size"], 3),
-        patch_size=max(s["size"] // 8, 1),
-        subjects=s["subjects"],
-        views=s["views"],
-        text=dict(shape=(s["text"],), vocab_size=4400),
-        position="sincos",
-        width=s["width"],
-        depth=s["depth"],
-        num_heads=max(s["width"] // 32, 1),
-        init="xavier",
-    )
+    config.model = model
     config.diffusion = dict(
         schedule=dict(name="rectified_flow"),
         prediction="x0",
@@ -66,7 +70,7 @@ def get_config(text: str = "") -> ConfigDict:
     )
     config.optimizer = dict(
         name="muon",
-        learning_rate=2e-3,
+        learning_rate=1e-3 if stored else 2e-3,
         schedule="cosine",
         warmup_steps=100,
         b1=0.9,
@@ -75,7 +79,8 @@ def get_config(text: str = "") -> ConfigDict:
         clip_norm=1.0,
     )
     config.train = dict(
-        steps=20_000,
+        init_from=stored,
+        steps=2000 if stored else 20_000,
         batch_size=8,
         draws=2,  # noise levels of each image, for which its references are computed once
         ema_decay=0.999,
@@ -97,8 +102,41 @@ def get_config(text: str = "") -> ConfigDict:
     return config
 
 
-def _setting(item: str) -> tuple[str, int]:
+def _model(s: dict[str, int]) -> dict[str, Any]:
+    return unified.preset(
+        "uvit",
+        (s["size"], s["size"], 3),
+        patch_size=max(s["size"] // 8, 1),
+        subjects=s["subjects"],
+        views=s["views"],
+        text=dict(shape=(s["text"],), vocab_size=VOCABULARY),
+        position="sincos",
+        width=s["width"],
+        depth=s["depth"],
+        num_heads=max(s["width"] // 32, 1),
+        init="xavier",
+    )
+
+
+def _stored_model(path: str, given: dict[str, int]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The model of a stored run with more words, and the settings that it implies."""
+    from uvit_jax.config import to_dict
+    from uvit_jax.training.stored_run import open_run
+
+    model = to_dict(open_run(path).read_run().model)
+    if fixed := sorted(given.keys() - {"subjects", "views"}):
+        raise UvitError(f"{fixed[0]}={given[fixed[0]]}: with init={path} it is the stored run's")
+    s = dict(subjects=1, views=2) | given
+    model = unified.with_references(model, s["subjects"], s["views"])
+    text = model["segments"]["text"]
+    text["vocab_size"] = max(text["vocab_size"], VOCABULARY)
+    return model, s | dict(size=model["segments"]["image"]["shape"][0], text=text["shape"][0])
+
+
+def _setting(item: str) -> tuple[str, Any]:
     key, _, value = item.partition("=")
+    if key == "init":
+        return key, value
     if key not in SETTINGS:
         raise UvitError(f"{key!r} is not a setting of this config{nearest(key, SETTINGS)}")
     if not (value.isascii() and value.isdigit() and int(value)):

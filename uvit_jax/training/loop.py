@@ -38,6 +38,7 @@ from uvit_jax.training.binding_probe import make_probe
 from uvit_jax.training.check_data import sized_models
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
+from uvit_jax.training.initial import initialised, with_stored_words
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
@@ -106,6 +107,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
         dataset = open_data(run.data)
+        if train.init_from:
+            dataset = with_stored_words(dataset, run)
         models = sized_models(model, dataset)
         for sized in models.values():
             check_memory(run, sized, mesh)
@@ -130,6 +133,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         restored = checkpointer.restore(state, shardings)
         state, position = restored or (state, 0)
         start = int(state.step)
+        if not restored and train.init_from:
+            state = initialised(state, shardings, run, model)
         if not restored and run.text_pretraining.steps:
             state = _with_text_encoder(run, state, shardings)
         if main:

@@ -153,9 +153,11 @@ class TrainConfig:
       profile_steps: (first, last), the steps of which a trace for xprof is written to the workdir's
         `profile/`, both included; () for none. A few are enough; leave out the first two.
       wandb: a project of Weights & Biases, for metrics and samples; "" is none.
-      teacher: the stored run (see `open_run`) from whose parameters the run starts, and whose
-        guided predictions it learns (the objective `distill`) or their mean velocities
-        (`mean_flow`); "" is none.
+      init_from: the stored run (a workdir, file or `shipped:NAME`, see `open_run`) from whose
+        averaged parameters and words the run starts; "" is none. The step, the optimizer and the
+        average start anew.
+      teacher: the stored run from whose parameters the run starts, and whose guided predictions it
+        learns (the objective `distill`) or their mean velocities (`mean_flow`); "" is none.
     """
 
     steps: int
@@ -177,6 +179,7 @@ class TrainConfig:
     probe_every: int = 0
     profile_steps: tuple[int, ...] = ()
     wandb: str = ""
+    init_from: str = ""
     teacher: str = ""
 
     def __post_init__(self):
@@ -202,6 +205,11 @@ class TrainConfig:
             raise UvitError(
                 f"probe_every={self.probe_every} must be 0 or a multiple of "
                 f"log_every={self.log_every}"
+            )
+        if self.init_from and self.teacher:
+            raise UvitError(
+                f"init_from={self.init_from!r} and teacher={self.teacher!r} cannot both be set: a "
+                "student starts from its teacher"
             )
         if self.profile_steps:
             given = self.profile_steps

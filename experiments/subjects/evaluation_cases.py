@@ -16,7 +16,8 @@ from experiments.subjects import crops
 from experiments.subjects.study_config import DREAMBENCH, CompareConfig, SettingConfig
 from uvit_jax.data.sources.dreambench import DreamBench
 from uvit_jax.data.sources.worlds import backgrounds, evaluation_sets, random_scenes, scenes
-from uvit_jax.data.sources.worlds.scene_camera import grid
+from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
+from uvit_jax.data.sources.worlds.scene_motion import Motion
 from uvit_jax.data.sources.worlds.scenes import Scene
 from uvit_jax.data.sources.worlds.worlds import BEHIND, FRONT, Pose, world
 from uvit_jax.errors import UvitError, nearest
@@ -34,6 +35,8 @@ class EvaluationCase:
         prompt does not name, last. captions: of the references of the named ones.
       real: ground-truth images (R, H, W, 3), by subject.
       scene: the ground-truth scene, in procedural worlds.
+      motion: of the video, None for images. camera: of a video's frame, relative to that of an
+        image of the scene.
     """
 
     setting: str
@@ -48,6 +51,8 @@ class EvaluationCase:
     captions: tuple[tuple[str, ...], ...]
     real: tuple[np.ndarray, ...]
     scene: Scene | None = None
+    motion: Motion | None = None
+    camera: Camera = Camera()
 
     @property
     def slots(self) -> tuple[int, int]:
@@ -58,6 +63,14 @@ class EvaluationCase:
     def subject(self) -> str:
         """The name of the group, the cluster of the bootstrap."""
         return " + ".join(self.names)
+
+    def spot(self, slot: int) -> tuple[tuple[float, float], float]:
+        """The centre and the scale of a subject in the image, where the caption and the camera put
+        it."""
+        centre, scale = scenes.spot(self.scene, slot)
+        if self.scene.facts.background == backgrounds.PLAIN:  # which is exact already
+            return centre, scale
+        return self.camera.to_image(*centre), scale * self.camera.zoom
 
 
 class ProceduralWorld:
@@ -93,13 +106,17 @@ class ProceduralWorld:
         """Reference images in all poses, (R, H, W, 3)."""
         return np.stack([self.portrait(identity, pose) for pose in self.world.reference_poses])
 
+    def rendered(self, case: EvaluationCase, scene: Scene) -> np.ndarray:
+        """The image of a scene in place of the case's own."""
+        return scenes.render(scene, self.size).image
+
     def truth(self, case: EvaluationCase) -> np.ndarray:
         """The ground-truth image of the case."""
-        return scenes.render(case.scene, self.size).image
+        return self.rendered(case, case.scene)
 
     def oracle(self, case: EvaluationCase, seed: int) -> np.ndarray:
         """Another ground-truth rendering of the case."""
-        return scenes.render(random_scenes.redraw(case.scene, seed), self.size).image
+        return self.rendered(case, random_scenes.redraw(case.scene, seed))
 
     def impostor(self, case: EvaluationCase, other: EvaluationCase, seed: int) -> np.ndarray:
         """A rendering of the case with the subjects of another case."""
@@ -115,7 +132,7 @@ class ProceduralWorld:
         scene = case.scene
         for slot, identity in enumerate(identities):
             scene = random_scenes.replaced_subject(scene, slot, identity)
-        return scenes.render(random_scenes.redraw(scene, seed), self.size).image
+        return self.rendered(case, random_scenes.redraw(scene, seed))
 
     def cut_paste(self, case: EvaluationCase, seed: int) -> np.ndarray:
         """Each subject's best reference, cut out and pasted where the caption puts it."""
@@ -124,7 +141,7 @@ class ProceduralWorld:
         for slot, facing in enumerate(facts.facings):
             poses = scene.subjects[slot].references
             best = min(range(len(poses)), key=lambda v: self._facing(poses[v]) != facing)
-            (x, y), scale = scenes.spot(scene, slot)
+            (x, y), scale = case.spot(slot)
             placed.append((case.references[slot][best], x, y, scale))
         return self._pasted(facts.background, seed, placed)
 
@@ -270,13 +287,6 @@ class DreamBenchWorld:
 
 
 StudyWorld = ProceduralWorld | DreamBenchWorld
-
-
-def open_world(config: CompareConfig, size: int) -> StudyWorld:
-    """The world of a comparison; UvitError if `config.path` is not a DreamBench folder."""
-    return (
-        DreamBenchWorld(config.path, size) if config.path else ProceduralWorld(config.world, size)
-    )
 
 
 def grouped(cases: Sequence[EvaluationCase]) -> list[list[EvaluationCase]]:

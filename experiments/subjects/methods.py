@@ -1,6 +1,6 @@
 """The compared methods: references in the sequence, or fine-tuning on them.
 
-    method = InContext(network, config)
+    method = InContext(network, config.arms["unified"], config, world)
     images = method(cases)                 # (Q, samples, H, W, C), Q cases of one setting
 
 All methods start an image from the same noise, which depends on the case's seed and the index of
@@ -8,6 +8,7 @@ the sample alone.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,17 +43,19 @@ def seeds_of(cases: Sequence[EvaluationCase], samples: int) -> np.ndarray:
     return (first + np.arange(samples, dtype=np.uint64) * SAMPLE_STRIDE).astype(np.uint32)
 
 
+GIVEN = {"first": ("first",), "first_last": ("first", "last"), "composed": ("first",)}
+"""The noisy segments of videos that are given, by `MethodConfig.given`."""
+
 PREFERENCE_TIME = 0.75
 """The noise level t at which losses are compared."""
 
 
 def _losses(network: TrainedNetwork, model: Any) -> Callable[..., jax.Array]:
-    """(params, images, conditions) → each image's loss (Q,), from fixed noise."""
-    name = model.layout.noisy_images[0].name
+    """(params, images or videos, conditions) → each one's loss (Q,), from fixed noise."""
 
     @jax.jit
-    def losses(params, images, conditions):
-        key, batch = jax.random.key(0), {name: images, **conditions}
+    def losses(params, parts, conditions):
+        key, batch = jax.random.key(0), {**parts, **conditions}
         diffusion = network.run.diffusion
         given = corrupt(key, model, batch, diffusion, t=PREFERENCE_TIME)
         return diffusion_loss(model, params, *given, prediction=diffusion.prediction)[0]
@@ -60,24 +63,27 @@ def _losses(network: TrainedNetwork, model: Any) -> Callable[..., jax.Array]:
     return losses
 
 
-def _lower(losses, params, truth, right, wrong, size: int = 16) -> np.ndarray:
+def _lower(losses, params, truth: Examples, right, wrong, size: int = 16) -> np.ndarray:
     """Whether the right conditions have the lower loss, bool (Q,)."""
-    found = []
-    for rows in padded_rows(len(truth), min(size, len(truth))):
+    found, count = [], len(next(iter(truth.values())))
+    for rows in padded_rows(count, min(size, count)):
+        parts = {k: v[rows] for k, v in truth.items()}
         a, b = (
-            np.asarray(losses(params, truth[rows], {k: v[rows] for k, v in given.items()}))
+            np.asarray(losses(params, parts, {k: v[rows] for k, v in given.items()}))
             for given in (right, wrong)
         )
         found.append(a < b)
-    return np.concatenate(found)[: len(truth)]
+    return np.concatenate(found)[:count]
 
 
 class InContext:
     """Samples with the references in the sequence.
 
     Args:
+      method: whether there are references, and for videos what else is given.
       references: `own`; or, to measure what they contribute, `none` or those of `others`.
       guidance: the scale of references, None for the network's own.
+      world: for the given frames of videos.
 
     Raises:
       UvitError: if the network takes no references.
@@ -86,7 +92,9 @@ class InContext:
     def __init__(
         self,
         network: TrainedNetwork,
+        method: MethodConfig,
         config: CompareConfig,
+        world: StudyWorld,
         references: str = "own",
         guidance: float | None = None,
     ):
@@ -95,7 +103,14 @@ class InContext:
                 f"network {network.name} takes no references, which method 'context' needs"
             )
         self.network, self.config, self.references = network, config, references
+        self.method, self.world = method, world
+        if not method.references:
+            self.references = "none"
         self.sample_config = network.run.sample
+        if method.given:
+            names = [s.name for s in network.model.layout.noisy_images]
+            generated = tuple(n for n in names if n not in GIVEN[method.given])
+            self.sample_config = dataclasses.replace(self.sample_config, generate=generated)
         if guidance is not None:
             changes = dict(reference_guidance_scale=guidance)
             self.sample_config = dataclasses.replace(self.sample_config, **changes)
@@ -104,11 +119,22 @@ class InContext:
     def __call__(self, cases: Sequence[EvaluationCase]) -> np.ndarray:
         config, network = self.config, self.network
         seeds = seeds_of(cases, config.samples).reshape(-1)
-        conditions = network.case_conditions(cases, self.references)
+        conditions = self.conditions(cases)
         rows = {k: np.repeat(v, config.samples, axis=0) for k, v in conditions.items()}
         sample = self.sampler(*cases[0].slots)
         found = sample(network.params, seeds, rows)
         return found.reshape(len(cases), config.samples, *found.shape[1:])
+
+    def conditions(self, cases: Sequence[EvaluationCase]) -> dict[str, Any]:
+        """Of cases of one setting, leaves (Q, …), given frames among them."""
+        found = self.network.case_conditions(cases, self.references, self.method.controls)
+        if given := self.method.given:
+            make = self.world.truth
+            if given == "composed":
+                make = functools.partial(self.world.cut_paste, seed=self.config.seed)
+            parts = self.network.parts(np.stack([make(case) for case in cases]))
+            found |= {name: parts[name] for name in GIVEN[given]}
+        return found
 
     def sampler(self, subjects: int, views: int, cache: str = "when_exact") -> BatchedSampler:
         """The compiled sampler for cases with so many references."""
@@ -128,9 +154,12 @@ class InContext:
         """Whether the loss on the true images is lower with each subject's references in its own
         slot than in the next one's, bool (Q,)."""
         network = self.network
-        right, wrong = (network.case_conditions(cases, how) for how in ("own", "exchanged"))
+        controls = self.method.controls
+        right, wrong = (
+            network.case_conditions(cases, how, controls) for how in ("own", "exchanged")
+        )
         losses = _losses(network, network.model_for(*cases[0].slots))
-        return _lower(losses, network.params, truth, right, wrong)
+        return _lower(losses, network.params, network.parts(truth), right, wrong)
 
 
 class Finetuned:
@@ -284,7 +313,7 @@ class Finetuned:
             right = self._conditions([q.prompt for q in part], part[0])
             wrong = self._conditions([exchanged(q.prompt, q.names) for q in part], part[0])
             params = attached(self.network.params, tree_index(trained, i))
-            own = truth[first : first + len(part)]
+            own = self.network.parts(truth[first : first + len(part)])
             found.append(_lower(losses, params, own, right, wrong))
             first += len(part)
         return np.concatenate(found)

@@ -34,6 +34,8 @@ from uvit_jax.training.run_config import RunConfig, parse_run
 from uvit_jax.training.workdir import Workdir
 
 Conditions = Mapping[str, np.ndarray]
+CONTROLS = ("camera", "amplitude")
+"""Inputs of videos beside text and references."""
 
 
 class TrainedNetwork:
@@ -87,7 +89,7 @@ class TrainedNetwork:
         others = [
             s.name
             for s in self.model.layout.conditions
-            if s.role == "condition" and s.kind != "text"
+            if s.role == "condition" and s.kind != "text" and s.name not in CONTROLS
         ]
         if others or not texts:
             raise UvitError(
@@ -97,16 +99,34 @@ class TrainedNetwork:
         encode = self.vocabulary.tokenizer.encode
         return {s.name: np.stack([encode(prompt, s.shape[0]) for prompt in prompts]) for s in texts}
 
+    def controls(
+        self, cases: Sequence[EvaluationCase], controls: Sequence[str] = CONTROLS
+    ) -> dict[str, np.ndarray]:
+        """The camera's paths and the amplitudes of videos, leaves (Q, …), where the network takes
+        them; null values for those that are not in `controls`."""
+        layout = self.model.layout
+        found = {n: np.asarray(layout.null(n, len(cases))) for n in CONTROLS if n in layout.by_name}
+        if "camera" in found and "camera" in controls:
+            T = found["camera"].shape[1]
+            found["camera"] = np.stack([q.motion.camera_path(T) for q in cases])
+        if "amplitude" in found and "amplitude" in controls:
+            found["amplitude"] = np.stack([q.motion.size() for q in cases])
+        return found
+
     def case_conditions(
-        self, cases: Sequence[EvaluationCase], references: str = "own"
+        self,
+        cases: Sequence[EvaluationCase],
+        references: str = "own",
+        controls: Sequence[str] = CONTROLS,
     ) -> dict[str, Any]:
         """The conditions of cases of one setting, leaves (Q, …).
 
         Args:
           references: `own`, `none`, `others`: those of the next group of subjects; or
             `exchanged`: each subject's in the slot of the next one.
+          controls: see `controls`.
         """
-        found = self.conditions([q.prompt for q in cases])
+        found = self.conditions([q.prompt for q in cases]) | self.controls(cases, controls)
         if self.in_context and references != "none":
             given = [q.references for q in cases]
             if references == "others":
@@ -120,7 +140,8 @@ class TrainedNetwork:
     def sampler(
         self, model: Model, sample: SampleConfig | None = None
     ) -> Callable[[Params, jax.Array, Conditions], jax.Array]:
-        """A pure function for one image: (params, seed, conditions without a batch) → (H, W, C).
+        """A pure function for one image: (params, seed, conditions without a batch) → (H, W, C); or
+        for one video, (T, H, W, C), whose given frames are among the conditions.
 
         The noise depends on the seed alone, not on the rest of the batch.
         """
@@ -128,13 +149,31 @@ class TrainedNetwork:
         sample_batch = make_sampler(
             model, self.run.diffusion, sample, batch_size=1, vocabulary=self.vocabulary
         )
-        name = model.layout.noisy_images[0].name
+        names = [s.name for s in model.layout.noisy_images]
 
         def one(params: Params, seed: jax.Array, conditions: Conditions) -> jax.Array:
             batch = {key: jnp.asarray(value)[None] for key, value in conditions.items()}
-            return sample_batch(params, jax.random.key(seed), batch)[name][0]
+            samples = batch | sample_batch(params, jax.random.key(seed), batch)
+            return jnp.concatenate([samples[name][0] for name in names])
 
         return one
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it generates: an image (H, W, C), or a video (T, H, W, C)."""
+        shapes = [s.input_shape for s in self.model.layout.noisy_images]
+        if len(shapes) == 1:
+            return tuple(shapes[0])
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def parts(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images (Q, H, W, C), or videos, as the model's noisy inputs."""
+        segments = self.model.layout.noisy_images
+        if len(segments) == 1:
+            return {segments[0].name: images}
+        ends = np.cumsum([s.input_shape[0] for s in segments])[:-1]
+        parts = np.split(images, ends, axis=1)
+        return {s.name: part for s, part in zip(segments, parts, strict=True)}
 
     @property
     def train_flops(self) -> float:

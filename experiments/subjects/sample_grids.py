@@ -53,7 +53,7 @@ def grids(
         rows = []
         for i in firsts[:subjects]:
             generations = {
-                m: list(found_images[i])
+                m: _shown(found_images[i])
                 for m in order
                 # Fine-tuned methods have the first cases only.
                 if i < len(found_images := images.get((m, setting), ()))
@@ -74,6 +74,14 @@ def grids(
             title = setting.replace("_", " ").capitalize()
             found.append(ReportGrid(title=title, rows=rows, note=note))
     return found
+
+
+def _shown(samples: np.ndarray) -> list[np.ndarray]:
+    """The images of a case, or the first, middle and last frame of its first video."""
+    if samples.ndim == 4:
+        return list(samples)
+    T = samples.shape[1]
+    return list(samples[0, [0, T // 2, T - 1]])
 
 
 def grid_html(manifest: Manifest, grid: ReportGrid) -> str:

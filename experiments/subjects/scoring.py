@@ -6,6 +6,7 @@ scorer(cases, images)          # scores (Q,) by name, NaN where a metric does no
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,9 +14,14 @@ import numpy as np
 from experiments.subjects import crops, multi_subject, totem_judge
 from experiments.subjects.evaluation_cases import EvaluationCase, ProceduralWorld, StudyWorld
 from experiments.subjects.results import MetricInfo
-from experiments.subjects.study_config import CompareConfig
+from experiments.subjects.study_config import TOTEM_VIDEOS, CompareConfig
+from experiments.subjects.video_world import VideoWorld
 from uvit_jax.data.sources.worlds import backgrounds, factors, random_scenes, scenes
+from uvit_jax.data.sources.worlds.scene_camera import AMPLITUDES
 from uvit_jax.encoders.image_encoder import Encoder, encoder
+from uvit_jax.evaluation import video_metrics
+from uvit_jax.evaluation.video_metrics import rank_products
+from uvit_jax.evaluation.video_motion import dynamic_degree
 
 Scores = dict[str, np.ndarray]
 
@@ -25,6 +31,7 @@ class TotemScorer:
 
     Args:
       which: of the judges. encoders: further judges, of identity alone, by name.
+      poses: whether to score facing and size, which renders the alternatives of every case.
     """
 
     def __init__(
@@ -32,7 +39,10 @@ class TotemScorer:
         world: ProceduralWorld,
         which: Sequence[int] = (0, 1),
         encoders: Mapping[str, Encoder] | None = None,
+        *,
+        poses: bool = True,
     ):
+        self._score_poses = poses
         self._world, self._encoders = world, dict(encoders or {})
         self._poses: dict[tuple, dict[tuple[str, str], np.ndarray]] = {}
         self._judges = {chr(ord("a") + i): totem_judge.load(i) for i in which}
@@ -91,7 +101,7 @@ class TotemScorer:
     def _encoded(self, scores: np.ndarray, encode: Encoder, cases, images) -> None:
         """The cosine of each subject's crop to its portraits, by an encoder."""
         slots = [(i, s) for i, q in enumerate(cases) for s in range(len(q.names))]
-        spots = [scenes.spot(cases[i].scene, s) for i, s in slots]
+        spots = [cases[i].spot(s) for i, s in slots]
         owner = np.array([i for i, _ in slots])
         half = crops.MARGIN * np.array([scale for _, scale in spots])
         centre = np.array([centre for centre, _ in spots])
@@ -109,7 +119,8 @@ class TotemScorer:
     def _pose(self, case: EvaluationCase, image: np.ndarray) -> tuple[float, float]:
         """Whether subjects face as the caption says, their mean, and whether a lone one has its
         size: as the most similar of ground-truth images with either facing and size, by pixels."""
-        if case.scene.facts.background == backgrounds.PLAIN:  # portraits have one place and size
+        plain = case.scene.facts.background == backgrounds.PLAIN
+        if plain or not self._score_poses:  # portraits have one place and size
             return np.nan, np.nan
         key = (case.setting, case.prompt, *case.names)
         if key not in self._poses:
@@ -336,7 +347,7 @@ class EncoderScorer:
         if not self._procedural:
             return np.arange(len(images)), images
         slots = [(i, q, s) for i, q in enumerate(cases) for s in range(len(q.names))]
-        at = [(i, *scenes.spot(q.scene, s)) for i, q, s in slots]
+        at = [(i, *q.spot(s)) for i, q, s in slots]
         owner = np.array([i for i, _, _ in at])
         centre = np.array([c for _, c, _ in at])
         half = crops.MARGIN * np.array([h for _, _, h in at])
@@ -363,16 +374,106 @@ def _small(images: np.ndarray, centre: tuple[float, float], scale: float) -> np.
     return crops.crop(images, np.tile(centre, (count, 1)), half, 16)
 
 
+class VideoScorer:
+    """Scores of videos: the mean over their frames of what the images' scorer finds, at the place
+    that the camera's path implies, and how they move.
+
+    Args:
+      images: without facing and size, which the caption states of one moment.
+    """
+
+    def __init__(self, images: TotemScorer, world: VideoWorld):
+        self._images, self._world = images, world
+        unscored = ("facing", "size", "detect_and_compare")
+        self.metrics = {n: m for n, m in images.metrics.items() if n not in unscored} | _MOTION
+        self._true_dynamics: dict[tuple, float] = {}
+
+    def __call__(self, cases: Sequence[EvaluationCase], videos: np.ndarray) -> Scores:
+        """Scores of videos (Q, T, H, W, 3), one per case."""
+        T = videos.shape[1]
+        frames = [frame for case in cases for frame in self._world.frame_cases(case)]
+        by_frame = self._images(frames, videos.reshape(-1, *videos.shape[2:]))
+        by_frame = {name: value.reshape(-1, T) for name, value in by_frame.items()}
+        scores = {name: _mean(by_frame[name]) for name in self.metrics if name not in _MOTION}
+        third = max(1, T // 3)
+        identity = by_frame["identity_a"]
+        scores["drift"] = identity[:, -third:].mean(axis=1) - identity[:, :third].mean(axis=1)
+        of_each = [self._motion(*each) for each in zip(cases, videos, strict=True)]
+        scores |= {name: np.array([one[name] for one in of_each]) for name in of_each[0]}
+        scores["moving_identity"] = scores["identity_a"] * np.minimum(scores["dynamics"], 1)
+        asked = np.array([AMPLITUDES[case.motion.amplitude] for case in cases])
+        moved = scores["dynamics"] * [self._dynamics(case) for case in cases]
+        scores["amplitude"] = rank_products(moved, asked)
+        return scores
+
+    def _motion(self, case: EvaluationCase, video: np.ndarray) -> dict[str, float]:
+        asked = case.motion.camera_path(2)[-1, 1:]
+        error = video_metrics.camera_scores(video[None], asked[None])
+        of_true = max(self._dynamics(case), 1e-9)
+        return {
+            "camera": error["camera_accuracy"],
+            **{name: error[name] for name in ("angle_error", "shift_error", "zoom_error")},
+            "dynamics": dynamic_degree(video) / of_true,
+        }
+
+    def _dynamics(self, case: EvaluationCase) -> float:
+        """Of the true video of a case."""
+        key = (case.setting, case.prompt, case.seed, *case.names)
+        if key not in self._true_dynamics:
+            self._true_dynamics[key] = dynamic_degree(self._world.truth(case))
+        return self._true_dynamics[key]
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is not NaN; NaN if all is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=-1)
+    return np.where(known.any(axis=-1), total / np.maximum(known.sum(axis=-1), 1), np.nan)
+
+
+_MOTION = {
+    "drift": MetricInfo(
+        title="Drift of identity",
+        note="identity (judge A) in the last third of the frames less that in the first",
+    ),
+    "camera": MetricInfo(
+        title="Camera",
+        note="exactly the moves asked for, each in its direction, measured by aligning frames",
+    ),
+    "angle_error": MetricInfo(
+        title="Angle error, degrees", higher_is_better=False, note="of the camera's roll"
+    ),
+    "shift_error": MetricInfo(
+        title="Shift error", higher_is_better=False, note="of the camera, in half image sides"
+    ),
+    "zoom_error": MetricInfo(
+        title="Zoom error", higher_is_better=False, note="of the camera, log of the factor"
+    ),
+    "dynamics": MetricInfo(
+        title="Dynamic degree", note="relative to the true video; 0 for a still one"
+    ),
+    "moving_identity": MetricInfo(
+        title="Moving identity",
+        note="identity (judge A) times the relative dynamic degree up to 1: a still video has 0",
+    ),
+    "amplitude": MetricInfo(
+        title="Amplitude",
+        note="Spearman's correlation of the amplitude asked for and the dynamic degree",
+    ),
+}
+
 _COPIES = MetricInfo(
     title="Copied", higher_is_better=False, note="the whole image equals a reference, by pixels"
 )
-Scorer = TotemScorer | EncoderScorer
+Scorer = TotemScorer | EncoderScorer | VideoScorer
 
 
 def make_scorer(config: CompareConfig, world: StudyWorld) -> Scorer:
     """The scorer of a world; UvitError if its weights are missing."""
+    encoders = {name: encoder(name, config.weights.get(name)) for name in config.encoders}
+    if config.world == TOTEM_VIDEOS:
+        return VideoScorer(TotemScorer(world, encoders=encoders, poses=False), world)
     if config.world == "totems":
-        encoders = {name: encoder(name, config.weights.get(name)) for name in config.encoders}
         return TotemScorer(world, encoders=encoders)
     return EncoderScorer(config, world)
 
@@ -395,15 +496,16 @@ def tuning_objective(scorer: Scorer, scores: Scores) -> np.ndarray:
 def _places(case: EvaluationCase) -> list[tuple[tuple[float, float], float, int]]:
     """The places of a scene: centre, scale, and the slot of the subject there, or -1 if empty."""
     scene = case.scene
-    places = [(*scenes.spot(scene, slot), slot) for slot in range(len(scene.subjects))]
+    places = [(*case.spot(slot), slot) for slot in range(len(scene.subjects))]
     if len(scene.subjects) == 1:
         (centre, scale, _), mine = places[0], scene.facts.places[0]
         for place in scenes.PLACES[1]:
             if place != mine:
-                x = scenes.abscissa(1, place)
-                places.append(((x, centre[1]), scale, -1))
+                y = scenes.spot(scene, 0)[0][1]
+                at = case.camera.to_image(scenes.abscissa(1, place), y)
+                places.append((at, scale, -1))
         # Places overlap their neighbours; only one clear of the subject can be empty.
-        places = [p for p in places if p[2] >= 0 or abs(p[0][0] - centre[0]) > scale]
+        places = [p for p in places if p[2] >= 0 or math.dist(p[0], centre) > scale]
     return places
 
 

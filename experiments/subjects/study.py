@@ -16,7 +16,7 @@ import numpy as np
 import uvit_jax
 from experiments.subjects.evaluation_cases import EvaluationCase, class_cases, grouped
 from experiments.subjects.methods import Finetuned, InContext
-from experiments.subjects.networks import BatchedSampler, check_compute
+from experiments.subjects.networks import BatchedSampler, TrainedNetwork, check_compute
 from experiments.subjects.report import write
 from experiments.subjects.scoring import score_images, tuning_objective
 from experiments.subjects.study_config import CompareConfig, SettingConfig
@@ -109,7 +109,7 @@ class Comparison:
             reported |= {"none": "text_only", "others": "shuffled_references"}
         before = _fingerprint(network.params)
         for references, title in reported.items():
-            method = InContext(network, self.config, references, guidance)
+            method = self._in_context(name, network, references, guidance)
             for setting in self._settings(name):
                 if references != "own" and setting not in self._central():
                     continue
@@ -120,7 +120,7 @@ class Comparison:
                     _print_seconds(title, setting, seed, began)
                 note = f"preferred/s{seed}/{title}/{setting}"
                 if (
-                    references == "own"
+                    method.references == "own"
                     and len(cases[0].names) > 1
                     and not self.space.notes.noted(note)
                 ):
@@ -195,10 +195,11 @@ class Comparison:
             cases, size = self.space.cases(self.config.main), self.config.batch_size
             rows = [cases[i % len(cases)] for i in range(size)]
             if self.config.arms[name].method == "context":
-                method = InContext(network, self.config, guidance=self._recipe(name)["guidance"])
+                method = self._in_context(name, network, "own", self._recipe(name)["guidance"])
                 seeds = np.array([q.seed for q in rows], np.uint32)
-                arguments = (network.params, seeds, network.case_conditions(rows))
-                for key, cache in ((name, "when_exact"), (f"{name} uncached", "never")):
+                arguments = (network.params, seeds, method.conditions(rows))
+                caches = {name: "when_exact", f"{name} uncached": "never"}
+                for key, cache in caches.items() if method.references == "own" else {name: "never"}.items():
                     timed[key] = method.sampler(*rows[0].slots, cache), arguments, 1
                 model = network.model_for(*rows[0].slots)
             else:
@@ -243,6 +244,12 @@ class Comparison:
         """The main setting and those of the primary comparisons."""
         return {self.config.main, *(one.setting for one in self.config.primary.values())}
 
+    def _in_context(
+        self, name: str, network: TrainedNetwork, references: str, guidance: float | None
+    ) -> InContext:
+        arm, world = self.config.arms[name], self.space.world
+        return InContext(network, arm, self.config, world, references, guidance)
+
     def _truth(self, cases: Sequence[EvaluationCase]) -> np.ndarray:
         return np.stack([self.space.world.truth(case) for case in cases])
 
@@ -277,9 +284,10 @@ class Comparison:
         found: dict[str, Any] = {"guidance": None, "tuning_flops": 0.0}
         if self.config.arms[name].method == "context":
             network = self.space.network(self._network(name), seed)
+            scales = self.config.guidance if self.config.arms[name].references else ()
             images = {
-                scale: lambda scale=scale: InContext(network, self.config, guidance=scale)(cases)
-                for scale in self.config.guidance
+                scale: lambda scale=scale: self._in_context(name, network, "own", scale)(cases)
+                for scale in scales
             }
         else:
             found |= self._tuned(name, seed, cases)

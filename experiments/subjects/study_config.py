@@ -13,6 +13,7 @@ from uvit_jax.errors import UvitError, nearest
 from uvit_jax.training.finetune import FinetuneConfig
 
 DREAMBENCH = "dreambench"
+TOTEM_VIDEOS = "totem_videos"
 Composition = Literal["fused", "sum", "joint"]
 
 
@@ -31,11 +32,18 @@ class MethodConfig(Config):
         subjects; None uses the comparison's.
       settings: evaluated settings; () for all.
       seeds: of the networks; () for all of the comparison's.
+      references: whether `context` gives the network the references.
+      given: of videos, the frames that are given instead of generated: the true `first` one, the
+        true `first_last`, or a `composed` first one, of cut-out references.
+      controls: of videos, which of camera and amplitude the network is told, beside the caption.
     """
 
     network: str
     title: str
     method: Literal["context", "lora", "words"] = "context"
+    references: bool = True
+    given: Literal["", "first", "first_last", "composed"] = ""
+    controls: tuple[Literal["camera", "amplitude"], ...] = ("camera", "amplitude")
     compose: tuple[Composition, ...] = typing.get_args(Composition)
     grid: TuningGrid | None = None
     settings: tuple[str, ...] = ()
@@ -72,7 +80,8 @@ class CompareConfig(Config):
     """A comparison.
 
     Attributes:
-      world: `totems`, `emoji_scenes`, or `dreambench`, a folder of photographs at `path`.
+      world: `totems`, `emoji_scenes`, `totem_videos`, or `dreambench`, a folder of photographs at
+        `path`.
       networks: by name, the config of a training run (see `RunConfig`), or {"load": path} with the
         workdir of a finished one.
       seeds: of the networks: each is trained with every one. They are trained in this order, all
@@ -102,7 +111,7 @@ class CompareConfig(Config):
       seed: of noise and fine-tuning. notes: sentences at the head of the report.
     """
 
-    world: Literal["totems", "emoji_scenes", "dreambench"]
+    world: Literal["totems", "emoji_scenes", "totem_videos", "dreambench"]
     networks: Mapping[str, Any]
     arms: Mapping[str, MethodConfig]
     baseline: str
@@ -150,12 +159,15 @@ class CompareConfig(Config):
             raise UvitError(
                 f"baseline={self.baseline!r} is not in arms{nearest(self.baseline, self.arms)}"
             )
-        for name in self.settings:
-            if self.world != DREAMBENCH and name not in evaluation_sets.settings(self.world):
+        scenes = "totems" if self.world == TOTEM_VIDEOS else self.world
+        for name in self.settings if self.world != DREAMBENCH else ():
+            if name not in (known := evaluation_sets.settings(scenes)):
                 raise UvitError(
-                    f"settings.{name}: {self.world} has no such setting"
-                    f"{nearest(name, evaluation_sets.settings(self.world))}"
+                    f"settings.{name}: {self.world} has no such setting{nearest(name, known)}"
                 )
+        for name, method in self.arms.items():
+            if method.given and self.world != TOTEM_VIDEOS:
+                raise UvitError(f"arms.{name}: given={method.given!r} is for videos")
         chosen = {"main": self.main}
         chosen |= {f"primary.{key}.setting": o.setting for key, o in self.primary.items()}
         for key, method in self.arms.items():

@@ -20,14 +20,14 @@ from experiments.subjects.evaluation_cases import (
     StudyWorld,
     grouped,
     next_group,
-    open_world,
 )
 from experiments.subjects.networks import TrainedNetwork
 from experiments.subjects.result_rows import ANCHORS, RENDERED_ANCHORS
 from experiments.subjects.sample_store import SampleStore
 from experiments.subjects.scoring import Scorer, make_scorer
-from experiments.subjects.study_config import CompareConfig, parse_compare
+from experiments.subjects.study_config import TOTEM_VIDEOS, CompareConfig, parse_compare
 from experiments.subjects.tuning import TuningGrid
+from experiments.subjects.video_world import VideoWorld, open_world
 from uvit_jax.config import to_dict
 from uvit_jax.encoders.weights import sha256
 from uvit_jax.errors import UvitError
@@ -76,17 +76,17 @@ class Workspace:
     @functools.cached_property
     def world(self) -> StudyWorld:
         """The evaluated world, at the image size of the networks."""
-        sizes = {
-            self.network(name, seed).model.layout.noisy_images[0].shape[-3]
+        shapes = {
+            self.network(name, seed).shape
             for name in self.runs
             for seed in self.config.seeds
             if self.ready(name, seed)
         }
-        if not sizes:
+        if not shapes:
             raise UvitError(f"no network in {self.workdir} has finished training yet")
-        if len(sizes) != 1:
-            raise UvitError(f"all networks must have one image size, got {sorted(sizes)}")
-        return open_world(self.config, sizes.pop())
+        if len(shapes) != 1:
+            raise UvitError(f"all networks must have one image size, got {sorted(shapes)}")
+        return open_world(self.config, shapes.pop())
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -196,7 +196,7 @@ class Workspace:
         if method in RENDERED_ANCHORS:
             known = hasattr(self.world, RENDERED_ANCHORS[method])
             if method == "nearest_training":  # by attributes
-                known = self.config.world == "totems"
+                known &= self.config.world in ("totems", TOTEM_VIDEOS)
             return known and seed == self.config.seeds[0]
         return self.store(seed).has(method, setting)
 
@@ -207,7 +207,9 @@ class Workspace:
         cases, samples, images = self.cases(setting), self.config.samples, []
         for i, case in enumerate(cases):
             if method == "copy_paste":
-                own = [case.references[0][0]] * samples
+                image = case.references[0][0]
+                video = isinstance(self.world, VideoWorld)
+                own = [self.world.still(image) if video else image] * samples
             elif method == "random_identity":
                 other = next_group(cases, i)
                 own = [self.world.impostor(case, other, k) for k in range(samples)]

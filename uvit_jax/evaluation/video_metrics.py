@@ -93,10 +93,16 @@ def amplitude_correlation(videos: np.ndarray, amplitudes: Sequence[float]) -> fl
     """Spearman's rank correlation of the amplitudes asked for and the dynamics measured; 0 where
     either is constant, as for still videos."""
     measured = np.array([dynamic_degree(video) for video in videos])
-    ranks = [_ranks(np.asarray(values)) for values in (measured, amplitudes)]
-    a, b = (r - r.mean() for r in ranks)
-    norm = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / norm) if norm > 0 else 0.0
+    return float(rank_products(measured, amplitudes).mean())
+
+
+def rank_products(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """The products of the standardised ranks of two rows of values, whose mean is Spearman's rank
+    correlation; all 0 where either row is constant."""
+    a, b = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
+    a, b = a - a.mean(), b - b.mean()
+    norm = np.sqrt((a**2).mean() * (b**2).mean())
+    return a * b / norm if norm > 0 else np.zeros(len(a))
 
 
 def identity_over_frames(

@@ -1,14 +1,15 @@
 """Emoji in few network evaluations: guidance distilled into the network, and mean velocities.
 
+    python -m experiments.train --config=configs/quickstart.py
     python -m experiments.train --config=configs/few_steps.py:distilled
     python -m experiments.train --config=configs/few_steps.py:mean_flow_distilled
     python -m experiments.train --config=configs/few_steps.py:mean_flow
     python -m experiments.sample --workdir=workdirs/few_steps_mean_flow_distilled --steps=1 \\
         --prompt="skull, twemoji"
 
-`distilled` starts from the quickstart's network, which is part of the package, and learns its
-guided prediction for every scale in [0, 2]: --guidance is then an input, and a step of sampling is
-one evaluation instead of two. The other two learn the mean velocity between two times (Geng et al.
+`distilled` starts from the quickstart's network, in workdirs/quickstart, and learns its guided
+prediction for every scale in [0, 2]: --guidance is then an input, and a step of sampling is one
+evaluation instead of two. The other two learn the mean velocity between two times (Geng et al.
 2025), with guidance of scale 1 in its target, and sample in 1 to 4 steps: `mean_flow_distilled`
 that of the quickstart's network, from which it starts; `mean_flow` that of the data, from nothing.
 
@@ -92,7 +93,7 @@ def get_config(name: str = "distilled") -> ConfigDict:
         checkpoint_every=250,
         log_every=10,
         sample_every=250,
-        teacher="shipped:emoji" if taught else "",
+        teacher="workdirs/quickstart" if taught else "",
     )
     names = (
         "grinning face",

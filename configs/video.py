@@ -97,7 +97,7 @@ def totems(style: str) -> dict[str, Any]:
             clip_norm=1.0,
         ),
         train=dict(
-            steps=5000,
+            steps=4000,
             batch_size=8,
             draws=3,
             ema_decay=0.999,

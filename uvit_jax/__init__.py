@@ -5,7 +5,7 @@
     outputs = model.apply(params, inputs, times)   # pure
 
     model, params = uvit_jax.load(path)            # a workdir, safetensors, an official .pth,
-                                                   # or a shipped network: "emoji"
+                                                   # or a shipped network: "totems"
 
 Importing this package imports nothing heavy: a config file may use `uvit_jax.models.presets`
 without paying for JAX.

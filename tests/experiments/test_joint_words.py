@@ -110,7 +110,7 @@ def test_what_a_mode_cannot_take_is_named_and_nothing_is_written(
 
 
 def test_a_model_of_images_alone_has_no_modes():
-    flags = ["--workdir=shipped:emoji", "--mode=joint"]
+    flags = ["--workdir=shipped:totems", "--mode=joint"]
     with pytest.raises(UvitError, match=r"images and texts at two times.*leave out the mode"):
         sample.main(flags)
 

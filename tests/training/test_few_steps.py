@@ -157,7 +157,7 @@ def test_a_teachers_velocities_are_guided_at_its_own_times():
         (
             dict(
                 diffusion=FLOW,
-                train=dict(steps=1, batch_size=1, teacher="shipped:emoji"),
+                train=dict(steps=1, batch_size=1, teacher="shipped:emoji_joint"),
             ),
             "'distill' and 'mean_flow'",
         ),

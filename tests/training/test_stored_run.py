@@ -55,11 +55,11 @@ def test_a_shipped_network_is_loaded_by_its_name(tmp_path, monkeypatch):
         run = open_run(f"shipped:{name}")
         assert run.read_run().model == model.config
         assert run.read_vocabulary().tokenizer is not None
-    with pytest.raises(UvitError, match=r"shipped:emojy: .*did you mean 'emoji'"):
-        uvit_jax.load("shipped:emojy")
-    (tmp_path / "emoji").mkdir()  # a folder of one's own comes first
-    with pytest.raises(UvitError, match=r"emoji is not a workdir"):
-        uvit_jax.load("emoji")
+    with pytest.raises(UvitError, match=r"shipped:totem: .*did you mean 'totems'"):
+        uvit_jax.load("shipped:totem")
+    (tmp_path / "totems").mkdir()  # a folder of one's own comes first
+    with pytest.raises(UvitError, match=r"totems is not a workdir"):
+        uvit_jax.load("totems")
 
 
 def test_metrics_of_modes_are_listed_by_their_names(workdir, tmp_path):

@@ -28,7 +28,7 @@ def load(
         diffusers' names; a diffusers folder; an official PyTorch file (`.pth` or `.pt`, needs the
         extra `interop`); or a training folder of U-ViT's official code. They may be in `gs://`, and
         all but workdirs in a repository of the Hugging Face Hub, `hf://OWNER/NAME[@REVISION]`. The
-        name of a network of the package (`uvit_jax/shipped`) is "shipped:emoji", or "emoji" where
+        name of a network of the package (`uvit_jax/shipped`) is "shipped:totems", or "totems" where
         there is no file or folder of that name.
       step: the checkpoint of a workdir or training folder; None is the newest (of a workdir, the
         newest complete one).

@@ -1,7 +1,7 @@
 """A stored run, wherever it is: a workdir, a weight file of our own form, or a network of the
 package or the Hub.
 
-run = open_run("shipped:emoji")
+run = open_run("shipped:totems")
 config, vocabulary = run.read_run(), run.read_vocabulary()
 model, params = uvit_jax.load(run.path)
 """

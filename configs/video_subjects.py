@@ -27,9 +27,14 @@ def get_config(name: str = "") -> dict[str, Any]:
         arms=dict(
             unified=dict(title="References → video", **context),
             composed=dict(
-                title="A composed first frame → video", references=False, given="composed", **context
+                title="A composed first frame → video",
+                references=False,
+                given="composed",
+                **context,
             ),
-            first=dict(title="The true first frame → video", references=False, given="first", **context),
+            first=dict(
+                title="The true first frame → video", references=False, given="first", **context
+            ),
             first_last=dict(
                 title="The true first and last frames → video",
                 references=False,

@@ -199,7 +199,9 @@ class Comparison:
                 seeds = np.array([q.seed for q in rows], np.uint32)
                 arguments = (network.params, seeds, method.conditions(rows))
                 caches = {name: "when_exact", f"{name} uncached": "never"}
-                for key, cache in caches.items() if method.references == "own" else {name: "never"}.items():
+                for key, cache in (
+                    caches.items() if method.references == "own" else {name: "never"}.items()
+                ):
                     timed[key] = method.sampler(*rows[0].slots, cache), arguments, 1
                 model = network.model_for(*rows[0].slots)
             else:

@@ -13,9 +13,11 @@ from configs.own_subjects import get_config
 from tests.helpers.stored import write_run
 from tests.helpers.weights import equal
 from tests.training.test_subject_runs import photos, run  # noqa: F401
+from uvit_jax.config import to_dict
 from uvit_jax.data import pipeline
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import build
+from uvit_jax.models.presets.unified import add_references
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import path_string
 from uvit_jax.training import loop
@@ -85,6 +87,18 @@ def test_words_keep_their_ids_and_new_ones_follow(tmp_path, photos):  # noqa: F8
     first = dataclasses.replace(own, train=dataclasses.replace(own.train, steps=1))
     loop.train(first, tmp_path / "own")
     assert loop.train(own, tmp_path / "own").step == 2
+
+
+def test_a_model_with_further_parts_is_the_stored_one_at_first(tmp_path, caplog):
+    stored, params = write_run(tmp_path / "a.safetensors")
+    config = dataclasses.asdict(starting_from(stored, tmp_path / "a.safetensors"))
+    config["model"] = add_references(to_dict(stored.model), subjects=1)
+    with caplog.at_level("INFO"):
+        _, state = started(parse_run(config))
+    before, after = leaves(params), leaves(state.params)
+    new = after.keys() - before.keys()
+    assert new and all(np.array_equal(after[name], before[name]) for name in before)
+    assert all(name in caplog.text for name in new)
 
 
 def test_another_shape_is_refused(tmp_path):

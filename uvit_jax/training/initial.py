@@ -1,4 +1,4 @@
-"""The parameters and words that a run starts from, those of a stored run (`config.train.init_from`)."""
+"""The parameters and words of a stored run, from which a run starts (`config.train.init_from`)."""
 
 import dataclasses
 import logging
@@ -61,9 +61,7 @@ def initialised(state: TrainState, where: TrainState, run: RunConfig, model: Mod
     """
     given = f"config.train.init_from={run.train.init_from!r}"
     _, params = load(open_run(run.train.init_from).path)
-    stored = {
-        path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    stored = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     names = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)]
     if not stored.keys() & set(names):
         raise UvitError(f"{given} has none of this run's parameters; give the run its config.model")

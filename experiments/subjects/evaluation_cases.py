@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.subjects import crops
-from experiments.subjects.study_config import DREAMBENCH, CompareConfig, SettingConfig
+from experiments.subjects.study_config import DREAMBENCH, SettingConfig
 from uvit_jax.data.sources.dreambench import DreamBench
 from uvit_jax.data.sources.worlds import backgrounds, evaluation_sets, random_scenes, scenes
 from uvit_jax.data.sources.worlds.scene_camera import Camera, grid

@@ -9,6 +9,7 @@ for case in world.cases("identities_2v", SettingConfig(subjects=12)):
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,12 @@ from uvit_jax.data.sources.dreambench import DreamBench
 from uvit_jax.data.sources.worlds import backgrounds, evaluation_sets, random_scenes, scenes
 from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 from uvit_jax.data.sources.worlds.scene_motion import Motion
-from uvit_jax.data.sources.worlds.scenes import Scene
+from uvit_jax.data.sources.worlds.scenes import Facts, Scene
 from uvit_jax.data.sources.worlds.worlds import BEHIND, FRONT, Pose, world
 from uvit_jax.errors import UvitError, nearest
+
+Placed = tuple[np.ndarray, float, float, float]
+"""A reference (H, W, 3) to paste: the position (x, y) and the scale of its subject."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +75,15 @@ class EvaluationCase:
         if self.scene.facts.background == backgrounds.PLAIN:  # which is exact already
             return centre, scale
         return self.camera.to_image(*centre), scale * self.camera.zoom
+
+
+class Shown(NamedTuple):
+    """What a subject is fine-tuned on: images (n, H, W, 3), or videos (n, T, H, W, 3) with their
+    motions, and captions."""
+
+    images: np.ndarray
+    captions: list[str]
+    motions: list[Motion | None]
 
 
 class ProceduralWorld:
@@ -145,28 +158,30 @@ class ProceduralWorld:
             placed.append((case.references[slot][best], x, y, scale))
         return self._pasted(facts.background, seed, placed)
 
-    def pasted(self, case: EvaluationCase, slot: int, count: int) -> tuple[np.ndarray, list[str]]:
-        """Training scenes of one subject, from its references alone: cut out of their plain
-        background and pasted on training backgrounds, as captions say.
-
-        Returns:
-          Images (count, H, W, 3) and their captions, which call the subject `@{slot + 1}`.
-        """
-        images, captions = [], []
-        for i in range(count):
-            rng = random_scenes.rng_of("pasted", self.name, case.names[slot], i)
-            facts = random_scenes.draw_facts(rng, self.world, 1, random_scenes.seen_backgrounds())
-            view = int(rng.integers(len(case.references[slot])))
-            facing = self._facing(case.scene.subjects[slot].references[view])
-            facts = dataclasses.replace(facts, facings=(facing,))
-            x, y, scale = scenes.place(facts, 0, self.world.size)
-            x, y = (v + float(rng.uniform(-0.05, 0.05)) for v in (x, y))
-            placed = [(case.references[slot][view], x, y, scale * float(rng.uniform(0.94, 1.06)))]
-            images.append(self._pasted(facts.background, int(rng.integers(2**31)), placed))
+    def shown(self, case: EvaluationCase, slot: int, pasted: int) -> Shown:
+        """One subject's references, and `pasted` training scenes of it from these alone: cut out of
+        their plain background and pasted on training backgrounds, as captions say, which call the
+        subject `@{slot + 1}`."""
+        images, captions = list(case.references[slot]), list(case.captions[slot])
+        for i in range(pasted):
+            facts, seed, placed = self._drawn(case, slot, i)
+            images.append(self._pasted(facts.background, seed, [placed]))
             captions.append(facts.caption.replace("@1", f"@{slot + 1}"))
-        return np.stack(images), captions
+        return Shown(np.stack(images), captions, [None] * len(images))
 
-    def _pasted(self, background: str, seed: int, placed: Sequence[tuple]) -> np.ndarray:
+    def _drawn(self, case: EvaluationCase, slot: int, number: int) -> tuple[Facts, int, Placed]:
+        """The facts of a scene with one subject, the seed of its background, and the subject."""
+        rng = random_scenes.rng_of("pasted", self.name, case.names[slot], number)
+        facts = random_scenes.draw_facts(rng, self.world, 1, random_scenes.seen_backgrounds())
+        view = int(rng.integers(len(case.references[slot])))
+        facing = self._facing(case.scene.subjects[slot].references[view])
+        facts = dataclasses.replace(facts, facings=(facing,))
+        x, y, scale = scenes.place(facts, 0, self.world.size)
+        x, y = (v + float(rng.uniform(-0.05, 0.05)) for v in (x, y))
+        placed = case.references[slot][view], x, y, scale * float(rng.uniform(0.94, 1.06))
+        return facts, int(rng.integers(2**31)), placed
+
+    def _pasted(self, background: str, seed: int, placed: Sequence[Placed]) -> np.ndarray:
         """References (image, x, y, scale) cut out and pasted on a background."""
         own = scenes.portrait_place(self.world)
         phase = np.random.default_rng(seed).random()
@@ -270,6 +285,11 @@ class DreamBenchWorld:
                     )
                 )
         return found
+
+    def shown(self, case: EvaluationCase, slot: int, pasted: int) -> Shown:
+        """One subject's references."""
+        images = np.stack(case.references[slot])
+        return Shown(images, list(case.captions[slot]), [None] * len(images))
 
     def class_captions(self, kind: str, count: int, word: str) -> list[str]:
         """DreamBooth's class prompt."""

@@ -25,6 +25,7 @@ from experiments.subjects.evaluation_cases import (
 from experiments.subjects.fusion import fuse, input_moments
 from experiments.subjects.networks import BatchedSampler, TrainedNetwork
 from experiments.subjects.study_config import CompareConfig, MethodConfig
+from uvit_jax.data.sources.worlds.scene_motion import Motion
 from uvit_jax.errors import UvitError
 from uvit_jax.models import lora
 from uvit_jax.models.cost import forward_cost
@@ -232,24 +233,26 @@ class Finetuned:
 
     def examples(self, case: EvaluationCase, slot: int) -> Examples:
         """One subject's references, and scenes with these pasted in, as training examples."""
-        images, captions = np.stack(case.references[slot]), list(case.captions[slot])
-        if self.config.pasted:
-            pasted = self.world.pasted(case, slot, self.config.pasted)
-            images, captions = np.concatenate([images, pasted[0]]), captions + pasted[1]
-        return {"image": images, **self._conditions(captions, case)}
+        images, captions, motions = self.world.shown(case, slot, self.config.pasted)
+        return self.network.parts(images) | self._conditions(captions, case, motions)
 
-    def _conditions(self, prompts: Sequence[str], case: EvaluationCase) -> Examples:
+    def _conditions(
+        self, prompts: Sequence[str], case: EvaluationCase, motions: Sequence[Motion | None]
+    ) -> Examples:
         """The conditions of prompts, with the subjects' own words where there are any."""
         if self.network.own_words:
             prompts = [own_words(prompt, case.names) for prompt in prompts]
-        return self.network.conditions(prompts)
+        return self.network.conditions(prompts) | self.network.controls(motions)
+
+    def _of_cases(self, cases: Sequence[EvaluationCase]) -> Examples:
+        return self._conditions([q.prompt for q in cases], cases[0], [q.motion for q in cases])
 
     def sample(self, trained: Any, by_group: Sequence[Sequence[EvaluationCase]]) -> np.ndarray:
         """Images (Q, samples, H, W, C) of each group with its trained parameters, leaves (G, …)."""
         cases = [q for part in by_group for q in part]
         samples = self.config.samples
         seeds = seeds_of(cases, samples).reshape(len(by_group), -1)
-        conditions = self._conditions([q.prompt for q in cases], cases[0])
+        conditions = self._of_cases(cases)
         rows = {
             k: np.repeat(v, samples, axis=0).reshape(*seeds.shape, *v.shape[1:])
             for k, v in conditions.items()
@@ -271,7 +274,7 @@ class Finetuned:
             self.network.params,
         )
         trained = jax.tree.map(lambda a: np.zeros((groups, *a.shape), np.float32), start)
-        conditions = self._conditions([q.prompt for q in cases], cases[0])
+        conditions = self._of_cases(cases)
         rows = {k: np.repeat(v[:, None], each, axis=1) for k, v in conditions.items()}
         seeds = np.repeat(seeds_of(cases, 1), each, axis=1)
         return (self.network.params, trained, seeds, rows), each
@@ -310,8 +313,9 @@ class Finetuned:
         attached = jax.jit(self.tuner(self.recipe.steps).attached)
         found, first = [], 0
         for i, part in enumerate(by_group):
-            right = self._conditions([q.prompt for q in part], part[0])
-            wrong = self._conditions([exchanged(q.prompt, q.names) for q in part], part[0])
+            right = self._of_cases(part)
+            swapped = [dataclasses.replace(q, prompt=exchanged(q.prompt, q.names)) for q in part]
+            wrong = self._of_cases(swapped)
             params = attached(self.network.params, tree_index(trained, i))
             own = self.network.parts(truth[first : first + len(part)])
             found.append(_lower(losses, params, own, right, wrong))
@@ -324,12 +328,13 @@ class Finetuned:
         for kind in names:
             if kind not in self._priors:
                 captions = self.world.class_captions(kind, self.config.prior, self.config.word)
+                controls = self.network.controls([Motion()] * len(captions))
                 self._priors[kind] = class_examples(
                     self.network.model,
                     self.network.params,
                     self.network.run.diffusion,
                     self.network.run.sample,
-                    self.network.conditions(captions),
+                    self.network.conditions(captions) | controls,
                     count=len(captions),
                     batch_size=self.config.batch_size,
                     seed=self.config.seed,

@@ -19,6 +19,7 @@ import numpy as np
 import uvit_jax
 from experiments.subjects.evaluation_cases import EvaluationCase, next_group
 from uvit_jax.config import to_dict
+from uvit_jax.data.sources.worlds.scene_motion import Motion
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion.solvers.solve import num_evaluations
 from uvit_jax.errors import UvitError
@@ -100,17 +101,17 @@ class TrainedNetwork:
         return {s.name: np.stack([encode(prompt, s.shape[0]) for prompt in prompts]) for s in texts}
 
     def controls(
-        self, cases: Sequence[EvaluationCase], controls: Sequence[str] = CONTROLS
+        self, motions: Sequence[Motion | None], controls: Sequence[str] = CONTROLS
     ) -> dict[str, np.ndarray]:
         """The camera's paths and the amplitudes of videos, leaves (Q, …), where the network takes
         them; null values for those that are not in `controls`."""
-        layout = self.model.layout
-        found = {n: np.asarray(layout.null(n, len(cases))) for n in CONTROLS if n in layout.by_name}
+        layout, count = self.model.layout, len(motions)
+        found = {n: np.asarray(layout.null(n, count)) for n in CONTROLS if n in layout.by_name}
         if "camera" in found and "camera" in controls:
             T = found["camera"].shape[1]
-            found["camera"] = np.stack([q.motion.camera_path(T) for q in cases])
+            found["camera"] = np.stack([motion.camera_path(T) for motion in motions])
         if "amplitude" in found and "amplitude" in controls:
-            found["amplitude"] = np.stack([q.motion.size() for q in cases])
+            found["amplitude"] = np.stack([motion.size() for motion in motions])
         return found
 
     def case_conditions(
@@ -126,7 +127,8 @@ class TrainedNetwork:
             `exchanged`: each subject's in the slot of the next one.
           controls: see `controls`.
         """
-        found = self.conditions([q.prompt for q in cases]) | self.controls(cases, controls)
+        motions = [q.motion for q in cases]
+        found = self.conditions([q.prompt for q in cases]) | self.controls(motions, controls)
         if self.in_context and references != "none":
             given = [q.references for q in cases]
             if references == "others":

@@ -4,16 +4,20 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from experiments.subjects.evaluation_cases import (
     DreamBenchWorld,
     EvaluationCase,
+    Placed,
     ProceduralWorld,
+    Shown,
     StudyWorld,
 )
 from experiments.subjects.study_config import TOTEM_VIDEOS, CompareConfig, SettingConfig
-from uvit_jax.data.sources.worlds.scene_camera import Camera
-from uvit_jax.data.sources.worlds.scene_motion import draw_motion, render_video
+from uvit_jax.data.sources.worlds import backgrounds, scenes
+from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
+from uvit_jax.data.sources.worlds.scene_motion import Motion, draw_motion, render_video
 from uvit_jax.data.sources.worlds.scenes import Scene
 
 
@@ -45,17 +49,59 @@ class VideoWorld(ProceduralWorld):
         """A still video of an image composed as `ProceduralWorld.cut_paste` does."""
         return self.still(super().cut_paste(self.frame_cases(case)[0], seed))
 
+    def shown(self, case: EvaluationCase, slot: int, pasted: int) -> Shown:
+        """Still videos of one subject's references, and `pasted` scenes of it as those of
+        `ProceduralWorld.shown`, under a camera that moves."""
+        videos = [self.still(image) for image in case.references[slot]]
+        captions, motions = list(case.captions[slot]), [Motion(worded=False)] * len(videos)
+        for i in range(pasted):
+            facts, seed, placed = self._drawn(case, slot, i)
+            motion = draw_motion(f"pasted {case.names[slot]}", "train", i, 1)
+            motion = dataclasses.replace(motion, turns=())  # which a cut-out cannot do
+            videos.append(self._moving(facts.background, seed, placed, motion))
+            captions.append(facts.caption.replace("@1", f"@{slot + 1}") + motion.wording)
+            motions.append(motion)
+        return Shown(np.stack(videos), captions, motions)
+
+    def portraits(self, case: EvaluationCase) -> list[EvaluationCase]:
+        still = Motion(worded=False)
+        return [dataclasses.replace(one, motion=still) for one in super().portraits(case)]
+
+    def _moving(self, background: str, seed: int, placed: Placed, motion: Motion) -> np.ndarray:
+        """A video of a reference's subject, cut out and pasted on a background."""
+        reference, centre_x, centre_y, scale = placed
+        own = scenes.portrait_place(self.world)
+        phase, zoom, side = np.random.default_rng(seed).random(), own["scale"] / scale, self.size
+        frames = []
+        for camera in motion.cameras(Camera(), self.frames):
+            x, y = camera.to_scene(*grid(side))
+            image = 2 * backgrounds.paint(background, x, y, phase) - 1
+            # The pixels of the reference that show these points of the scene.
+            column = ((x - centre_x) * zoom + 1) * side / 2 - 0.5
+            row = (1 - (y - centre_y) * zoom - own["y"]) * side / 2 - 0.5
+            plain = 2 * backgrounds.PLAIN_COLOUR - 1
+            cut = np.stack(
+                [
+                    ndimage.map_coordinates(reference[..., c], [row, column], order=1, cval=plain)
+                    for c in range(3)
+                ],
+                axis=-1,
+            )
+            alpha = np.clip(np.abs(cut - plain).max(axis=-1, keepdims=True) * 8 - 0.4, 0, 1)
+            frames.append(alpha * cut + (1 - alpha) * image)
+        return np.clip(np.stack(frames), -1, 1).astype(np.float32)
+
     def still(self, image: np.ndarray) -> np.ndarray:
         """A video of one image."""
         return np.repeat(image[None], self.frames, axis=0)
 
     def frame_cases(self, case: EvaluationCase) -> list[EvaluationCase]:
         """The frames of a case, each as the case of an image."""
-        scenes = case.motion.poses(case.scene, self.frames)
+        posed = case.motion.poses(case.scene, self.frames)
         cameras = case.motion.cameras(Camera(), self.frames)
         return [
             dataclasses.replace(case, scene=scene, camera=camera)
-            for scene, camera in zip(scenes, cameras, strict=True)
+            for scene, camera in zip(posed, cameras, strict=True)
         ]
 
 

@@ -101,9 +101,9 @@ def test_anchors_and_pasted_scenes_follow_the_caption(world, scorer):
     nearest = scorer(cases, np.stack([world.nearest_training(q, 0) for q in cases]))
     assert mean(pasted, "prompt_a") > 0.85 and mean(nearest, "prompt_a") > 0.9
     assert mean(pasted, "identity_a") > 0.6 > mean(nearest, "identity_a") + 0.1
-    images, captions = world.pasted(cases[0], 0, 4)
-    again, _ = world.pasted(cases[0], 0, 4)
-    assert images.shape == (4, 32, 32, 3) and np.array_equal(images, again)
+    images, captions, _ = world.shown(cases[0], 0, 4)
+    again, *_ = world.shown(cases[0], 0, 4)
+    assert images.shape == (2 + 4, 32, 32, 3) and np.array_equal(images, again)
     assert all(caption.count("@1") == 1 for caption in captions)
     again = world.portraits(cases[0])
     assert {q.prompt for q in again} == set(cases[0].captions[0])

@@ -9,6 +9,7 @@ from configs import video_subjects
 from experiments.subjects.methods import InContext
 from experiments.subjects.networks import TrainedNetwork
 from experiments.subjects.result_rows import ANCHORS
+from experiments.subjects.results import read_scores
 from experiments.subjects.scoring import TotemScorer, VideoScorer
 from experiments.subjects.study import Comparison
 from experiments.subjects.study_config import MethodConfig, SettingConfig, parse_compare
@@ -18,7 +19,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.sources.worlds import scenes
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation.video_metrics import rank_products
+from uvit_jax.evaluation.video_metrics import camera_scores, rank_products
 from uvit_jax.interop.exporting import export
 from uvit_jax.models.model import build
 from uvit_jax.training.run_config import parse_run
@@ -71,6 +72,19 @@ def test_true_videos_score_high_and_still_and_wrong_ones_do_not(world, cases, sc
     assert set(true) == set(scorer.metrics)
 
 
+def test_fine_tuning_shows_references_held_still_and_pasted_under_the_camera(world, cases):
+    for case in cases[:3]:
+        videos, captions, motions = world.shown(case, 0, 4)
+        assert len(videos) == len(captions) == len(motions) == 2 + 4
+        assert np.array_equal(videos[0], world.still(case.references[0][0]))
+        assert not any(motion.moves for motion in motions[:2])
+        for video, caption, motion in zip(videos[2:], captions[2:], motions[2:], strict=True):
+            asked = motion.camera_path(2)[-1:, 1:]
+            assert camera_scores(video[None], asked)["camera_accuracy"] == 1
+            assert caption.count("@1") == 1 and "turns" not in caption
+            assert caption.endswith(motion.wording)
+
+
 def test_rank_products_average_to_spearmans_correlation():
     assert rank_products([1, 2, 9], [0.1, 0.2, 0.3]).mean() == pytest.approx(1)
     assert rank_products([3, 2, 1], [0.1, 0.2, 0.3]).mean() == pytest.approx(-1)
@@ -79,12 +93,13 @@ def test_rank_products_average_to_spearmans_correlation():
 
 def small_config():
     config = video_subjects.get_config("quick")
-    given = config["networks"]["video_uvit"]
-    given["train"] |= dict(steps=2, batch_size=2)
-    given["text_pretraining"]["steps"] = 2
-    given["model"]["backbone"] |= dict(width=32, num_heads=2, depth=2, unroll=1)
-    given["sample"]["sampler"]["steps"] = 2
-    return config
+    for given in config["networks"].values():
+        given["train"] |= dict(steps=2, batch_size=2)
+        given["text_pretraining"]["steps"] = 2
+        given["model"]["backbone"] |= dict(width=32, num_heads=2, depth=2, unroll=1)
+        given["sample"]["sampler"]["steps"] = 2
+    grid = dict(ranks=(2,), rates=(1e-3,), priors=(0.0, 1.0), steps=(1, 2))
+    return config | dict(grid=grid, prior=4, tolerance=9.0)
 
 
 def test_given_frames_are_in_the_samples(world, cases, tmp_path):
@@ -123,3 +138,5 @@ def test_a_comparison_of_videos_from_training_to_report(tmp_path):
     assert {*config["arms"], *ANCHORS} - {"copy_paste"} <= set(summary["methods"])
     tables = (tmp_path / "work/tables.md").read_text()
     assert "Drift of identity" in tables and "Camera" in tables
+    rows = read_scores(tmp_path / "work/results.csv.gz")
+    assert {"portraits", "unused_name"} <= {r.setting for r in rows if r.method == "lora"}

@@ -95,4 +95,5 @@ class SceneVideoSource(SceneSource):
         """The words of all captions, those of images first."""
         phrases = [words for _, *both in MOVES.values() for words in both]
         words = " ".join(["the camera is static and turns", *phrases]).split()
-        return Tokenizer(tuple(dict.fromkeys([*super().tokenizer().words, *words])))
+        of_images = super().tokenizer()
+        return Tokenizer(tuple(dict.fromkeys([*of_images.words, *words])), of_images.attributes)

@@ -39,9 +39,11 @@ def get_config(text: str = "") -> ConfigDict:
       text: its path, and settings: `photos,subjects=1`.
 
     Raises:
-      UvitError: for an unknown setting, or one that is not a positive integer.
+      UvitError: for an unknown setting, one that is not a positive integer, or one without a path.
     """
     path, *given = text.split(",")
+    if path.partition("=")[0] in (*SETTINGS, "init"):
+        raise UvitError(f"{path!r} is a setting; the path comes first, such as photos,{path}")
     given = dict(_setting(item) for item in given)
     stored = given.pop("init", "")
     if stored:

@@ -123,5 +123,7 @@ def test_own_subjects_start_from_a_shipped_network():
     assert config.model.backbone == model.config.backbone
     assert config.train.init_from == "shipped:totems" and config.data.text_length == 24
     assert [s.name for s in config.model.layout().references] == ["ref_1_1", "ref_1_2"]
+    with pytest.raises(UvitError, match="the path comes first, such as photos,subjects=1"):
+        get_config("subjects=1")
     with pytest.raises(UvitError, match="width=64: with init=shipped:totems"):
         get_config("photos,init=shipped:totems,width=64")

@@ -28,8 +28,15 @@ from uvit_jax.models.presets import unified
 SETTINGS = dict(subjects=3, views=2, size=64, text=32, width=256, depth=8)
 """Of an image, the most subjects, and references of each; its pixels; the tokens of a caption."""
 
-VOCABULARY = 4400
-"""Token ids that the model has room for: 4143 words, and bytes."""
+DIFFUSION = dict(
+    schedule=dict(name="rectified_flow"),
+    prediction="x0",
+    weighting="velocity",
+    time_sampling="logit_normal",
+    logit_mean=0.8,
+)
+WORDS = 4143
+"""Words that the model has room for, beside those of a stored run."""
 
 
 def get_config(text: str = "") -> ConfigDict:
@@ -47,10 +54,10 @@ def get_config(text: str = "") -> ConfigDict:
     given = dict(_setting(item) for item in given)
     stored = given.pop("init", "")
     if stored:
-        model, s = _stored_model(stored, given)
+        model, diffusion, s = _stored_model(stored, given)
     else:
         s = SETTINGS | given
-        model = _model(s)
+        model, diffusion = _model(s), DIFFUSION
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -63,13 +70,7 @@ def get_config(text: str = "") -> ConfigDict:
         max_views=s["views"],
     )
     config.model = model
-    config.diffusion = dict(
-        schedule=dict(name="rectified_flow"),
-        prediction="x0",
-        weighting="velocity",
-        time_sampling="logit_normal",
-        logit_mean=0.8,
-    )
+    config.diffusion = diffusion
     config.optimizer = dict(
         name="muon",
         learning_rate=1e-3 if stored else 2e-3,
@@ -111,7 +112,7 @@ def _model(s: dict[str, int]) -> dict[str, Any]:
         patch_size=max(s["size"] // 8, 1),
         subjects=s["subjects"],
         views=s["views"],
-        text=dict(shape=(s["text"],), vocab_size=VOCABULARY),
+        text=dict(shape=(s["text"],), vocab_size=257 + WORDS),
         position="sincos",
         width=s["width"],
         depth=s["depth"],
@@ -120,24 +121,41 @@ def _model(s: dict[str, int]) -> dict[str, Any]:
     )
 
 
-def _stored_model(path: str, given: dict[str, int]) -> tuple[dict[str, Any], dict[str, int]]:
-    """The model of a stored run with more words, and the settings that it implies."""
+def _stored_model(
+    path: str, given: dict[str, int]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+    """The model of a stored run with more words, its objective, and the settings that it has."""
     from uvit_jax.config import to_dict
     from uvit_jax.training.stored_run import open_run
 
-    model = to_dict(open_run(path).read_run().model)
+    run = to_dict(open_run(path).read_run())
+    model = run["model"]
+    if not {"image", "text", "ref_1_1"} <= model["segments"].keys():
+        raise UvitError(
+            f"init={path} has no references of images and text; give a run that has, such as "
+            "shipped:totems"
+        )
     if fixed := sorted(given.keys() - {"subjects", "views"}):
         raise UvitError(f"{fixed[0]}={given[fixed[0]]}: with init={path} it is the stored run's")
     s = dict(subjects=1, views=2) | given
+    for key in ("subjects", "views"):
+        if s[key] > (most := model[f"max_{key}"]):
+            raise UvitError(f"{key}={s[key]}: the model of init={path} takes at most {most}")
     model = unified.with_references(model, s["subjects"], s["views"])
     text = model["segments"]["text"]
-    text["vocab_size"] = max(text["vocab_size"], VOCABULARY)
-    return model, s | dict(size=model["segments"]["image"]["shape"][0], text=text["shape"][0])
+    text["vocab_size"] += WORDS
+    return (
+        model,
+        run["diffusion"],
+        s | dict(size=model["segments"]["image"]["shape"][0], text=text["shape"][0]),
+    )
 
 
 def _setting(item: str) -> tuple[str, Any]:
     key, _, value = item.partition("=")
     if key == "init":
+        if not value:
+            raise UvitError("init= is empty; give a workdir, a file, or shipped:totems")
         return key, value
     if key not in SETTINGS:
         raise UvitError(f"{key!r} is not a setting of this config{nearest(key, SETTINGS)}")

@@ -21,6 +21,7 @@ SIZE-RESOLUTION-LENGTH: on latents of Wan's autoencoder, for pods; sizes of `SIZ
 from typing import Any
 
 from uvit_jax.data.sources.worlds.factors import SIZES as SIZES_OF_TOTEMS
+from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.presets import video
 
 TEXT = 48
@@ -32,7 +33,7 @@ SIZES = {  # style, width, depth, number of heads
 RESOLUTIONS = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920)}
 NAMES = ("totems", "totems_dit", "totems_text", "totems_dit_text", "clips", "uvit_1b-720p-5s")
 STEPS = {"uvit": 4000, "dit": 4320, "uvit_text": 3820, "dit_text": 4140}
-"""Of equal compute, about 4.55e14 FLOPs without the optimizer's."""
+"""Of equal compute, about 4.57e14 FLOPs without the optimizer's."""
 
 
 def totems(style: str, references: bool = True) -> dict[str, Any]:
@@ -209,9 +210,11 @@ def pod(name: str) -> dict[str, Any]:
 
 
 def get_config(name: str = "totems") -> dict[str, Any]:
-    """The config of a run, see the module."""
+    """The config of a run, see the module; UvitError for another name."""
     if name == "clips":
         return clips()
+    if name.startswith("totems") and name not in NAMES:
+        raise UvitError(f"configs/video.py has no {name!r}{nearest(name, NAMES)}")
     if name.startswith("totems"):
         style = "dit" if "_dit" in name else "uvit"
         return totems(style, references=not name.endswith("_text"))

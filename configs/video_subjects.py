@@ -7,7 +7,7 @@
 One network, `configs/video.py:totems`, has all tasks: references → video, text → video (the anchor
 "without references"), and image → video, of the true first frame, of the true first and last ones,
 or of a first frame composed of cut-out references, which is what one does without references.
-Camera and amplitude are told exactly; `amplitude` is told nothing but the amplitude.
+Camera and amplitude are told exactly; `amplitude` is told only the amplitude beside the caption.
 
 The other, `configs/video.py:totems_dit_text`, is a video DiT of equal compute without references,
 for which a LoRA and the vector of a word of its own are trained for each subject: on its

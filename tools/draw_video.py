@@ -2,8 +2,8 @@
 
     python -m tools.draw_video --workdir=workdirs/video_subjects
 
-Each row is an evaluation case: the references, clips of some methods, and the true clip. A PNG of the
-same name has the frames of each clip in a row.
+Each row is an evaluation case: the references, clips of some methods, and the true clip. A PNG of
+the same name has the frames of each clip in a row.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The fixed evaluation cases that all methods are compared on.
 
-world = open_world(config, size=32)
+world = open_world(config, (32, 32, 3))
 for case in world.cases("identities_2v", SettingConfig(subjects=12)):
     case.references[s][v], case.prompt, case.seed     # the inputs
     case.real[s]                                      # ground truth of subject s's identity
@@ -100,13 +100,15 @@ class ProceduralWorld:
         )
         return [self._case(case) for case in found]
 
-    def class_captions(self, kind: str, count: int, word: str) -> list[str]:
-        """Captions of random images of the class, for prior preservation."""
+    def class_prompts(
+        self, kind: str, count: int, word: str
+    ) -> tuple[list[str], list[Motion | None]]:
+        """Captions of random images of the class, for prior preservation, and no motions."""
         random = [
             random_scenes.draw(self.name, "train", i, subjects=1, views=0, portraits=0.3)
             for i in range(count)
         ]
-        return [scene.caption.replace("@1", word) for scene in random]
+        return [scene.caption.replace("@1", word) for scene in random], [None] * count
 
     def portrait(self, identity: tuple[int, ...], pose: Pose) -> np.ndarray:
         """A reference image of a subject, (H, W, 3)."""
@@ -291,9 +293,11 @@ class DreamBenchWorld:
         images = np.stack(case.references[slot])
         return Shown(images, list(case.captions[slot]), [None] * len(images))
 
-    def class_captions(self, kind: str, count: int, word: str) -> list[str]:
+    def class_prompts(
+        self, kind: str, count: int, word: str
+    ) -> tuple[list[str], list[Motion | None]]:
         """DreamBooth's class prompt."""
-        return [f"a {kind}"] * count
+        return [f"a {kind}"] * count, [None] * count
 
     def oracle(self, case: EvaluationCase, seed: int) -> np.ndarray:
         """Another photograph of the subject, whatever the prompt."""

@@ -108,6 +108,8 @@ class InContext:
         if not method.references:
             self.references = "none"
         self.sample_config = network.run.sample
+        if self.references == "none":
+            guidance = 0.0
         if method.given:
             names = [s.name for s in network.model.layout.noisy_images]
             generated = tuple(n for n in names if n not in GIVEN[method.given])
@@ -146,7 +148,6 @@ class InContext:
             sample = dataclasses.replace(self.sample_config, cache_references=cache)
             if bare:
                 model = model.without_references()
-                sample = dataclasses.replace(sample, reference_guidance_scale=0.0)
             one = jax.vmap(self.network.sampler(model, sample), in_axes=(None, 0, 0))
             self._samplers[key] = BatchedSampler(one, self.config.batch_size)
         return self._samplers[key]
@@ -327,8 +328,10 @@ class Finetuned:
         names = list(dict.fromkeys(kinds))
         for kind in names:
             if kind not in self._priors:
-                captions = self.world.class_captions(kind, self.config.prior, self.config.word)
-                controls = self.network.controls([Motion()] * len(captions))
+                captions, motions = self.world.class_prompts(
+                    kind, self.config.prior, self.config.word
+                )
+                controls = self.network.controls(motions)
                 self._priors[kind] = class_examples(
                     self.network.model,
                     self.network.params,

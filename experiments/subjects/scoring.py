@@ -20,7 +20,7 @@ from uvit_jax.data.sources.worlds import backgrounds, factors, random_scenes, sc
 from uvit_jax.data.sources.worlds.scene_camera import AMPLITUDES
 from uvit_jax.encoders.image_encoder import Encoder, encoder
 from uvit_jax.evaluation import video_metrics
-from uvit_jax.evaluation.video_metrics import rank_products
+from uvit_jax.evaluation.video_metrics import rank_correlation_terms
 from uvit_jax.evaluation.video_motion import dynamic_degree
 
 Scores = dict[str, np.ndarray]
@@ -403,13 +403,13 @@ class VideoScorer:
         scores["moving_identity"] = scores["identity_a"] * np.minimum(scores["dynamics"], 1)
         asked = np.array([AMPLITUDES[case.motion.amplitude] for case in cases])
         moved = scores["dynamics"] * [self._dynamics(case) for case in cases]
-        scores["amplitude"] = rank_products(moved, asked)
+        scores["amplitude"] = rank_correlation_terms(moved, asked)
         return scores
 
     def _motion(self, case: EvaluationCase, video: np.ndarray) -> dict[str, float]:
         asked = case.motion.camera_path(2)[-1, 1:]
         error = video_metrics.camera_scores(video[None], asked[None])
-        of_true = max(self._dynamics(case), 1e-9)
+        of_true = self._dynamics(case) or math.nan
         return {
             "camera": error["camera_accuracy"],
             **{name: error[name] for name in ("angle_error", "shift_error", "zoom_error")},
@@ -485,7 +485,11 @@ def score_images(scorer: Scorer, cases: Sequence[EvaluationCase], images: np.nda
 
 
 def tuning_objective(scorer: Scorer, scores: Scores) -> np.ndarray:
-    """The objective of tuning: the mean of identity and prompt-following, (Q,)."""
+    """The objective of tuning: the mean of identity and prompt-following, (Q,); of videos, of the
+    identity of what moves."""
+    if isinstance(scorer, VideoScorer):
+        prompt = (scores["prompt_a"] + scores["prompt_b"]) / 2
+        return (scores["moving_identity"] + prompt) / 2
     by_role: dict[str, list[np.ndarray]] = {}
     for name, about in scorer.metrics.items():
         if about.role != "other":

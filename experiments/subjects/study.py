@@ -199,11 +199,13 @@ class Comparison:
                 seeds = np.array([q.seed for q in rows], np.uint32)
                 arguments = (network.params, seeds, method.conditions(rows))
                 caches = {name: "when_exact", f"{name} uncached": "never"}
-                for key, cache in (
-                    caches.items() if method.references == "own" else {name: "never"}.items()
-                ):
+                if method.references == "none":
+                    caches = {name: "never"}
+                for key, cache in caches.items():
                     timed[key] = method.sampler(*rows[0].slots, cache), arguments, 1
                 model = network.model_for(*rows[0].slots)
+                if method.references == "none":
+                    model = network.model.without_references()
             else:
                 method = self._finetuned(name, self.space.available(name)[0])
                 arguments, each = method.timing_arguments(grouped(cases))
@@ -299,6 +301,9 @@ class Comparison:
             found["guidance"] = max(scores, key=scores.get)
             found["score"] = scores[found["guidance"]]
             found["scores"] = {f"{scale:g}": score for scale, score in scores.items()}
+        elif self.config.arms[name].method == "context":
+            own = self._in_context(name, network, "own", None)(cases)
+            found["score"] = float(self._objective(cases, own).mean())
         self.space.notes.note(note, found)
         print(
             f"{name}: {', '.join(f'{k} {v}' for k, v in found.items() if k != 'scores')}; tuned on "

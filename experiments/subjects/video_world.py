@@ -19,6 +19,10 @@ from uvit_jax.data.sources.worlds import backgrounds, scenes
 from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 from uvit_jax.data.sources.worlds.scene_motion import Motion, draw_motion, render_video
 from uvit_jax.data.sources.worlds.scenes import Scene
+from uvit_jax.errors import UvitError
+
+STILL = Motion(amplitude="S", worded=False)
+"""The motion of references that are held still."""
 
 
 class VideoWorld(ProceduralWorld):
@@ -53,7 +57,7 @@ class VideoWorld(ProceduralWorld):
         """Still videos of one subject's references, and `pasted` scenes of it as those of
         `ProceduralWorld.shown`, under a camera that moves."""
         videos = [self.still(image) for image in case.references[slot]]
-        captions, motions = list(case.captions[slot]), [Motion(worded=False)] * len(videos)
+        captions, motions = list(case.captions[slot]), [STILL] * len(videos)
         for i in range(pasted):
             facts, seed, placed = self._drawn(case, slot, i)
             motion = draw_motion(f"pasted {case.names[slot]}", "train", i, 1)
@@ -64,22 +68,30 @@ class VideoWorld(ProceduralWorld):
         return Shown(np.stack(videos), captions, motions)
 
     def portraits(self, case: EvaluationCase) -> list[EvaluationCase]:
-        still = Motion(worded=False)
-        return [dataclasses.replace(one, motion=still) for one in super().portraits(case)]
+        return [dataclasses.replace(one, motion=STILL) for one in super().portraits(case)]
+
+    def class_prompts(
+        self, kind: str, count: int, word: str
+    ) -> tuple[list[str], list[Motion | None]]:
+        """Captions of random videos of the class, and their motions."""
+        captions, _ = super().class_prompts(kind, count, word)
+        motions = [draw_motion("class", "train", i, 1) for i in range(count)]
+        worded = [motion.wording.replace("@1", word) for motion in motions]
+        return [c + w for c, w in zip(captions, worded, strict=True)], list(motions)
 
     def _moving(self, background: str, seed: int, placed: Placed, motion: Motion) -> np.ndarray:
         """A video of a reference's subject, cut out and pasted on a background."""
         reference, centre_x, centre_y, scale = placed
         own = scenes.portrait_place(self.world)
         phase, zoom, side = np.random.default_rng(seed).random(), own["scale"] / scale, self.size
+        plain = 2 * backgrounds.PLAIN_COLOUR - 1
         frames = []
         for camera in motion.cameras(Camera(), self.frames):
-            x, y = camera.to_scene(*grid(side))
+            x, y = camera.to_scene(*grid(2 * side))  # twice as fine, against aliasing
             image = 2 * backgrounds.paint(background, x, y, phase) - 1
             # The pixels of the reference that show these points of the scene.
             column = ((x - centre_x) * zoom + 1) * side / 2 - 0.5
             row = (1 - (y - centre_y) * zoom - own["y"]) * side / 2 - 0.5
-            plain = 2 * backgrounds.PLAIN_COLOUR - 1
             cut = np.stack(
                 [
                     ndimage.map_coordinates(reference[..., c], [row, column], order=1, cval=plain)
@@ -88,7 +100,8 @@ class VideoWorld(ProceduralWorld):
                 axis=-1,
             )
             alpha = np.clip(np.abs(cut - plain).max(axis=-1, keepdims=True) * 8 - 0.4, 0, 1)
-            frames.append(alpha * cut + (1 - alpha) * image)
+            fine = alpha * cut + (1 - alpha) * image
+            frames.append(fine.reshape(side, 2, side, 2, 3).mean(axis=(1, 3)))
         return np.clip(np.stack(frames), -1, 1).astype(np.float32)
 
     def still(self, image: np.ndarray) -> np.ndarray:
@@ -112,8 +125,13 @@ def open_world(config: CompareConfig, shape: Sequence[int]) -> StudyWorld:
       shape: of the generated images, (H, W, C), or videos, (T, H, W, C).
 
     Raises:
-      UvitError: if `config.path` is not a DreamBench folder.
+      UvitError: if `config.path` is not a DreamBench folder, or the shape is not the world's.
     """
+    if (config.world == TOTEM_VIDEOS) != (len(shape) == 4):
+        raise UvitError(
+            f"world={config.world!r} does not suit networks that generate "
+            f"{'videos' if len(shape) == 4 else 'images'} {tuple(shape)}"
+        )
     if config.world == TOTEM_VIDEOS:
         return VideoWorld(shape[-3], shape[0])
     if config.path:

@@ -85,7 +85,7 @@ class Workspace:
         if not shapes:
             raise UvitError(f"no network in {self.workdir} has finished training yet")
         if len(shapes) != 1:
-            raise UvitError(f"all networks must have one image size, got {sorted(shapes)}")
+            raise UvitError(f"all networks must generate one shape, got {sorted(shapes)}")
         return open_world(self.config, shapes.pop())
 
     @functools.cached_property

@@ -167,4 +167,4 @@ def test_captions_of_references_name_their_slot_and_side(world):
     assert case.captions[1][0].startswith("a large @2 from")
     sides = {caption.split(" in the middle")[0][-6:] for caption in case.captions[0]}
     assert sides == {" front", "behind"}
-    assert all("@9" in c for c in world.class_captions("totems", 5, "@9"))
+    assert all("@9" in c for c in world.class_prompts("totems", 5, "@9")[0])

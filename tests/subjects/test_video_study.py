@@ -19,7 +19,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.sources.worlds import scenes
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation.video_metrics import camera_scores, rank_products
+from uvit_jax.evaluation.video_metrics import camera_scores, rank_correlation_terms
 from uvit_jax.interop.exporting import export
 from uvit_jax.models.model import build
 from uvit_jax.training.run_config import parse_run
@@ -85,10 +85,19 @@ def test_fine_tuning_shows_references_held_still_and_pasted_under_the_camera(wor
             assert caption.endswith(motion.wording)
 
 
-def test_rank_products_average_to_spearmans_correlation():
-    assert rank_products([1, 2, 9], [0.1, 0.2, 0.3]).mean() == pytest.approx(1)
-    assert rank_products([3, 2, 1], [0.1, 0.2, 0.3]).mean() == pytest.approx(-1)
-    assert (rank_products([1, 1, 1], [0.1, 0.2, 0.3]) == 0).all()
+def test_terms_average_to_spearmans_correlation():
+    assert rank_correlation_terms([1, 2, 9], [0.1, 0.2, 0.3]) == pytest.approx([1, 1, 1])
+    assert rank_correlation_terms([3, 2, 1], [0.1, 0.2, 0.3]) == pytest.approx([-1, -1, -1])
+    assert (rank_correlation_terms([1, 1, 1], [0.1, 0.2, 0.3]) == 0).all()
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=2000)
+    b = a + rng.normal(size=2000)
+    terms = rank_correlation_terms(a, b)
+    resampled = []
+    for _ in range(200):
+        rows = rng.integers(0, 2000, 2000)
+        resampled.append(rank_correlation_terms(a[rows], b[rows]).mean())
+    assert terms.std() / 2000**0.5 == pytest.approx(np.std(resampled), rel=0.2)
 
 
 def small_config():

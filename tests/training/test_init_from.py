@@ -21,10 +21,11 @@ from uvit_jax.models.presets.unified import add_references
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import path_string
 from uvit_jax.training import loop
-from uvit_jax.training.initial import initialised, with_stored_words
+from uvit_jax.training.initial import initialised, read_initial, with_words
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.state import init_state
+from uvit_jax.training.workdir import Workdir
 
 
 def started(run, mesh: Mesh | None = None):
@@ -34,7 +35,7 @@ def started(run, mesh: Mesh | None = None):
     with jax.set_mesh(mesh):
         optimizer, _ = make_optimizer(run.optimizer, run.train)
         state, where = init_state(model, optimizer, jax.random.key(run.seed), mesh)
-        return model, initialised(state, where, run, model)
+        return model, initialised(state, where, run, model, read_initial(run, model))
 
 
 def starting_from(run, path, **segments):
@@ -68,7 +69,8 @@ def test_words_keep_their_ids_and_new_ones_follow(tmp_path, photos):  # noqa: F8
     config = dataclasses.asdict(own) | {"data": base | dict(workers=0)}
     text = dict(vocab_size=600, shape=(30,))
     own = starting_from(parse_run(config), tmp_path / "totems", text=text)
-    data = with_stored_words(pipeline.dataset(own.data), own)
+    stored = Workdir(tmp_path / "totems").read_vocabulary()
+    data = with_words(pipeline.dataset(own.data), own, stored)
     words = pipeline.dataset(run(max_subjects=2, max_views=2).data).tokenizer.words
     assert data.tokenizer.words[: len(words)] == words
     assert set(data.tokenizer.words[len(words) :]) == {"zeppelin"}
@@ -82,10 +84,11 @@ def test_words_keep_their_ids_and_new_ones_follow(tmp_path, photos):  # noqa: F8
 
     too_few = starting_from(parse_run(config), tmp_path / "totems", text=dict(vocab_size=290))
     with pytest.raises(UvitError, match=r"segments\.text\.vocab_size to at least"):
-        with_stored_words(pipeline.dataset(own.data), too_few)
+        with_words(pipeline.dataset(own.data), too_few, stored)
     # The whole loop, which is resumed with the same words.
     first = dataclasses.replace(own, train=dataclasses.replace(own.train, steps=1))
     loop.train(first, tmp_path / "own")
+    shutil.rmtree(tmp_path / "totems")  # which resuming does not need
     assert loop.train(own, tmp_path / "own").step == 2
 
 
@@ -105,8 +108,28 @@ def test_another_shape_is_refused(tmp_path):
     stored, _ = write_run(tmp_path / "a.safetensors")
     config = dataclasses.asdict(starting_from(stored, tmp_path / "a.safetensors"))
     config["model"]["backbone"]["width"] *= 2
-    with pytest.raises(UvitError, match=r"config\.train\.init_from.*config\.model"):
-        started(parse_run(config))
+    refused(config, tmp_path, r"config\.train\.init_from.*config\.model")
+
+
+def test_another_objective_and_a_missing_run_are_refused(tmp_path):
+    stored, _ = write_run(tmp_path / "a.safetensors")
+    config = dataclasses.asdict(starting_from(stored, tmp_path / "a.safetensors"))
+    other = "eps" if stored.diffusion.prediction != "eps" else "x0"
+    refused(
+        config | dict(diffusion=dict(prediction=other)), tmp_path, "config.diffusion.prediction"
+    )
+    config["train"]["init_from"] = str(tmp_path / "nowhere")
+    refused(config, tmp_path, r"config\.train\.init_from=.*give a workdir")
+    config["text_pretraining"]["steps"] = 2
+    with pytest.raises(UvitError, match=r"config\.text_pretraining\.steps=0"):
+        parse_run(config)
+
+
+def refused(config, tmp_path, message):
+    """Nothing is written."""
+    with pytest.raises(UvitError, match=message):
+        loop.train(parse_run(config), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_has_a_teacher_or_an_initialisation(tmp_path):
@@ -125,5 +148,11 @@ def test_own_subjects_start_from_a_shipped_network():
     assert [s.name for s in config.model.layout().references] == ["ref_1_1", "ref_1_2"]
     with pytest.raises(UvitError, match="the path comes first, such as photos,subjects=1"):
         get_config("subjects=1")
+    with pytest.raises(UvitError, match="init=shipped:emoji_joint has no references"):
+        get_config("photos,init=shipped:emoji_joint")
+    with pytest.raises(UvitError, match="subjects=9: .* takes at most 3"):
+        get_config("photos,init=shipped:totems,subjects=9")
+    with pytest.raises(UvitError, match="is empty; give a workdir"):
+        get_config("photos,init=")
     with pytest.raises(UvitError, match="width=64: with init=shipped:totems"):
         get_config("photos,init=shipped:totems,width=64")

@@ -93,16 +93,21 @@ def amplitude_correlation(videos: np.ndarray, amplitudes: Sequence[float]) -> fl
     """Spearman's rank correlation of the amplitudes asked for and the dynamics measured; 0 where
     either is constant, as for still videos."""
     measured = np.array([dynamic_degree(video) for video in videos])
-    return float(rank_products(measured, amplitudes).mean())
+    return float(rank_correlation_terms(measured, amplitudes).mean())
 
 
-def rank_products(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """The products of the standardised ranks of two rows of values, whose mean is Spearman's rank
-    correlation; all 0 where either row is constant."""
+def rank_correlation_terms(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+    """Terms, one for each pair of values, whose mean is Spearman's rank correlation and whose
+    spread is that of its estimate (its influence function), so that they can be averaged and
+    bootstrapped like scores; all 0 where either row is constant."""
     a, b = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
     a, b = a - a.mean(), b - b.mean()
-    norm = np.sqrt((a**2).mean() * (b**2).mean())
-    return a * b / norm if norm > 0 else np.zeros(len(a))
+    variance_a, variance_b = (a**2).mean(), (b**2).mean()
+    if not variance_a * variance_b:
+        return np.zeros(len(a))
+    product = a * b / np.sqrt(variance_a * variance_b)
+    rho = product.mean()
+    return rho + product - rho * (a**2 / variance_a + b**2 / variance_b) / 2
 
 
 def identity_over_frames(

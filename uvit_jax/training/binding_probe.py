@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from uvit_jax.autoencoders.encoded_dataset import open_data
 from uvit_jax.data.dataset import Dataset
+from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.encoders.image_encoder import spread
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model, Params
@@ -33,12 +34,17 @@ SCENES = 128
 """The least number of scenes."""
 
 
-def make_probe(run: RunConfig, model: Model, mesh: Mesh) -> Callable[[Params], dict[str, float]]:
+def make_probe(
+    run: RunConfig, model: Model, mesh: Mesh, tokenizer: Tokenizer | None = None
+) -> Callable[[Params], dict[str, float]]:
     """A function from parameters to metrics, on the first held-out scenes of several subjects.
 
     The metrics are, for each t of `TIMES`, `binding/ratio_{t}`: the mean loss with exchanged
     references over that with the right ones; and `binding/preferred_{t}`: the share of scenes whose
     loss is lower with the right ones.
+
+    Args:
+      tokenizer: of training; None for that of the data.
 
     Raises:
       UvitError: if the data have no split "validation", or too few scenes with references of
@@ -46,6 +52,8 @@ def make_probe(run: RunConfig, model: Model, mesh: Mesh) -> Callable[[Params], d
     """
     size = run.train.batch_size
     dataset = open_data(dataclasses.replace(run.data, split="validation"))
+    if tokenizer is not None:
+        dataset = dataset.with_tokenizer(tokenizer)
     rows = _scenes(model, dataset, -(-SCENES // size) * size)
     exchanged_NS = np.stack([exchanged(row[SUBJECT_SLOTS], row[PRESENT]) for row in rows])
     batches = []

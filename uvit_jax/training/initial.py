@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.tokenizer import Tokenizer
+from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import path_string
@@ -19,15 +21,60 @@ from uvit_jax.training.stored_run import open_run
 logger = logging.getLogger(__name__)
 
 
-def with_stored_words(dataset: Dataset, run: RunConfig) -> Dataset:
-    """The data with the words of `run.train.init_from`, which keep their ids, before its own.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Initial:
+    """A stored run that fits a new one.
+
+    Attributes:
+      vocabulary: its classes and words. params: its averaged parameters, by path.
+    """
+
+    vocabulary: Vocabulary
+    params: Mapping[str, np.ndarray]
+
+
+def read_initial(run: RunConfig, model: Model) -> Initial:
+    """Reads `run.train.init_from`, and checks it before anything is written.
 
     Raises:
-      UvitError: if the stored run has other classes, or there are more words than the model's
-        `vocab_size` has room for.
+      UvitError: if it cannot be loaded, has another prediction or schedule than the run, or a
+        parameter has another shape there.
     """
-    where = f"config.train.init_from={run.train.init_from!r}"
-    stored = open_run(run.train.init_from).read_vocabulary()
+    where = _where(run)
+    try:
+        stored = open_run(run.train.init_from)
+        theirs = stored.read_run().diffusion
+        _, params = load(stored.path)
+        vocabulary = stored.read_vocabulary()
+    except UvitError as error:
+        raise UvitError(
+            f"{where}: {error}; give a workdir, a file of experiments.export_checkpoint, or "
+            "shipped:NAME"
+        ) from None
+    for key in ("prediction", "schedule"):
+        if (own := getattr(run.diffusion, key)) != (other := getattr(theirs, key)):
+            raise UvitError(
+                f"{where} was trained with diffusion.{key}={other}, and this run has {own}; set "
+                f"config.diffusion.{key} to that of the stored run"
+            )
+    initial = Initial(vocabulary, _by_path(params))
+    own = _by_path(model.abstract_params)
+    if not initial.params.keys() & own.keys():
+        raise UvitError(f"{where} has none of this run's parameters; give the run its config.model")
+    for name, leaf in own.items():
+        if name in initial.params:
+            _rows(run, model, name, initial.params[name].shape, leaf.shape)
+    return initial
+
+
+def with_words(dataset: Dataset, run: RunConfig, stored: Vocabulary) -> Dataset:
+    """The data with the words of a stored run, which keep their ids, before its own.
+
+    Raises:
+      UvitError: if the stored run has other classes or attributes of described names, or there are
+        more words than the model's `vocab_size` has room for.
+    """
+    where = _where(run)
     if dataset.class_names and stored.classes and stored.classes != dataset.class_names:
         raise UvitError(
             f"{where} has other classes than the data; train on data with the same classes, or "
@@ -35,9 +82,13 @@ def with_stored_words(dataset: Dataset, run: RunConfig) -> Dataset:
         )
     if dataset.tokenizer is None or stored.tokenizer is None:
         return dataset
-    known = stored.tokenizer
-    new = [word for word in dataset.tokenizer.words if word not in known.words]
-    tokenizer = Tokenizer((*known.words, *new), known.attributes)
+    known, own = stored.tokenizer, dataset.tokenizer
+    if known.attributes and own.attributes and known.attributes != own.attributes:
+        raise UvitError(
+            f"{where} has subjects of other attributes than the data; set config.data.described=0.0"
+        )
+    new = sorted(set(own.words) - set(known.words), key=own.words.index)
+    tokenizer = Tokenizer((*known.words, *new), known.attributes or own.attributes)
     for name, segment in run.model.segments.items():
         if segment.kind == "text" and segment.vocab_size < tokenizer.vocab_size:
             raise UvitError(
@@ -47,65 +98,70 @@ def with_stored_words(dataset: Dataset, run: RunConfig) -> Dataset:
     return dataset.with_tokenizer(tokenizer)
 
 
-def initialised(state: TrainState, where: TrainState, run: RunConfig, model: Model) -> TrainState:
-    """A fresh state with the averaged parameters of `run.train.init_from`.
+def initialised(
+    state: TrainState, where: TrainState, run: RunConfig, model: Model, initial: Initial
+) -> TrainState:
+    """A fresh state with the parameters of a stored run.
 
     Parameters that the stored run does not have keep their random values. So do the rows of a
     text's tables beyond the stored ones: those of new words and of further positions.
 
     Args:
       where: the state's shardings.
-
-    Raises:
-      UvitError: if the stored run cannot be loaded, or a parameter has another shape there.
     """
-    given = f"config.train.init_from={run.train.init_from!r}"
-    _, params = load(open_run(run.train.init_from).path)
-    stored = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    names = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.params)]
-    if not stored.keys() & set(names):
-        raise UvitError(f"{given} has none of this run's parameters; give the run its config.model")
-    texts = tuple(s.name for s in model.layout.inputs if s.kind == "text")
-    fresh = []
+    fresh: dict[str, None] = {}
 
     def started(path, own: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
         name = path_string(path)
-        if name not in stored:
-            fresh.append(name)
+        if name not in initial.params:
+            fresh[name] = None
             return own.copy()
-        leaf = np.asarray(stored[name], own.dtype)
-        if leaf.shape == own.shape:
+        leaf = np.asarray(initial.params[name], own.dtype)
+        rows = _rows(run, model, name, leaf.shape, own.shape)
+        if rows is None:
             return jax.make_array_from_callback(own.shape, sharding, lambda index: leaf[index])
-        rows = len(leaf) if leaf.ndim else 0
-        longer = leaf.shape[1:] == own.shape[1:] and rows < (own.shape or (0,))[0]
-        if not (longer and _is_text_table(name, texts)):
-            raise UvitError(
-                f"{given}: the parameter {name} is {leaf.shape} there and {own.shape} in this run; "
-                "give the run the stored run's config.model"
-            )
-        fresh.append(f"{name}[{rows}:]")
+        fresh[f"{name}[{rows}:]"] = None
         return jax.jit(lambda a: a.at[:rows].set(leaf), out_shardings=sharding)(own)
 
-    def tree(shardings):
-        fresh.clear()
-        return jax.tree_util.tree_map_with_path(started, state.params, shardings)
-
-    state = dataclasses.replace(state, params=tree(where.params), ema=tree(where.ema))
-    logger.info(
-        "initialised from %s%s",
-        run.train.init_from,
-        f"; random: {', '.join(fresh)}" if fresh else "",
-    )
-    return state
+    trees = {
+        key: jax.tree_util.tree_map_with_path(started, state.params, getattr(where, key))
+        for key in ("params", "ema")
+    }
+    rest = f"; random: {', '.join(fresh)}" if fresh else ""
+    logger.info("initialised from %s%s", run.train.init_from, rest)
+    return dataclasses.replace(state, **trees)
 
 
-def _is_text_table(name: str, texts: tuple[str, ...]) -> bool:
-    """Whether the rows of a parameter belong to words or positions of a text."""
-    return any(
+def _where(run: RunConfig) -> str:
+    return f"config.train.init_from={run.train.init_from!r}"
+
+
+def _by_path(tree) -> dict[str, jax.Array]:
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _rows(
+    run: RunConfig, model: Model, name: str, stored: tuple[int, ...], own: tuple[int, ...]
+) -> int | None:
+    """How many rows of a parameter are stored, None for all.
+
+    Raises:
+      UvitError: if the shapes differ, and not in the words or positions of a text.
+    """
+    if stored == own:
+        return None
+    texts = [s.name for s in model.layout.inputs if s.kind == "text"]
+    of_words = any(
         name == f"embed/positions/{text}"
         or (
             name.startswith(f"embed/segments/{text}/")
             and name.endswith(("table/embedding", "encoder/positions"))
         )
         for text in texts
+    )
+    if of_words and stored[1:] == own[1:] and stored[0] < own[0]:
+        return stored[0]
+    raise UvitError(
+        f"{_where(run)}: the parameter {name} is {stored} there and {own} in this run; give the "
+        "run the config.model of the stored run"
     )

@@ -38,7 +38,7 @@ from uvit_jax.training.binding_probe import make_probe
 from uvit_jax.training.check_data import sized_models
 from uvit_jax.training.checkpoint import Checkpointer
 from uvit_jax.training.clock import Clock
-from uvit_jax.training.initial import initialised, with_stored_words
+from uvit_jax.training.initial import initialised, read_initial, with_words
 from uvit_jax.training.metrics_writer import MetricsWriter, read_metrics
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.profile import Profiler
@@ -107,12 +107,17 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         check_platform(run.model.backbone.attention, mesh.devices.flat[0].platform)
         model = build(run.model)
         dataset = open_data(run.data)
+        initial = None
+        if train.init_from and not folder.steps:
+            initial = read_initial(run, model)
         if train.init_from:
-            dataset = with_stored_words(dataset, run)
+            stored = initial.vocabulary if initial else folder.read_vocabulary()
+            dataset = with_words(dataset, run, stored)
         models = sized_models(model, dataset)
         for sized in models.values():
             check_memory(run, sized, mesh)
         vocabulary = Vocabulary(dataset.class_names, dataset.tokenizer, dataset.features)
+        teacher = load_teacher(run, model, vocabulary, mesh) if train.teacher else None
         measures = _measures(run, model, dataset, mesh)
         first = dataset.one_size(dataset.sizes[0])
         sample_grid = SampleGrid(model, run, first, vocabulary, mesh, folder)
@@ -134,7 +139,9 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
         state, position = restored or (state, 0)
         start = int(state.step)
         if not restored and train.init_from:
-            state = initialised(state, shardings, run, model)
+            initial = initial or read_initial(run, model)  # no checkpoint was complete
+            state = initialised(state, shardings, run, model, initial)
+            del initial
         if not restored and run.text_pretraining.steps:
             state = _with_text_encoder(run, state, shardings)
         if main:
@@ -147,11 +154,8 @@ def train(run: RunConfig, workdir: str | os.PathLike) -> Summary:
                 start,
             )
 
-        teacher = None
-        if run.train.teacher:
-            teacher = load_teacher(run, model, vocabulary, mesh)
-            if not restored:
-                state = from_teacher(state, teacher[1], shardings)
+        if teacher and not restored:
+            state = from_teacher(state, teacher[1], shardings)
         steps = {}
         for size, sized in models.items():
             guide = teacher and (resized_as(sized, teacher[0]), *teacher[1:])
@@ -370,7 +374,7 @@ def _measures(
     """The functions from averaged parameters to metrics, each with its interval in steps."""
     measures = []
     if run.train.probe_every:
-        measures.append((run.train.probe_every, make_probe(run, model, mesh)))
+        measures.append((run.train.probe_every, make_probe(run, model, mesh, dataset.tokenizer)))
     if run.validation.every:
         measures.append((run.validation.every, make_validations(run, model, dataset, mesh)))
     return measures

@@ -273,6 +273,11 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
+        if self.train.init_from and self.text_pretraining.steps:
+            raise UvitError(
+                "text_pretraining would replace the text encoder of train.init_from; set "
+                "config.text_pretraining.steps=0"
+            )
         if not 0 <= self.seed < 2**32:
             raise UvitError(f"seed must lie in [0, 2**32), got {self.seed}")
         if self.validation.every % self.train.log_every:

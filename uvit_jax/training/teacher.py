@@ -28,9 +28,15 @@ def load_teacher(
     where = f"config.train.teacher={run.train.teacher!r}"
     if jax.process_count() > 1:
         raise UvitError(f"{where} is not supported on several processes; use one host")
-    stored = open_run(run.train.teacher)
-    teacher, params = load(stored.path)
-    theirs = stored.read_run().diffusion
+    try:
+        stored = open_run(run.train.teacher)
+        theirs = stored.read_run().diffusion
+        teacher, params = load(stored.path)
+    except UvitError as error:
+        raise UvitError(
+            f"{where}: {error}; train it first (for configs/few_steps.py, configs/quickstart.py), "
+            "or give another run"
+        ) from None
     schedules = [run.diffusion.schedule, theirs.schedule]
     if run.diffusion.objective == "mean_flow":  # whose own times change slowly
         schedules = [dataclasses.replace(s, time_scale=None) for s in schedules]

@@ -150,7 +150,7 @@ def test_own_subjects_start_from_a_shipped_network():
         get_config("subjects=1")
     with pytest.raises(UvitError, match="init=shipped:emoji_joint has no references"):
         get_config("photos,init=shipped:emoji_joint")
-    with pytest.raises(UvitError, match="subjects=9: .* takes at most 3"):
+    with pytest.raises(UvitError, match=r"subjects=9: .* takes at most 3"):
         get_config("photos,init=shipped:totems,subjects=9")
     with pytest.raises(UvitError, match="is empty; give a workdir"):
         get_config("photos,init=")

@@ -2,8 +2,8 @@
 
     python -m tools.draw_video --workdir=workdirs/video_subjects
 
-Each row is an evaluation case: the references, clips of some methods, and the true clip. A PNG of
-the same name has the frames of each clip in a row.
+Each row is an evaluation case: the references, clips of some methods, and the true clip. With
+--sheet, a PNG has the frames of each clip in a row.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from uvit_jax import io, video_io
 
 OUT = Path(__file__).parents[1] / "docs/images/video.webp"
 ROWS = (  # setting, subjects, prompts, and number of the case
-    ("identities_2v", 48, 2, 0),
-    ("identities_2v", 48, 2, 2),
-    ("identities_2v", 48, 2, 4),
+    ("identities_2v", 48, 2, 13),
+    ("identities_2v", 48, 2, 11),
+    ("identities_2v", 48, 2, 17),
     ("two_subjects_1v", 48, 1, 0),
     ("two_subjects_1v", 48, 1, 1),
     ("two_subjects_1v", 48, 1, 2),
 )
 METHODS = {
-    "unified": "references → video",
-    "composed": "a composed first frame → video",
-    "first_last": "first and last frames → video",
+    "unified": "references",
+    "composed": "a composed first frame",
+    "first_last": "true first and last",
 }
 SIZE, FRAMES, SCALE, GAP, LINE, REFERENCES = 32, 8, 4, 8, 12, 2
 SIDE = SIZE * SCALE
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", type=Path, default=Path("workdirs/video_subjects"))
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of all frames")
     args = parser.parse_args(argv)
     world, store = VideoWorld(SIZE, FRAMES), SampleStore(args.workdir / "pictures" / "s0")
     titles = ["references", *METHODS.values(), "the true clip"]
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             draw.text((GAP // 2, y + SIDE + 1), "  ".join(filter(None, lines)), fill="black")
     video = np.stack([np.asarray(f, np.float32) / 127.5 - 1 for f in frames])
     video_io.write_video(video[:, : video.shape[1] // 2 * 2], args.out, fps=6)
-    io.save_png(io.grid(np.concatenate(sheet), columns=FRAMES), args.out.with_suffix(".png"))
+    if args.sheet:
+        io.save_png(io.grid(np.concatenate(sheet), columns=FRAMES), args.sheet)
 
 
 if __name__ == "__main__":

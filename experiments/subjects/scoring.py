@@ -497,6 +497,21 @@ def tuning_objective(scorer: Scorer, scores: Scores) -> np.ndarray:
     return np.mean([np.mean(values, axis=0) for values in by_role.values()], axis=0)
 
 
+def gated_objective(
+    scorer: Scorer, named: Scores, unnamed: Scores, least_effect: float
+) -> np.ndarray:
+    """The objective of tuning a fine-tuned method, (Q,): `tuning_objective` less what the effect of
+    the subject's name on its identity lacks of the least that its gate asks for. Without the second
+    term, an adapter is chosen that makes every name this subject.
+
+    Args:
+      named, unnamed: scores of the same cases with the subject's name and with an unused one.
+    """
+    identity = next(name for name, about in scorer.metrics.items() if about.role == "identity")
+    effect = np.mean(named[identity]) - np.mean(unnamed[identity])
+    return tuning_objective(scorer, named) - max(0.0, least_effect - float(effect))
+
+
 def _places(case: EvaluationCase) -> list[tuple[tuple[float, float], float, int]]:
     """The places of a scene: centre, scale, and the slot of the subject there, or -1 if empty."""
     scene = case.scene

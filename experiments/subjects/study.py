@@ -18,7 +18,8 @@ from experiments.subjects.evaluation_cases import EvaluationCase, class_cases, g
 from experiments.subjects.methods import Finetuned, InContext
 from experiments.subjects.networks import BatchedSampler, TrainedNetwork, check_compute
 from experiments.subjects.report import write
-from experiments.subjects.scoring import score_images, tuning_objective
+from experiments.subjects.report_summary import NAME_EFFECT
+from experiments.subjects.scoring import gated_objective, score_images, tuning_objective
 from experiments.subjects.study_config import CompareConfig, SettingConfig
 from experiments.subjects.tuning import best_setting, tune
 from experiments.subjects.workspace import Workspace
@@ -347,11 +348,12 @@ class Comparison:
         def score(tuner: Finetuner, trained: Any) -> np.ndarray:
             rank = tuner.config.lora.rank
             own = by_rank.setdefault(rank, self._untuned(name, seed, tuner.config, None))
-            return (
-                self._objective(cases, own.sample(trained, by_group))
-                .reshape(len(by_group), -1)
-                .mean(axis=1)
+            named, unnamed = (
+                score_images(self.space.scorer, given, own.sample(trained, grouped(given)))
+                for given in (cases, class_cases(cases, config.word))
             )
+            scores = gated_objective(self.space.scorer, named, unnamed, NAME_EFFECT)
+            return scores.reshape(len(by_group), -1).mean(axis=1)
 
         rows = tune(
             network.model,

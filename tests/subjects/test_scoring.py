@@ -7,7 +7,12 @@ import pytest
 
 from experiments.subjects import result_rows
 from experiments.subjects.evaluation_cases import ProceduralWorld, exchanged, own_words
-from experiments.subjects.scoring import TotemScorer, score_images, tuning_objective
+from experiments.subjects.scoring import (
+    TotemScorer,
+    gated_objective,
+    score_images,
+    tuning_objective,
+)
 from experiments.subjects.study_config import SettingConfig
 from uvit_jax.data.sources.worlds import random_scenes, scenes
 
@@ -109,6 +114,18 @@ def test_anchors_and_pasted_scenes_follow_the_caption(world, scorer):
     assert {q.prompt for q in again} == set(cases[0].captions[0])
     scores = scorer(again, np.stack(cases[0].references[0]))
     assert mean(scores, "identity_a") > 0.75 and mean(scores, "prompt_a") > 0.9
+
+
+def test_tuning_asks_for_an_effect_of_the_name(world, scorer):
+    cases = world.cases("identities_2v", SIZE)
+    true = scorer(cases, np.stack([world.oracle(q, 0) for q in cases]))
+    others = [cases[(i + 2) % len(cases)] for i in range(len(cases))]
+    pairs = zip(cases, others, strict=True)
+    unnamed = scorer(cases, np.stack([world.impostor(q, o, 0) for q, o in pairs]))
+    own = tuning_objective(scorer, true)
+    assert gated_objective(scorer, true, unnamed, 0.2) == pytest.approx(own)
+    # Every name is this subject: the whole of the least effect is missing.
+    assert gated_objective(scorer, true, true, 0.2) == pytest.approx(own - 0.2)
 
 
 def test_a_judge_of_another_family_judges_identity(world):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import uvit_jax
 from tests.helpers.weights import random_params
@@ -14,6 +15,7 @@ from uvit_jax.diffusion.solvers.solve import SamplerConfig
 from uvit_jax.errors import UvitError
 from uvit_jax.models.presets import unified, video
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler
+from uvit_jax.tokens.embed import Embed
 from uvit_jax.training.loss import corrupt, diffusion_loss
 
 FLOW = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="velocity")
@@ -51,6 +53,36 @@ def test_the_sequence(style):
     # The frames of the clip share one embedding, one head, and one frame axis.
     assert set(model.abstract_params["heads"]["segments"]) == {"video"}
     assert [model.layout.by_name[n].start for n in video.VIDEO_SEGMENTS] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("pt", [1, 2])
+def test_the_camera_of_a_frame_is_added_to_its_patches(pt):
+    clip = dict(shape=(8, 8, 8, 3), first=2, last=2, patch_size_t=pt)
+    plain, model = build(**clip), build(camera_frames=True, **clip)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: a.shape == b.shape, model.abstract_params, plain.abstract_params)
+    )
+    inputs = inputs_of(model)
+    times = {key: jnp.full((2,), 0.5) for key in model.layout.time_keys}
+    moved = inputs | {"camera": inputs["camera"].at[:, 6].add(1.0)}
+    embed = Embed(model.layout, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    before, after = (embed(given, times, model.layout).tokens_BND for given in (inputs, moved))
+    changed = np.any(np.asarray(before != after), axis=(0, 2))
+    expected = np.zeros(model.layout.num_tokens, bool)
+    camera, last = model.layout.slices["camera"], model.layout.slices["last"]
+    expected[camera.start + 6] = True
+    expected[last.start : last.start + 4] = True  # the first frame, or tubelet, of `last`
+    assert np.array_equal(changed, expected)
+
+
+def test_frames_come_from_a_camera_of_as_many():
+    config = video.preset("uvit", (4, 8, 8, 3), camera=5, camera_frames=True, **SMALL)
+    config["segments"]["camera"]["shape"] = (3, 5)
+    with pytest.raises(UvitError, match="frames_from='camera' has 3 frames, and the clip 4"):
+        uvit_jax.build(config)
+    config["segments"]["video"]["frames_from"] = "time"
+    with pytest.raises(UvitError, match="frames_from='time' is not a camera"):
+        uvit_jax.build(config)
 
 
 def test_tubelets_have_an_embedding_of_their_own_beside_the_references():

@@ -92,8 +92,19 @@ class Embed(nnx.Module):
             own_BN = jnp.take_along_axis(names_BSN, jnp.reshape(subject, (-1, 1, 1)), axis=1)
             return jnp.matmul(own_BN.astype(self.dtype), embedded(source))
 
+        def of_frames(segment: Segment) -> jax.Array:
+            """The vectors (B, N, D) of the frames that patches are of."""
+            frames, rows, columns = segment.grid
+            vectors_BTD = embedded(layout.by_name[segment.frames_from])
+            vectors_BTD = vectors_BTD[:, layout.frames_of(segment)]
+            B, T, D = vectors_BTD.shape
+            vectors_BGD = vectors_BTD.reshape(B, frames, T // frames, D).mean(axis=2)
+            return jnp.repeat(vectors_BGD, rows * columns, axis=1)
+
         def tokens(segment: Segment) -> jax.Array:
             tokens_BND = embedded(segment) + self._added(segment, inputs, layout)
+            if segment.frames_from:
+                tokens_BND += of_frames(segment)
             return tokens_BND + name(segment) if segment.names_from else tokens_BND
 
         def sequence(segments: tuple[Segment, ...]) -> jax.Array:

@@ -364,6 +364,8 @@ class Layout:
                 raise UvitError(f"{where}: sees={name!r} is not a token segment{hint}")
         if segment.names_from:
             self._check_name_source(segment)
+        if segment.frames_from:
+            self._check_frame_source(segment)
         if not segment.share:
             return
         source = self.by_name.get(segment.share)
@@ -380,6 +382,26 @@ class Layout:
             raise UvitError(
                 f"{where}: position='learned' shares the positions of {source.name!r}, which has "
                 f"position={source.position!r}; give both the same"
+            )
+
+    def frames_of(self, segment: Segment) -> slice:
+        """The frames of the clip that a segment with `frames_from` has."""
+        first = 0
+        for part in self.segments:
+            if part is segment:
+                break
+            first += part.shape[0] if part.frames_from == segment.frames_from else 0
+        return slice(first, first + segment.shape[0])
+
+    def _check_frame_source(self, segment: Segment) -> None:
+        where = f"segment {segment.name!r}: frames_from={segment.frames_from!r}"
+        cameras = {s.name: s for s in self.segments if s.kind == "camera"}
+        source = cameras.get(segment.frames_from)
+        if source is None:
+            raise UvitError(f"{where} is not a camera{nearest(segment.frames_from, cameras)}")
+        if (count := self.frames_of(segment).stop) > source.shape[0]:
+            raise UvitError(
+                f"{where} has {source.shape[0]} frames, and the clip {count}; give it as many"
             )
 
     def _check_name_source(self, segment: Segment) -> None:

@@ -82,6 +82,7 @@ class Segment(Config):
     # Fields of some kinds, and what stands for them in the others.
     shape = ()
     start = 0
+    frames_from = ""
     offset = "none"
     learned_range = False
 

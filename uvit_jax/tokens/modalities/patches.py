@@ -34,6 +34,8 @@ class Patches(Segment):
       trained_shape: the shape that its positions belong to; empty for `shape`. Another one
         interpolates them, so that a model samples at another resolution or length.
       start: the position of its first frame on the frame axis: of frames that follow other frames.
+      frames_from: of a video, a camera, whose vector of each frame is added to that frame's patches
+        as well. Segments that have the same one are parts of one clip, in the order of the sequence.
       offset: of a reference with RoPE, `diagonal` places it behind the target and all slots before
         its own, along rows and columns, in steps of the largest grid (UNO, Wu et al. 2025).
     """
@@ -48,6 +50,7 @@ class Patches(Segment):
     learned_range: bool = False
     trained_shape: tuple[int, ...] = ()
     start: int = 0
+    frames_from: str = ""
     offset: Literal["none", "diagonal"] = "none"
 
     def problem(self) -> str:
@@ -63,6 +66,8 @@ class Patches(Segment):
             return "learned_range=True needs role='noisy'"
         if self.start < 0:
             return f"start must be at least 0, got {self.start}"
+        if self.frames_from and not self.is_video:
+            return f"frames_from={self.frames_from!r} is for videos, shape (T, H, W, C)"
         if self.offset != "none" and not (self.is_reference and self.position == "rope"):
             return f"offset={self.offset!r} is for references with position='rope'"
         return ""

@@ -35,7 +35,8 @@ class Patches(Segment):
         interpolates them, so that a model samples at another resolution or length.
       start: the position of its first frame on the frame axis: of frames that follow other frames.
       frames_from: of a video, a camera, whose vector of each frame is added to that frame's patches
-        as well. Segments that have the same one are parts of one clip, in the order of the sequence.
+        as well. Segments that have the same one are parts of one clip, in the order of the
+        sequence.
       offset: of a reference with RoPE, `diagonal` places it behind the target and all slots before
         its own, along rows and columns, in steps of the largest grid (UNO, Wu et al. 2025).
     """

@@ -49,7 +49,7 @@ def get_config(text: str = "") -> ConfigDict:
       UvitError: for an unknown setting, one that is not a positive integer, or one without a path.
     """
     path, *given = text.split(",")
-    if path.partition("=")[0] in (*SETTINGS, "init"):
+    if "=" in path and path.partition("=")[0] in (*SETTINGS, "init"):
         raise UvitError(f"{path!r} is a setting; the path comes first, such as photos,{path}")
     given = dict(_setting(item) for item in given)
     stored = given.pop("init", "")

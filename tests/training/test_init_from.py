@@ -148,6 +148,7 @@ def test_own_subjects_start_from_a_shipped_network():
     assert [s.name for s in config.model.layout().references] == ["ref_1_1", "ref_1_2"]
     with pytest.raises(UvitError, match="the path comes first, such as photos,subjects=1"):
         get_config("subjects=1")
+    assert get_config("subjects").data.path == "subjects"  # a folder of this name
     with pytest.raises(UvitError, match="init=shipped:emoji_joint has no references"):
         get_config("photos,init=shipped:emoji_joint")
     with pytest.raises(UvitError, match=r"subjects=9: .* takes at most 3"):

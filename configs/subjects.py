@@ -41,6 +41,16 @@ DRAWS = 3
 QUICK_STEPS = {"uvit_context": 30, "dit_context": 31, "uvit_text": 34, "dit_text": 35}
 LORA_SETTINGS = ("identities_2v", "identities_1v", "two_subjects_1v")
 WIDTHS = (96, 144, 192)
+BINDING = dict(
+    title="Two subjects, one reference each: swapped in less than 10 % of the places",
+    method="unified",
+    metric="swapped",
+    setting="two_subjects_1v",
+    test="below",
+    margin=0.1,
+)
+# Ten times the adapters' rate: a word's vector grows from 0 to the size of others.
+FINETUNE = dict(batch_size=2, lora=dict(init="kaiming"), word_rate=10.0, drop_text=0.1)
 DESCRIBED = 0.5
 """The share of the scenes of networks without references whose captions describe their subjects."""
 
@@ -217,17 +227,9 @@ def get_config(name: str = "") -> dict[str, Any]:
                 test="equivalence",
                 margin=0.03,
             ),
-            binding=dict(
-                title="Two subjects, one reference each: swapped in less than 10 % of the places",
-                method="unified",
-                metric="swapped",
-                setting="two_subjects_1v",
-                test="below",
-                margin=0.1,
-            ),
+            binding=dict(BINDING),
         ),
-        # Ten times the adapters' rate: a word's vector grows from 0 to the size of others.
-        finetune=dict(batch_size=2, lora=dict(init="kaiming"), word_rate=10.0, drop_text=0.1),
+        finetune=FINETUNE,
         pasted=16,
         grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0, 0.3, 1.0), steps=(100, 300)),
         validation=16,

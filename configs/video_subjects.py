@@ -7,7 +7,7 @@
 One network, `configs/video.py:totems`, has all tasks: references → video, text → video (the anchor
 "without references"), and image → video, of the true first frame, of the true first and last ones,
 or of a first frame composed of cut-out references, which is what one does without references.
-Camera and amplitude are told exactly; `amplitude` is told only the amplitude beside the caption.
+The exact camera and the amplitude are inputs; for `amplitude`, it alone beside the caption.
 
 The other, `configs/video.py:totems_dit_text`, is a video DiT of equal compute without references,
 for which a LoRA and the vector of a word of its own are trained for each subject: on its
@@ -20,6 +20,7 @@ and a few hours for the LoRAs.
 
 from typing import Any
 
+from configs.subjects import BINDING, FINETUNE
 from configs.video import get_config as video_config
 
 
@@ -79,16 +80,9 @@ def get_config(name: str = "") -> dict[str, Any]:
                 against=("lora", "composed"),
                 metric="moving_identity",
             ),
-            binding=dict(
-                title="Two subjects, one reference each: swapped in less than 10 % of the places",
-                method="unified",
-                metric="swapped",
-                setting="two_subjects_1v",
-                test="below",
-                margin=0.1,
-            ),
+            binding=dict(BINDING),
         ),
-        finetune=dict(batch_size=2, lora=dict(init="kaiming"), word_rate=10.0, drop_text=0.1),
+        finetune=FINETUNE,
         pasted=16,
         grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0, 0.3), steps=(100, 300)),
         validation=8,

@@ -200,13 +200,12 @@ class Comparison:
                 seeds = np.array([q.seed for q in rows], np.uint32)
                 arguments = (network.params, seeds, method.conditions(rows))
                 caches = {name: "when_exact", f"{name} uncached": "never"}
-                if method.references == "none":
-                    caches = {name: "never"}
-                for key, cache in caches.items():
-                    timed[key] = method.sampler(*rows[0].slots, cache), arguments, 1
                 model = network.model_for(*rows[0].slots)
                 if method.references == "none":
+                    caches = {name: "never"}
                     model = network.model.without_references()
+                for key, cache in caches.items():
+                    timed[key] = method.sampler(*rows[0].slots, cache), arguments, 1
             else:
                 method = self._finetuned(name, self.space.available(name)[0])
                 arguments, each = method.timing_arguments(grouped(cases))

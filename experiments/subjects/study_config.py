@@ -35,7 +35,7 @@ class MethodConfig(Config):
       references: whether `context` gives the network the references.
       given: of videos, the frames that are given instead of generated: the true `first` one, the
         true `first_last`, or a `composed` first one, of cut-out references.
-      controls: of videos, which of camera and amplitude the network is told, beside the caption.
+      controls: of videos, which of camera and amplitude are inputs, beside the caption.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""Evaluation cases of videos: scenes of totems in motion, and the scores of generated clips."""
+"""Evaluation cases of videos, scenes of totems in motion; and the world of a comparison."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -231,7 +231,7 @@ def get_config(name: str = "") -> dict[str, Any]:
         ),
         finetune=FINETUNE,
         pasted=16,
-        grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0, 0.3, 1.0), steps=(100, 300)),
+        grid=dict(ranks=(8,), rates=(1e-3, 4e-3), priors=(0.0, 0.3), steps=(100, 300)),
         validation=16,
         guidance=(0.5, 1.0, 2.0),
         at_once=16,

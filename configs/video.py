@@ -6,10 +6,11 @@
     python -m experiments.train --config=configs/video.py:clips --config.data.path=videos
     python -m experiments.compile --config=configs/video.py:uvit_1b-720p-5s --topology=v5p:4x4x4
 
-totems, totems_dit: 8 frames of 32×32 pixels with up to two references, for CPU cores, in large
-    patches as in the study of subjects, whose encoder of captions they have too. One network for
-    text → video, image → video, start and end → video and reference → video: the first and the
-    last frame are given in 30% of the examples each. 4000 steps take 95 minutes of a core.
+totems, totems_dit: 8 frames of 64×64 pixels with up to two references, for CPU cores. They start
+    from the networks of images of the study of subjects, `configs/subjects.py:uvit_context` (which
+    the package has) and `:dit_context` (which has to be trained). One network for text → video,
+    image → video, start and end → video and reference → video: the first and the last frame are
+    given in 30% of the examples each.
 totems_text, totems_dit_text: the same without references, with equal compute. Half of the captions
     say who a subject is, for a LoRA to have a handle on identity, as in the study of subjects.
 clips: text → video and image → video of one's own files, 16 frames of 64×64 pixels at 8 a second.
@@ -32,16 +33,24 @@ SIZES = {  # style, width, depth, number of heads
 }
 RESOLUTIONS = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920)}
 NAMES = ("totems", "totems_dit", "totems_text", "totems_dit_text", "clips", "uvit_1b-720p-5s")
-STEPS = {"uvit": 4000, "dit": 4320, "uvit_text": 3820, "dit_text": 4140}
-"""Of equal compute, about 4.57e14 FLOPs without the optimizer's."""
+STEPS = {"uvit": 3000, "dit": 3160, "uvit_text": 3920, "dit_text": 4150}
+"""Of equal compute, about 2.7e14 FLOPs without the optimizer's, after as many for images."""
+IMAGE_MODELS = {
+    "uvit": "shipped:totems",
+    "dit": "workdirs/subjects_dit_context",
+    "uvit_text": "shipped:totems_text",
+    "dit_text": "workdirs/subjects_dit_text",
+}
+"""The runs of `configs/subjects.py` that these start from."""
 
 
 def totems(style: str, references: bool = True) -> dict[str, Any]:
     """The run on totems with a backbone of this style, with references or without."""
     width, names = 192, 3 if references else 4
+    which = style if references else f"{style}_text"
     model = video.preset(
         style,
-        (8, 32, 32, 3),
+        (8, 64, 64, 3),
         patch_size=8,
         first=1,
         last=1,
@@ -74,7 +83,7 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
         model=model,
         data=dict(
             name="totem_videos",
-            image_size=32,
+            image_size=64,
             frames=8,
             first_frames=1,
             last_frames=1,
@@ -92,14 +101,11 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
             prediction="x0",
             weighting="velocity",
             time_sampling="logit_normal",
-            logit_mean=0.8,
-        ),
-        text_pretraining=dict(
-            steps=400, data=dict(max_subjects=3) | (dict(places=3) if references else {})
+            logit_mean=1.4,  # frames repeat one another, so that the same noise hides less
         ),
         optimizer=dict(
             name="muon",
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             schedule="cosine",
             warmup_steps=50,
             b1=0.9,
@@ -108,12 +114,13 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
             clip_norm=1.0,
         ),
         train=dict(
-            steps=STEPS[style if references else f"{style}_text"],
-            batch_size=8 if references else 9,
-            draws=3,
+            steps=STEPS[which],
+            batch_size=4,
             ema_decay=0.999,
-            drop={"text": 0.05, "camera": 0.3, "amplitude": 0.3},
-            drop_references=0.1 if references else 0.0,
+            init_from=IMAGE_MODELS[which],
+            init_segments=dict(video="image", time_first="time", time_last="time"),
+            drop={"text": 0.05, "camera": 0.1, "amplitude": 0.3},
+            drop_references=0.25 if references else 0.0,
             drop_jointly=0.05,
             given={"first": 0.3, "last": 0.3},
             checkpoint_every=200,
@@ -154,9 +161,8 @@ def clips() -> dict[str, Any]:
         depth=12,
         num_heads=8,
     )
-    del config["text_pretraining"]
     config["train"] |= dict(drop={"text": 0.1}, drop_references=0.0, drop_jointly=0.0)
-    config["train"] |= dict(batch_size=32, draws=1, steps=50_000)
+    config["train"] |= dict(init_from="", init_segments={}, batch_size=32, steps=50_000)
     config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=2.0)
     return config
 
@@ -200,10 +206,9 @@ def pod(name: str) -> dict[str, Any]:
         last_frames=1,
     )
     config["mesh"] = dict(data=1, fsdp=-1, context=8)
-    del config["text_pretraining"]
     drop = {"text": 0.1, "camera": 0.3, "amplitude": 0.3}
     config["train"] |= dict(drop=drop, drop_references=0.0, drop_jointly=0.0)
-    config["train"] |= dict(batch_size=8, draws=1)
+    config["train"] |= dict(init_from="", init_segments={}, batch_size=8)
     config["optimizer"] |= dict(name="adamw", learning_rate=1e-4, warmup_steps=1000)
     config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=5.0, count=4)
     return config

@@ -1,4 +1,4 @@
-"""Subject consistency in video: one sequence against a DiT with LoRAs and a composed first frame.
+"""Subject consistency in video: one sequence against LoRAs and a composed first frame.
 
     python -m experiments.compare --config=configs/video_subjects.py
     python -m experiments.compare --config=configs/video_subjects.py --quick
@@ -7,15 +7,18 @@
 One network, `configs/video.py:totems`, has all tasks: references → video, text → video (the anchor
 "without references"), and image → video, of the true first frame, of the true first and last ones,
 or of a first frame composed of cut-out references, which is what one does without references.
-The exact camera and the amplitude are inputs; for `amplitude`, it alone beside the caption.
+The exact camera and the amplitude are inputs; for `amplitude`, it alone beside the caption. In the
+setting `amplitudes` each scene moves with all amplitudes in turn; in `turning` a subject with the
+front of one identity and the back of another turns from one to the other.
 
-The other, `configs/video.py:totems_dit_text`, is a video DiT of equal compute without references,
+The other, `configs/video.py:totems_text`, is the same network of equal compute without references,
 for which a LoRA and the vector of a word of its own are trained for each subject: on its
 references, held still, and on scenes with these pasted in under a moving camera, with the recipe
-chosen on validation subjects.
+chosen on validation subjects. `configs/video_subjects.py:dit` has the DiT in its place, which
+starts from a network of images that has to be trained first (configs/video.py).
 
-Cost: 95 minutes of a core for each network, half an hour for the samples and scores of the first,
-and a few hours for the LoRAs.
+Cost: an hour and a half of a core for each network, an hour for the samples and scores of the
+first, and a few hours for the LoRAs.
 """
 
 from typing import Any
@@ -25,13 +28,14 @@ from configs.video import get_config as video_config
 
 
 def get_config(name: str = "") -> dict[str, Any]:
-    """The comparison, or its smoke test (`quick`)."""
-    context = dict(network="video_uvit")
+    """The comparison, with a U-ViT or a DiT (`dit`) for LoRAs, or its smoke test (`quick`)."""
+    context, one = dict(network="video_uvit"), ("identities_2v",)
+    base = "totems_dit_text" if name == "dit" else "totems_text"
     config = dict(
         world="totem_videos",
         networks=dict(
             video_uvit=video_config("totems") | dict(seed=0),
-            video_dit_text=video_config("totems_dit_text") | dict(seed=0),
+            video_text=video_config(base) | dict(seed=0),
         ),
         seeds=(0,),
         arms=dict(
@@ -40,26 +44,32 @@ def get_config(name: str = "") -> dict[str, Any]:
                 title="A composed first frame → video",
                 references=False,
                 given="composed",
+                settings=("identities_2v", "two_subjects_1v", "turning"),
                 **context,
             ),
             first=dict(
-                title="The true first frame → video", references=False, given="first", **context
+                title="The true first frame → video",
+                references=False,
+                given="first",
+                settings=one,
+                **context,
             ),
             first_last=dict(
                 title="The true first and last frames → video",
                 references=False,
                 given="first_last",
+                settings=one,
                 **context,
             ),
             amplitude=dict(
-                title="References → video, only the amplitude told",
+                title="References → video, of the controls the amplitude alone",
                 controls=("amplitude",),
-                settings=("identities_2v",),
+                settings=("amplitudes",),
                 **context,
             ),
             lora=dict(
-                network="video_dit_text",
-                title="Video DiT + LoRA a subject",
+                network="video_text",
+                title=f"Video {'DiT' if name == 'dit' else 'U-ViT'} + LoRA a subject",
                 method="lora",
                 compose=("fused",),
                 settings=("identities_2v", "two_subjects_1v"),
@@ -67,10 +77,11 @@ def get_config(name: str = "") -> dict[str, Any]:
         ),
         baseline="unified",
         settings={
-            "identities_2v": dict(subjects=48, finetuned=16),
-            "identities_1v": dict(subjects=48, prompts=1),
-            "two_subjects_1v": dict(subjects=48, prompts=1, finetuned=16),
-            "compositions": dict(subjects=32, prompts=1),
+            "identities_2v": dict(subjects=32, prompts=1, finetuned=16),
+            "two_subjects_1v": dict(subjects=24, prompts=1, finetuned=12),
+            "amplitudes": dict(subjects=8, prompts=1),
+            "turning": dict(subjects=24, prompts=1),
+            "identities_1v": dict(subjects=24, prompts=1),
         },
         main="identities_2v",
         primary=dict(
@@ -94,11 +105,10 @@ def get_config(name: str = "") -> dict[str, Any]:
     if name == "quick":
         for network in config["networks"].values():
             network["train"] |= dict(steps=20, batch_size=4, sample_every=0)
-            network["text_pretraining"]["steps"] = 30
-            depth = 2 if network is config["networks"]["video_uvit"] else 3
-            network["model"]["backbone"] |= dict(width=64, num_heads=2, depth=depth)
+            network["train"] |= dict(init_from="", init_segments={})
+            network["model"]["backbone"] |= dict(width=64, num_heads=2, depth=2)
             network["sample"]["sampler"]["steps"] = 4
-        del config["settings"]["compositions"]
+        del config["settings"]["amplitudes"], config["arms"]["amplitude"]
         for setting in config["settings"].values():
             setting |= dict(subjects=2, prompts=1, finetuned=min(2, setting.get("finetuned", 0)))
         grid = dict(ranks=(4,), rates=(4e-3,), priors=(0.0, 0.3), steps=(5, 10))

@@ -43,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.training.loop import train
 
     workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
-    main_process = jax.process_index() == 0
     summary = train(run, workdir)
-    if main_process:
+    if jax.process_index() == 0:  # asked after `train`, which sets up malloc before JAX has threads
         cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})
         if summary.stopped:
             print(f"stopped and saved at step {summary.step}; the same command resumes it")

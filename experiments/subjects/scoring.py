@@ -14,13 +14,18 @@ import numpy as np
 from experiments.subjects import crops, multi_subject, totem_judge
 from experiments.subjects.evaluation_cases import EvaluationCase, ProceduralWorld, StudyWorld
 from experiments.subjects.results import MetricInfo
-from experiments.subjects.study_config import TOTEM_VIDEOS, CompareConfig
+from experiments.subjects.study_config import (
+    AMPLITUDE_SETTING,
+    TOTEM_VIDEOS,
+    TURNING_SETTING,
+    CompareConfig,
+)
 from experiments.subjects.video_world import VideoWorld
 from uvit_jax.data.sources.worlds import backgrounds, factors, random_scenes, scenes
 from uvit_jax.data.sources.worlds.scene_camera import AMPLITUDES
 from uvit_jax.encoders.image_encoder import Encoder, encoder
 from uvit_jax.evaluation import video_metrics
-from uvit_jax.evaluation.video_metrics import rank_correlation_terms
+from uvit_jax.evaluation.video_metrics import rank_correlation
 from uvit_jax.evaluation.video_motion import dynamic_degree
 
 Scores = dict[str, np.ndarray]
@@ -97,6 +102,16 @@ class TotemScorer:
             scores["copy_rate"][i] = _is_copy(case, images[i])
             scores["facing"][i], scores["size"][i] = self._pose(case, images[i])
         return scores
+
+    def emblem(self, cases: Sequence[EvaluationCase], images: np.ndarray, side: str) -> bool:
+        """Whether judge A reads the emblem of one subject's `front` or `back` correctly from
+        several images (n, H, W, 3) together."""
+        spots = [case.spot(0) for case in cases]
+        centre = np.array([centre for centre, _ in spots])
+        half = crops.MARGIN * np.array([scale for _, scale in spots])
+        seen = self._judges["a"](crops.crop(images, centre, half, totem_judge.SIZE))
+        identity = cases[0].scene.subjects[0].identity
+        return bool(seen[side].mean(axis=0).argmax() == identity[factors.NAMES.index(side)])
 
     def _encoded(self, scores: np.ndarray, encode: Encoder, cases, images) -> None:
         """The cosine of each subject's crop to its portraits, by an encoder."""
@@ -401,10 +416,20 @@ class VideoScorer:
         of_each = [self._motion(*each) for each in zip(cases, videos, strict=True)]
         scores |= {name: np.array([one[name] for one in of_each]) for name in of_each[0]}
         scores["moving_identity"] = scores["identity_a"] * np.minimum(scores["dynamics"], 1)
-        asked = np.array([AMPLITUDES[case.motion.amplitude] for case in cases])
         moved = scores["dynamics"] * [self._dynamics(case) for case in cases]
-        scores["amplitude"] = rank_correlation_terms(moved, asked)
+        scores["amplitude"] = _amplitude_correlations(cases, moved)
+        scores["both_sides"] = np.array(
+            [self._both_sides(*each) for each in zip(cases, videos, strict=True)]
+        )
         return scores
+
+    def _both_sides(self, case: EvaluationCase, video: np.ndarray) -> float:
+        """Whether a turning subject shows its front at first and its back in the end."""
+        if case.setting != TURNING_SETTING:
+            return math.nan
+        frames, few = self._world.frame_cases(case), max(1, len(video) // 4)
+        front = self._images.emblem(frames[:few], video[:few], "front")
+        return float(front and self._images.emblem(frames[-few:], video[-few:], "back"))
 
     def _motion(self, case: EvaluationCase, video: np.ndarray) -> dict[str, float]:
         asked = case.motion.camera_path(2)[-1, 1:]
@@ -422,6 +447,19 @@ class VideoScorer:
         if key not in self._true_dynamics:
             self._true_dynamics[key] = dynamic_degree(self._world.truth(case))
         return self._true_dynamics[key]
+
+
+def _amplitude_correlations(cases: Sequence[EvaluationCase], moved: np.ndarray) -> np.ndarray:
+    """Of each case of the setting of amplitudes, Spearman's correlation of the amplitude asked for
+    and the dynamics of its scene in all amplitudes, so that pans are not compared with rolls."""
+    found, scenes_of = np.full(len(cases), np.nan), {}
+    for i, case in enumerate(cases):
+        if case.setting == AMPLITUDE_SETTING:
+            scenes_of.setdefault((case.names, case.prompt), []).append(i)
+    for rows in scenes_of.values():
+        asked = [AMPLITUDES[cases[i].motion.amplitude] for i in rows]
+        found[rows] = rank_correlation(moved[rows], asked)
+    return found
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -458,7 +496,13 @@ _MOTION = {
     ),
     "amplitude": MetricInfo(
         title="Amplitude",
-        note="Spearman's correlation of the amplitude asked for and the dynamic degree",
+        note="Spearman's correlation of the amplitude asked for and the dynamic degree, within "
+        "videos of one scene and its moves",
+    ),
+    "both_sides": MetricInfo(
+        title="Both sides",
+        note="judge A reads the emblem of the front in the first quarter of the frames, and that of "
+        "the back in the last",
     ),
 }
 

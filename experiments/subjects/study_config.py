@@ -14,6 +14,11 @@ from uvit_jax.training.finetune import FinetuneConfig
 
 DREAMBENCH = "dreambench"
 TOTEM_VIDEOS = "totem_videos"
+AMPLITUDE_SETTING, TURNING_SETTING = "amplitudes", "turning"
+VIDEO_SETTINGS = {AMPLITUDE_SETTING: "identities_2v", TURNING_SETTING: "compositions"}
+"""Settings of videos alone, and the settings of images that have the same scenes: `amplitudes` has
+the same scene and moves in all amplitudes; in `turning`, a subject with the front of one identity
+and the back of another turns from one to the other."""
 Composition = Literal["fused", "sum", "joint"]
 
 
@@ -159,9 +164,12 @@ class CompareConfig(Config):
             raise UvitError(
                 f"baseline={self.baseline!r} is not in arms{nearest(self.baseline, self.arms)}"
             )
-        scenes = "totems" if self.world == TOTEM_VIDEOS else self.world
+        if self.world == TOTEM_VIDEOS:
+            known = (*evaluation_sets.settings("totems"), *VIDEO_SETTINGS)
+        elif self.world != DREAMBENCH:
+            known = evaluation_sets.settings(self.world)
         for name in self.settings if self.world != DREAMBENCH else ():
-            if name not in (known := evaluation_sets.settings(scenes)):
+            if name not in known:
                 raise UvitError(
                     f"settings.{name}: {self.world} has no such setting{nearest(name, known)}"
                 )

@@ -1,6 +1,7 @@
 """Evaluation cases of videos, scenes of totems in motion; and the world of a comparison."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +15,25 @@ from experiments.subjects.evaluation_cases import (
     Shown,
     StudyWorld,
 )
-from experiments.subjects.study_config import TOTEM_VIDEOS, CompareConfig, SettingConfig
-from uvit_jax.data.sources.worlds import backgrounds, scenes
-from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
-from uvit_jax.data.sources.worlds.scene_motion import Motion, draw_motion, render_video
+from experiments.subjects.study_config import (
+    AMPLITUDE_SETTING,
+    TOTEM_VIDEOS,
+    TURNING_SETTING,
+    VIDEO_SETTINGS,
+    CompareConfig,
+    SettingConfig,
+)
+from uvit_jax.data.sources.worlds import backgrounds, random_scenes, scenes
+from uvit_jax.data.sources.worlds.scene_camera import AMPLITUDES, Camera, grid
+from uvit_jax.data.sources.worlds.scene_motion import (
+    JITTER,
+    TURNS,
+    Motion,
+    draw_motion,
+    render_video,
+)
 from uvit_jax.data.sources.worlds.scenes import Scene
+from uvit_jax.data.sources.worlds.worlds import FRONT
 from uvit_jax.errors import UvitError
 
 STILL = Motion(amplitude="S", worded=False)
@@ -39,15 +54,33 @@ class VideoWorld(ProceduralWorld):
 
     def cases(self, setting: str, config: SettingConfig) -> list[EvaluationCase]:
         found = []
-        for number, case in enumerate(super().cases(setting, config)):
+        for number, case in enumerate(super().cases(VIDEO_SETTINGS.get(setting, setting), config)):
             stream = f"{TOTEM_VIDEOS} {setting}"
             motion = draw_motion(stream, case.split, number, len(case.names))
-            prompt = case.prompt + motion.wording
-            found.append(dataclasses.replace(case, motion=motion, prompt=prompt))
+            case = dataclasses.replace(case, setting=setting)
+            if setting == AMPLITUDE_SETTING:
+                motion = dataclasses.replace(motion, worded=True)
+                for i, amplitude in enumerate(AMPLITUDES):
+                    one = dataclasses.replace(case, seed=case.seed + i)
+                    found.append(_moving(one, motion.of_amplitude(amplitude)))
+            elif setting == TURNING_SETTING:
+                turn = math.copysign(TURNS["L"] * (1 + JITTER), motion.turns[0] or 1.0)
+                found.append(_moving(_facing_front(case), Motion(turns=(turn,), amplitude="L")))
+            else:
+                found.append(_moving(case, motion))
         return found
 
     def rendered(self, case: EvaluationCase, scene: Scene) -> np.ndarray:
         return render_video(scene, case.motion, self.size, self.frames)
+
+    def oracle(self, case: EvaluationCase, seed: int) -> np.ndarray:
+        """Another ground-truth rendering of the case; one that turns starts from the same pose."""
+        scene = random_scenes.redraw(case.scene, seed)
+        if case.setting == TURNING_SETTING:
+            pairs = zip(scene.subjects, case.scene.subjects, strict=True)
+            posed = (dataclasses.replace(one, pose=own.pose) for one, own in pairs)
+            scene = dataclasses.replace(scene, subjects=tuple(posed))
+        return self.rendered(case, scene)
 
     def cut_paste(self, case: EvaluationCase, seed: int) -> np.ndarray:
         """A still video of an image composed as `ProceduralWorld.cut_paste` does."""
@@ -116,6 +149,19 @@ class VideoWorld(ProceduralWorld):
             dataclasses.replace(case, scene=scene, camera=camera)
             for scene, camera in zip(posed, cameras, strict=True)
         ]
+
+
+def _moving(case: EvaluationCase, motion: Motion) -> EvaluationCase:
+    """The case with a motion, which its prompt says."""
+    return dataclasses.replace(case, motion=motion, prompt=case.prompt + motion.wording)
+
+
+def _facing_front(case: EvaluationCase) -> EvaluationCase:
+    """The case with its subject's front towards the camera."""
+    facts = dataclasses.replace(case.scene.facts, facings=(FRONT,))
+    one = dataclasses.replace(case.scene.subjects[0], pose=(0.0, 0.0))
+    scene = dataclasses.replace(case.scene, facts=facts, subjects=(one,))
+    return dataclasses.replace(case, scene=scene, prompt=scene.caption)
 
 
 def open_world(config: CompareConfig, shape: Sequence[int]) -> StudyWorld:

@@ -16,6 +16,7 @@ from uvit_jax.errors import UvitError
 from uvit_jax.models.presets import unified, video
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler
 from uvit_jax.tokens.embed import Embed
+from uvit_jax.tokens.positions import sincos
 from uvit_jax.training.loss import corrupt, diffusion_loss
 
 FLOW = ObjectiveConfig(schedule=ScheduleConfig(name="rectified_flow"), prediction="velocity")
@@ -58,10 +59,7 @@ def test_the_sequence(style):
 @pytest.mark.parametrize("pt", [1, 2])
 def test_the_camera_of_a_frame_is_added_to_its_patches(pt):
     clip = dict(shape=(8, 8, 8, 3), first=2, last=2, patch_size_t=pt)
-    plain, model = build(**clip), build(camera_frames=True, **clip)
-    assert jax.tree.all(
-        jax.tree.map(lambda a, b: a.shape == b.shape, model.abstract_params, plain.abstract_params)
-    )
+    model = build(**clip)
     inputs = inputs_of(model)
     times = {key: jnp.full((2,), 0.5) for key in model.layout.time_keys}
     moved = inputs | {"camera": inputs["camera"].at[:, 6].add(1.0)}
@@ -75,8 +73,16 @@ def test_the_camera_of_a_frame_is_added_to_its_patches(pt):
     assert np.array_equal(changed, expected)
 
 
+def test_frames_without_a_camera_have_sincos_positions_of_an_image():
+    """So that a model of images can be the start of one of videos."""
+    model = build(position="sincos")
+    image, clip = model.layout.by_name["ref_1_1"], model.layout.by_name["video"]
+    rows_n = sincos(image, 32)
+    assert np.array_equal(sincos(clip, 32), np.tile(rows_n, (2, 1)))
+
+
 def test_frames_come_from_a_camera_of_as_many():
-    config = video.preset("uvit", (4, 8, 8, 3), camera=5, camera_frames=True, **SMALL)
+    config = video.preset("uvit", (4, 8, 8, 3), camera=5, **SMALL)
     config["segments"]["camera"]["shape"] = (3, 5)
     with pytest.raises(UvitError, match="frames_from='camera' has 3 frames, and the clip 4"):
         uvit_jax.build(config)

@@ -8,11 +8,13 @@ import sys
 import jax
 import pytest
 
+from tests.helpers.running import ROOT
 from uvit_jax.parallel import cpu
 
 FAULTS = """
 import os, resource, threading
 import jax, jax.numpy as jnp
+from tests.helpers.running import ROOT
 from uvit_jax.parallel import cpu
 {before}
 
@@ -65,3 +67,23 @@ def test_other_backends_and_an_explicit_trim_threshold_change_nothing(monkeypatc
     monkeypatch.undo()
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not cpu.keep_freed_memory()
+
+
+def test_training_sets_up_malloc_before_jax_has_threads():
+    code = """
+from jax._src import xla_bridge
+from experiments import train
+from uvit_jax.training import loop
+
+def stop(*args):
+    print("initialised:", xla_bridge.backends_are_initialized())
+    raise SystemExit
+
+loop.train = stop
+train.main(["--config=configs/quickstart.py"])
+"""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "initialised: False", done.stderr

@@ -19,7 +19,7 @@ from uvit_jax.data import pipeline
 from uvit_jax.data.sources.worlds import scenes
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.errors import UvitError
-from uvit_jax.evaluation.video_metrics import camera_scores, rank_correlation_terms
+from uvit_jax.evaluation.video_metrics import camera_scores
 from uvit_jax.interop.exporting import export
 from uvit_jax.models.model import build
 from uvit_jax.training.run_config import parse_run
@@ -85,26 +85,37 @@ def test_fine_tuning_shows_references_held_still_and_pasted_under_the_camera(wor
             assert caption.endswith(motion.wording)
 
 
-def test_terms_average_to_spearmans_correlation():
-    assert rank_correlation_terms([1, 2, 9], [0.1, 0.2, 0.3]) == pytest.approx([1, 1, 1])
-    assert rank_correlation_terms([3, 2, 1], [0.1, 0.2, 0.3]) == pytest.approx([-1, -1, -1])
-    assert (rank_correlation_terms([1, 1, 1], [0.1, 0.2, 0.3]) == 0).all()
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=2000)
-    b = a + rng.normal(size=2000)
-    terms = rank_correlation_terms(a, b)
-    resampled = []
-    for _ in range(200):
-        rows = rng.integers(0, 2000, 2000)
-        resampled.append(rank_correlation_terms(a[rows], b[rows]).mean())
-    assert terms.std() / 2000**0.5 == pytest.approx(np.std(resampled), rel=0.2)
+def test_amplitudes_are_compared_within_one_scene(world, scorer):
+    cases = world.cases("amplitudes", SettingConfig(subjects=2, prompts=1))
+    assert [case.motion.amplitude for case in cases] == ["S", "M", "L"] * 2
+    for three in (cases[:3], cases[3:]):
+        assert len({case.prompt for case in three}) == 1
+        assert len({case.seed for case in three}) == 3
+        ratio = three[2].motion.camera_path(2)[-1, 1:] / 4
+        np.testing.assert_allclose(three[0].motion.camera_path(2)[-1, 1:], ratio, atol=1e-6)
+    true = np.stack([world.truth(case) for case in cases])
+    assert scorer(cases, true)["amplitude"] == pytest.approx(1)
+    assert scorer(cases, true[[2, 1, 0, 5, 4, 3]])["amplitude"] == pytest.approx(-1)
+    still = np.stack([world.still(video[0]) for video in true])
+    assert (scorer(cases, still)["amplitude"] == 0).all()
+
+
+def test_a_turning_subject_shows_the_front_of_one_and_the_back_of_another(world, scorer):
+    cases = world.cases("turning", SettingConfig(subjects=12, prompts=1))
+    assert all("turns" in case.prompt and "from the front" in case.prompt for case in cases)
+    true = np.stack([world.truth(case) for case in cases])
+    still = np.stack([world.still(video[0]) for video in true])
+    assert scorer(cases, true)["both_sides"].mean() > 0.6
+    assert scorer(cases, still)["both_sides"].mean() < 0.3
+    assert np.isnan(
+        scorer(world.cases("identities_2v", SettingConfig(subjects=1)), true[:2])["both_sides"]
+    ).all()
 
 
 def small_config():
     config = video_subjects.get_config("quick")
     for given in config["networks"].values():
         given["train"] |= dict(steps=2, batch_size=2)
-        given["text_pretraining"]["steps"] = 2
         given["model"]["backbone"] |= dict(width=32, num_heads=2, depth=2, unroll=1)
         given["sample"]["sampler"]["steps"] = 2
     grid = dict(ranks=(2,), rates=(1e-3,), priors=(0.0, 1.0), steps=(1, 2))
@@ -119,8 +130,8 @@ def test_given_frames_are_in_the_samples(world, cases, tmp_path):
     path = tmp_path / "network.safetensors"
     export(path, model, random_params(model), run=run, vocabulary=vocabulary)
     network = TrainedNetwork("video_uvit_s0", path, run)
-    assert network.shape == (8, 32, 32, 3)
-    world = VideoWorld(32, 8)
+    assert network.shape == (8, 64, 64, 3)
+    world = VideoWorld(64, 8)
     compare = dataclasses.replace(parse_compare(config), batch_size=2)
     truth = np.stack([world.truth(case) for case in cases[:2]])
     for given, frames in (("first", [0]), ("first_last", [0, -1]), ("composed", [0])):
@@ -134,6 +145,8 @@ def test_given_frames_are_in_the_samples(world, cases, tmp_path):
 
 def test_frames_are_given_in_videos_alone():
     config = small_config() | dict(world="totems")
+    config["settings"].pop("turning")
+    config["arms"]["composed"]["settings"] = ()
     with pytest.raises(UvitError, match=r"arms\.composed: given='composed' is for videos"):
         parse_compare(config)
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 import uvit_jax
 from configs.own_subjects import get_config
+from configs.video import get_config as video_config
 from tests.helpers.stored import write_run
 from tests.helpers.weights import equal
 from tests.training.test_subject_runs import photos, run  # noqa: F401
@@ -102,6 +103,33 @@ def test_a_model_with_further_parts_is_the_stored_one_at_first(tmp_path, caplog)
     new = after.keys() - before.keys()
     assert new and all(np.array_equal(after[name], before[name]) for name in before)
     assert all(name in caplog.text for name in new)
+
+
+def test_a_video_model_starts_from_one_of_images():
+    config = video_config("totems")
+    run = parse_run(config)
+    _, state = started(run)
+    _, params = uvit_jax.load("shipped:totems")
+    before, after = leaves(params), leaves(state.params)
+    for part in ("embed/segments", "heads/segments"):
+        assert np.array_equal(
+            after[f"{part}/video/proj/kernel"], before[f"{part}/image/proj/kernel"]
+        )
+    assert np.array_equal(after["embed/positions/time_last"], before["embed/positions/time"])
+    blocks = [name for name in after if name.startswith("backbone")]
+    assert all(np.array_equal(after[name], before[name]) for name in blocks)
+
+
+def test_segments_of_another_name_must_exist():
+    for own, theirs in (("film", "image"), ("video", "film")):
+        config = video_config("totems")
+        config["train"]["init_segments"] = {own: theirs}
+        run = parse_run(config)
+        with pytest.raises(UvitError, match=f"init_segments.{own}='{theirs}'.*no segment 'film'"):
+            read_initial(run, build(run.model))
+    config["train"]["init_from"] = ""
+    with pytest.raises(UvitError, match="init_segments"):
+        parse_run(config)
 
 
 def test_another_shape_is_refused(tmp_path):

@@ -34,7 +34,8 @@ SMALL = {
     "sample.sampler.steps": 1,
     "sample.sampler.order": 1,
     "data.workers": 0,
-    "text_pretraining.steps": 2,
+    "train.init_from": "",
+    "train.init_segments": {},
 }
 
 
@@ -76,14 +77,14 @@ def test_given_frames_are_exact_and_a_clip_is_extended(run):
         return video_tasks.clip_of({"first": first}, samples)
 
     clip = generate(given["first"], 0)
-    assert clip.shape == (2, 8, 32, 32, 3) and (clip[:, :1] == batch["first"]).all()
+    assert clip.shape == (2, 8, 64, 64, 3) and (clip[:, :1] == batch["first"]).all()
     longer = video_tasks.extended(generate, clip, overlap=1, times=2)
     assert longer.shape[1] == 8 + 2 * 7 and (longer[:, :8] == clip).all()
 
 
 def test_the_command_writes_clips_that_begin_with_the_given_frame(run, tmp_path):
     _, workdir, _ = run
-    pixels = np.random.default_rng(0).uniform(-1, 1, (32, 32, 3))
+    pixels = np.random.default_rng(0).uniform(-1, 1, (64, 64, 3))
     io.save_png(Image.fromarray(io.to_uint8(pixels)), tmp_path / "start.png")
     (tmp_path / "refs").mkdir()
     io.save_png(Image.fromarray(io.to_uint8(-pixels)), tmp_path / "refs" / "a.png")
@@ -93,7 +94,7 @@ def test_the_command_writes_clips_that_begin_with_the_given_frame(run, tmp_path)
     args += ["--camera=pan=0.3,roll=6", "--amplitude=large", f"--json={tmp_path / 'out.json'}"]
     assert sample.main(args) == 0
     video = np.load(out.with_suffix(".npz"))["video"]
-    assert video.shape == (1, 15, 32, 32, 3)
+    assert video.shape == (1, 15, 64, 64, 3)
     assert (io.to_uint8(video[0, 0]) == io.to_uint8(pixels)).all()
     results = json.loads((tmp_path / "out.json").read_text())
     info = video_io.probe(Path(results["video"]))
@@ -121,7 +122,7 @@ def test_a_camera_path_is_that_of_the_data():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.first_frames": 2}, r"segment 'first' has shape=\(1, 32, 32, 3\)"),
+        ({"data.first_frames": 2}, r"segment 'first' has shape=\(1, 64, 64, 3\)"),
         ({"data.frames": 9}, "segment 'video' has shape"),
         ({"model.segments.camera.shape": (8, 3)}, r"segment 'camera' takes \(8, 3\)"),
     ],

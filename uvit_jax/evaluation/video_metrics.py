@@ -8,6 +8,7 @@ compare, and consistency is never reported without dynamics.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import stats
 
 from uvit_jax.errors import UvitError
 from uvit_jax.evaluation.frechet import Moments, frechet_distance
@@ -93,21 +94,14 @@ def amplitude_correlation(videos: np.ndarray, amplitudes: Sequence[float]) -> fl
     """Spearman's rank correlation of the amplitudes asked for and the dynamics measured; 0 where
     either is constant, as for still videos."""
     measured = np.array([dynamic_degree(video) for video in videos])
-    return float(rank_correlation_terms(measured, amplitudes).mean())
+    return rank_correlation(measured, amplitudes)
 
 
-def rank_correlation_terms(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """Terms, one for each pair of values, whose mean is Spearman's rank correlation and whose
-    spread is that of its estimate (its influence function), so that they can be averaged and
-    bootstrapped like scores; all 0 where either row is constant."""
-    a, b = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
-    a, b = a - a.mean(), b - b.mean()
-    variance_a, variance_b = (a**2).mean(), (b**2).mean()
-    if not variance_a * variance_b:
-        return np.zeros(len(a))
-    product = a * b / np.sqrt(variance_a * variance_b)
-    rho = product.mean()
-    return rho + product - rho * (a**2 / variance_a + b**2 / variance_b) / 2
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 where either is constant."""
+    if min(np.ptp(a), np.ptp(b)) == 0:
+        return 0.0
+    return float(stats.spearmanr(a, b).statistic)
 
 
 def identity_over_frames(
@@ -157,10 +151,3 @@ def _video_features(features_BTD: np.ndarray) -> np.ndarray:
 def _unit(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float64)
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, the mean of them for equal values."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - (counts - 1) / 2)[inverse]).astype(np.float64)

@@ -93,13 +93,13 @@ class Embed(nnx.Module):
             return jnp.matmul(own_BN.astype(self.dtype), embedded(source))
 
         def of_frames(segment: Segment) -> jax.Array:
-            """The vectors (B, N, D) of the frames that patches are of."""
+            """The camera's tokens of the frames that patches are of, (B, N, D)."""
             frames, rows, columns = segment.grid
-            vectors_BTD = embedded(layout.by_name[segment.frames_from])
-            vectors_BTD = vectors_BTD[:, layout.frames_of(segment)]
-            B, T, D = vectors_BTD.shape
-            vectors_BGD = vectors_BTD.reshape(B, frames, T // frames, D).mean(axis=2)
-            return jnp.repeat(vectors_BGD, rows * columns, axis=1)
+            tokens_BTD = tokens(layout.by_name[segment.frames_from])
+            tokens_BTD = tokens_BTD[:, layout.frames_of(segment)]
+            B, T, D = tokens_BTD.shape
+            tokens_BGD = tokens_BTD.reshape(B, frames, T // frames, D).mean(axis=2)
+            return jnp.repeat(tokens_BGD, rows * columns, axis=1)
 
         def tokens(segment: Segment) -> jax.Array:
             tokens_BND = embedded(segment) + self._added(segment, inputs, layout)

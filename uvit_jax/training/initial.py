@@ -10,7 +10,7 @@ import numpy as np
 from uvit_jax.data.dataset import Dataset
 from uvit_jax.data.tokenizer import Tokenizer
 from uvit_jax.data.vocabulary import Vocabulary
-from uvit_jax.errors import UvitError
+from uvit_jax.errors import UvitError, nearest
 from uvit_jax.models.model import Model
 from uvit_jax.parallel.sharding import path_string
 from uvit_jax.training.load import load
@@ -26,7 +26,8 @@ class Initial:
     """A stored run that fits a new one.
 
     Attributes:
-      vocabulary: its classes and words. params: its averaged parameters, by path.
+      vocabulary: its classes and words. params: its averaged parameters, by their path in the new
+        run; those that the new one does not have are left out.
     """
 
     vocabulary: Vocabulary
@@ -37,13 +38,13 @@ def read_initial(run: RunConfig, model: Model) -> Initial:
     """Reads `run.train.init_from`, and checks it before anything is written.
 
     Raises:
-      UvitError: if it cannot be loaded, has another prediction or schedule than the run, or a
-        parameter has another shape there.
+      UvitError: if it cannot be loaded, has another prediction or schedule than the run, a
+        parameter has another shape there, or a segment of `init_segments` does not exist.
     """
     where = _where(run)
     try:
         stored = open_run(run.train.init_from)
-        theirs = stored.read_run().diffusion
+        their_run = stored.read_run()
         _, params = load(stored.path)
         vocabulary = stored.read_vocabulary()
     except UvitError as error:
@@ -52,18 +53,25 @@ def read_initial(run: RunConfig, model: Model) -> Initial:
             "shipped:NAME"
         ) from None
     for key in ("prediction", "schedule"):
-        if (own := getattr(run.diffusion, key)) != (other := getattr(theirs, key)):
+        if (own := getattr(run.diffusion, key)) != (other := getattr(their_run.diffusion, key)):
             raise UvitError(
                 f"{where} was trained with diffusion.{key}={other}, and this run has {own}; set "
                 f"config.diffusion.{key} to that of the stored run"
             )
-    initial = Initial(vocabulary, _by_path(params))
+    for name, theirs in run.train.init_segments.items():
+        _check_segment(run, name, name, run.model.segments, "this run")
+        _check_segment(run, name, theirs, their_run.model.segments, "the stored run")
     own = _by_path(model.abstract_params)
-    if not initial.params.keys() & own.keys():
+    stored_params = _by_path(params)
+    names = {name: _stored_name(run, name) for name in own}
+    initial = Initial(
+        vocabulary,
+        {name: stored_params[there] for name, there in names.items() if there in stored_params},
+    )
+    if not initial.params:
         raise UvitError(f"{where} has none of this run's parameters; give the run its config.model")
-    for name, leaf in own.items():
-        if name in initial.params:
-            _rows(run, model, name, initial.params[name].shape, leaf.shape)
+    for name, leaf in initial.params.items():
+        _rows(run, model, name, leaf.shape, own[name].shape)
     return initial
 
 
@@ -134,6 +142,26 @@ def initialised(
 
 def _where(run: RunConfig) -> str:
     return f"config.train.init_from={run.train.init_from!r}"
+
+
+def _check_segment(
+    run: RunConfig, key: str, name: str, segments: Mapping[str, object], whose: str
+) -> None:
+    """Raises UvitError if `name`, of the entry `key` of init_segments, is not a segment."""
+    if name not in segments:
+        raise UvitError(
+            f"config.train.init_segments.{key}={run.train.init_segments[key]!r}: {whose} has no "
+            f"segment {name!r}{nearest(name, segments)}"
+        )
+
+
+def _stored_name(run: RunConfig, path: str) -> str:
+    """The path of a parameter in the stored run: that of `embed/segments/video/…` is
+    `embed/segments/image/…` with init_segments={"video": "image"}."""
+    parts = path.split("/")
+    if len(parts) > 2 and parts[1] in ("segments", "positions"):
+        parts[2] = run.train.init_segments.get(parts[2], parts[2])
+    return "/".join(parts)
 
 
 def _by_path(tree) -> dict[str, jax.Array]:

@@ -156,6 +156,8 @@ class TrainConfig:
       init_from: the stored run (a workdir, file or `shipped:NAME`, see `open_run`) from whose
         averaged parameters and words the run starts; "" is none. The step, the optimizer and the
         average start anew.
+      init_segments: what segments of this run are called there, such as {"video": "image"} for a
+        video model that starts from a model of images.
       teacher: the stored run from whose parameters the run starts, and whose guided predictions it
         learns (the objective `distill`) or their mean velocities (`mean_flow`); "" is none.
     """
@@ -180,6 +182,7 @@ class TrainConfig:
     profile_steps: tuple[int, ...] = ()
     wandb: str = ""
     init_from: str = ""
+    init_segments: Mapping[str, str] = dataclasses.field(default_factory=dict)
     teacher: str = ""
 
     def __post_init__(self):
@@ -205,6 +208,11 @@ class TrainConfig:
             raise UvitError(
                 f"probe_every={self.probe_every} must be 0 or a multiple of "
                 f"log_every={self.log_every}"
+            )
+        if self.init_segments and not self.init_from:
+            raise UvitError(
+                "init_segments names segments of init_from, which is empty; set init_from, or "
+                "init_segments={}"
             )
         if self.init_from and self.teacher:
             raise UvitError(

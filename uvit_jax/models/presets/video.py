@@ -35,7 +35,6 @@ def preset(
     first: int = 1,
     last: int = 1,
     camera: int = 0,
-    camera_frames: bool = False,
     amplitude: int = 0,
     subjects: int = 0,
     views: int = 1,
@@ -53,8 +52,9 @@ def preset(
       first, last: how many frames at the start and end are segments of their own, which can be
         given; multiples of patch_size_t, 0 for none.
       camera: numbers in each frame's camera token, 0 for none (`scene_motion.CAMERA_FIELDS` for
-        totems). camera_frames: whether the camera's vector of a frame is also added to the frame's
-        patches. amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
+        totems). The token is added to the frame's patches as well: a network has to learn which
+        token is of which patches otherwise, and follows the camera at a fraction of the amplitude.
+      amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
       subjects, views: of the references (H, W, C).
       position: of the clip and the references, `rope` or `sincos` (on frames, rows and columns),
         or `learned`.
@@ -103,7 +103,7 @@ def preset(
         segments[name] = image | dict(
             shape=(lengths[name], *image_shape), patch_size_t=patch_size_t, start=starts[name]
         )
-        if camera and camera_frames:
+        if camera:
             segments[name] |= dict(frames_from="camera")
         if name != "video":
             segments[name] |= dict(share="video")

@@ -34,9 +34,10 @@ class Patches(Segment):
       trained_shape: the shape that its positions belong to; empty for `shape`. Another one
         interpolates them, so that a model samples at another resolution or length.
       start: the position of its first frame on the frame axis: of frames that follow other frames.
-      frames_from: of a video, a camera, whose vector of each frame is added to that frame's patches
-        as well. Segments that have the same one are parts of one clip, in the order of the
-        sequence.
+      frames_from: of a video, a camera, whose token of each frame is added to that frame's patches
+        as well. It brings the position of the frame, and position='sincos' is of rows and columns
+        alone, as of an image. Segments that have the same one are parts of one clip, in the order
+        of the sequence.
       offset: of a reference with RoPE, `diagonal` places it behind the target and all slots before
         its own, along rows and columns, in steps of the largest grid (UNO, Wu et al. 2025).
     """
@@ -110,7 +111,8 @@ class Patches(Segment):
 
     @property
     def grid_axes(self) -> tuple[int, ...]:
-        return (0, 1, 2) if self.is_video else (1, 2)
+        frames = self.is_video and not (self.frames_from and self.position == "sincos")
+        return (0, 1, 2) if frames else (1, 2)
 
     @property
     def frames_per_token(self) -> int:

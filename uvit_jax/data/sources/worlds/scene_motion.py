@@ -19,8 +19,9 @@ MOVES = {
 }
 """Camera move → its field of `Motion`, and its words by sign. A roll to the left is
 counter-clockwise: the scene appears rotated clockwise."""
-TURNS = {"S": 0.4, "M": 0.8, "L": 1.6}
-"""By amplitude, the yaw in radians by which a subject turns over a video."""
+TURNS = {"S": 0.6, "M": 1.2, "L": 2.4}
+"""By amplitude, the yaw in radians by which a subject turns over a video, from the side that its
+caption names: with the largest, from its front to its back."""
 LIMITS = {"x": 1.0, "y": 1.0, "zoom": 1.0, "roll": float(np.pi)}
 """The largest changes that a camera may be asked for: scene units, log of a factor, radians."""
 CAMERA_FIELDS = ("given", *LIMITS)
@@ -36,7 +37,7 @@ class Motion:
 
     Attributes:
       x, y: of the camera's position, in scene units. zoom: log of the factor. roll: in radians.
-      turns: of each subject's yaw, in radians; empty for none.
+      turns: of each subject's yaw, in radians, from its pose in the first frame; empty for none.
       amplitude: a key of `AMPLITUDES`, by which the others were drawn.
       worded: whether the caption names the camera's moves.
 
@@ -103,6 +104,16 @@ class Motion:
             np.float32
         )
 
+    def of_amplitude(self, amplitude: str) -> "Motion":
+        """The same moves and turns with another amplitude."""
+        camera = AMPLITUDES[amplitude] / AMPLITUDES[self.amplitude]
+        return dataclasses.replace(
+            self,
+            **{field: getattr(self, field) * camera for field in LIMITS},
+            turns=tuple(t * TURNS[amplitude] / TURNS[self.amplitude] for t in self.turns),
+            amplitude=amplitude,
+        )
+
     def size(self) -> np.ndarray:
         """The amplitude as a condition, float32 (2,): 1, which tells it from the null value, and
         its number in `AMPLITUDES`."""
@@ -110,18 +121,20 @@ class Motion:
 
     def poses(self, scene: Scene, frames: int) -> list[Scene]:
         """The scene at each of T frames: its camera and the poses of its subjects."""
-        cameras = self.cameras(scene.camera, frames)
+        cameras, t_T = self.cameras(scene.camera, frames), steps(frames)
         turns = np.resize([*self.turns, *[0.0] * len(scene.subjects)], len(scene.subjects))
         return [
             dataclasses.replace(
                 scene,
                 camera=camera,
                 subjects=tuple(
-                    dataclasses.replace(one, pose=(one.pose[0] + float(turn * t), one.pose[1]))
+                    dataclasses.replace(
+                        one, pose=(one.pose[0] + float(turn * (t - t_T[0])), one.pose[1])
+                    )
                     for one, turn in zip(scene.subjects, turns, strict=True)
                 ),
             )
-            for camera, t in zip(cameras, steps(frames), strict=True)
+            for camera, t in zip(cameras, t_T, strict=True)
         ]
 
 

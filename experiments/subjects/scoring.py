@@ -501,8 +501,8 @@ _MOTION = {
     ),
     "both_sides": MetricInfo(
         title="Both sides",
-        note="judge A reads the emblem of the front in the first quarter of the frames, and that of "
-        "the back in the last",
+        note="judge A reads the emblem of the front in the first quarter of the frames, and "
+        "that of the back in the last",
     ),
 }
 

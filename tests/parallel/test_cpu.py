@@ -14,7 +14,6 @@ from uvit_jax.parallel import cpu
 FAULTS = """
 import os, resource, threading
 import jax, jax.numpy as jnp
-from tests.helpers.running import ROOT
 from uvit_jax.parallel import cpu
 {before}
 

@@ -1,5 +1,7 @@
 """The preset of video models: tasks by what is given, training with given segments, one frame."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import ScheduleConfig
 from uvit_jax.diffusion.solvers.solve import SamplerConfig
 from uvit_jax.errors import UvitError
+from uvit_jax.models.cost import forward_cost
 from uvit_jax.models.presets import unified, video
 from uvit_jax.sampling.sampler import SampleConfig, make_sampler
 from uvit_jax.tokens.embed import Embed
@@ -102,8 +105,54 @@ def _image_for_video(segments):
     return {name.replace("video", "image"): params for name, params in segments.items()}
 
 
-def test_caching_references_is_exact():
-    model = build()
+def clip_mask(layout, window):
+    """Which tokens see which, by the definition of windows, bool (N, N)."""
+    number = np.full(layout.num_tokens, np.nan)
+    for name in video.VIDEO_SEGMENTS:
+        segment = layout.by_name[name]
+        frames, rows, columns = segment.grid
+        frame = segment.start + np.repeat(np.arange(frames), rows * columns)
+        number[layout.slices[name]] = frame * segment.frames_per_token // window
+    apart = np.abs(number[:, None] - number[None])
+    return np.isnan(apart) | (apart <= 1)
+
+
+@pytest.mark.parametrize("attention", ["xla", "blocked", "ulysses"])
+def test_windows_are_a_mask_of_neighbouring_frames(attention):
+    clip = dict(shape=(7, 8, 8, 3), subjects=0 if attention == "ulysses" else 1)
+    model, full = build(window=2, attention=attention, **clip), build(**clip)
+    params, inputs = random_params(model), inputs_of(model)
+    times = dict.fromkeys(model.layout.time_keys, jnp.array([100.0, 900.0]))
+    masked = copy.copy(full)
+    masked.layout = copy.copy(full.layout)
+    references = full.layout.visibility()
+    references = np.ones((full.layout.num_tokens,) * 2, bool) if references is None else references
+    mask = clip_mask(full.layout, 2) & references
+    assert 0.3 < mask.mean() < 0.95 * references.mean()
+    masked.layout.visibility = lambda cached=False: mask
+    expected = jax.jit(masked.apply)(params, inputs, times)
+    for name, value in jax.jit(model.apply)(params, inputs, times).items():
+        np.testing.assert_allclose(value, expected[name], atol=2e-5)
+
+
+def test_windows_save_products():
+    costs = [forward_cost(build(shape=(16, 8, 8, 3), window=w).config) for w in (0, 2, 16)]
+    assert costs[1].attention < 0.75 * costs[0].attention == 0.75 * costs[2].attention
+    assert costs[1].parameters == costs[0].parameters
+
+
+def test_impossible_windows_are_refused():
+    with pytest.raises(UvitError, match="window=3 must be a multiple of patch_size_t=2"):
+        build(shape=(8, 8, 8, 3), patch_size_t=2, first=2, last=2, window=3)
+    model = build(window=1, attention="ring", subjects=0)
+    times = dict.fromkeys(model.layout.time_keys, jnp.ones(2))
+    with pytest.raises(UvitError, match=r"'ring' does not support windows.*use 'ulysses'"):
+        jax.eval_shape(model.apply, model.abstract_params, inputs_of(model), times)
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_caching_references_is_exact(window):
+    model = build(window=window)
     params, inputs = random_params(model), inputs_of(model)
     times = dict.fromkeys(model.layout.time_keys, jnp.array([100.0, 900.0]))
     whole = jax.jit(model.apply)(params, inputs, times)

@@ -221,6 +221,7 @@ class Backbone(nnx.Module):
             is_clean_N1=is_clean_N1,
             context_BMD=embedded.context_BMD,
             mask_NM=layout.visibility(cached=cache is not None),
+            windows=layout.windows(cached=cache is not None),
             angles_NR=angles_NR,
             present_BM=_present_keys(embedded, cache),
             gated_M=layout.gated_keys(cached=cache is not None),

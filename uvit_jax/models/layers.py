@@ -6,6 +6,7 @@ conditioning vector).
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from uvit_jax.models.model_config import BackboneConfig
 from uvit_jax.parallel.attention.implementations import CONTEXT_PARALLEL, attention
 from uvit_jax.parallel.sharding import gather_params
 from uvit_jax.tokens.segment import normal
+from uvit_jax.tokens.windows import Group
 
 CLOSED = 1e-20
 """A gate's initial value: its keys have no weight in float32, yet a gradient of normal size."""
@@ -50,6 +52,7 @@ class BlockInputs(NamedTuple):
       context_BMD: the keys and values' inputs of cross-attention, if there is any.
       mask_NM: the attention mask, bool; None if every token sees every token. A NumPy array: flash
         attention kernels skip the blocks that it excludes.
+      windows: groups of queries with the keys that each sees, None for all (see tokens/windows.py).
       angles_NR: of RoPE, (N, R) or (B, N, R), R = K/2; None without RoPE.
       present_BM: which keys an example has; None if it has all.
       gated_M: which keys are of gated references, bool; None if no query of the sequence attends to
@@ -61,6 +64,7 @@ class BlockInputs(NamedTuple):
     is_clean_N1: jax.Array | None = None
     context_BMD: jax.Array | None = None
     mask_NM: np.ndarray | None = None
+    windows: Sequence[Group] | None = None
     angles_NR: jax.Array | None = None
     present_BM: jax.Array | None = None
     gated_M: np.ndarray | None = None
@@ -130,7 +134,7 @@ class Attention(nnx.Module):
         size = v.shape[-1]
         if self.gate is not None and given.gated_M is not None:
             q, k, v = self._gated(q, k, v, given.gated_M)
-        masks = dict(mask_NM=given.mask_NM, present_BM=given.present_BM)
+        masks = dict(mask_NM=given.mask_NM, present_BM=given.present_BM, windows=given.windows)
         o_BNHK = attention(q, k, v, implementation=self.implementation, **masks)[..., :size]
         return self.out(checkpoint_name(o_BNHK, "attention")), own
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
+from uvit_jax.tokens import windows
 from uvit_jax.tokens.positions import AXES, grid_axes
 from uvit_jax.tokens.segment import NAME_TOKENS, Segment
 
@@ -259,6 +260,16 @@ class Layout:
             for query in self.tokens
         ]
         return np.repeat(rows, [s.num_tokens for s in self.tokens], axis=0)
+
+    def windows(self, *, cached: bool = False) -> tuple[windows.Group, ...] | None:
+        """Which queries see which keys by `Patches.window`; None if no clip has windows.
+
+        Args:
+          cached: see `visibility`.
+        """
+        references = [s for s in self.segments if s.is_reference] if cached else []
+        keys = [(s, self.source(s)) for s in (*references, *self.tokens)]
+        return windows.groups([(s, self.source(s)) for s in self.tokens], keys)
 
     @property
     def gated(self) -> bool:

@@ -36,6 +36,7 @@ def preset(
     last: int = 1,
     camera: int = 0,
     amplitude: int = 0,
+    window: int = 0,
     subjects: int = 0,
     views: int = 1,
     position: str = "rope",
@@ -55,6 +56,8 @@ def preset(
         totems). The token is added to the frame's patches as well: a network has to learn which
         token is of which patches otherwise, and follows the camera at a fraction of the amplitude.
       amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
+      window: frames of a window of attention, a multiple of patch_size_t: a token of the clip sees
+        that of its frame and the two beside it, and all that is not of the clip; 0 for all frames.
       subjects, views: of the references (H, W, C).
       position: of the clip and the references, `rope` or `sincos` (on frames, rows and columns),
         or `learned`.
@@ -105,6 +108,5 @@ def preset(
         )
         if camera:
             segments[name] |= dict(frames_from="camera")
-        if name != "video":
-            segments[name] |= dict(share="video")
+        segments[name] |= dict(window=window) if name == "video" else dict(share="video")
     return model | dict(sequence=tuple(segments), segments=segments)

@@ -4,6 +4,8 @@ The name is configuration and never depends on the machine, so that a program co
 for another machine is the one that runs there.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -13,6 +15,7 @@ import numpy as np
 from uvit_jax.errors import UvitError
 from uvit_jax.parallel.attention import context
 from uvit_jax.parallel.attention.blocked import blocked
+from uvit_jax.parallel.attention.windowed import Slices, windowed
 
 Implementation = Literal["xla", "blocked", "splash", "cudnn", "ring", "ulysses", "ulysses_splash"]
 KERNELS = {  # the platform they need
@@ -42,6 +45,7 @@ def attention(
     *,
     mask_NM: jax.Array | np.ndarray | None = None,
     present_BM: jax.Array | None = None,
+    windows: Sequence[tuple[Slices, Slices]] | None = None,
     implementation: Implementation = "xla",
 ) -> jax.Array:
     """softmax(q kᵀ / √K) v, the softmax in float32.
@@ -50,6 +54,8 @@ def attention(
       q_BNHK: queries. k_BMHK, v_BMHK: keys and values.
       mask_NM: bool, True where query n attends to key m; None for full attention.
       present_BM: bool, False for keys that an example lacks and that no query attends to.
+      windows: groups of queries that see some of the keys, as (queries, keys), each as slices;
+        None if all see all. The mask is a NumPy array then.
       implementation: `xla`, on any device; `blocked`, on any, but made for CPUs (see blocked.py);
         `splash`, flash attention on TPUs, with a NumPy mask (see splash.py); `cudnn`, flash
         attention on NVIDIA GPUs, in half precision; `ring`, `ulysses` and `ulysses_splash` (the
@@ -61,7 +67,7 @@ def attention(
 
     Raises:
       UvitError: if a context-parallel implementation is given absent keys, or another number of
-        keys than queries.
+        keys than queries, or `ring` windows.
     """
     if implementation in CONTEXT_PARALLEL and (
         present_BM is not None or q_BNHK.shape[1] != k_BMHK.shape[1]
@@ -70,6 +76,15 @@ def attention(
         raise UvitError(
             f"attention {implementation!r} does not support {what}; use 'xla' or 'cudnn'"
         )
+    if implementation == "ring" and windows is not None:
+        raise UvitError(
+            "attention 'ring' does not support windows of frames; use 'ulysses', or window=0"
+        )
+    if implementation in ("ulysses", "ulysses_splash"):
+        return _ulysses(q_BNHK, k_BMHK, v_BMHK, mask_NM, windows, implementation)
+    if windows is not None:
+        attend = functools.partial(attention, implementation=implementation)
+        return windowed(attend, q_BNHK, k_BMHK, v_BMHK, mask_NM, present_BM, windows)
     mask_NM = _combined(mask_NM, present_BM)
     if implementation == "cudnn":
         mask = None
@@ -84,17 +99,35 @@ def attention(
         from uvit_jax.parallel.attention.splash import splash  # importing Pallas takes long
 
         return splash(q_BNHK, k_BMHK, v_BMHK, mask_NM)
-    if implementation == "ulysses_splash":
-        from uvit_jax.parallel.attention.splash import splash_on_device
-
-        return context.ulysses(q_BNHK, k_BMHK, v_BMHK, mask_NM, full=splash_on_device)
     if implementation == "blocked":
         return blocked(q_BNHK, k_BMHK, v_BMHK, mask_NM)
     if implementation == "ring":
         return context.ring(q_BNHK, k_BMHK, v_BMHK, mask_NM)
-    if implementation == "ulysses":
-        return context.ulysses(q_BNHK, k_BMHK, v_BMHK, mask_NM, full=_full)
     return _full(q_BNHK, k_BMHK, v_BMHK, mask_NM)
+
+
+def _ulysses(
+    q_BNHK: jax.Array,
+    k_BNHK: jax.Array,
+    v_BNHK: jax.Array,
+    mask_NN: jax.Array | np.ndarray | None,
+    windows: Sequence[tuple[Slices, Slices]] | None,
+    implementation: str,
+) -> jax.Array:
+    """Ulysses, whose devices have all tokens of some heads, and windows of them."""
+    full = _full
+    if implementation == "ulysses_splash":
+        from uvit_jax.parallel.attention.splash import splash_on_device as full  # Pallas, as above
+
+    def attend(q, k, v, mask_NM, present_BM=None):
+        return full(q, k, v, mask_NM)
+
+    def within(q, k, v, mask_NM):
+        return windowed(attend, q, k, v, mask_NM, None, windows)
+
+    return context.ulysses(
+        q_BNHK, k_BNHK, v_BNHK, mask_NN, full=attend if windows is None else within
+    )
 
 
 def _combined(

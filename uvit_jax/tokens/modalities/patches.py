@@ -38,6 +38,9 @@ class Patches(Segment):
         as well. It brings the position of the frame, and position='sincos' is of rows and columns
         alone, as of an image. Segments that have the same one are parts of one clip, in the order
         of the sequence.
+      window: of a noisy video, and of those that share its parameters: a token sees only the tokens
+        of the clip in its own window of so many frames and the two beside it (see windows.py); 0
+        for all.
       offset: of a reference with RoPE, `diagonal` places it behind the target and all slots before
         its own, along rows and columns, in steps of the largest grid (UNO, Wu et al. 2025).
     """
@@ -53,6 +56,7 @@ class Patches(Segment):
     trained_shape: tuple[int, ...] = ()
     start: int = 0
     frames_from: str = ""
+    window: int = 0
     offset: Literal["none", "diagonal"] = "none"
 
     def problem(self) -> str:
@@ -70,6 +74,13 @@ class Patches(Segment):
             return f"start must be at least 0, got {self.start}"
         if self.frames_from and not self.is_video:
             return f"frames_from={self.frames_from!r} is for videos, shape (T, H, W, C)"
+        if self.window < 0 or self.window % self.patch_size_t:
+            return f"window={self.window} must be a multiple of patch_size_t={self.patch_size_t}"
+        if self.window and (self.share or self.role != "noisy" or not self.is_video):
+            return (
+                f"window={self.window} is for a noisy video that shares no other's parameters; "
+                "those that share its parameters have its windows"
+            )
         if self.offset != "none" and not (self.is_reference and self.position == "rope"):
             return f"offset={self.offset!r} is for references with position='rope'"
         return ""

@@ -76,7 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.networks:
             networks = {f.stem: f for f in local_path(args.networks).glob("*.safetensors")}
         comparison = Comparison(config, workdir, only, networks)
-        summary = write(comparison.space) if args.report else comparison()
+        if not args.report:
+            summary = comparison()
+        elif comparison.space.has_networks or not (workdir / RESULTS).exists():
+            summary = write(comparison.space)
+        else:  # the results of a comparison whose networks are elsewhere
+            summary = write_from_results(workdir)
     if summary is None:
         return interrupts.stop_status()
     cli.write_json(args.json, {"workdir": str(workdir), **summary})

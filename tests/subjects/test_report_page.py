@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import compare
 from experiments.subjects import report_summary as summary
 from experiments.subjects.report_markdown import markdown
 from experiments.subjects.report_page import page
 from tests.helpers import comparisons
+from tests.helpers.running import ROOT
 from uvit_jax.errors import UvitError
 
 pytest.importorskip("matplotlib")
@@ -179,3 +181,13 @@ def test_a_browser_shows_it_without_an_error_and_without_overflow(html, tmp_path
         assert entry["images"] == entry["shown"] > 0
         assert entry["plots"] == entry["drawn"] > 5
         assert entry["least"] >= 12
+
+
+def test_a_stored_comparison_is_reported_without_its_networks(tmp_path):
+    for name in ("compare.json", "manifest.json", "results.csv.gz"):
+        shutil.copy(ROOT / "docs/subjects/second" / name, tmp_path)
+    before = (tmp_path / "results.csv.gz").read_bytes()
+    args = ["--config=configs/subjects.py", f"--workdir={tmp_path}", "--report"]
+    assert compare.main(args) == 0
+    assert "Unified sequence" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "results.csv.gz").read_bytes() == before

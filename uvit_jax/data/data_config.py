@@ -203,11 +203,13 @@ class DataConfig(Config):
                     "when they were encoded; set them to 0, and first_frames to at least 0"
                 )
             return
-        if self.name not in VIDEOS:
+        tfds = self.name.startswith("tfds:")
+        if self.name not in VIDEOS and not (tfds and self.frames):
             if self.frames or self.first_frames or self.last_frames or self.fps:
                 raise UvitError(
                     f"frames, first_frames, last_frames and fps are for videos "
-                    f"({', '.join(VIDEOS)}), but name={self.name!r}; set them to 0"
+                    f"({', '.join(VIDEOS)}, tfds:NAME with frames), but name={self.name!r}; set "
+                    "them to 0"
                 )
             return
         given = self.first_frames + self.last_frames
@@ -221,7 +223,7 @@ class DataConfig(Config):
                 "stills=True is for name='clips', whose first frame is a segment of its own: set "
                 "first_frames to 1 and last_frames to 0"
             )
-        if not 0 <= self.fps < 1000 or (self.fps and self.name == "totem_videos"):
+        if not 0 <= self.fps < 1000 or (self.fps and (tfds or self.name == "totem_videos")):
             raise UvitError(f"fps must lie in [0, 1000), and is for name='clips', got {self.fps}")
 
     def _check_folder(self) -> None:

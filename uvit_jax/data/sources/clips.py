@@ -116,20 +116,25 @@ class ClipDataset(Dataset):
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def _row(self, record: dict, bits: int) -> dict[str, np.ndarray]:
-        clip = record["clip"]
-        T = 1 if clip.still else self.config.frames
-        slack = max(0.0, clip.end - clip.start - clip.step - (T - 1) * clip.frame)
-        positions = int(slack / clip.step + 1e-6) + 1
-        begins = clip.start + clip.step * ((bits >> 32) % 2**31 % positions)
-        images = video_io.read_frames(clip.path, [begins + clip.frame * t for t in range(T)])
+        images = self.images(record, (bits >> 32) % 2**31)
         frames = np.stack([self._pixels(image, record["name"]) for image in images])
         if self.config.flip and bits >> 63:
             frames = frames[:, :, ::-1]
         frames = image_decoding.to_float(frames)
-        row = {"first": frames} if clip.still else split_frames(self.config, frames)
+        row = {"first": frames} if len(frames) == 1 else split_frames(self.config, frames)
         if self.tokenizer is not None:
-            row["text"] = self._encode_caption(clip.captions[bits % 2**32 % len(clip.captions)])
+            captions = record["captions"]
+            row["text"] = self._encode_caption(captions[bits % 2**32 % len(captions)])
         return row
+
+    def images(self, record: dict, number: int) -> Sequence[np.ndarray]:
+        """The frames of a record, `config.frames` or of an image one, as stored; `number` chooses
+        where they begin, 0 the start."""
+        clip = record["clip"]
+        T = 1 if clip.still else self.config.frames
+        slack = max(0.0, clip.end - clip.start - clip.step - (T - 1) * clip.frame)
+        begins = clip.start + clip.step * (number % (int(slack / clip.step + 1e-6) + 1))
+        return video_io.read_frames(clip.path, [begins + clip.frame * t for t in range(T)])
 
     def _pixels(self, image: np.ndarray, name: str) -> np.ndarray:
         return image_decoding.decode(

@@ -11,6 +11,7 @@ from uvit_jax.data.sources.latents import LatentSource
 from uvit_jax.data.sources.source import Source
 from uvit_jax.data.sources.subjects import SubjectSource
 from uvit_jax.data.sources.tfds import TfdsSource
+from uvit_jax.data.sources.tfds_videos import TfdsVideoSource
 from uvit_jax.data.sources.webdataset import TarSource
 from uvit_jax.data.sources.worlds.scene_source import SceneSource
 from uvit_jax.data.sources.worlds.scene_video_source import SceneVideoSource
@@ -40,7 +41,8 @@ def open_source(config: DataConfig) -> Source:
         config asks for.
     """
     if config.name not in SOURCES:
-        return TfdsSource(config, other_names=tuple(SOURCES))
+        tfds_source = TfdsVideoSource if config.frames else TfdsSource
+        return tfds_source(config, other_names=tuple(SOURCES))
     source = SOURCES[config.name]
     if source is LatentSource and len(latent_folders(local_path(config.path))) > 1:
         source = SizedLatentSource

@@ -6,7 +6,8 @@ array_record files.
 
 import difflib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 from uvit_jax.data.data_config import DataConfig
 from uvit_jax.data.sources.source import Source
@@ -26,6 +27,11 @@ class TfdsSource(Source):
         features that the config asks for.
     """
 
+    key: ClassVar[str] = "image"
+    """Of a record, its pixels."""
+    encoded: ClassVar[bool] = True
+    """Whether records have files instead of pixels."""
+
     def __init__(self, config: DataConfig, other_names: Sequence[str] = ()):
         import tensorflow_datasets as tfds
 
@@ -37,10 +43,10 @@ class TfdsSource(Source):
         self.name, self.split = config.name.removeprefix("tfds:"), config.split
         builder = _builder(self.name, config.data_dir, other_names)
         features = builder.info.features
-        images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+        images = self.visual_features(features)
         if not images:
-            raise UvitError(f"the data set {self.name} has no images")
-        wanted = {"image": "image" if "image" in images else images[0]}
+            raise UvitError(f"the data set {self.name} has no {self.key}s")
+        wanted = {self.key: self.key if self.key in images else images[0]}
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         if config.labels:
             if config.labels not in classes:
@@ -61,12 +67,19 @@ class TfdsSource(Source):
                 self.captions = list(self._names)
             else:
                 raise UvitError(f"{self.name} has neither captions nor classes; set text to False")
-        shape = features[wanted["image"]].shape[:2]
+        shape = features[wanted[self.key]].shape[-3:-1]
         self.native_shape = None if None in shape else tuple(shape)
         self._wanted = wanted
-        self._data = open_split(builder, config.split, images)
+        self._data = open_split(builder, config.split, images if self.encoded else ())
         if not len(self._data):
             raise UvitError(f"the split {config.split!r} of {self.name} is empty")
+
+    @staticmethod
+    def visual_features(features: Mapping) -> list[str]:
+        """The names of the features that are images."""
+        import tensorflow_datasets as tfds
+
+        return [name for name, one in features.items() if isinstance(one, tfds.features.Image)]
 
     def __len__(self) -> int:
         return len(self._data)
@@ -74,7 +87,7 @@ class TfdsSource(Source):
     def __getitem__(self, index: int) -> dict:
         stored = self._data[index]
         stored = {key: stored[feature] for key, feature in self._wanted.items()}
-        record = {"image": stored["image"], "name": f"{self.name}, {self.split}, number {index}"}
+        record = {self.key: stored[self.key], "name": f"{self.name}, {self.split}, number {index}"}
         if "label" in stored:
             record["label"] = int(stored["label"])
         if "named" in stored:
@@ -99,6 +112,14 @@ def _builder(name: str, data_dir: str, other_names: Sequence[str]):
 
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
+        builder.info.features  # noqa: B018, which opens them
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise UvitError(
+            f"the data set {name!r} has features that need TensorFlow, such as Video: pip install "
+            "tensorflow-cpu"
+        ) from None
     except (ValueError, ImportError) as error:
         known = [*other_names, *tfds.list_builders(with_community_datasets=False)]
         if name.split("/")[0].split(":")[0] in known:

@@ -1,11 +1,13 @@
-"""Pictures as files."""
+"""Images and other files."""
+
+import os
 
 import numpy as np
 import pytest
 
 from tests.helpers import hostile
 from uvit_jax.errors import UvitError
-from uvit_jax.io import grid, read_json, save_png, to_uint8, wrapped
+from uvit_jax.io import atomic, grid, read_json, save_png, to_uint8, wrapped
 
 
 def test_values_are_clipped_to_the_range():
@@ -49,3 +51,10 @@ def test_json_of_another_form_is_one_line(damaged, tmp_path):
         read_json(tmp_path / "nothing.json", remedy="; delete it")
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}')  # with a byte order mark, as Windows' editors write
     assert read_json(file) == {"a": 1}
+
+
+def test_files_have_the_permissions_of_new_files(tmp_path):
+    (tmp_path / "other").write_text("")
+    with atomic(tmp_path / "own") as partial:
+        os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "own").stat().st_mode == (tmp_path / "other").stat().st_mode

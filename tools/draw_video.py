@@ -20,19 +20,18 @@ from uvit_jax import io, video_io
 
 OUT = Path(__file__).parents[1] / "docs/images/video.webp"
 ROWS = (  # setting, subjects, prompts, and number of the case
-    ("identities_2v", 48, 2, 13),
-    ("identities_2v", 48, 2, 11),
-    ("identities_2v", 48, 2, 17),
-    ("two_subjects_1v", 48, 1, 0),
-    ("two_subjects_1v", 48, 1, 1),
-    ("two_subjects_1v", 48, 1, 2),
+    ("identities_2v", 32, 1, 0),
+    ("identities_2v", 32, 1, 1),
+    ("identities_2v", 32, 1, 2),
+    ("turning", 24, 1, 0),
+    ("two_subjects_1v", 24, 1, 0),
+    ("two_subjects_1v", 24, 1, 1),
 )
 METHODS = {
     "unified": "references",
     "composed": "a composed first frame",
-    "first_last": "true first and last",
 }
-SIZE, FRAMES, SCALE, GAP, LINE, REFERENCES = 32, 8, 4, 8, 12, 2
+SIZE, FRAMES, SCALE, GAP, LINE, REFERENCES = 64, 8, 2, 8, 12, 2
 SIDE = SIZE * SCALE
 
 

@@ -77,11 +77,10 @@ def get_config(name: str = "") -> dict[str, Any]:
         ),
         baseline="unified",
         settings={
-            "identities_2v": dict(subjects=32, prompts=1, finetuned=16),
-            "two_subjects_1v": dict(subjects=24, prompts=1, finetuned=12),
-            "amplitudes": dict(subjects=8, prompts=1),
-            "turning": dict(subjects=24, prompts=1),
-            "identities_1v": dict(subjects=24, prompts=1),
+            "identities_2v": dict(subjects=24, prompts=1, finetuned=16),
+            "two_subjects_1v": dict(subjects=16, prompts=1, finetuned=12),
+            "amplitudes": dict(subjects=6, prompts=1),
+            "turning": dict(subjects=16, prompts=1),
         },
         main="identities_2v",
         primary=dict(

@@ -20,12 +20,12 @@ from uvit_jax import io, video_io
 
 OUT = Path(__file__).parents[1] / "docs/images/video.webp"
 ROWS = (  # setting, subjects, prompts, and number of the case
-    ("identities_2v", 32, 1, 0),
-    ("identities_2v", 32, 1, 1),
-    ("identities_2v", 32, 1, 2),
-    ("turning", 24, 1, 0),
-    ("two_subjects_1v", 24, 1, 0),
-    ("two_subjects_1v", 24, 1, 1),
+    ("identities_2v", 24, 1, 0),
+    ("identities_2v", 24, 1, 1),
+    ("identities_2v", 24, 1, 2),
+    ("turning", 16, 1, 0),
+    ("two_subjects_1v", 16, 1, 0),
+    ("two_subjects_1v", 16, 1, 1),
 )
 METHODS = {
     "unified": "references",

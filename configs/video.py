@@ -10,7 +10,7 @@ totems, totems_dit: 8 frames of 64×64 pixels with up to two references, for CPU
     from the networks of images of the study of subjects, `configs/subjects.py:uvit_context` (which
     the package has) and `:dit_context` (which has to be trained). One network for text → video,
     image → video, start and end → video and reference → video: the first and the last frame are
-    given in 30% of the examples each.
+    given in 30% of the examples each. An hour and a half of a core.
 totems_text, totems_dit_text: the same without references, with equal compute. Half of the captions
     say who a subject is, for a LoRA to have a handle on identity, as in the study of subjects.
 clips: text → video and image → video of one's own files, 16 frames of 64×64 pixels at 8 a second.
@@ -163,6 +163,8 @@ def clips() -> dict[str, Any]:
     )
     config["train"] |= dict(drop={"text": 0.1}, drop_references=0.0, drop_jointly=0.0)
     config["train"] |= dict(init_from="", init_segments={}, batch_size=32, steps=50_000)
+    config["optimizer"] |= dict(learning_rate=2e-3)
+    config["diffusion"] |= dict(logit_mean=0.8)
     config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=2.0)
     return config
 
@@ -209,6 +211,7 @@ def pod(name: str) -> dict[str, Any]:
     drop = {"text": 0.1, "camera": 0.3, "amplitude": 0.3}
     config["train"] |= dict(drop=drop, drop_references=0.0, drop_jointly=0.0)
     config["train"] |= dict(init_from="", init_segments={}, batch_size=8)
+    config["diffusion"] |= dict(logit_mean=0.8)
     config["optimizer"] |= dict(name="adamw", learning_rate=1e-4, warmup_steps=1000)
     config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=5.0, count=4)
     return config

@@ -25,10 +25,13 @@ from typing import Any
 
 from configs.subjects import BINDING, FINETUNE
 from configs.video import get_config as video_config
+from uvit_jax.errors import UvitError, nearest
 
 
 def get_config(name: str = "") -> dict[str, Any]:
     """The comparison, with a U-ViT or a DiT (`dit`) for LoRAs, or its smoke test (`quick`)."""
+    if name not in (names := ("", "dit", "quick")):
+        raise UvitError(f"configs/video_subjects.py has no {name!r}{nearest(name, names[1:])}")
     context, one = dict(network="video_uvit"), ("identities_2v",)
     base = "totems_dit_text" if name == "dit" else "totems_text"
     config = dict(
@@ -62,7 +65,7 @@ def get_config(name: str = "") -> dict[str, Any]:
                 **context,
             ),
             amplitude=dict(
-                title="References → video, of the controls the amplitude alone",
+                title="References → video, with the amplitude but not the camera",
                 controls=("amplitude",),
                 settings=("amplitudes",),
                 **context,

@@ -12,8 +12,8 @@ SIGHUP save first.
 --networks takes finished networks from a folder instead of training them: files
 `NETWORK_sSEED.safetensors` of experiments.export_checkpoint; or `shipped`, those of this package.
 Methods whose network has no file are left out.
---report only scores and reports existing samples; in a folder with only results.csv.gz and
-manifest.json, it writes report.html from these.
+--report only scores and reports existing samples; without their networks, it writes report.html
+from results.csv.gz and manifest.json.
 """
 
 from collections.abc import Sequence
@@ -56,13 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     from uvit_jax.parallel import cpu
     from uvit_jax.shipped import shipped_networks
 
+    of_results = (workdir / RESULTS).exists() and not (
+        args.networks
+        or any((workdir / "networks").glob("*.safetensors"))
+        or any("load" in given for given in config.networks.values())
+    )
     only = [name.strip() for name in args.arms.split(",") if name.strip()]
-    if args.report and not (workdir / "compare.json").exists():
-        if not (workdir / RESULTS).exists():
-            raise cli.UvitError(
-                f"{workdir} has no results to report: neither compare.json nor {RESULTS}"
-            )
-        summary = write_from_results(workdir)
+    files = f"{RESULTS}, manifest.json, tables.md, report.html"
+    if args.report and not (of_results or (workdir / "compare.json").exists()):
+        raise cli.UvitError(
+            f"{workdir} has no results to report: neither compare.json nor {RESULTS}"
+        )
+    if args.report and of_results:  # of networks that are elsewhere
+        summary, files = write_from_results(workdir), "report.html, without samples"
     else:
         cpu.keep_freed_memory()
         networks = None
@@ -76,16 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.networks:
             networks = {f.stem: f for f in local_path(args.networks).glob("*.safetensors")}
         comparison = Comparison(config, workdir, only, networks)
-        if not args.report:
-            summary = comparison()
-        elif comparison.space.has_networks or not (workdir / RESULTS).exists():
-            summary = write(comparison.space)
-        else:  # the results of a comparison whose networks are elsewhere
-            summary = write_from_results(workdir)
+        summary = write(comparison.space) if args.report else comparison()
     if summary is None:
         return interrupts.stop_status()
     cli.write_json(args.json, {"workdir": str(workdir), **summary})
-    print(f"{workdir}: {RESULTS}, manifest.json, tables.md, report.html")
+    print(f"{workdir}: {files}")
     return 0
 
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     workdir = args.workdir or f"workdirs/{cli.config_name(args.config)}"
     summary = train(run, workdir)
-    if jax.process_index() == 0:  # asked after `train`, which sets up malloc before JAX has threads
+    if jax.process_index() == 0:  # after `train`, which sets up malloc before JAX has threads
         cli.write_json(args.json, {"workdir": workdir, **dataclasses.asdict(summary)})
         if summary.stopped:
             print(f"stopped and saved at step {summary.step}; the same command resumes it")

@@ -17,6 +17,10 @@ from uvit_jax.errors import UvitError
 from uvit_jax.paths import local_path
 from uvit_jax.remote import any_path, copy_file, gs_errors, is_gs
 
+# The process's mask of permissions, which can only be read by setting it: once, before any threads.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Float (…, H, W, C) in [-1, 1] → uint8, values outside clipped, NaN black."""
@@ -145,19 +149,13 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
-            partial.chmod(0o666 & ~_umask())  # safetensors writes files for their owner alone
+            with contextlib.suppress(OSError):  # some file systems have no permissions
+                partial.chmod(0o666 & ~_UMASK)  # safetensors writes files for their owner alone
             partial.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
-
-
-def _umask() -> int:
-    """The process's mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

@@ -450,16 +450,16 @@ class VideoScorer:
 
 
 def _amplitude_correlations(cases: Sequence[EvaluationCase], moved: np.ndarray) -> np.ndarray:
-    """Of each case of the setting of amplitudes, Spearman's correlation of the amplitude asked for
-    and the dynamics of its scene in all amplitudes, so that pans are not compared with rolls."""
-    found, scenes_of = np.full(len(cases), np.nan), {}
+    """For each case of the setting of amplitudes, Spearman's correlation of the amplitudes and the
+    dynamics of the videos of its scene, so that pans are not compared with rolls."""
+    correlations, by_scene = np.full(len(cases), np.nan), {}
     for i, case in enumerate(cases):
         if case.setting == AMPLITUDE_SETTING:
-            scenes_of.setdefault((case.names, case.prompt), []).append(i)
-    for rows in scenes_of.values():
-        asked = [AMPLITUDES[cases[i].motion.amplitude] for i in rows]
-        found[rows] = rank_correlation(moved[rows], asked)
-    return found
+            by_scene.setdefault(id(case.scene), []).append(i)
+    for rows in by_scene.values():
+        amplitudes = [AMPLITUDES[cases[i].motion.amplitude] for i in rows]
+        correlations[rows] = rank_correlation(moved[rows], amplitudes)
+    return correlations
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -496,7 +496,7 @@ _MOTION = {
     ),
     "amplitude": MetricInfo(
         title="Amplitude",
-        note="Spearman's correlation of the amplitude asked for and the dynamic degree, within "
+        note="Spearman's correlation of the requested amplitude and the dynamic degree, within "
         "videos of one scene and its moves",
     ),
     "both_sides": MetricInfo(

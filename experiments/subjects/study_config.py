@@ -18,7 +18,8 @@ AMPLITUDE_SETTING, TURNING_SETTING = "amplitudes", "turning"
 VIDEO_SETTINGS = {AMPLITUDE_SETTING: "identities_2v", TURNING_SETTING: "compositions"}
 """Settings of videos alone, and the settings of images that have the same scenes: `amplitudes` has
 the same scene and moves in all amplitudes; in `turning`, a subject with the front of one identity
-and the back of another turns from one to the other."""
+and the back of another turns from one to the other, which the clips that a LoRA is trained on,
+made of cut-out references, cannot show."""
 Composition = Literal["fused", "sum", "joint"]
 
 

@@ -73,11 +73,6 @@ class Workspace:
         self._networks: dict[tuple[str, int], TrainedNetwork] = {}
         self._cases: dict[str, list[EvaluationCase]] = {}
 
-    @property
-    def has_networks(self) -> bool:
-        """Whether any network has finished training."""
-        return any(self.ready(name, seed) for name in self.runs for seed in self.config.seeds)
-
     @functools.cached_property
     def world(self) -> StudyWorld:
         """The evaluated world, at the image size of the networks."""

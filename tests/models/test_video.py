@@ -1,6 +1,7 @@
 """The preset of video models: tasks by what is given, training with given segments, one frame."""
 
 import copy
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,34 @@ def test_windows_are_a_mask_of_neighbouring_frames(attention):
     expected = jax.jit(masked.apply)(params, inputs, times)
     for name, value in jax.jit(model.apply)(params, inputs, times).items():
         np.testing.assert_allclose(value, expected[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("pt", [1, 2])
+def test_windows_follow_the_frames_of_a_longer_clip(pt):
+    model = build(shape=(8, 8, 8, 3), window=2, patch_size_t=pt, first=2, last=2)
+    longer = model.resized({"video": (12, 8, 8, 3), "camera": (16, 5)})
+    for layout, frames in ((model.layout, 8), (longer.layout, 16)):
+        seen = np.zeros((layout.num_tokens,) * 2, bool)
+        for queries, keys in layout.windows():
+            for q, k in itertools.product(queries, keys):
+                seen[q, k] = True
+        clip = slice(layout.slices["first"].start, layout.slices["last"].stop)
+        frame = np.repeat(np.arange(frames // pt) * pt, 4)
+        expected = np.abs(frame[:, None] // 2 - frame[None] // 2) <= 1
+        assert np.array_equal(seen[clip, clip], expected)
+        outside = np.delete(np.arange(layout.num_tokens), np.r_[clip])
+        assert seen[outside].all() and seen[:, outside].all()
+
+
+def test_sincos_frames_need_the_position_of_a_camera():
+    config = video.preset("uvit", (4, 8, 8, 3), camera=5, position="sincos", **SMALL)
+    config["segments"]["camera"]["position"] = "none"
+    with pytest.raises(UvitError, match=r"position='none'.*set it to 'learned'"):
+        uvit_jax.build(config)
+    config["segments"]["camera"]["position"] = "learned"
+    config["segments"]["video"]["frames_from"] = ""
+    with pytest.raises(UvitError, match="'video', whose parameters it shares, has none"):
+        uvit_jax.build(config)
 
 
 def test_windows_save_products():

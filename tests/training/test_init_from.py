@@ -127,6 +127,11 @@ def test_segments_of_another_name_must_exist():
         run = parse_run(config)
         with pytest.raises(UvitError, match=f"init_segments.{own}='{theirs}'.*no segment 'film'"):
             read_initial(run, build(run.model))
+    for own, theirs in (("first", "image"), ("video", "ref_1_1"), ("video", "text")):
+        config["train"]["init_segments"] = {own: theirs}
+        run = parse_run(config)
+        with pytest.raises(UvitError, match=f"init_segments.{own}='{theirs}': the two have no"):
+            read_initial(run, build(run.model))
     config["train"]["init_from"] = ""
     with pytest.raises(UvitError, match="init_segments"):
         parse_run(config)

@@ -76,7 +76,8 @@ class DataConfig(Config):
       described: of totems and emoji scenes, the share of training images whose captions say who a
         subject is (`@1#3-7-2`, see `uvit_jax.described_names`), for a network that has no
         references to learn it from.
-      frames: of videos, T, the frames of a clip; 0 for images.
+      frames: of videos, T, the frames of a clip; 0 for images. A TFDS data set with frames needs
+        the prefix of its name, "tfds:".
       first_frames, last_frames: of videos, how many frames at the start and the end are inputs of
         their own, `first` and `last`, which a model can be given; of latents, latent frames.
       stills: of clips, whether images are mixed in as videos of one frame, in batches of their own:

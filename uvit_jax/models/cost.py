@@ -51,7 +51,8 @@ class Cost:
 def forward_cost(config: ModelConfig | Model, *, draws: int = 1) -> Cost:
     """The cost of a model's forward pass on one example, with all conditions and without guidance.
 
-    Guidance doubles it. Attention is counted in full, even if its implementation skips blocks.
+    Guidance doubles it. Attention is counted in full, even if its implementation skips blocks, but
+    for `Patches.window`, whose products are fewer.
 
     Args:
       config: of the model; or a model, which may lack segments of its config.

@@ -93,7 +93,7 @@ class Embed(nnx.Module):
             return jnp.matmul(own_BN.astype(self.dtype), embedded(source))
 
         def of_frames(segment: Segment) -> jax.Array:
-            """The camera's tokens of the frames that patches are of, (B, N, D)."""
+            """For each patch, the camera's token of its frame, (B, N, D)."""
             frames, rows, columns = segment.grid
             tokens_BTD = tokens(layout.by_name[segment.frames_from])
             tokens_BTD = tokens_BTD[:, layout.frames_of(segment)]

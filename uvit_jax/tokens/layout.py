@@ -268,8 +268,14 @@ class Layout:
           cached: see `visibility`.
         """
         references = [s for s in self.segments if s.is_reference] if cached else []
-        keys = [(s, self.source(s)) for s in (*references, *self.tokens)]
-        return windows.groups([(s, self.source(s)) for s in self.tokens], keys)
+
+        def windowed(segment: Segment) -> windows.Windowed:
+            clip = segment.role == "noisy" and self.source(segment).window
+            first = self.frames_of(segment).start if clip else 0
+            return segment, self.source(segment), first
+
+        keys = [windowed(s) for s in (*references, *self.tokens)]
+        return windows.groups([windowed(s) for s in self.tokens], keys)
 
     @property
     def gated(self) -> bool:
@@ -396,12 +402,17 @@ class Layout:
             )
 
     def frames_of(self, segment: Segment) -> slice:
-        """The frames of the clip that a segment with `frames_from` has."""
+        """The frames that a noisy video has of its clip, which is all noisy videos with the same
+        parameters and camera, in the order of the sequence."""
+
+        def clip(part: Segment) -> tuple:
+            return part.role, self.source(part), part.frames_from
+
         first = 0
-        for part in self.segments:
-            if part is segment:
+        for name, part in self.by_name.items():
+            if name == segment.name:
                 break
-            first += part.shape[0] if part.frames_from == segment.frames_from else 0
+            first += part.shape[0] if clip(part) == clip(segment) else 0
         return slice(first, first + segment.shape[0])
 
     def _check_frame_source(self, segment: Segment) -> None:
@@ -410,6 +421,16 @@ class Layout:
         source = cameras.get(segment.frames_from)
         if source is None:
             raise UvitError(f"{where} is not a camera{nearest(segment.frames_from, cameras)}")
+        if segment.position == "sincos" and source.position not in ("learned", "sincos"):
+            raise UvitError(
+                f"{where} has position={source.position!r}, which gives sin-cos patches no "
+                "position of their frame; set it to 'learned'"
+            )
+        shared = self.source(segment)
+        if segment.role == shared.role and bool(shared.frames_from) != bool(segment.frames_from):
+            raise UvitError(
+                f"{where}, and {shared.name!r}, whose parameters it shares, has none; give both one"
+            )
         if (count := self.frames_of(segment).stop) > source.shape[0]:
             raise UvitError(
                 f"{where} has {source.shape[0]} frames, and the clip {count}; give it as many"

@@ -24,37 +24,39 @@ class Group(NamedTuple):
     keys: tuple[slice, ...]
 
 
-def groups(
-    queries: Sequence[tuple[Segment, Segment]], keys: Sequence[tuple[Segment, Segment]]
-) -> tuple[Group, ...] | None:
+Windowed = tuple[Segment, Segment, int]
+"""A segment, the one whose parameters it uses, and the number of its first frame in its clip."""
+
+
+def groups(queries: Sequence[Windowed], keys: Sequence[Windowed]) -> tuple[Group, ...] | None:
     """The groups of a sequence; None if no clip in it has windows.
 
     Args:
-      queries, keys: the sequence's segments in order, each with the one whose parameters it uses.
+      queries, keys: the sequence's segments in order.
     """
-    clips = [source for _, source in keys if source.window]
+    clips = [source for _, source, _ in keys if source.window]
     number_N, number_M = (_numbers(part, clips) for part in (queries, keys))
     if (number_N < 0).all():
         return None
-    found = []
+    groups_ = []
     for number in np.unique(number_N):
         seen_M = (number_M < 0) | (abs(number_M - number) <= 1) if number >= 0 else number_M >= -1
-        found.append(Group(_slices(number_N == number), _slices(seen_M)))
-    return tuple(found)
+        groups_.append(Group(_slices(number_N == number), _slices(seen_M)))
+    return tuple(groups_)
 
 
-def _numbers(segments: Sequence[tuple[Segment, Segment]], clips: Sequence[Segment]) -> np.ndarray:
+def _numbers(segments: Sequence[Windowed], clips: Sequence[Segment]) -> np.ndarray:
     """The number of each token's window, -1 for tokens without."""
-    found = []
-    for segment, source in segments:
+    by_segment = []
+    for segment, source, first in segments:
         numbers = np.full(segment.num_tokens, -1)
         if source.window and segment.role == "noisy":
             frames, rows, columns = segment.grid
-            first_T = segment.start + np.arange(frames) * segment.frames_per_token
+            first_T = first + np.arange(frames) * segment.frames_per_token
             numbers = np.repeat(first_T // source.window, rows * columns)
             numbers = numbers + _APART * clips.index(source)
-        found.append(numbers)
-    return np.concatenate(found)
+        by_segment.append(numbers)
+    return np.concatenate(by_segment)
 
 
 def _slices(chosen: np.ndarray) -> tuple[slice, ...]:

@@ -64,6 +64,13 @@ def read_initial(run: RunConfig, model: Model) -> Initial:
     own = _by_path(model.abstract_params)
     stored_params = _by_path(params)
     names = {name: _stored_name(run, name) for name in own}
+    moved = {_segment(name) for name, there in names.items() if there in stored_params}
+    for name, theirs in run.train.init_segments.items():
+        if name not in moved:
+            raise UvitError(
+                f"config.train.init_segments.{name}={theirs!r}: the two have no parameters in "
+                "common; name segments of one kind that have their own parameters (share='')"
+            )
     initial = Initial(
         vocabulary,
         {name: stored_params[there] for name, there in names.items() if there in stored_params},
@@ -158,10 +165,16 @@ def _check_segment(
 def _stored_name(run: RunConfig, path: str) -> str:
     """The path of a parameter in the stored run: that of `embed/segments/video/…` is
     `embed/segments/image/…` with init_segments={"video": "image"}."""
-    parts = path.split("/")
-    if len(parts) > 2 and parts[1] in ("segments", "positions"):
-        parts[2] = run.train.init_segments.get(parts[2], parts[2])
+    segment, parts = _segment(path), path.split("/")
+    if segment in run.train.init_segments:
+        parts[2] = run.train.init_segments[segment]
     return "/".join(parts)
+
+
+def _segment(path: str) -> str:
+    """The segment that a parameter is of; "" for none."""
+    parts = path.split("/")
+    return parts[2] if len(parts) > 2 and parts[1] in ("segments", "positions") else ""
 
 
 def _by_path(tree) -> dict[str, jax.Array]:

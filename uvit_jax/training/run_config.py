@@ -156,8 +156,8 @@ class TrainConfig:
       init_from: the stored run (a workdir, file or `shipped:NAME`, see `open_run`) from whose
         averaged parameters and words the run starts; "" is none. The step, the optimizer and the
         average start anew.
-      init_segments: what segments of this run are called there, such as {"video": "image"} for a
-        video model that starts from a model of images.
+      init_segments: names of this run's segments → those of `init_from`, such as
+        {"video": "image"} for a video model that starts from a model of images.
       teacher: the stored run from whose parameters the run starts, and whose guided predictions it
         learns (the objective `distill`) or their mean velocities (`mean_flow`); "" is none.
     """

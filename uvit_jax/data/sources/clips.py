@@ -121,15 +121,16 @@ class ClipDataset(Dataset):
         if self.config.flip and bits >> 63:
             frames = frames[:, :, ::-1]
         frames = image_decoding.to_float(frames)
-        row = {"first": frames} if len(frames) == 1 else split_frames(self.config, frames)
+        still = "clip" in record and record["clip"].still
+        row = {"first": frames} if still else split_frames(self.config, frames)
         if self.tokenizer is not None:
             captions = record["captions"]
             row["text"] = self._encode_caption(captions[bits % 2**32 % len(captions)])
         return row
 
     def images(self, record: dict, number: int) -> Sequence[np.ndarray]:
-        """The frames of a record, `config.frames` or of an image one, as stored; `number` chooses
-        where they begin, 0 the start."""
+        """The stored frames of a record, `config.frames` of them, or the one of an image; `number`
+        chooses where they begin, 0 at the start."""
         clip = record["clip"]
         T = 1 if clip.still else self.config.frames
         slack = max(0.0, clip.end - clip.start - clip.step - (T - 1) * clip.frame)

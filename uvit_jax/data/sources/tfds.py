@@ -28,9 +28,9 @@ class TfdsSource(Source):
     """
 
     key: ClassVar[str] = "image"
-    """Of a record, its pixels."""
+    """The key of a record's pixels."""
     encoded: ClassVar[bool] = True
-    """Whether records have files instead of pixels."""
+    """Whether records hold encoded files, and not pixels."""
 
     def __init__(self, config: DataConfig, other_names: Sequence[str] = ()):
         import tensorflow_datasets as tfds
@@ -45,7 +45,10 @@ class TfdsSource(Source):
         features = builder.info.features
         images = self.visual_features(features)
         if not images:
-            raise UvitError(f"the data set {self.name} has no {self.key}s")
+            raise UvitError(
+                f"the data set {self.name} has no {self.key}s; set config.data.frames to read "
+                "videos, and to 0 for images"
+            )
         wanted = {self.key: self.key if self.key in images else images[0]}
         classes = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
         if config.labels:
@@ -113,14 +116,12 @@ def _builder(name: str, data_dir: str, other_names: Sequence[str]):
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
         builder.info.features  # noqa: B018, which opens them
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise UvitError(
-            f"the data set {name!r} has features that need TensorFlow, such as Video: pip install "
-            "tensorflow-cpu"
-        ) from None
     except (ValueError, ImportError) as error:
+        if getattr(error, "name", "") == "tensorflow":
+            raise UvitError(
+                f"the data set {name!r} has features that need TensorFlow, such as Video: pip "
+                "install tensorflow-cpu"
+            ) from None
         known = [*other_names, *tfds.list_builders(with_community_datasets=False)]
         if name.split("/")[0].split(":")[0] in known:
             raise UvitError(f"cannot open the data set {name!r}: {error}") from error

@@ -57,10 +57,11 @@ def preset(
         token is of which patches otherwise, and follows the camera at a fraction of the amplitude.
       amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
       window: frames of a window of attention, a multiple of patch_size_t: a token of the clip sees
-        that of its frame and the two beside it, and all that is not of the clip; 0 for all frames.
+        the tokens of its own window of so many frames and of the two beside it, and all that is not
+        of the clip; 0 for all frames.
       subjects, views: of the references (H, W, C).
-      position: of the clip and the references, `rope` or `sincos` (on frames, rows and columns),
-        or `learned`.
+      position: of the clip and the references, `rope` (on frames, rows and columns), `sincos` (the
+        same, or with a camera, which brings the frame's, on rows and columns) or `learned`.
       text: fields of the text segment, as for `unified.preset`.
       options: the further arguments of `unified.preset`, such as `visibility`, `offset`,
         `max_subjects` and the keys of `BackboneConfig`.
@@ -91,7 +92,6 @@ def preset(
         share = "video" if patch_size_t == 1 else "ref_1_1" if number else ""
         segments[name] = segments[name] | dict(share=share)
     if camera:
-        # On the frame axis, where the clip has positions on it that are computed.
         own = "rope" if position == "rope" else "learned"
         segments["camera"] = dict(kind="camera", shape=(frames, camera), position=own)
     if amplitude:

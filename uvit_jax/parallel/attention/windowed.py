@@ -18,11 +18,11 @@ def windowed(
     present_BM: jax.Array | None,
     groups: Sequence[tuple[Slices, Slices]],
 ) -> jax.Array:
-    """softmax(q kᵀ / √K) v, (B, N, H, K); zeros for queries that are in no group.
+    """softmax(q kᵀ / √K) v, (B, N, H, K); zeros for queries after those of the groups (padding).
 
     Args:
       attend: attention, `(q, k, v, mask_NM=, present_BM=)`. mask_NM, present_BM: see `attention`.
-      groups: (queries, keys) as slices of the tokens, ascending. No query is in two.
+      groups: (queries, keys) as slices of the tokens, ascending. Each query is in one.
     """
     parts: dict[int, jax.Array] = {}
     for queries, keys in groups:
@@ -42,8 +42,9 @@ def windowed(
         for one in queries:
             parts[one.start] = out[:, start : start + one.stop - one.start]
             start += one.stop - one.start
-    found = jnp.concatenate([parts[start] for start in sorted(parts)], axis=1)
-    return jnp.pad(found, ((0, 0), (0, q_BNHK.shape[1] - found.shape[1]), (0, 0), (0, 0)))
+    out_BNHK = jnp.concatenate([parts[start] for start in sorted(parts)], axis=1)
+    padding = q_BNHK.shape[1] - out_BNHK.shape[1]
+    return jnp.pad(out_BNHK, ((0, 0), (0, padding), (0, 0), (0, 0)))
 
 
 def _taken(array: jax.Array, slices: Slices) -> jax.Array:

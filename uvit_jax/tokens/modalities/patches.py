@@ -35,12 +35,11 @@ class Patches(Segment):
         interpolates them, so that a model samples at another resolution or length.
       start: the position of its first frame on the frame axis: of frames that follow other frames.
       frames_from: of a video, a camera, whose token of each frame is added to that frame's patches
-        as well. It brings the position of the frame, and position='sincos' is of rows and columns
-        alone, as of an image. Segments that have the same one are parts of one clip, in the order
-        of the sequence.
-      window: of a noisy video, and of those that share its parameters: a token sees only the tokens
-        of the clip in its own window of so many frames and the two beside it (see windows.py); 0
-        for all.
+        as well. Its learned or sin-cos position is the frame's, and position='sincos' here is of
+        rows and columns alone, as of an image.
+      window: of a noisy video, and of noisy ones that share its parameters: a token sees only the
+        tokens of the clip in its own window of so many frames and the two beside it (see
+        windows.py); 0 for all.
       offset: of a reference with RoPE, `diagonal` places it behind the target and all slots before
         its own, along rows and columns, in steps of the largest grid (UNO, Wu et al. 2025).
     """
@@ -79,7 +78,7 @@ class Patches(Segment):
         if self.window and (self.share or self.role != "noisy" or not self.is_video):
             return (
                 f"window={self.window} is for a noisy video that shares no other's parameters; "
-                "those that share its parameters have its windows"
+                "noisy ones that share its parameters have its windows"
             )
         if self.offset != "none" and not (self.is_reference and self.position == "rope"):
             return f"offset={self.offset!r} is for references with position='rope'"

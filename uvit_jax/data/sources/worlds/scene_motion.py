@@ -21,7 +21,7 @@ MOVES = {
 counter-clockwise: the scene appears rotated clockwise."""
 TURNS = {"S": 0.6, "M": 1.2, "L": 2.4}
 """By amplitude, the yaw in radians by which a subject turns over a video, from the side that its
-caption names: with the largest, from its front to its back."""
+caption names: with the largest, past its side, so that its other emblem is seen."""
 LIMITS = {"x": 1.0, "y": 1.0, "zoom": 1.0, "roll": float(np.pi)}
 """The largest changes that a camera may be asked for: scene units, log of a factor, radians."""
 CAMERA_FIELDS = ("given", *LIMITS)

@@ -102,6 +102,7 @@ def get_config(name: str = "") -> dict[str, Any]:
         at_once=8,
         title="Video: references in one sequence against LoRA and a composed first frame",
         samples=1,
+        batch_size=4,  # clips
         encoders=(),
     )
     if name == "quick":

@@ -53,8 +53,8 @@ def preset(
       first, last: how many frames at the start and end are segments of their own, which can be
         given; multiples of patch_size_t, 0 for none.
       camera: numbers in each frame's camera token, 0 for none (`scene_motion.CAMERA_FIELDS` for
-        totems). The token is added to the frame's patches as well: a network has to learn which
-        token is of which patches otherwise, and follows the camera at a fraction of the amplitude.
+        totems). The token is added to the frame's patches as well; otherwise a network has to learn
+        which token is of which patches.
       amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
       window: frames of a window of attention, a multiple of patch_size_t: a token of the clip sees
         the tokens of its own window of so many frames and of the two beside it, and all that is not

@@ -151,9 +151,9 @@ def primary(rows: Sequence[Score], manifest: Manifest) -> list[Primary]:
     for key, one in manifest.primary.items():
         where, result = manifest.cells[key], Primary(title=one.title, test=one.test)
         ours = values.get((where, one.method, one.metric), {})
-        valid = [m for m in one.against if m in manifest.methods]
-        valid = [m for m in valid if m not in failed or not failed[m].problem]
-        if not ours:
+        present = [m for m in one.against if m in manifest.methods]
+        valid = [m for m in present if m not in failed or not failed[m].problem]
+        if not ours or (one.against and not present):
             found[key] = dataclasses.replace(result, problem="not measured")
             continue
         if one.against and not valid:

@@ -155,7 +155,7 @@ def test_frames_are_given_in_videos_alone():
 def test_a_comparison_of_videos_from_training_to_report(tmp_path):
     config = small_config()
     size = dict(subjects=2, prompts=1)
-    config["settings"] = dict(identities_2v=size, two_subjects_1v=size)
+    config["settings"] = dict(identities_2v=size, two_subjects_1v=size, turning=size)
     summary = Comparison(parse_compare(config), tmp_path / "work")()
     assert {*config["arms"], *ANCHORS} - {"copy_paste"} <= set(summary["methods"])
     tables = (tmp_path / "work/tables.md").read_text()

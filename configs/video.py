@@ -55,6 +55,7 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
         first=1,
         last=1,
         camera=5,
+        camera_positions=True,
         amplitude=2,
         # Two reference slots, for one view of two subjects or two views of one.
         subjects=2 if references else 0,
@@ -101,7 +102,8 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
             prediction="x0",
             weighting="velocity",
             time_sampling="logit_normal",
-            logit_mean=1.4,  # frames repeat one another, so that the same noise hides less
+            logit_mean=1.1,  # frames repeat one another, so that the same noise hides less
+            shared_noise=0.5,
         ),
         optimizer=dict(
             name="muon",
@@ -119,7 +121,7 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
             ema_decay=0.999,
             init_from=IMAGE_MODELS[which],
             init_segments=dict(video="image", time_first="time", time_last="time"),
-            drop={"text": 0.05, "camera": 0.1, "amplitude": 0.3},
+            drop={"text": 0.05, "camera": 0.2, "amplitude": 0.3},
             drop_references=0.25 if references else 0.0,
             drop_jointly=0.05,
             given={"first": 0.3, "last": 0.3},

@@ -23,6 +23,7 @@ import numpy as np
 
 from uvit_jax.config import Config
 from uvit_jax.diffusion import bound, process
+from uvit_jax.diffusion.noise import with_shared_noise
 from uvit_jax.diffusion.schedule import ScheduleConfig, make
 from uvit_jax.errors import UvitError, nearest
 
@@ -67,6 +68,9 @@ class ObjectiveConfig(Config):
       guidance: of `mean_flow` and `distill`, the scale s of the guidance that the network learns to
         have without a second evaluation. With a setting segment for guidance it is the largest one:
         s is uniform in [0, guidance] and an input.
+      shared_noise: the share of the noise's variance that all frames of a video have in common
+        (Ge et al. 2023, PYoCo). A network of images makes equal frames of equal noise, and
+        unrelated ones of independent noise.
       adaptive: p of an additional weight 1 / (error + 0.001)^p on each example's error, without a
         gradient (Geng et al. 2025, section 4.3); 0 is none.
 
@@ -88,6 +92,7 @@ class ObjectiveConfig(Config):
     objective: Literal["denoise", "mean_flow", "distill"] = "denoise"
     unequal: float = 0.25
     guidance: float = 0.0
+    shared_noise: float = 0.0
     adaptive: float = 0.0
 
     def __post_init__(self) -> None:
@@ -104,6 +109,8 @@ class ObjectiveConfig(Config):
             raise UvitError("logit_std, gamma and floor must be positive")
         if not 0 <= self.unequal <= 1 or min(self.guidance, self.adaptive) < 0:
             raise UvitError("unequal must lie in [0, 1], guidance and adaptive be at least 0")
+        if not 0 <= self.shared_noise < 1:
+            raise UvitError(f"shared_noise must lie in [0, 1), got {self.shared_noise}")
         if self.guidance and self.objective == "denoise":
             raise UvitError("guidance needs objective='mean_flow' or 'distill'; drop it")
         flow = self.schedule.name == "rectified_flow" and self.prediction in ("velocity", "x0")
@@ -191,6 +198,8 @@ def corrupt(
     schedule, time_keys = make(config.schedule), time_keys or {}
     if learned_range:
         bound.check(schedule, config.time_sampling)
+        if config.shared_noise:
+            raise UvitError("shared_noise needs a model without learned_range; set it to 0")
     for name in time_keys:
         if name not in clean:
             raise UvitError(f"time_keys has the unknown segment {name!r}{nearest(name, clean)}")
@@ -207,6 +216,7 @@ def corrupt(
         else:
             times[name] = jnp.full(batch, t, jnp.float32)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
+    eps = with_shared_noise(_key(key, "frames", 1), eps, config.shared_noise)
     constants = {}
     if config.objective == "mean_flow":
         unequal = config.unequal if t is None else 0.0

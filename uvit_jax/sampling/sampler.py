@@ -5,6 +5,7 @@ images = sample(params, key, inputs)["image"]
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from uvit_jax.config import Config, brief
 from uvit_jax.data.vocabulary import Vocabulary
 from uvit_jax.diffusion import process
 from uvit_jax.diffusion.guidance import Arrays, Branch, Predict, guided
+from uvit_jax.diffusion.noise import fold_in, normal, one_per_example, with_shared_noise
 from uvit_jax.diffusion.objective import ObjectiveConfig
 from uvit_jax.diffusion.schedule import Schedule, make
 from uvit_jax.diffusion.solvers import solve
@@ -175,6 +177,13 @@ def make_sampler(
     # What the network's errors enter by: a clipped x0 replaces the prediction.
     erring = "x0" if config.clip else diffusion.prediction
     solve.check(config.sampler, schedule, erring)
+    shared = diffusion.shared_noise
+    if shared and any(row.noise for row in solve.table_of(config.sampler, schedule, erring)):
+        raise UvitError(
+            f"the sampler {config.sampler.name!r} adds noise at each step, which frames would not "
+            f"share as in training (shared_noise={shared}); use a deterministic one, such as "
+            "dpm_solver_pp, or eta=0"
+        )
     generated, keys = generated_segments(layout, config)
     if branches is None:
         joint = len(layout.time_keys) > 1 and all(s.gated for s in layout.conditions)
@@ -208,11 +217,11 @@ def make_sampler(
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
         _check_inputs(layout, inputs, [s.name for s in generated], batch_size)
         noise_key, run_key = _split(key, batch_size)
-        noise = normal_noise(noise_key, layout.noisy, batch_size)
+        noise = normal_noise(noise_key, layout.noisy, batch_size, shared)
         x_T = {s.name: noise[s.name] for s in generated}
         # Of generated segments that a branch replaces.
-        other_key = solve.fold_in(noise_key, len(layout.noisy))
-        noise |= normal_noise(other_key, generated, batch_size)
+        other_key = fold_in(noise_key, len(layout.noisy))
+        noise |= normal_noise(other_key, generated, batch_size, shared)
         given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
         made = branches(params, given)
 
@@ -237,7 +246,7 @@ def make_sampler(
             settings = {} if interval_B is None else {interval.name: interval_B[:, None]}
             if config.fresh_noise:
                 fresh_key = evaluation_key(noise_key, network_time_B[0])
-                now = normal_noise(fresh_key, layout.noisy, batch_size)
+                now = normal_noise(fresh_key, layout.noisy, batch_size, shared)
             if config.fresh_noise or settings:
                 predict = predict_with(now, settings)
             outputs = predict(x, network_time_B)
@@ -258,20 +267,24 @@ def make_sampler(
 
 
 def normal_noise(
-    key: jax.Array, segments: Sequence[Segment], batch_size: int
+    key: jax.Array, segments: Sequence[Segment], batch_size: int, shared: float = 0.0
 ) -> dict[str, jax.Array]:
-    """Standard normal noise in the shapes of segments, float32 (batch_size, …)."""
-    return {
-        s.name: constrain_batch(solve.normal(solve.fold_in(key, i), (batch_size, *s.input_shape)))
+    """Standard normal noise in the shapes of segments, float32 (batch_size, …), of whose variance
+    the frames of a video share a part."""
+    noise = {
+        s.name: normal(fold_in(key, i), (batch_size, *s.input_shape))
         for i, s in enumerate(segments)
     }
+    common_key = fold_in(key, zlib.crc32(b"frames"))
+    noise = with_shared_noise(common_key, noise, shared)
+    return {name: constrain_batch(x) for name, x in noise.items()}
 
 
 def evaluation_key(key: jax.Array, network_time: jax.Array) -> jax.Array:
     """The key of the noise of one evaluation (`SampleConfig.fresh_noise`): it follows from the
     time, which is another one at each, up to a relative error of 2^-13."""
     bits = jax.lax.bitcast_convert_type(jnp.asarray(network_time, jnp.float32), jnp.uint32)
-    return solve.fold_in(key, (bits + (1 << 10)) >> 11)
+    return fold_in(key, (bits + (1 << 10)) >> 11)
 
 
 def mode_configs(layout: Layout, config: SampleConfig) -> list[SampleConfig]:
@@ -303,7 +316,7 @@ def _chained(samplers: Mapping[tuple[str, ...], Sampler]) -> Sampler:
         for i, (names, run) in enumerate(samplers.items()):
             if i:  # what is generated next may have been given before
                 given = {name: value for name, value in given.items() if name not in names}
-            new = run(params, solve.fold_in(key, i), given)
+            new = run(params, fold_in(key, i), given)
             given, results = given | new, results | new
         return results
 
@@ -434,7 +447,7 @@ def predictor(model: Model, params: Params, cache: Cache | None = None) -> Predi
 
 def _split(key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
     """`jax.random.split` of one key, or of each of keys (batch_size,)."""
-    if not solve.one_per_example(key):
+    if not one_per_example(key):
         noise_key, run_key = jax.random.split(key)
         return noise_key, run_key
     if len(key) != batch_size:

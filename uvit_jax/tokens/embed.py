@@ -11,7 +11,15 @@ from flax import nnx
 
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.layout import PRESENT, SUBJECT_SLOTS, VIEW_SLOTS, Layout
-from uvit_jax.tokens.positions import position_ids, resized, shares, sincos
+from uvit_jax.tokens.modalities.camera import seen_points
+from uvit_jax.tokens.positions import (
+    coordinates,
+    position_ids,
+    resized,
+    shares,
+    sincos,
+    sincos_of,
+)
 from uvit_jax.tokens.segment import Segment, normal
 
 
@@ -24,7 +32,7 @@ class Embedded(NamedTuple):
       clean_1D: the same at time 0, for segments with modulation='clean', if there are any.
       context_BMD: the segments that enter by cross-attention, if there are any.
       present_BN: which tokens an example has, if references are optional.
-      position_ids_NA: for RoPE, (N, A), or (B, N, A) where slots differ by example.
+      position_ids_NA: for RoPE, (N, A), or (B, N, A) where they differ by example.
     """
 
     tokens_BND: jax.Array
@@ -134,7 +142,7 @@ class Embed(nnx.Module):
         self, segment: Segment, inputs: Mapping[str, jax.Array], layout: Layout
     ) -> jax.Array:
         """The sum of a segment's position, type and slot vectors: (n, D), (1, D), or (B, n, D) and
-        (B, 1, D) where slots differ by example."""
+        (B, 1, D) where positions or slots differ by example."""
         added = jnp.zeros((1, self.width), jnp.float32)
         if segment.position == "learned":
             source = layout.position_source(segment)
@@ -144,6 +152,8 @@ class Embed(nnx.Module):
                 table, trained = resized(table, trained, frames), (segment.grid[0], *trained[1:])
                 table = table[: int(np.prod(trained))]
             added += resized(table, trained, segment.grid)
+        elif segment.position == "sincos" and segment.camera_positions:
+            added += sincos_of(_seen_points(segment, inputs, layout), self.width)
         elif segment.position == "sincos":
             added += sincos(segment, self.width, layout.source(segment).grid_axes)
         if segment.type:
@@ -208,8 +218,19 @@ def _present(inputs: Mapping[str, jax.Array], layout: Layout) -> jax.Array | Non
     return jnp.concatenate([of(s) for s in layout.tokens], axis=1)
 
 
+def _seen_points(segment: Segment, inputs: Mapping[str, jax.Array], layout: Layout) -> jax.Array:
+    """Rows and columns (B, N, 2) of the points that a video's patches show, in the clip's middle
+    view; of a patch of several frames their mean."""
+    frames, rows, columns = segment.grid
+    points_nA = coordinates(segment)[: rows * columns, 1:]
+    points_BTnA = seen_points(inputs[segment.frames_from], points_nA, segment.trained_grid[1:])
+    points_BTnA = points_BTnA[:, layout.frames_of(segment)]
+    B, T, n, _ = points_BTnA.shape
+    return points_BTnA.reshape(B, frames, T // frames, n, 2).mean(axis=2).reshape(B, frames * n, 2)
+
+
 def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
-    """The position ids of all tokens: (N, A), or (B, N, A) with slots by example.
+    """The position ids of all tokens: (N, A), or (B, N, A) with slots or cameras by example.
 
     A reference's number follows from its slots alone, so that absent references do not shift the
     positions of others.
@@ -219,6 +240,9 @@ def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
     largest = tuple(np.max(grids, axis=0).tolist())
 
     def of(segment: Segment) -> Any:
+        if segment.camera_positions:
+            points_BNA = _seen_points(segment, inputs, layout)
+            return position_ids(segment, layout.axes, points=points_BNA)
         if not segment.is_reference:
             return position_ids(segment, layout.axes)
         subject, view = _slots(segment, inputs)

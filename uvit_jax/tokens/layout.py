@@ -17,6 +17,7 @@ import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.tokens import windows
+from uvit_jax.tokens.modalities.camera import PLANAR
 from uvit_jax.tokens.positions import AXES, grid_axes
 from uvit_jax.tokens.segment import NAME_TOKENS, Segment
 
@@ -421,6 +422,11 @@ class Layout:
         source = cameras.get(segment.frames_from)
         if source is None:
             raise UvitError(f"{where} is not a camera{nearest(segment.frames_from, cameras)}")
+        if segment.camera_positions and source.shape[1] != len(PLANAR):
+            raise UvitError(
+                f"{where} has {source.shape[1]} features, and camera_positions=True needs the "
+                f"{len(PLANAR)} of a planar camera, {', '.join(PLANAR)}"
+            )
         if segment.position == "sincos" and source.position not in ("learned", "sincos"):
             raise UvitError(
                 f"{where} has position={source.position!r}, which gives sin-cos patches no "

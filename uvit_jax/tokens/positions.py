@@ -49,14 +49,21 @@ def sincos(segment: Segment, width: int, axes: Sequence[int] = ()) -> np.ndarray
       axes: other axes (of 0, 1, 2) than its own: those of the segment that it shares with.
     """
     axes = tuple(axes) or segment.grid_axes
-    ids = coordinates(segment)
+    return sincos_of(coordinates(segment)[:, list(axes)], width).astype(np.float32)
+
+
+def sincos_of(points: Any, width: int) -> Any:
+    """The same of points (..., n, A) on A axes: (..., n, width), an array of the points' kind."""
+    xp = jnp if isinstance(points, jax.Array) else np
     features = []
-    for axis, share in reversed(list(zip(axes, shares(width, len(axes)), strict=True))):
+    for axis, share in reversed(list(enumerate(shares(width, points.shape[-1])))):
         half = share // 2
         frequencies = 10_000.0 ** (-np.arange(half) / half)
-        angles = ids[:, axis, None] * frequencies
-        features += [np.sin(angles), np.cos(angles)]
-    return np.concatenate(features, axis=1).astype(np.float32)
+        if xp is jnp:
+            frequencies = frequencies.astype(np.float32)
+        angles = points[..., axis, None] * frequencies
+        features += [xp.sin(angles), xp.cos(angles)]
+    return xp.concatenate(features, axis=-1)
 
 
 def shares(width: int, axes: int) -> list[int]:
@@ -67,7 +74,11 @@ def shares(width: int, axes: int) -> list[int]:
 
 
 def position_ids(
-    segment: Segment, axes: tuple[str, ...], number: Any = 0, grid: Sequence[int] = ()
+    segment: Segment,
+    axes: tuple[str, ...],
+    number: Any = 0,
+    grid: Sequence[int] = (),
+    points: Any = None,
 ) -> Any:
     """The position of a segment's tokens on each of `axes`, for RoPE: float32 (n, A).
 
@@ -79,6 +90,7 @@ def position_ids(
       number: the position on the axis `segment`: 0, or of a reference 1 + its subject slot ·
         max_views + its view slot. As an array (B, 1, 1) it gives position ids (B, n, A).
       grid: (rows, columns) that the diagonal offset places it behind, by default its own.
+      points: rows and columns (B, n, 2) in place of those of its grid.
     """
     if segment.position != "rope":
         return np.zeros((segment.num_tokens, len(axes)), np.float32)
@@ -86,6 +98,10 @@ def position_ids(
     shift = np.array([1, 0, 0, 0], np.float32)
     if segment.offset == "diagonal":
         shift[2:] = tuple(grid) or segment.trained_grid[1:]
+    if points is not None:
+        fixed = jnp.broadcast_to(ids_n4[:, :2], (*points.shape[:-1], 2))
+        ids_n4 = jnp.concatenate([fixed, points + 1], axis=-1)
+        return ids_n4[..., [AXES.index(axis) for axis in axes]]
     chosen = [AXES.index(axis) for axis in axes]
     return ids_n4[:, chosen] + number * shift[chosen]
 

@@ -83,6 +83,7 @@ class Segment(Config):
     shape = ()
     start = 0
     frames_from = ""
+    camera_positions = False
     window = 0
     offset = "none"
     learned_range = False

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uvit_jax.diffusion.noise import fold_in, normal
 from uvit_jax.diffusion.process import Denoised
 from uvit_jax.diffusion.schedule import Schedule
 from uvit_jax.diffusion.solvers import dpm_solver, multistep, simple
@@ -146,25 +147,6 @@ def check(config: SamplerConfig, schedule: Schedule, prediction: str | None = No
                     "spacing, t_start or t_end"
                 )
     table_of(config, schedule, prediction)
-
-
-def one_per_example(key: jax.Array) -> bool:
-    """Whether `key` holds keys (B,), not a single one; a raw key, uint32 (2,), is a single one."""
-    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
-
-
-def fold_in(key: jax.Array, data: Any) -> jax.Array:
-    """`jax.random.fold_in` of one key, or of each of keys (B,)."""
-    if one_per_example(key):
-        return jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
-    return jax.random.fold_in(key, data)
-
-
-def normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Standard normal noise (B, …) from one key, or from one of keys (B,) for each example."""
-    if one_per_example(key):
-        return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(key)
-    return jax.random.normal(key, shape, dtype)
 
 
 def table_of(

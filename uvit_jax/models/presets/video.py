@@ -35,6 +35,7 @@ def preset(
     first: int = 1,
     last: int = 1,
     camera: int = 0,
+    camera_positions: bool = False,
     amplitude: int = 0,
     window: int = 0,
     subjects: int = 0,
@@ -55,6 +56,8 @@ def preset(
       camera: numbers in each frame's camera token, 0 for none (`scene_motion.CAMERA_FIELDS` for
         totems). The token is added to the frame's patches as well; otherwise a network has to learn
         which token is of which patches.
+      camera_positions: whether the rows and columns of the clip's patches are those of the points
+        that a planar camera shows (`Patches.camera_positions`).
       amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
       window: frames of a window of attention, a multiple of patch_size_t: a token of the clip sees
         the tokens of its own window of so many frames and of the two beside it, and all that is not
@@ -67,7 +70,8 @@ def preset(
         `max_subjects` and the keys of `BackboneConfig`.
 
     Raises:
-      UvitError: as `unified.preset`, or if no frame is left for `video`.
+      UvitError: as `unified.preset`, or if no frame is left for `video`, or camera_positions has no
+        camera.
     """
     frames, *image_shape = shape
     if min(first, last) < 0 or first + last >= frames:
@@ -75,6 +79,8 @@ def preset(
             f"first={first} and last={last} must be at least 0, and less than the {frames} frames "
             "together"
         )
+    if camera_positions and not camera:
+        raise UvitError("camera_positions=True needs a camera; give camera=5, or leave it out")
     model = unified.preset(
         style,
         tuple(image_shape),
@@ -107,6 +113,7 @@ def preset(
             shape=(lengths[name], *image_shape), patch_size_t=patch_size_t, start=starts[name]
         )
         if camera:
-            segments[name] |= dict(frames_from="camera")
+            follow = dict(camera_positions=True) if camera_positions else {}
+            segments[name] |= dict(frames_from="camera") | follow
         segments[name] |= dict(window=window) if name == "video" else dict(share="video")
     return model | dict(sequence=tuple(segments), segments=segments)

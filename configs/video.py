@@ -33,8 +33,8 @@ SIZES = {  # style, width, depth, number of heads
 }
 RESOLUTIONS = {"360p": (360, 640), "720p": (720, 1280), "1080p": (1080, 1920)}
 NAMES = ("totems", "totems_dit", "totems_text", "totems_dit_text", "clips", "uvit_1b-720p-5s")
-STEPS = {"uvit": 3000, "dit": 3160, "uvit_text": 3920, "dit_text": 4150}
-"""Of equal compute, about 2.7e14 FLOPs without the optimizer's, after as many for images."""
+STEPS = {"uvit": 2500, "dit": 2630, "uvit_text": 3270, "dit_text": 3460}
+"""Of equal compute, about 2.3e14 FLOPs without the optimizer's, after as many for images."""
 IMAGE_MODELS = {
     "uvit": "shipped:totems",
     "dit": "workdirs/subjects_dit_context",

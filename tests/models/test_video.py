@@ -85,6 +85,56 @@ def test_frames_without_a_camera_have_sincos_positions_of_an_image():
     assert np.array_equal(sincos(clip, 32), np.tile(rows_n, (2, 1)))
 
 
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+def test_a_camera_at_rest_leaves_positions_as_they_are(position):
+    config = dict(position=position, subjects=1, views=1, patch_size_t=2, first=0, last=2)
+    plain, following = build(**config), build(**config, camera_positions=True)
+    params, inputs = random_params(plain), inputs_of(plain)
+    inputs |= {"camera": jnp.zeros((2, 4, 5)).at[1, :, 0].set(1.0)}
+    times = dict.fromkeys(plain.layout.time_keys, jnp.array([100.0, 900.0]))
+    of_plain, of_following = (jax.jit(m.apply)(params, inputs, times) for m in (plain, following))
+    for name, value in of_plain.items():
+        np.testing.assert_allclose(of_following[name], value, atol=2e-5)
+    moved = inputs | {"camera": inputs["camera"].at[:, 2:, 1].set(0.5)}
+    after = jax.jit(following.apply)(params, moved, times)
+    assert np.abs(after["video"] - of_following["video"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+def test_patches_that_show_one_point_have_one_position(position):
+    """A camera that moves right by a patch shows a point one column further left."""
+    model = build(
+        shape=(3, 16, 16, 3), position=position, camera_positions=True, first=0, last=0, subjects=0
+    )
+    camera = np.zeros((1, 3, 5), np.float32)
+    camera[0, :, 1] = (0, 2 / 4, 4 / 4)  # in halves of a side of four patches
+    inputs = inputs_of(model, B=1) | {"camera": jnp.asarray(camera)}
+    inputs["video"] = jnp.zeros((1, 3, 16, 16, 3))
+    times = {"video": jnp.ones(1)}
+    embed = Embed(model.layout, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    embedded = embed(inputs, times, model.layout)
+    of_clip = model.layout.slices["video"]
+    if position == "rope":
+        own = np.asarray(embedded.position_ids_NA)[0, of_clip, 1:]
+    else:
+        tokens = embedded.tokens_BND[0, model.layout.slices["camera"], None]
+        own = np.asarray(embedded.tokens_BND)[0, of_clip].reshape(3, 16, -1) - tokens
+    own = own.reshape(3, 4, 4, -1)
+    np.testing.assert_allclose(own[1, :, :-1], own[0, :, 1:], atol=1e-5)
+    np.testing.assert_allclose(own[2, :, :-2], own[0, :, 2:], atol=1e-5)
+    assert np.abs(own[1] - own[0]).min(axis=(0, 1)).max() > 1e-2
+
+
+def test_positions_follow_planar_cameras_alone():
+    for wrong, message in (
+        (dict(camera=4), "has 4 features, and camera_positions=True needs the 5"),
+        (dict(camera=0), "needs a camera; give camera=5"),
+        (dict(position="learned"), "needs frames_from and position='sincos' or 'rope'"),
+    ):
+        with pytest.raises(UvitError, match=message):
+            build(**dict(camera_positions=True) | wrong)
+
+
 def test_frames_come_from_a_camera_of_as_many():
     config = video.preset("uvit", (4, 8, 8, 3), camera=5, **SMALL)
     config["segments"]["camera"]["shape"] = (3, 5)

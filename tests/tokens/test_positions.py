@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
+from uvit_jax.data.sources.worlds.scene_motion import CAMERA_FIELDS, Motion
 from uvit_jax.models.layers import apply_rope
-from uvit_jax.tokens.modalities.camera import CameraPoses
+from uvit_jax.tokens.modalities.camera import PLANAR, CameraPoses, seen_points
 from uvit_jax.tokens.modalities.features import Features
 from uvit_jax.tokens.modalities.patches import Patches
 from uvit_jax.tokens.modalities.time import sinusoid
@@ -99,3 +101,15 @@ def test_positions_of_another_grid_are_interpolated():
     # In time as well.
     longer = video(T=8, trained_shape=(4, 6, 8, 3))
     np.testing.assert_allclose(coordinates(longer)[:: 3 * 4, 0], [-0.5, 0.5, 1.5, 2.5])
+
+
+@pytest.mark.parametrize("T", [1, 8])
+def test_points_seen_by_a_planar_camera_are_those_of_the_rendered_scene(T):
+    assert PLANAR == CAMERA_FIELDS
+    motion, side = Motion(x=0.3, y=-0.2, zoom=0.4, roll=0.5), 6
+    points = coordinates(image(2 * side, 2 * side))[:, 1:]
+    seen = np.asarray(seen_points(motion.camera_path(T)[None], points, (side, side)))[0]
+    for camera, (row, column) in zip(motion.cameras(Camera(), T), seen.swapaxes(1, 2), strict=True):
+        x, y = camera.to_scene(*grid(side))
+        np.testing.assert_allclose(column.reshape(side, side), (x + 1) * side / 2 - 0.5, atol=1e-5)
+        np.testing.assert_allclose(row.reshape(side, side), (1 - y) * side / 2 - 0.5, atol=1e-5)

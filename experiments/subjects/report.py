@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from experiments.subjects import result_rows
-from experiments.subjects.evaluation_cases import class_cases, grouped
+from experiments.subjects.evaluation_cases import EvaluationCase, class_cases, grouped
 from experiments.subjects.report_markdown import markdown
 from experiments.subjects.report_page import page
+from experiments.subjects.result_rows import RENDERED_ANCHORS
 from experiments.subjects.results import (
     Manifest,
     MethodInfo,
@@ -29,6 +30,8 @@ from uvit_jax.io import write_text
 from uvit_jax.models.cost import forward_cost
 
 RESULTS = "results.csv.gz"
+SHOWN = 8
+"""Subjects of each setting whose samples the report shows."""
 
 
 def write(space: Workspace) -> dict[str, Any]:
@@ -36,25 +39,36 @@ def write(space: Workspace) -> dict[str, Any]:
 
     Earlier results of samples that are no longer there, or of networks that are not here, are kept:
     a comparison can be evaluated network by network, on several machines, from a workdir without
-    its samples and networks.
+    its samples and networks. So are those of rendered anchors, which no network changes.
     """
-    images = {
-        (method, setting, seed): space.images(method, setting, seed)
+    present = [
+        (method, setting, seed)
         for setting in space.config.settings
         for method in space.methods()
         for seed in space.config.seeds
         if space.has_images(method, setting, seed)
-    }
+    ]
+    has_earlier = all((space.workdir / name).exists() for name in (RESULTS, "manifest.json"))
+    earlier = read_scores(space.workdir / RESULTS) if has_earlier else []
+    scored = {(row.method, row.setting) for row in earlier if row.method in RENDERED_ANCHORS}
+    images, shown = {}, {}
+    for key in present:
+        method, setting, seed = key
+        cases = space.cases(setting)
+        if all((method, name) in scored for case in cases for name, _ in _places(space, case)):
+            shown[key] = space.images(method, setting, seed, cases[: _of_groups(cases, SHOWN)])
+        else:
+            shown[key] = images[key] = space.images(method, setting, seed)
     rows = _rows(space, images)
     manifest = _manifest(space, rows)
-    earlier = (RESULTS, "manifest.json")
-    if all((space.workdir / name).exists() for name in earlier):
-        rows, manifest = _with_earlier(space, rows, manifest)
+    if has_earlier:
+        rows, manifest = _with_earlier(space, rows, manifest, earlier)
+    rows = sorted(rows, key=lambda row: row.key)  # whatever was computed when
     settings = {name: space.cases(name) for name in space.config.settings}
     first: dict[tuple[str, str], np.ndarray] = {}
-    for (method, setting, _), own in images.items():
+    for (method, setting, _), own in shown.items():
         first.setdefault((method, setting), own)
-    samples = grids(settings, first, manifest.methods)
+    samples = grids(settings, first, manifest.methods, SHOWN)
     write_scores(space.workdir / RESULTS, rows)
     manifest.write(space.workdir / "manifest.json")
     write_text(space.workdir / "tables.md", markdown(rows, manifest))
@@ -64,6 +78,15 @@ def write(space: Workspace) -> dict[str, Any]:
         "methods": list(manifest.methods),
         "report": str(space.workdir / "report.html"),
     }
+
+
+def _places(space: Workspace, case: EvaluationCase) -> list[tuple[str, str]]:
+    return result_rows.settings_of(case, space.config.main)
+
+
+def _of_groups(cases: Sequence[EvaluationCase], count: int) -> int:
+    """How many of the cases are those of the first groups."""
+    return sum(map(len, grouped(cases)[:count]))
 
 
 def write_from_results(folder: Path) -> dict[str, Any]:
@@ -239,16 +262,12 @@ def _manifest(space: Workspace, rows: Sequence[Score]) -> Manifest:
 
 
 def _with_earlier(
-    space: Workspace, rows: list[Score], manifest: Manifest
+    space: Workspace, rows: list[Score], manifest: Manifest, scores: Sequence[Score]
 ) -> tuple[list[Score], Manifest]:
-    """The results with those of the workdir's table that were not computed again."""
+    """The results with those of the workdir's table, `scores`, that were not computed again."""
     earlier = read_manifest(space.workdir / "manifest.json")
     computed = {(r.method, r.setting, r.network) for r in rows}
-    rows = rows + [
-        row
-        for row in read_scores(space.workdir / RESULTS)
-        if (row.method, row.setting, row.network) not in computed
-    ]
+    rows = rows + [row for row in scores if (row.method, row.setting, row.network) not in computed]
     known = {**earlier.methods, **manifest.methods}
     order = [*space.methods(), *known]
     methods = {name: known[name] for name in dict.fromkeys(order) if name in known}

@@ -44,7 +44,7 @@ def grids(
     settings: Mapping[str, Sequence[EvaluationCase]],
     images: Mapping[tuple[str, str], np.ndarray],
     order: Iterable[str],
-    subjects: int = 8,
+    subjects: int,
 ) -> list[ReportGrid]:
     """References beside the samples of every method, for the first subjects of each setting."""
     found, order = [], list(order)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -200,11 +200,19 @@ class Workspace:
             return known and seed == self.config.seeds[0]
         return self.store(seed).has(method, setting)
 
-    def images(self, method: str, setting: str, seed: int) -> np.ndarray:
-        """Images (Q, samples, H, W, C) of a method: stored samples, or a rendered anchor."""
+    def images(
+        self,
+        method: str,
+        setting: str,
+        seed: int,
+        cases: Sequence[EvaluationCase] | None = None,
+    ) -> np.ndarray:
+        """Images (Q, samples, H, W, C) of a method: stored samples, or an anchor, rendered for
+        `cases`, by default all of the setting."""
         if method not in RENDERED_ANCHORS:
             return self.store(seed).read(method, setting)
-        cases, samples, images = self.cases(setting), self.config.samples, []
+        cases = self.cases(setting) if cases is None else cases
+        samples, images = self.config.samples, []
         for i, case in enumerate(cases):
             if method == "copy_paste":
                 image = case.references[0][0]

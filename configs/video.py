@@ -44,6 +44,46 @@ IMAGE_MODELS = {
 """The runs of `configs/subjects.py` that these start from."""
 
 
+def run(model: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
+    """A run of text and image → video; `changes` are fields of its parts."""
+    config = dict(
+        model=model,
+        data=dict(name="clips", path="videos", first_frames=1, last_frames=1),
+        diffusion=dict(
+            schedule=dict(name="rectified_flow"),
+            prediction="x0",
+            weighting="velocity",
+            time_sampling="logit_normal",
+            logit_mean=0.8,
+        ),
+        optimizer=dict(
+            name="muon",
+            learning_rate=2e-3,
+            schedule="cosine",
+            warmup_steps=50,
+            b1=0.9,
+            b2=0.99,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        train=dict(
+            ema_decay=0.999,
+            drop={"text": 0.1},
+            given={"first": 0.3, "last": 0.3},
+            checkpoint_every=200,
+            log_every=10,
+            sample_every=1000,
+        ),
+        sample=dict(
+            sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=16),
+            guidance_scale=2.0,
+            count=6,
+            clip=1.0,
+        ),
+    )
+    return config | {part: config[part] | fields for part, fields in changes.items()}
+
+
 def totems(style: str, references: bool = True) -> dict[str, Any]:
     """The run on totems with a backbone of this style, with references or without."""
     width, names = 192, 3 if references else 4
@@ -80,81 +120,47 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
         attention="blocked",
         products="flat",
     )
-    return dict(
-        model=model,
-        data=dict(
-            name="totem_videos",
-            image_size=64,
-            frames=8,
-            first_frames=1,
-            last_frames=1,
-            text=True,
-            text_length=TEXT,
-            max_subjects=2,
-            max_views=2 if references else 0,
-            places=2 if references else 0,
-            portraits=0.05,
-            described=0.0 if references else 0.5,
-            workers=1,
-        ),
-        diffusion=dict(
-            schedule=dict(name="rectified_flow"),
-            prediction="x0",
-            weighting="velocity",
-            time_sampling="logit_normal",
-            logit_mean=1.1,  # frames repeat one another, so that the same noise hides less
-            shared_noise=0.5,
-        ),
-        optimizer=dict(
-            name="muon",
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup_steps=50,
-            b1=0.9,
-            b2=0.99,
-            weight_decay=0.01,
-            clip_norm=1.0,
-        ),
+    config = run(
+        model,
+        # Frames repeat one another, so that the same noise hides less.
+        diffusion=dict(logit_mean=1.1, shared_noise=0.5),
+        optimizer=dict(learning_rate=1e-3),
         train=dict(
             steps=STEPS[which],
             batch_size=4,
-            ema_decay=0.999,
             init_from=IMAGE_MODELS[which],
             init_segments=dict(video="image", time_first="time", time_last="time"),
             drop={"text": 0.05, "camera": 0.2, "amplitude": 0.3},
             drop_references=0.25 if references else 0.0,
             drop_jointly=0.05,
-            given={"first": 0.3, "last": 0.3},
-            checkpoint_every=200,
-            log_every=10,
-            sample_every=1000,
         ),
         sample=dict(
-            sampler=dict(name="dpm_solver_pp", method="multistep", order=2, steps=16),
             guidance_scale=0.5,
             reference_guidance_scale=1.0 if references else 0.0,
             guidance_chain="references",
-            count=6,
-            clip=1.0,
         ),
     )
+    config["data"] = dict(
+        name="totem_videos",
+        image_size=64,
+        frames=8,
+        first_frames=1,
+        last_frames=1,
+        text=True,
+        text_length=TEXT,
+        max_subjects=2,
+        max_views=2 if references else 0,
+        places=2 if references else 0,
+        portraits=0.05,
+        described=0.0 if references else 0.5,
+        workers=1,
+    )
+    return config
 
 
 def clips() -> dict[str, Any]:
     """The run on one's own video files."""
-    config = totems("uvit")
-    config["data"] = dict(
-        name="clips",
-        path="videos",
-        image_size=64,
-        frames=16,
-        first_frames=1,
-        last_frames=1,
-        fps=8,
-        text=True,
-        text_length=TEXT,
-    )
-    config["model"] = video.preset(
+    model = video.preset(
         "uvit",
         (16, 64, 64, 3),
         patch_size=8,
@@ -163,12 +169,11 @@ def clips() -> dict[str, Any]:
         depth=12,
         num_heads=8,
     )
-    config["train"] |= dict(drop={"text": 0.1}, drop_references=0.0, drop_jointly=0.0)
-    config["train"] |= dict(init_from="", init_segments={}, batch_size=32, steps=50_000)
-    config["optimizer"] |= dict(learning_rate=2e-3)
-    config["diffusion"] |= dict(logit_mean=0.8)
-    config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=2.0)
-    return config
+    return run(
+        model,
+        data=dict(image_size=64, frames=16, fps=8, text=True, text_length=TEXT),
+        train=dict(steps=50_000, batch_size=32),
+    )
 
 
 def pod(name: str) -> dict[str, Any]:
@@ -177,14 +182,13 @@ def pod(name: str) -> dict[str, Any]:
     style, width, depth, heads = SIZES[size]
     height, side = RESOLUTIONS[resolution]
     frames = 1 + 4 * int(seconds.removesuffix("s"))  # of latents: 1 + 16 · 4 / 16 a second
-    config = totems(style)
     # Sides of the latents, in whole patches of 2×2.
     shape = (frames, -(-height // 16) * 2, -(-side // 16) * 2, 16)
     # As much text as makes the sequence a multiple of 64 tokens, which context parallelism divides
     # without padding (and without the mask that padding needs).
     others = frames * shape[1] * shape[2] // 4 + frames + (4 if style == "uvit" else 0)
     text = 256 - (others + 256) % 64
-    config["model"] = video.preset(
+    model = video.preset(
         style,
         shape,
         patch_size=2,
@@ -200,23 +204,19 @@ def pod(name: str) -> dict[str, Any]:
         attention="ulysses_splash",
     ) | dict(dtype="bfloat16")
     for part in video.VIDEO_SEGMENTS:
-        config["model"]["segments"][part]["final_conv"] = "none"
-    config["data"] = dict(
-        name="clips",
-        path="videos",
-        image_size=720,
-        frames=frames,
-        first_frames=1,
-        last_frames=1,
+        model["segments"][part]["final_conv"] = "none"
+    config = run(
+        model,
+        data=dict(image_size=720, frames=frames),
+        optimizer=dict(name="adamw", learning_rate=1e-4, warmup_steps=1000),
+        train=dict(
+            steps=50_000,
+            batch_size=8,
+            drop={"text": 0.1, "camera": 0.3, "amplitude": 0.3},
+        ),
+        sample=dict(guidance_scale=5.0, count=4),
     )
-    config["mesh"] = dict(data=1, fsdp=-1, context=8)
-    drop = {"text": 0.1, "camera": 0.3, "amplitude": 0.3}
-    config["train"] |= dict(drop=drop, drop_references=0.0, drop_jointly=0.0)
-    config["train"] |= dict(init_from="", init_segments={}, batch_size=8)
-    config["diffusion"] |= dict(logit_mean=0.8)
-    config["optimizer"] |= dict(name="adamw", learning_rate=1e-4, warmup_steps=1000)
-    config["sample"] |= dict(reference_guidance_scale=0.0, guidance_scale=5.0, count=4)
-    return config
+    return config | dict(mesh=dict(data=1, fsdp=-1, context=8))
 
 
 def get_config(name: str = "totems") -> dict[str, Any]:

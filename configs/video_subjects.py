@@ -107,8 +107,7 @@ def get_config(name: str = "") -> dict[str, Any]:
     )
     if name == "quick":
         for network in config["networks"].values():
-            network["train"] |= dict(steps=20, batch_size=4, sample_every=0)
-            network["train"] |= dict(init_from="", init_segments={})
+            network["train"] |= dict(steps=20, sample_every=0, init_from="", init_segments={})
             network["model"]["backbone"] |= dict(width=64, num_heads=2, depth=2)
             network["sample"]["sampler"]["steps"] = 4
         del config["settings"]["amplitudes"], config["arms"]["amplitude"]

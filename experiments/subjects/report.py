@@ -266,8 +266,13 @@ def _with_earlier(
 ) -> tuple[list[Score], Manifest]:
     """The results with those of the workdir's table, `scores`, that were not computed again."""
     earlier = read_manifest(space.workdir / "manifest.json")
-    computed = {(r.method, r.setting, r.network) for r in rows}
-    rows = rows + [row for row in scores if (row.method, row.setting, row.network) not in computed]
+
+    def part(row: Score) -> tuple:
+        """What is computed at once; a setting such as `count` has parts of several."""
+        return row.method, row.setting, row.split, row.subjects, row.views, row.network
+
+    computed = {part(row) for row in rows}
+    rows = rows + [row for row in scores if part(row) not in computed]
     known = {**earlier.methods, **manifest.methods}
     order = [*space.methods(), *known]
     methods = {name: known[name] for name in dict.fromkeys(order) if name in known}

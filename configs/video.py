@@ -95,7 +95,7 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
         first=1,
         last=1,
         camera=5,
-        camera_positions=True,
+        follow_camera=True,
         amplitude=2,
         # Two reference slots, for one view of two subjects or two views of one.
         subjects=2 if references else 0,

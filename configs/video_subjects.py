@@ -82,7 +82,7 @@ def get_config(name: str = "") -> dict[str, Any]:
         settings={
             "identities_2v": dict(subjects=24, prompts=1, finetuned=16),
             "two_subjects_1v": dict(subjects=16, prompts=1, finetuned=12),
-            "amplitudes": dict(subjects=6, prompts=1),
+            "amplitudes": dict(subjects=12, prompts=1),
             "turning": dict(subjects=16, prompts=1),
         },
         main="identities_2v",

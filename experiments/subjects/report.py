@@ -4,19 +4,20 @@ import dataclasses
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments.subjects import result_rows
-from experiments.subjects.evaluation_cases import EvaluationCase, class_cases, grouped
+from experiments.subjects.evaluation_cases import class_cases, grouped
 from experiments.subjects.report_markdown import markdown
 from experiments.subjects.report_page import page
 from experiments.subjects.result_rows import RENDERED_ANCHORS
 from experiments.subjects.results import (
     Manifest,
     MethodInfo,
+    MetricInfo,
     Score,
     read_manifest,
     read_scores,
@@ -26,6 +27,7 @@ from experiments.subjects.sample_grids import grids
 from experiments.subjects.scoring import score_images, tuning_objective
 from experiments.subjects.workspace import Workspace
 from uvit_jax.config import to_dict
+from uvit_jax.errors import UvitError
 from uvit_jax.io import write_text
 from uvit_jax.models.cost import forward_cost
 
@@ -39,7 +41,7 @@ def write(space: Workspace) -> dict[str, Any]:
 
     Earlier results of samples that are no longer there, or of networks that are not here, are kept:
     a comparison can be evaluated network by network, on several machines, from a workdir without
-    its samples and networks. So are those of rendered anchors, which no network changes.
+    its samples and networks. Rendered anchors, which no network changes, are scored once.
     """
     present = [
         (method, setting, seed)
@@ -48,26 +50,26 @@ def write(space: Workspace) -> dict[str, Any]:
         for seed in space.config.seeds
         if space.has_images(method, setting, seed)
     ]
-    has_earlier = all((space.workdir / name).exists() for name in (RESULTS, "manifest.json"))
-    earlier = read_scores(space.workdir / RESULTS) if has_earlier else []
-    scored = {(row.method, row.setting) for row in earlier if row.method in RENDERED_ANCHORS}
-    images, shown = {}, {}
-    for key in present:
-        method, setting, seed = key
-        cases = space.cases(setting)
-        if all((method, name) in scored for case in cases for name, _ in _places(space, case)):
-            shown[key] = space.images(method, setting, seed, cases[: _of_groups(cases, SHOWN)])
-        else:
-            shown[key] = images[key] = space.images(method, setting, seed)
-    rows = _rows(space, images)
-    manifest = _manifest(space, rows)
-    if has_earlier:
+    earlier = _earlier(space)
+    scored = {_part(row) for row in earlier.rows if row.method in RENDERED_ANCHORS}
+    known = {key for key in present if _parts(space, *key) <= scored}
+    images = {key: space.images(*key) for key in present if key not in known}
+    rows = _sample_rows(space, images)
+    if known and {row.metric for row in rows} - earlier.metrics.keys():  # which anchors lack
+        others = {key: space.images(*key) for key in known}
+        rows, images = rows + _sample_rows(space, others), images | others
+    rows += _finetuned_rows(space)
+    manifest = _manifest(space, rows) if rows else earlier.manifest
+    if earlier.manifest is not None:
         rows, manifest = _with_earlier(space, rows, manifest, earlier)
-    rows = sorted(rows, key=lambda row: row.key)  # whatever was computed when
+    rows = _in_order(space, rows)
     settings = {name: space.cases(name) for name in space.config.settings}
     first: dict[tuple[str, str], np.ndarray] = {}
-    for (method, setting, _), own in shown.items():
-        first.setdefault((method, setting), own)
+    for key in present:
+        method, setting, _ = key
+        if (method, setting) not in first:
+            count = sum(map(len, grouped(settings[setting])[:SHOWN]))
+            first[method, setting] = images[key] if key in images else space.images(*key, count)
     samples = grids(settings, first, manifest.methods, SHOWN)
     write_scores(space.workdir / RESULTS, rows)
     manifest.write(space.workdir / "manifest.json")
@@ -80,13 +82,70 @@ def write(space: Workspace) -> dict[str, Any]:
     }
 
 
-def _places(space: Workspace, case: EvaluationCase) -> list[tuple[str, str]]:
-    return result_rows.settings_of(case, space.config.main)
+class _Earlier(NamedTuple):
+    """What a workdir has already: rows, and their manifest; none of both at first."""
+
+    rows: list[Score]
+    manifest: Manifest | None
+
+    @property
+    def metrics(self) -> Mapping[str, MetricInfo]:
+        return {} if self.manifest is None else self.manifest.metrics
 
 
-def _of_groups(cases: Sequence[EvaluationCase], count: int) -> int:
-    """How many of the cases are those of the first groups."""
-    return sum(map(len, grouped(cases)[:count]))
+def _earlier(space: Workspace) -> _Earlier:
+    """The workdir's results.
+
+    Raises:
+      UvitError: if they are damaged, or a metric has another encoder now.
+    """
+    files = [space.workdir / name for name in (RESULTS, "manifest.json")]
+    if not all(file.exists() for file in files):
+        return _Earlier([], None)
+    rows, manifest = read_scores(files[0]), read_manifest(files[1])
+    for metric, about in space.scorer.metrics.items():
+        encoder = manifest.metrics.get(metric, about).encoder
+        if encoder != about.encoder:
+            raise UvitError(
+                f"{files[0]} has {metric} of {encoder!r}, and it is measured with "
+                f"{about.encoder!r} now; move the file away to score the workdir's samples again"
+            )
+    return _Earlier(rows, manifest)
+
+
+def _part(row: Score) -> tuple:
+    """What is computed as a whole: in `count`, for example, each number of subjects is a part."""
+    return row.method, row.network, row.setting, row.split, row.subjects, row.views
+
+
+def _parts(space: Workspace, method: str, setting: str, seed: int) -> set[tuple]:
+    """The parts that the cases of a setting count in."""
+    return {
+        (method, seed, name, split, len(case.names), case.views)
+        for case in space.cases(setting)
+        for name, split in result_rows.settings_of(case, space.config.main)
+    }
+
+
+def _in_order(space: Workspace, rows: Sequence[Score]) -> list[Score]:
+    """Rows by setting and method as they are in the config, whatever was computed when."""
+    config = space.config
+    settings = [
+        name
+        for setting in config.settings
+        for case in space.cases(setting)[:1]
+        for name, _ in result_rows.settings_of(case, config.main)
+    ]
+    orders = [
+        {name: i for i, name in reversed(list(enumerate(names)))}
+        for names in (settings, space.methods())
+    ]
+
+    def position(row: Score) -> tuple:
+        places = zip(orders, (row.setting, row.method), strict=True)
+        return (*(order.get(name, len(order)) for order, name in places), row.key)
+
+    return sorted(rows, key=position)
 
 
 def write_from_results(folder: Path) -> dict[str, Any]:
@@ -104,8 +163,10 @@ def write_from_results(folder: Path) -> dict[str, Any]:
     }
 
 
-def _rows(space: Workspace, images: Mapping[tuple[str, str, int], np.ndarray]) -> list[Score]:
-    """All rows, by method, setting and seed, anchors included."""
+def _sample_rows(
+    space: Workspace, images: Mapping[tuple[str, str, int], np.ndarray]
+) -> list[Score]:
+    """The rows of samples by method, setting and seed, anchors included."""
     found: list[Score] = []
     main = space.config.main
     for (method, setting, seed), samples in images.items():
@@ -119,6 +180,12 @@ def _rows(space: Workspace, images: Mapping[tuple[str, str, int], np.ndarray]) -
         options = dict(main=main, network=seed)
         found += result_rows.rows_of(method, style, cases, scores, **options)
         found += result_rows.diversity_rows(method, style, cases, samples, **options)
+    return found
+
+
+def _finetuned_rows(space: Workspace) -> list[Score]:
+    """The rows of gates and curves of fine-tuned methods."""
+    found, main = [], space.config.main
     for name, method in space.config.arms.items():
         if method.method == "context":
             continue
@@ -262,29 +329,23 @@ def _manifest(space: Workspace, rows: Sequence[Score]) -> Manifest:
 
 
 def _with_earlier(
-    space: Workspace, rows: list[Score], manifest: Manifest, scores: Sequence[Score]
+    space: Workspace, rows: list[Score], manifest: Manifest, earlier: _Earlier
 ) -> tuple[list[Score], Manifest]:
-    """The results with those of the workdir's table, `scores`, that were not computed again."""
-    earlier = read_manifest(space.workdir / "manifest.json")
-
-    def part(row: Score) -> tuple:
-        """What is computed at once; a setting such as `count` has parts of several."""
-        return row.method, row.setting, row.split, row.subjects, row.views, row.network
-
-    computed = {part(row) for row in rows}
-    rows = rows + [row for row in scores if part(row) not in computed]
-    known = {**earlier.methods, **manifest.methods}
+    """The results with those of the workdir that were not computed again."""
+    computed, before = {_part(row) for row in rows}, earlier.manifest
+    rows = rows + [row for row in earlier.rows if _part(row) not in computed]
+    known = {**before.methods, **manifest.methods}
     order = [*space.methods(), *known]
     methods = {name: known[name] for name in dict.fromkeys(order) if name in known}
     config = dict(manifest.config)
     for key in ("training", "recipes"):
-        config[key] = {**earlier.config.get(key, {}), **manifest.config[key]}
+        config[key] = {**before.config.get(key, {}), **manifest.config.get(key, {})}
     primary = space.config.primary
     return rows, dataclasses.replace(
         manifest,
         config=config,
         methods=methods,
-        metrics={**earlier.metrics, **manifest.metrics},
+        metrics={**before.metrics, **manifest.metrics},
         baseline=space.config.baseline if space.config.baseline in methods else manifest.baseline,
         primary={key: one for key, one in primary.items() if one.method in methods},
     )

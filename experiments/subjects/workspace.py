@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -200,20 +200,13 @@ class Workspace:
             return known and seed == self.config.seeds[0]
         return self.store(seed).has(method, setting)
 
-    def images(
-        self,
-        method: str,
-        setting: str,
-        seed: int,
-        cases: Sequence[EvaluationCase] | None = None,
-    ) -> np.ndarray:
-        """Images (Q, samples, H, W, C) of a method: stored samples, or an anchor, rendered for
-        `cases`, by default all of the setting."""
+    def images(self, method: str, setting: str, seed: int, count: int | None = None) -> np.ndarray:
+        """Images (Q, samples, H, W, C) of a method: stored samples, or a rendered anchor; of the
+        first `count` cases, or all."""
         if method not in RENDERED_ANCHORS:
-            return self.store(seed).read(method, setting)
-        cases = self.cases(setting) if cases is None else cases
-        samples, images = self.config.samples, []
-        for i, case in enumerate(cases):
+            return self.store(seed).read(method, setting)[:count]
+        cases, samples, images = self.cases(setting), self.config.samples, []
+        for i, case in enumerate(cases[:count]):
             if method == "copy_paste":
                 image = case.references[0][0]
                 video = isinstance(self.world, VideoWorld)

@@ -9,10 +9,12 @@ from uvit_jax.config import parse
 from uvit_jax.diffusion import objective
 from uvit_jax.diffusion.noise import with_shared_noise
 from uvit_jax.diffusion.objective import ObjectiveConfig
+from uvit_jax.diffusion.solvers import solve
 from uvit_jax.errors import UvitError
 from uvit_jax.models.model import build
-from uvit_jax.models.presets import video
-from uvit_jax.sampling.sampler import SampleConfig, make_sampler, normal_noise
+from uvit_jax.models.presets import unified, video
+from uvit_jax.sampling.sampler import SampleConfig, make_sampler
+from uvit_jax.training.run_config import parse_run
 
 FLOW = dict(schedule=dict(name="rectified_flow"), prediction="x0")
 
@@ -38,28 +40,54 @@ def test_frames_are_standard_normal_with_the_correlation_asked_for(share):
     assert mixed["image"] is noise["image"]
 
 
-def test_training_and_sampling_have_the_same_noise():
+@pytest.fixture(scope="module")
+def model():
+    return build(video.preset("uvit", (4, 8, 8, 3), patch_size=4, width=16, depth=2, num_heads=2))
+
+
+def starts(monkeypatch, model, keys, **options):
+    """The noise that sampling starts from."""
+    monkeypatch.setattr(solve, "sample", lambda config, denoise, schedule, x_T, *_, **__: x_T)
     config = parse(ObjectiveConfig, FLOW | dict(shared_noise=0.5))
-    clean = {n: jnp.zeros((16, t, 8, 8, 3)) for n, t in (("first", 1), ("video", 3))}
+    sampling = parse(SampleConfig, options)
+    sampler = make_sampler(model, config, sampling, batch_size=len(keys))
+    return sampler(model.init(jax.random.key(0)), keys, {})
+
+
+def test_frames_are_correlated_in_training_and_in_sampling(monkeypatch, model):
+    config = parse(ObjectiveConfig, FLOW | dict(shared_noise=0.5))
+    clean = {n: jnp.zeros((64, t, 8, 8, 3)) for n, t in (("first", 1), ("video", 3))}
     noisy = objective.corrupt(jax.random.key(0), clean, config, t=1.0).noisy
-    assert abs(correlation(noisy["first"][:, 0], noisy["video"][:, 2]) - 0.5) < 0.05
-    model = build(video.preset("uvit", (4, 8, 8, 3), patch_size=4, width=16, depth=2, num_heads=2))
-    keys = jax.random.split(jax.random.key(1), 16)
-    of_batch = normal_noise(keys, model.layout.noisy, 16, 0.5)
-    assert abs(correlation(of_batch["last"][:, 0], of_batch["video"][:, 1]) - 0.5) < 0.05
-    of_one = normal_noise(keys[3:4], model.layout.noisy, 1, 0.5)
-    np.testing.assert_array_equal(of_one["video"][0], of_batch["video"][3])
+    keys = jax.random.split(jax.random.key(1), 64)
+    for noise in (noisy, starts(monkeypatch, model, keys)):
+        assert abs(correlation(noise["first"][:, 0], noise["video"][:, 1]) - 0.5) < 0.03
+        assert abs(np.std(noise["first"]) - 1) < 0.03
+    alone = starts(monkeypatch, model, keys[3:4])
+    np.testing.assert_array_equal(alone["video"][0], noise["video"][3])
 
 
-def test_what_cannot_share_noise_is_refused():
+def test_frames_that_are_not_there_do_not_tell_of_the_noise_of_others():
+    config = parse(ObjectiveConfig, FLOW | dict(shared_noise=0.5))
+    clean = {n: jnp.zeros((64, t, 8, 8, 3)) for n, t in (("first", 1), ("video", 3))}
+    noisy = objective.corrupt(jax.random.key(0), clean, config, t=1.0, dropped={"first": 1.0}).noisy
+    assert abs(correlation(noisy["first"][:, 0], noisy["video"][:, 1])) < 0.03
+    assert abs(correlation(noisy["video"][:, 0], noisy["video"][:, 1]) - 0.5) < 0.03
+
+
+def test_what_cannot_share_noise_is_refused(monkeypatch, model):
     with pytest.raises(UvitError, match=r"shared_noise must lie in \[0, 1\), got 1"):
         parse(ObjectiveConfig, FLOW | dict(shared_noise=1.0))
-    config = parse(ObjectiveConfig, FLOW | dict(shared_noise=0.5))
-    model = build(video.preset("uvit", (4, 8, 8, 3), patch_size=4, width=16, depth=2, num_heads=2))
-    noisy = parse(SampleConfig, dict(sampler=dict(name="euler_maruyama", steps=250)))
+    keys = jax.random.split(jax.random.key(1), 2)
     with pytest.raises(UvitError, match=r"shared_noise=0\.5.*use a deterministic one"):
-        make_sampler(model, config, noisy, batch_size=2)
-    ddpm = parse(ObjectiveConfig, dict(schedule=dict(name="ddpm_linear"), shared_noise=0.5))
-    with pytest.raises(UvitError, match="shared_noise needs a model without learned_range"):
-        clean = {"image": jnp.zeros((2, 4, 4, 3))}
-        objective.corrupt(jax.random.key(0), clean, ddpm, learned_range=["image"])
+        starts(monkeypatch, model, keys, sampler=dict(name="euler_maruyama", steps=250))
+    with pytest.raises(UvitError, match=r"shared_noise=0\.5.*times.first=0.2; give the data"):
+        starts(monkeypatch, model, keys, generate=("video",), times={"first": 0.2})
+    image = dict(
+        model=unified.preset(
+            "uvit", (16, 16, 3), patch_size=4, subjects=0, width=16, depth=2, num_heads=2
+        ),
+        data=dict(name="totems", image_size=16),
+        diffusion=FLOW | dict(shared_noise=0.5),
+    )
+    with pytest.raises(UvitError, match="needs a noisy video of several frames"):
+        parse_run(image)

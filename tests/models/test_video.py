@@ -88,7 +88,7 @@ def test_frames_without_a_camera_have_sincos_positions_of_an_image():
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 def test_a_camera_at_rest_leaves_positions_as_they_are(position):
     config = dict(position=position, subjects=1, views=1, patch_size_t=2, first=0, last=2)
-    plain, following = build(**config), build(**config, camera_positions=True)
+    plain, following = build(**config), build(**config, follow_camera=True)
     params, inputs = random_params(plain), inputs_of(plain)
     inputs |= {"camera": jnp.zeros((2, 4, 5)).at[1, :, 0].set(1.0)}
     times = dict.fromkeys(plain.layout.time_keys, jnp.array([100.0, 900.0]))
@@ -100,39 +100,63 @@ def test_a_camera_at_rest_leaves_positions_as_they_are(position):
     assert np.abs(after["video"] - of_following["video"]).max() > 1e-3
 
 
+def clip_positions(model, camera_BTF, position):
+    """What tells the position of each patch of a clip: its ids, or its token without its camera's,
+    (T, rows, columns, …)."""
+    frames = camera_BTF.shape[1]
+    inputs = inputs_of(model, B=1) | {"camera": jnp.asarray(camera_BTF)}
+    inputs |= {name: jnp.zeros_like(inputs[name]) for name in video.VIDEO_SEGMENTS}
+    times = {key: jnp.ones(1) for key in model.layout.time_keys}
+    embed = Embed(model.layout, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    embedded, slices = embed(inputs, times, model.layout), model.layout.slices
+    of_clip = slice(slices["first"].start, slices["last"].stop)
+    if position == "rope":
+        own = np.asarray(embedded.position_ids_NA)[0, of_clip, 1:].reshape(frames, -1, 2)
+    else:
+        own = np.asarray(embedded.tokens_BND)[0, of_clip].reshape(frames, -1, 32)
+        own = own - np.asarray(embedded.tokens_BND)[0, slices["camera"], None]
+    rows, columns = model.layout.by_name["video"].grid[1:]
+    return own.reshape(frames, rows, columns, -1)
+
+
+def moving_right(frames, by):
+    camera = np.zeros((1, frames, 5), np.float32)
+    camera[0, :, 1] = by * np.arange(frames)
+    return camera
+
+
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 def test_patches_that_show_one_point_have_one_position(position):
     """A camera that moves right by a patch shows a point one column further left."""
-    model = build(
-        shape=(3, 16, 16, 3), position=position, camera_positions=True, first=0, last=0, subjects=0
-    )
-    camera = np.zeros((1, 3, 5), np.float32)
-    camera[0, :, 1] = (0, 2 / 4, 4 / 4)  # in halves of a side of four patches
-    inputs = inputs_of(model, B=1) | {"camera": jnp.asarray(camera)}
-    inputs["video"] = jnp.zeros((1, 3, 16, 16, 3))
-    times = {"video": jnp.ones(1)}
-    embed = Embed(model.layout, 32, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    embedded = embed(inputs, times, model.layout)
-    of_clip = model.layout.slices["video"]
-    if position == "rope":
-        own = np.asarray(embedded.position_ids_NA)[0, of_clip, 1:]
-    else:
-        tokens = embedded.tokens_BND[0, model.layout.slices["camera"], None]
-        own = np.asarray(embedded.tokens_BND)[0, of_clip].reshape(3, 16, -1) - tokens
-    own = own.reshape(3, 4, 4, -1)
+    model = build(shape=(3, 16, 16, 3), position=position, follow_camera=True, subjects=0)
+    own = clip_positions(model, moving_right(3, by=2 / 4), position)  # a quarter of a side a frame
     np.testing.assert_allclose(own[1, :, :-1], own[0, :, 1:], atol=1e-5)
     np.testing.assert_allclose(own[2, :, :-2], own[0, :, 2:], atol=1e-5)
     assert np.abs(own[1] - own[0]).min(axis=(0, 1)).max() > 1e-2
 
 
+def test_a_wider_clip_follows_its_camera_too():
+    """Its columns are as wide as rows are high, and its positions those of half as many."""
+    trained = build(shape=(3, 16, 16, 3), position="rope", follow_camera=True, subjects=0)
+    ends = dict.fromkeys(video.VIDEO_SEGMENTS, (1, 16, 32, 3))
+    model = trained.resized(ends | {"camera": (3, 5)})
+    own = clip_positions(model, moving_right(3, by=2 / 4), "rope")
+    np.testing.assert_allclose(own[1, :, :-1], own[0, :, 1:], atol=1e-5)
+    np.testing.assert_allclose(own[:, :, 1:, 1] - own[:, :, :-1, 1], 0.5, atol=1e-5)
+
+
 def test_positions_follow_planar_cameras_alone():
     for wrong, message in (
-        (dict(camera=4), "has 4 features, and camera_positions=True needs the 5"),
+        (dict(camera=4), "has 4 features, and follow_camera=True needs the 5"),
         (dict(camera=0), "needs a camera; give camera=5"),
-        (dict(position="learned"), "needs frames_from and position='sincos' or 'rope'"),
+        (dict(position="learned"), "needs role='noisy', frames_from, position='sincos' or 'rope'"),
     ):
         with pytest.raises(UvitError, match=message):
-            build(**dict(camera_positions=True) | wrong)
+            build(**dict(follow_camera=True) | wrong)
+    config = video.preset("uvit", (4, 8, 8, 3), camera=5, follow_camera=True, **SMALL)
+    config["segments"]["last"]["follow_camera"] = False
+    with pytest.raises(UvitError, match=r"follow_camera=False, and of 'video'.*make them equal"):
+        uvit_jax.build(config)
 
 
 def test_frames_come_from_a_camera_of_as_many():
@@ -229,9 +253,9 @@ def test_impossible_windows_are_refused():
         jax.eval_shape(model.apply, model.abstract_params, inputs_of(model), times)
 
 
-@pytest.mark.parametrize("window", [0, 1])
-def test_caching_references_is_exact(window):
-    model = build(window=window)
+@pytest.mark.parametrize("options", [{}, dict(window=1), dict(follow_camera=True)])
+def test_caching_references_is_exact(options):
+    model = build(**options)
     params, inputs = random_params(model), inputs_of(model)
     times = dict.fromkeys(model.layout.time_keys, jnp.array([100.0, 900.0]))
     whole = jax.jit(model.apply)(params, inputs, times)

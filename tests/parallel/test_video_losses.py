@@ -23,13 +23,13 @@ from uvit_jax.training.run_config import parse_run
 from uvit_jax.training.state import init_state
 from uvit_jax.training.step import make_step
 rng = np.random.default_rng(0)
-shapes = dict(first=(1, 8, 8, 3), video=(4, 8, 8, 3), camera=(5, 2))
+shapes = dict(first=(1, 8, 8, 3), video=(4, 8, 8, 3), camera=(5, 5))
 batch = {n: rng.uniform(-1, 1, (4, *s)).astype(np.float32) for n, s in shapes.items()}
 losses = {}
 for name, sizes in (("xla", {}), ("ring", dict(data=2, context=2)),
                     ("ulysses", dict(data=2, context=2))):
-    config = video.preset("uvit", (5, 8, 8, 3), patch_size=4, last=0, camera=2, width=16, depth=2,
-                          num_heads=2, attention=name)
+    config = video.preset("uvit", (5, 8, 8, 3), patch_size=4, last=0, camera=5, width=16, depth=2,
+                          num_heads=2, follow_camera=True, attention=name)
     run = parse_run(dict(
         model=config, data=dict(name="totem_videos", frames=5, first_frames=1),
         mesh=sizes, train=dict(steps=2, batch_size=4, given={"first": 0.5}),

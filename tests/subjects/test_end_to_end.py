@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from configs import subjects
+from experiments.subjects import report
 from experiments.subjects.report import write
 from experiments.subjects.results import read_manifest, read_scores
 from experiments.subjects.study import Comparison
@@ -14,7 +15,7 @@ from experiments.subjects.workspace import Workspace
 
 
 @pytest.mark.slow
-def test_methods_run_one_after_the_other_make_one_report(tmp_path):
+def test_methods_run_one_after_the_other_make_one_report(tmp_path, monkeypatch):
     config = subjects.get_config("quick")
     for given in config["networks"].values():
         given["train"] |= dict(steps=2, batch_size=4)
@@ -44,6 +45,12 @@ def test_methods_run_one_after_the_other_make_one_report(tmp_path):
     results = (work / "results.csv.gz").read_bytes()
     write(Workspace(parse_compare(config), work))
     assert (work / "results.csv.gz").read_bytes() == results
+    with monkeypatch.context() as patched:  # without samples, nothing is scored, nor lost
+        patched.setattr(report, "score_images", None)
+        shutil.move(work / "pictures", tmp_path / "pictures")
+        write(Workspace(parse_compare(config), work))
+        assert (work / "results.csv.gz").read_bytes() == results
+        shutil.move(tmp_path / "pictures", work / "pictures")
 
     rows = read_scores(work / "results.csv.gz")
     settings = {"single", "views", "count", "portraits", "unused_name", "lora_step=2"}
@@ -57,9 +64,9 @@ def test_methods_run_one_after_the_other_make_one_report(tmp_path):
     assert lora.tuning_flops > lora.finetune_flops and lora.finetuned
     assert len(unified.image_seconds) == len(unified.uncached_seconds) == 3
     assert json.loads((work / "compare.json").read_text())["world"] == "totems"
-    report = (work / "report.html").read_text()
-    assert "Oracle" in report and report.count("data:image/png") > 30
-    assert "no valid LoRA" in report
+    html = (work / "report.html").read_text()
+    assert "Oracle" in html and html.count("data:image/png") > 30
+    assert "no valid LoRA" in html
 
     # The finished networks give the same samples without training.
     (folder := tmp_path / "networks").mkdir()

@@ -8,7 +8,7 @@ import pytest
 from uvit_jax.data.sources.worlds.scene_camera import Camera, grid
 from uvit_jax.data.sources.worlds.scene_motion import CAMERA_FIELDS, Motion
 from uvit_jax.models.layers import apply_rope
-from uvit_jax.tokens.modalities.camera import PLANAR, CameraPoses, seen_points
+from uvit_jax.tokens.modalities.camera import PLANAR, CameraPoses
 from uvit_jax.tokens.modalities.features import Features
 from uvit_jax.tokens.modalities.patches import Patches
 from uvit_jax.tokens.modalities.time import sinusoid
@@ -104,12 +104,16 @@ def test_positions_of_another_grid_are_interpolated():
 
 
 @pytest.mark.parametrize("T", [1, 8])
-def test_points_seen_by_a_planar_camera_are_those_of_the_rendered_scene(T):
+@pytest.mark.parametrize("zoom, roll, within", [(1.0, 0.0, 1e-5), (1.06, 0.08, 0.15)])
+def test_points_seen_by_a_planar_camera_are_those_of_the_rendered_scene(T, zoom, roll, within):
+    """Exactly, up to the scene's own zoom and roll, which its camera's features do not have."""
     assert PLANAR == CAMERA_FIELDS
-    motion, side = Motion(x=0.3, y=-0.2, zoom=0.4, roll=0.5), 6
+    motion, side, base = Motion(x=0.3, y=-0.2, zoom=0.4, roll=0.5), 8, Camera(zoom=zoom, roll=roll)
     points = coordinates(image(2 * side, 2 * side))[:, 1:]
-    seen = np.asarray(seen_points(motion.camera_path(T)[None], points, (side, side)))[0]
-    for camera, (row, column) in zip(motion.cameras(Camera(), T), seen.swapaxes(1, 2), strict=True):
-        x, y = camera.to_scene(*grid(side))
-        np.testing.assert_allclose(column.reshape(side, side), (x + 1) * side / 2 - 0.5, atol=1e-5)
-        np.testing.assert_allclose(row.reshape(side, side), (1 - y) * side / 2 - 0.5, atol=1e-5)
+    camera = CameraPoses(name="camera", shape=(T, 5))
+    seen = camera.seen_points(motion.camera_path(T)[None], points, (side, side))[0]
+    for view, own in zip(motion.cameras(base, T), np.asarray(seen), strict=True):
+        scene = np.stack(view.to_scene(*grid(side)), axis=-1).reshape(-1, 2)
+        x, y = np.transpose([base.to_image(*point) for point in scene])
+        expected = np.stack([(1 - y) * side / 2 - 0.5, (x + 1) * side / 2 - 0.5], axis=-1)
+        np.testing.assert_allclose(own, expected, atol=within)

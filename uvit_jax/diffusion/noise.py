@@ -29,12 +29,12 @@ def with_shared_noise(
     key: jax.Array, noise: dict[str, jax.Array], share: float
 ) -> dict[str, jax.Array]:
     """Noise whose frames have a part in common, each still standard normal: the "mixed noise" of
-    PYoCo (Ge et al. 2023, section 3.2).
+    PYoCo (Ge et al. 2023) with alpha² / (1 + alpha²) = share.
 
     Args:
-      key: one key, or keys (B,), one per example.
-      noise: independent noise by segment. Those of shape (B, T, H, W, C) are frames of one video,
-        the others are returned as they are.
+      key: one key, or keys (B,), one per example; of nothing else.
+      noise: independent noise by segment. All of shape (B, T, H, W, C) are frames of one clip, the
+        others are returned as they are.
       share: of the variance, in [0, 1).
     """
     if not share:

@@ -68,9 +68,10 @@ class ObjectiveConfig(Config):
       guidance: of `mean_flow` and `distill`, the scale s of the guidance that the network learns to
         have without a second evaluation. With a setting segment for guidance it is the largest one:
         s is uniform in [0, guidance] and an input.
-      shared_noise: the share of the noise's variance that all frames of a video have in common
-        (Ge et al. 2023, PYoCo). A network of images makes equal frames of equal noise, and
-        unrelated ones of independent noise.
+      shared_noise: the share of the noise's variance that all frames have in common, of all noisy
+        videos, which are parts of one clip (Ge et al. 2023, PYoCo). A network that starts from
+        images makes equal frames of equal noise. Samplers must not add noise of their own; losses
+        at different shares are not comparable.
       adaptive: p of an additional weight 1 / (error + 0.001)^p on each example's error, without a
         gradient (Geng et al. 2025, section 4.3); 0 is none.
 
@@ -198,8 +199,6 @@ def corrupt(
     schedule, time_keys = make(config.schedule), time_keys or {}
     if learned_range:
         bound.check(schedule, config.time_sampling)
-        if config.shared_noise:
-            raise UvitError("shared_noise needs a model without learned_range; set it to 0")
     for name in time_keys:
         if name not in clean:
             raise UvitError(f"time_keys has the unknown segment {name!r}{nearest(name, clean)}")
@@ -216,7 +215,8 @@ def corrupt(
         else:
             times[name] = jnp.full(batch, t, jnp.float32)
         eps[name] = jax.random.normal(_key(key, name, 1), x0.shape, jnp.float32)
-    eps = with_shared_noise(_key(key, "frames", 1), eps, config.shared_noise)
+    independent = eps
+    eps = with_shared_noise(_key(key, "", 6), eps, config.shared_noise)
     constants = {}
     if config.objective == "mean_flow":
         unequal = config.unequal if t is None else 0.0
@@ -240,6 +240,9 @@ def corrupt(
         dropped_B = jax.random.bernoulli(_key(key, name, 3), share, (batch,))
         times[name] = jnp.where(dropped_B, 1.0, times[name])
         weights[name] = jnp.where(dropped_B, 0.0, weights[name])
+        if config.shared_noise:  # which would tell of the others' noise
+            dropped_B = dropped_B.reshape(-1, *[1] * (eps[name].ndim - 1))
+            eps[name] = jnp.where(dropped_B, independent[name], eps[name])
     return Corrupted(
         noisy=process.add_noise(schedule, clean, eps, times),
         times=times,
@@ -364,6 +367,7 @@ def _later(
 
 def _key(key: jax.Array, segment: str, purpose: int) -> jax.Array:
     """The key of a segment's times (purpose 0), noise (1) or whether it is given (2); of the second
-    of two times (3), whether it differs (4), and the scale of guidance (5)."""
+    of two times (3), whether it differs (4), the scale of guidance (5), and the noise that frames
+    share (6)."""
     named = jax.random.fold_in(key, np.uint32(zlib.crc32(segment.encode())))
     return jax.random.fold_in(named, purpose)

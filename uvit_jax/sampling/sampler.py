@@ -177,13 +177,8 @@ def make_sampler(
     # What the network's errors enter by: a clipped x0 replaces the prediction.
     erring = "x0" if config.clip else diffusion.prediction
     solve.check(config.sampler, schedule, erring)
-    shared = diffusion.shared_noise
-    if shared and any(row.noise for row in solve.table_of(config.sampler, schedule, erring)):
-        raise UvitError(
-            f"the sampler {config.sampler.name!r} adds noise at each step, which frames would not "
-            f"share as in training (shared_noise={shared}); use a deterministic one, such as "
-            "dpm_solver_pp, or eta=0"
-        )
+    if diffusion.shared_noise:
+        _check_shared_noise(diffusion.shared_noise, config, schedule, erring)
     generated, keys = generated_segments(layout, config)
     if branches is None:
         joint = len(layout.time_keys) > 1 and all(s.gated for s in layout.conditions)
@@ -217,11 +212,13 @@ def make_sampler(
     def sample(params: Params, key: jax.Array, inputs: Arrays) -> dict[str, jax.Array]:
         _check_inputs(layout, inputs, [s.name for s in generated], batch_size)
         noise_key, run_key = _split(key, batch_size)
-        noise = normal_noise(noise_key, layout.noisy, batch_size, shared)
-        x_T = {s.name: noise[s.name] for s in generated}
+        noise = normal_noise(noise_key, layout.noisy, batch_size)
+        frames_key = fold_in(noise_key, zlib.crc32(b"frames"))
+        shared = with_shared_noise(frames_key, noise, diffusion.shared_noise)
+        x_T = {s.name: shared[s.name] for s in generated}
         # Of generated segments that a branch replaces.
         other_key = fold_in(noise_key, len(layout.noisy))
-        noise |= normal_noise(other_key, generated, batch_size, shared)
+        noise |= normal_noise(other_key, generated, batch_size)
         given = {name: constrain_batch(jnp.asarray(value)) for name, value in inputs.items()}
         made = branches(params, given)
 
@@ -246,7 +243,7 @@ def make_sampler(
             settings = {} if interval_B is None else {interval.name: interval_B[:, None]}
             if config.fresh_noise:
                 fresh_key = evaluation_key(noise_key, network_time_B[0])
-                now = normal_noise(fresh_key, layout.noisy, batch_size, shared)
+                now = normal_noise(fresh_key, layout.noisy, batch_size)
             if config.fresh_noise or settings:
                 predict = predict_with(now, settings)
             outputs = predict(x, network_time_B)
@@ -266,18 +263,29 @@ def make_sampler(
     return sample
 
 
+def _check_shared_noise(
+    share: float, config: SampleConfig, schedule: Schedule, prediction: str
+) -> None:
+    """Raises UvitError if frames would have other noise than in training."""
+    where = f"the model was trained with shared_noise={share}, which"
+    if any(row.noise for row in solve.table_of(config.sampler, schedule, prediction)):
+        raise UvitError(
+            f"{where} the sampler {config.sampler.name!r} does not support, as it adds noise at "
+            "each step; use a deterministic one, such as dpm_solver_pp"
+        )
+    for key, t in config.times.items():
+        if 0 < t < 1:
+            raise UvitError(f"{where} does not support times.{key}={t}; give the data at time 0")
+
+
 def normal_noise(
-    key: jax.Array, segments: Sequence[Segment], batch_size: int, shared: float = 0.0
+    key: jax.Array, segments: Sequence[Segment], batch_size: int
 ) -> dict[str, jax.Array]:
-    """Standard normal noise in the shapes of segments, float32 (batch_size, …), of whose variance
-    the frames of a video share a part."""
-    noise = {
-        s.name: normal(fold_in(key, i), (batch_size, *s.input_shape))
+    """Standard normal noise in the shapes of segments, float32 (batch_size, …)."""
+    return {
+        s.name: constrain_batch(normal(fold_in(key, i), (batch_size, *s.input_shape)))
         for i, s in enumerate(segments)
     }
-    common_key = fold_in(key, zlib.crc32(b"frames"))
-    noise = with_shared_noise(common_key, noise, shared)
-    return {name: constrain_batch(x) for name, x in noise.items()}
 
 
 def evaluation_key(key: jax.Array, network_time: jax.Array) -> jax.Array:

@@ -11,9 +11,7 @@ from flax import nnx
 
 from uvit_jax.errors import UvitError
 from uvit_jax.tokens.layout import PRESENT, SUBJECT_SLOTS, VIEW_SLOTS, Layout
-from uvit_jax.tokens.modalities.camera import seen_points
 from uvit_jax.tokens.positions import (
-    coordinates,
     position_ids,
     resized,
     shares,
@@ -152,7 +150,7 @@ class Embed(nnx.Module):
                 table, trained = resized(table, trained, frames), (segment.grid[0], *trained[1:])
                 table = table[: int(np.prod(trained))]
             added += resized(table, trained, segment.grid)
-        elif segment.position == "sincos" and segment.camera_positions:
+        elif segment.position == "sincos" and segment.follow_camera:
             added += sincos_of(_seen_points(segment, inputs, layout), self.width)
         elif segment.position == "sincos":
             added += sincos(segment, self.width, layout.source(segment).grid_axes)
@@ -219,14 +217,17 @@ def _present(inputs: Mapping[str, jax.Array], layout: Layout) -> jax.Array | Non
 
 
 def _seen_points(segment: Segment, inputs: Mapping[str, jax.Array], layout: Layout) -> jax.Array:
-    """Rows and columns (B, N, 2) of the points that a video's patches show, in the clip's middle
-    view; of a patch of several frames their mean."""
-    frames, rows, columns = segment.grid
-    points_nA = coordinates(segment)[: rows * columns, 1:]
-    points_BTnA = seen_points(inputs[segment.frames_from], points_nA, segment.trained_grid[1:])
+    """Rows and columns (B, N, 2) of the points that a video's patches show in the clip's middle
+    view, in patches of the trained grid; of a patch of several frames their mean."""
+    camera = layout.by_name[segment.frames_from]
+    frames, *grid = segment.grid
+    points_nA = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1).reshape(-1, 2)
+    points_BTnA = camera.seen_points(inputs[camera.name], points_nA, tuple(grid))
     points_BTnA = points_BTnA[:, layout.frames_of(segment)]
     B, T, n, _ = points_BTnA.shape
-    return points_BTnA.reshape(B, frames, T // frames, n, 2).mean(axis=2).reshape(B, frames * n, 2)
+    points_BFnA = points_BTnA.reshape(B, frames, T // frames, n, 2).mean(axis=2)
+    scale_A = np.asarray(segment.trained_grid[1:], np.float32) / grid
+    return ((points_BFnA + 0.5) * scale_A - 0.5).reshape(B, frames * n, 2)
 
 
 def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
@@ -240,7 +241,7 @@ def _position_ids(inputs: Mapping[str, jax.Array], layout: Layout) -> Any:
     largest = tuple(np.max(grids, axis=0).tolist())
 
     def of(segment: Segment) -> Any:
-        if segment.camera_positions:
+        if segment.follow_camera:
             points_BNA = _seen_points(segment, inputs, layout)
             return position_ids(segment, layout.axes, points=points_BNA)
         if not segment.is_reference:

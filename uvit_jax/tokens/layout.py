@@ -17,7 +17,6 @@ import numpy as np
 
 from uvit_jax.errors import UvitError, nearest
 from uvit_jax.tokens import windows
-from uvit_jax.tokens.modalities.camera import PLANAR
 from uvit_jax.tokens.positions import AXES, grid_axes
 from uvit_jax.tokens.segment import NAME_TOKENS, Segment
 
@@ -422,10 +421,10 @@ class Layout:
         source = cameras.get(segment.frames_from)
         if source is None:
             raise UvitError(f"{where} is not a camera{nearest(segment.frames_from, cameras)}")
-        if segment.camera_positions and source.shape[1] != len(PLANAR):
+        if segment.follow_camera and not source.is_planar:
             raise UvitError(
-                f"{where} has {source.shape[1]} features, and camera_positions=True needs the "
-                f"{len(PLANAR)} of a planar camera, {', '.join(PLANAR)}"
+                f"{where} has {source.shape[1]} features, and follow_camera=True needs the 5 of a "
+                "planar camera (given, x, y, zoom, roll)"
             )
         if segment.position == "sincos" and source.position not in ("learned", "sincos"):
             raise UvitError(
@@ -436,6 +435,12 @@ class Layout:
         if segment.role == shared.role and bool(shared.frames_from) != bool(segment.frames_from):
             raise UvitError(
                 f"{where}, and {shared.name!r}, whose parameters it shares, has none; give both one"
+            )
+        if segment.role == shared.role and shared.follow_camera != segment.follow_camera:
+            raise UvitError(
+                f"segment {segment.name!r}: follow_camera={segment.follow_camera}, and of "
+                f"{shared.name!r}, whose parameters it shares, {shared.follow_camera}; make them "
+                "equal"
             )
         if (count := self.frames_of(segment).stop) > source.shape[0]:
             raise UvitError(

@@ -53,7 +53,8 @@ def sincos(segment: Segment, width: int, axes: Sequence[int] = ()) -> np.ndarray
 
 
 def sincos_of(points: Any, width: int) -> Any:
-    """The same of points (..., n, A) on A axes: (..., n, width), an array of the points' kind."""
+    """Sin-cos features (..., n, width) of points (..., n, A) on A axes: float32 of JAX arrays,
+    float64 of NumPy's."""
     xp = jnp if isinstance(points, jax.Array) else np
     features = []
     for axis, share in reversed(list(enumerate(shares(width, points.shape[-1])))):
@@ -80,7 +81,8 @@ def position_ids(
     grid: Sequence[int] = (),
     points: Any = None,
 ) -> Any:
-    """The position of a segment's tokens on each of `axes`, for RoPE: float32 (n, A).
+    """The position of a segment's tokens on each of `axes`, for RoPE: float32 (n, A), or (B, n, A)
+    where they differ by example.
 
     The first patch of a frame has row and column 1; tokens without RoPE have 0 on all axes, where
     nothing is rotated.
@@ -90,7 +92,8 @@ def position_ids(
       number: the position on the axis `segment`: 0, or of a reference 1 + its subject slot ·
         max_views + its view slot. As an array (B, 1, 1) it gives position ids (B, n, A).
       grid: (rows, columns) that the diagonal offset places it behind, by default its own.
-      points: rows and columns (B, n, 2) in place of those of its grid.
+      points: rows and columns (B, n, 2) in place of those of its grid; of no reference, which
+        `number` and `grid` are for.
     """
     if segment.position != "rope":
         return np.zeros((segment.num_tokens, len(axes)), np.float32)

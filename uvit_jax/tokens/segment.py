@@ -83,7 +83,7 @@ class Segment(Config):
     shape = ()
     start = 0
     frames_from = ""
-    camera_positions = False
+    follow_camera = False
     window = 0
     offset = "none"
     learned_range = False

@@ -440,6 +440,13 @@ def _check_text_pretraining(run: RunConfig) -> None:
 def _check_objective(run: RunConfig, layout: Layout) -> None:
     """Raises UvitError if the model, or the way it is trained, does not suit the objective."""
     diffusion, backbone = run.diffusion, run.model.backbone
+    if diffusion.shared_noise:
+        videos = [s for s in layout.noisy if len(s.shape) == 4]
+        if sum(s.shape[0] for s in videos) < 2 or any(s.learned_range for s in layout.noisy):
+            raise UvitError(
+                f"config.diffusion.shared_noise={diffusion.shared_noise} needs a noisy video of "
+                "several frames, without learned_range; set it to 0"
+            )
     where = f"config.diffusion.objective={diffusion.objective!r}"
     if diffusion.objective == "distill" and not run.train.teacher:
         raise UvitError(f"{where} needs config.train.teacher, the run to distill")

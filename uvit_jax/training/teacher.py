@@ -22,8 +22,8 @@ def load_teacher(
     """The model of `run.train.teacher`, its averaged parameters, on the devices, and its objective.
 
     Raises:
-      UvitError: if it cannot be loaded, or has other inputs, words, classes, schedule or prediction
-        than the run; or if there are several processes.
+      UvitError: if it cannot be loaded, or has other inputs, words, classes, schedule, prediction
+        or shared noise than the run; or if there are several processes.
     """
     where = f"config.train.teacher={run.train.teacher!r}"
     if jax.process_count() > 1:
@@ -45,6 +45,7 @@ def load_teacher(
         ("classes and words", vocabulary.to_json(), stored.read_vocabulary().to_json()),
         ("schedule", *schedules),
         ("prediction", run.diffusion.prediction, theirs.prediction),
+        ("shared_noise", run.diffusion.shared_noise, theirs.shared_noise),
     ):
         if ours != other:
             raise UvitError(f"{where} has other {what} than this run; make them equal")

@@ -46,8 +46,8 @@ def make_validation(
       count: number of noisy images, rounded up to a multiple of `batch_size`. Further passes over
         the data have other noise and times.
       batch_size: over all devices.
-      seed: of noise and times, which depend on it, on `count`, `batch_size` and the names of the
-        model's noisy segments only.
+      seed: of noise and times, which depend on it, on `count`, `batch_size`, the names of the
+        model's noisy segments, and the objective's times and shared noise only.
       given: of a video model, as in its training, see `objective.corrupt`.
 
     Raises:

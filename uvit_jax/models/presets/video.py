@@ -35,7 +35,7 @@ def preset(
     first: int = 1,
     last: int = 1,
     camera: int = 0,
-    camera_positions: bool = False,
+    follow_camera: bool = False,
     amplitude: int = 0,
     window: int = 0,
     subjects: int = 0,
@@ -53,11 +53,11 @@ def preset(
         patch_size_t > 1 have an embedding of their own.
       first, last: how many frames at the start and end are segments of their own, which can be
         given; multiples of patch_size_t, 0 for none.
-      camera: numbers in each frame's camera token, 0 for none (`scene_motion.CAMERA_FIELDS` for
-        totems). The token is added to the frame's patches as well; otherwise a network has to learn
-        which token is of which patches.
-      camera_positions: whether the rows and columns of the clip's patches are those of the points
-        that a planar camera shows (`Patches.camera_positions`).
+      camera: numbers in each frame's camera token, 0 for none; 5 of a planar one, such as that of
+        totems (`camera.PLANAR`). The token is added to the frame's patches as well; otherwise a
+        network has to learn which token is of which patches.
+      follow_camera: whether the clip's patches have the positions of the points that a planar
+        camera shows (`Patches.follow_camera`).
       amplitude: numbers of the motion's amplitude (`Motion.size`), 0 for none.
       window: frames of a window of attention, a multiple of patch_size_t: a token of the clip sees
         the tokens of its own window of so many frames and of the two beside it, and all that is not
@@ -70,7 +70,7 @@ def preset(
         `max_subjects` and the keys of `BackboneConfig`.
 
     Raises:
-      UvitError: as `unified.preset`, or if no frame is left for `video`, or camera_positions has no
+      UvitError: as `unified.preset`, or if no frame is left for `video`, or follow_camera has no
         camera.
     """
     frames, *image_shape = shape
@@ -79,8 +79,8 @@ def preset(
             f"first={first} and last={last} must be at least 0, and less than the {frames} frames "
             "together"
         )
-    if camera_positions and not camera:
-        raise UvitError("camera_positions=True needs a camera; give camera=5, or leave it out")
+    if follow_camera and not camera:
+        raise UvitError("follow_camera=True needs a camera; give camera=5, or leave it out")
     model = unified.preset(
         style,
         tuple(image_shape),
@@ -113,7 +113,7 @@ def preset(
             shape=(lengths[name], *image_shape), patch_size_t=patch_size_t, start=starts[name]
         )
         if camera:
-            follow = dict(camera_positions=True) if camera_positions else {}
+            follow = dict(follow_camera=True) if follow_camera else {}
             segments[name] |= dict(frames_from="camera") | follow
         segments[name] |= dict(window=window) if name == "video" else dict(share="video")
     return model | dict(sequence=tuple(segments), segments=segments)

@@ -1,7 +1,7 @@
 """The camera of a video: a token for each frame, on the frame axis.
 
 A planar camera has the five features `PLANAR`, and with them says which point of the scene each
-patch of a frame shows (`seen_points`).
+patch of a frame shows (`CameraPoses.seen_points`).
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ from flax import nnx
 from uvit_jax.tokens.segment import Grid, Segment, normal
 
 PLANAR = ("given", "x", "y", "zoom", "roll")
-"""The features of a planar camera: 1, which tells it from the null value, then the changes since
-the first frame: of its position, in halves of the image's side, x to the right and y up; of the log
-of the zoom factor; and of its counter-clockwise rotation in radians."""
+"""The features of a planar camera's frame: 1, which tells it from the null value, then what changed
+since the first frame: its position, x to the right and y up, in halves of the side of the clip's
+middle view and along its axes; the log of the zoom factor; the counter-clockwise roll in radians.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,36 @@ class CameraPoses(Segment):
     def grid_axes(self) -> tuple[int, ...]:
         return (0,)
 
+    @property
+    def is_planar(self) -> bool:
+        """Whether it has the features `PLANAR`."""
+        return self.shape[1] == len(PLANAR)
+
+    def seen_points(
+        self, camera_BTF: jax.Array, points_nA: np.ndarray, grid: tuple[int, int]
+    ) -> jax.Array:
+        """Where in the clip's middle view the points are that each frame of a planar camera shows.
+
+        The middle view is that of the mean of the camera's path: a camera at rest shows each point
+        where it is, and the furthest frames are as near to it as they can be.
+
+        Args:
+          camera_BTF: (B, T, 5), features `PLANAR` of all frames.
+          points_nA: rows and columns in a frame, (n, 2), in patches from the first one's centre.
+          grid: the patches of a frame, rows and columns. The fewer of them are the image's side.
+
+        Returns:
+          Rows and columns, float32 (B, T, n, 2).
+        """
+        moved_BTF = camera_BTF - camera_BTF.mean(axis=1, keepdims=True)
+        x, y, zoom, roll = (moved_BTF[..., PLANAR.index(f), None] for f in PLANAR[1:])
+        centre_A, half = (np.asarray(grid) - 1) / 2, min(grid) / 2
+        down_n, right_n = ((points_nA - centre_A) / half).astype(np.float32).T
+        cos, sin = jnp.cos(roll) * jnp.exp(-zoom), jnp.sin(roll) * jnp.exp(-zoom)
+        row_BTn = centre_A[0] - half * (sin * right_n - cos * down_n + y)
+        column_BTn = centre_A[1] + half * (cos * right_n + sin * down_n + x)
+        return jnp.stack([row_BTn, column_BTn], axis=-1)
+
     def embedding(self, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
         return CameraEmbedding(self, width, dtype=dtype, rngs=rngs)
 
@@ -68,28 +99,3 @@ class CameraEmbedding(nnx.Module):
 
     def __call__(self, camera_BTF: jax.Array) -> jax.Array:
         return self.fc2(nnx.silu(self.fc1(camera_BTF)))
-
-
-def seen_points(camera_BTF: jax.Array, points_nA: np.ndarray, grid: tuple[int, int]) -> jax.Array:
-    """Where in the clip's middle view the points that each frame shows are.
-
-    The middle view is that of the mean of the camera's path, so that a camera at rest shows each
-    point where it is, and the furthest frames are as near as can be.
-
-    Args:
-      camera_BTF: (B, T, 5), features `PLANAR` of all frames.
-      points_nA: rows and columns in a frame, (n, 2), in patches of the grid, from the first patch's
-        centre.
-      grid: rows and columns of a frame. The shorter of them is the image's side.
-
-    Returns:
-      Rows and columns, float32 (B, T, n, 2).
-    """
-    moved_BTF = camera_BTF - camera_BTF.mean(axis=1, keepdims=True)
-    x, y, zoom, roll = (moved_BTF[..., i, None] for i in range(1, 5))
-    centre_A, half = (np.asarray(grid) - 1) / 2, min(grid) / 2
-    down_n, right_n = ((points_nA - centre_A) / half).astype(np.float32).T
-    cos, sin = jnp.cos(roll) * jnp.exp(-zoom), jnp.sin(roll) * jnp.exp(-zoom)
-    row_BTn = centre_A[0] - half * (sin * right_n - cos * down_n + y)
-    column_BTn = centre_A[1] + half * (cos * right_n + sin * down_n + x)
-    return jnp.stack([row_BTn, column_BTn], axis=-1)

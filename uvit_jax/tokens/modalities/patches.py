@@ -37,9 +37,11 @@ class Patches(Segment):
       frames_from: of a video, a camera, whose token of each frame is added to that frame's patches
         as well. Its learned or sin-cos position is the frame's, and position='sincos' here is of
         rows and columns alone, as of an image.
-      camera_positions: of a video with `frames_from` a planar camera, and position='sincos' or
+      follow_camera: of a noisy video with `frames_from` a planar camera, and position='sincos' or
         'rope': a patch's position on rows and columns is that of the point it shows in the clip's
-        middle view (`camera.seen_points`), so that the patches of one point have one position.
+        middle view (`CameraPoses.seen_points`), so that patches of one point have one position.
+        It may lie outside of the grid; with 'rope' and references with offset='diagonal', which
+        start there, give the layout the axis `segment`.
       window: of a noisy video, and of noisy ones that share its parameters: a token sees only the
         tokens of the clip in its own window of so many frames and the two beside it (see
         windows.py); 0 for all.
@@ -58,7 +60,7 @@ class Patches(Segment):
     trained_shape: tuple[int, ...] = ()
     start: int = 0
     frames_from: str = ""
-    camera_positions: bool = False
+    follow_camera: bool = False
     window: int = 0
     offset: Literal["none", "diagonal"] = "none"
 
@@ -77,8 +79,9 @@ class Patches(Segment):
             return f"start must be at least 0, got {self.start}"
         if self.frames_from and not self.is_video:
             return f"frames_from={self.frames_from!r} is for videos, shape (T, H, W, C)"
-        if self.camera_positions and not (self.frames_from and self.position in ("sincos", "rope")):
-            return "camera_positions=True needs frames_from and position='sincos' or 'rope'"
+        moving = self.role == "noisy" and self.frames_from and self.position in ("sincos", "rope")
+        if self.follow_camera and not moving:
+            return "follow_camera=True needs role='noisy', frames_from, position='sincos' or 'rope'"
         if self.window < 0 or self.window % self.patch_size_t:
             return f"window={self.window} must be a multiple of patch_size_t={self.patch_size_t}"
         if self.window and (self.share or self.role != "noisy" or not self.is_video):

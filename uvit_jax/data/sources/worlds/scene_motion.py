@@ -25,8 +25,9 @@ caption names: with the largest, past its side, so that its other emblem is seen
 LIMITS = {"x": 1.0, "y": 1.0, "zoom": 1.0, "roll": float(np.pi)}
 """The largest changes that a camera may be asked for: scene units, log of a factor, radians."""
 CAMERA_FIELDS = ("given", *LIMITS)
-"""The features of a camera token: 1, which tells it from the null value, then the changes since the
-first frame."""
+"""The features of a camera token, those of `uvit_jax.tokens.modalities.camera.PLANAR`, with shifts
+in scene units: up to a scene's own zoom and roll, which differ little, halves of the image's side.
+"""
 JITTER = 0.15
 """Exact values differ from those of `AMPLITUDES` and `TURNS` by up to this share."""
 

@@ -88,6 +88,7 @@ def test_what_cannot_share_noise_is_refused(monkeypatch, model):
         ),
         data=dict(name="totems", image_size=16),
         diffusion=FLOW | dict(shared_noise=0.5),
+        train=dict(steps=1, batch_size=2),
     )
     with pytest.raises(UvitError, match="needs a noisy video of several frames"):
         parse_run(image)

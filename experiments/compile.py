@@ -96,7 +96,7 @@ def describe(report: "CompileReport") -> str:
     )
     if report.kernels.get("tpu_custom_call"):
         lines.append(f"  TPU kernels (tpu_custom_call): {report.kernels['tpu_custom_call']}")
-    bound = report.bound
+    bound, rate = report.bound, report.bound.images_per_second
     noun = "images" if report.what == "step" else "samples"
     lines += [
         f"  per chip: {report.model_flops / 1e12:.2f} TFLOPs of the model, "
@@ -104,7 +104,7 @@ def describe(report: "CompileReport") -> str:
         f"{report.traffic_bytes / 1e9:.1f} GB of memory traffic, "
         f"{report.intensity:.0f} FLOPs per byte",
         f"  roofline bound, not a measurement: at least {1e3 * bound.seconds:.1f} ms, at most "
-        f"{bound.images_per_second:.0f} {noun}/s, limited by {bound.limit} (compute "
+        f"{rate:,.{0 if rate >= 10 else 2}f} {noun}/s, limited by {bound.limit} (compute "
         f"{1e3 * bound.compute:.1f}, memory {1e3 * bound.memory:.1f}, links "
         f"{1e3 * bound.links:.1f} ms)",
     ]

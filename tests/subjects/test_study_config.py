@@ -79,6 +79,15 @@ def test_a_network_of_another_seed_differs_in_its_seed_alone():
     assert first == subjects.get_config("dit_text") and second == first | {"seed": 2}
 
 
+def test_the_network_of_three_subjects_has_the_parameters_of_the_one_it_continues():
+    (further,) = parse_compare(subjects.get_config("three")).networks.values()
+    runs = parse_run(further), parse_run(subjects.get_config("uvit_context"))
+    three, two = (build(run.model) for run in runs)
+    assert three.abstract_params == two.abstract_params
+    assert len(three.layout.references) == 3 and len(two.layout.references) == 2
+    assert runs[0].data.max_subjects == 3 and runs[0].train.init_from == "shipped:totems"
+
+
 def test_unequal_compute_is_an_error():
     class Network:
         def __init__(self, name, flops):

@@ -10,7 +10,7 @@ totems, totems_dit: 8 frames of 64×64 pixels with up to two references, for CPU
     from the networks of images of the study of subjects, `configs/subjects.py:uvit_context` (which
     the package has) and `:dit_context` (which has to be trained). One network for text → video,
     image → video, start and end → video and reference → video: the first and the last frame are
-    given in 30% of the examples each. An hour and a half of a core.
+    given in 30% of the examples each. 80 minutes of a core.
 totems_text, totems_dit_text: the same without references, with equal compute. Half of the captions
     say who a subject is, for a LoRA to have a handle on identity, as in the study of subjects.
 clips: text → video and image → video of one's own files, 16 frames of 64×64 pixels at 8 a second.

@@ -17,8 +17,8 @@ references, held still, and on scenes with these pasted in under a moving camera
 chosen on validation subjects. `configs/video_subjects.py:dit` has the DiT in its place, which
 starts from a network of images that has to be trained first (configs/video.py).
 
-Cost: an hour and a half of a core for each network, an hour for the samples and scores of the
-first, and a few hours for the LoRAs.
+Cost: 80 minutes of a core for each network, half an hour for the samples and scores of the first,
+and a few hours for the LoRAs.
 """
 
 from typing import Any

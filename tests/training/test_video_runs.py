@@ -17,6 +17,7 @@ from uvit_jax.config import replaced
 from uvit_jax.data import pipeline
 from uvit_jax.data.sources.worlds.scene_motion import CAMERA_FIELDS, Motion
 from uvit_jax.errors import UvitError
+from uvit_jax.models.presets.video import VIDEO_SEGMENTS
 from uvit_jax.sampling import video_tasks
 from uvit_jax.sampling.sampler import make_sampler
 from uvit_jax.training.check_data import check_data
@@ -124,7 +125,11 @@ def test_a_camera_path_is_that_of_the_data():
     [
         ({"data.first_frames": 2}, r"segment 'first' has shape=\(1, 64, 64, 3\)"),
         ({"data.frames": 9}, "segment 'video' has shape"),
-        ({"model.segments.camera.shape": (8, 3)}, r"segment 'camera' takes \(8, 3\)"),
+        (
+            {f"model.segments.{name}.follow_camera": False for name in VIDEO_SEGMENTS}
+            | {"model.segments.camera.shape": (8, 3)},
+            r"segment 'camera' takes \(8, 3\)",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_refused(changes, message):

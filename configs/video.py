@@ -44,11 +44,15 @@ IMAGE_MODELS = {
 """The runs of `configs/subjects.py` that these start from."""
 
 
-def run(model: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
-    """A run of text and image → video; `changes` are fields of its parts."""
+FILES = dict(name="clips", path="videos", first_frames=1, last_frames=1)
+"""The data of one's own video files."""
+
+
+def run(model: dict[str, Any], data: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
+    """A run of text and image → video; `changes` are fields of its other parts."""
     config = dict(
         model=model,
-        data=dict(name="clips", path="videos", first_frames=1, last_frames=1),
+        data=data,
         diffusion=dict(
             schedule=dict(name="rectified_flow"),
             prediction="x0",
@@ -120,8 +124,24 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
         attention="blocked",
         products="flat",
     )
-    config = run(
+    data = dict(
+        name="totem_videos",
+        image_size=64,
+        frames=8,
+        first_frames=1,
+        last_frames=1,
+        text=True,
+        text_length=TEXT,
+        max_subjects=2,
+        max_views=2 if references else 0,
+        places=2 if references else 0,
+        portraits=0.05,
+        described=0.0 if references else 0.5,
+        workers=1,
+    )
+    return run(
         model,
+        data,
         # Frames repeat one another, so that the same noise hides less.
         diffusion=dict(logit_mean=1.1, shared_noise=0.5),
         optimizer=dict(learning_rate=1e-3),
@@ -140,22 +160,6 @@ def totems(style: str, references: bool = True) -> dict[str, Any]:
             guidance_chain="references",
         ),
     )
-    config["data"] = dict(
-        name="totem_videos",
-        image_size=64,
-        frames=8,
-        first_frames=1,
-        last_frames=1,
-        text=True,
-        text_length=TEXT,
-        max_subjects=2,
-        max_views=2 if references else 0,
-        places=2 if references else 0,
-        portraits=0.05,
-        described=0.0 if references else 0.5,
-        workers=1,
-    )
-    return config
 
 
 def clips() -> dict[str, Any]:
@@ -171,7 +175,7 @@ def clips() -> dict[str, Any]:
     )
     return run(
         model,
-        data=dict(image_size=64, frames=16, fps=8, text=True, text_length=TEXT),
+        FILES | dict(image_size=64, frames=16, fps=8, text=True, text_length=TEXT),
         train=dict(steps=50_000, batch_size=32),
     )
 
@@ -207,7 +211,7 @@ def pod(name: str) -> dict[str, Any]:
         model["segments"][part]["final_conv"] = "none"
     config = run(
         model,
-        data=dict(image_size=720, frames=frames),
+        FILES | dict(image_size=720, frames=frames),
         optimizer=dict(name="adamw", learning_rate=1e-4, warmup_steps=1000),
         train=dict(
             steps=50_000,

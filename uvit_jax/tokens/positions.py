@@ -101,11 +101,10 @@ def position_ids(
     shift = np.array([1, 0, 0, 0], np.float32)
     if segment.offset == "diagonal":
         shift[2:] = tuple(grid) or segment.trained_grid[1:]
+    chosen = [AXES.index(axis) for axis in axes]
     if points is not None:
         fixed = jnp.broadcast_to(ids_n4[:, :2], (*points.shape[:-1], 2))
-        ids_n4 = jnp.concatenate([fixed, points + 1], axis=-1)
-        return ids_n4[..., [AXES.index(axis) for axis in axes]]
-    chosen = [AXES.index(axis) for axis in axes]
+        return jnp.concatenate([fixed, points + 1], axis=-1)[..., chosen]
     return ids_n4[:, chosen] + number * shift[chosen]
 
 
